@@ -1,0 +1,227 @@
+"""What a model is: frozen, validated dataclasses, and the presets.
+
+Sources of the numbers: "paper" is arXiv:2412.14294 v2, "code" is github.com/google-deepmind/trecvit at 81bcb0a.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from trecvit.errors import ConfigError
+
+Positions = Literal["learned", "sincos2d"]
+Pooling = Literal["cls", "mean"]
+TemporalMixer = Literal["lru", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Architecture of a TRecViT: everything that decides which weights exist and what is computed with them.
+
+    Attributes:
+        width: Channels D of a token.
+        depth: Number of blocks; each mixes over time, then over space, then over channels.
+        num_heads: Heads of the spatial attention and blocks of the gates' block-diagonal matrices; divides `width`.
+        mlp_width: Hidden channels of the MLP (paper, Table 8: 4 x width).
+        temporal_mixer: What carries information over time: the gated "lru", or "none", for the comparison that shows
+            what single frames allow.
+        lru_multiplier: Recurrent width E over `width`. The paper's parameter counts need 1, released weights have 2.
+        lru_complex: Complex instead of real eigenvalues: E real channels hold E/2 complex ones (paper 3.1: no gain).
+        min_radius: Least value of sigmoid(lambda) at initialisation (paper, Table 15: 0.6; code: 0.5).
+        max_radius: Largest one (0.999 in both).
+        conv_width: Taps K of the causal temporal convolution before the recurrence; 0 leaves it out.
+        temporal_mlp: Griffin's gated MLP after the recurrence; TRecViT has none, TAPNext keeps it.
+        patch_size: Side of a square patch in pixels.
+        temporal_patch_size: Frames per token, 1, 2, 4 or 8 (paper, Table 13: 1 is best).
+        image_size: Height and width in pixels for which learned positions are stored.
+        positions: Spatial positions, "learned" or the fixed "sincos2d".
+        pooling: What the head reads of a frame: a "cls" token or the "mean" of all tokens.
+        head_width: Channels of the tanh layer before the classifier (code: rep_size 3072).
+        num_classes: Classes V; 0 builds no head.
+    """
+
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_width: int = 3072
+    temporal_mixer: TemporalMixer = "lru"
+    lru_multiplier: int = 1
+    lru_complex: bool = False
+    min_radius: float = 0.6
+    max_radius: float = 0.999
+    conv_width: int = 4
+    temporal_mlp: bool = False
+    patch_size: int = 16
+    temporal_patch_size: int = 1
+    image_size: tuple[int, int] = (224, 224)
+    positions: Positions = "learned"
+    pooling: Pooling = "cls"
+    head_width: int = 3072
+    num_classes: int = 400
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _image_size(self.image_size))
+        for name in ("width", "depth", "num_heads", "mlp_width", "lru_multiplier", "patch_size", "head_width"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
+        for name in ("conv_width", "num_classes"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 0, self, name, "a whole number >= 0")
+        for name in ("lru_complex", "temporal_mlp"):
+            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+        _require(self.temporal_patch_size in (1, 2, 4, 8), self, "temporal_patch_size", "1, 2, 4 or 8")
+        _require(
+            self.temporal_mixer in get_args(TemporalMixer), self, "temporal_mixer", f"one of {get_args(TemporalMixer)}"
+        )
+        _require(self.positions in get_args(Positions), self, "positions", f"one of {get_args(Positions)}")
+        _require(self.pooling in get_args(Pooling), self, "pooling", f"one of {get_args(Pooling)}")
+        _require(self.width % self.num_heads == 0, self, "num_heads", f"a divisor of width={self.width}")
+        _require(
+            not self.lru_complex or (self.lru_width // self.num_heads) % 2 == 0,
+            self,
+            "lru_complex",
+            f"an even number of channels per head, lru_width/num_heads is {self.lru_width}/{self.num_heads}",
+        )
+        _require(
+            self.positions == "learned" or (self.width % 4 == 0 and self.width >= 8),
+            self,
+            "positions",
+            f"a width that 4 divides and that is at least 8 for sincos2d, width is {self.width}",
+        )
+        _require(
+            0.0 < self.min_radius < self.max_radius < 1.0,
+            self,
+            "min_radius",
+            f"0 < min_radius < max_radius < 1, max_radius is {self.max_radius}",
+        )
+        _require(
+            all(side > 0 and side % self.patch_size == 0 for side in self.image_size),
+            self,
+            "image_size",
+            f"a positive multiple of patch_size={self.patch_size} in both directions",
+        )
+
+    @property
+    def lru_width(self) -> int:
+        """Recurrent width E."""
+        return self.width * self.lru_multiplier
+
+    @property
+    def num_patches(self) -> int:
+        """Patches P of a frame at the training image size."""
+        height, width = self.image_size
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; an unknown field is a ConfigError that names the nearest one."""
+        _refuse_unknown(type(self), changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
+        _refuse_unknown(cls, values)
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How frames become the model's input. Pixels are in [0, 1], without mean or deviation (code: frames / 255).
+
+    Attributes:
+        image_size: Height and width of the crop in pixels.
+        num_frames: Frames of a training clip.
+        frame_stride: Every how many frames of the video one is taken (paper, Table 9: 2).
+        frame_rate_fps: Frames per second of the training clips, or None. When both this and the video's rate are known,
+            they decide the stride, see `stride_for`.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    num_frames: int = 32
+    frame_stride: int = 2
+    frame_rate_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _image_size(self.image_size))
+        for name in ("num_frames", "frame_stride"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
+        rate = self.frame_rate_fps
+        is_rate = rate is None or (isinstance(rate, (int, float)) and 0 < rate < math.inf)
+        _require(is_rate, self, "frame_rate_fps", "a positive number or nothing")
+
+    def stride_for(self, video_fps: float | None) -> int:
+        """Every how many frames of a video of this rate to take one."""
+        if self.frame_rate_fps is None or video_fps is None:
+            return self.frame_stride
+        return max(1, round(video_fps / self.frame_rate_fps))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
+        _refuse_unknown(cls, values)
+        return cls(**values)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The words ", did you mean 'x'?" for the most similar of `names`, or nothing when none is similar."""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def _refuse_unknown(config_class: type, values: Mapping[str, Any]) -> None:
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    for name in values:
+        if name not in fields:
+            hint = nearest(name, fields)
+            raise ConfigError(
+                f"{config_class.__name__} has no field {name!r}{hint}; its fields are {', '.join(fields)}"
+            )
+
+
+def _require(condition: bool, config: object, name: str, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{type(config).__name__}.{name}: expected {rule}, got {getattr(config, name)!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _image_size(value: object) -> tuple[int, int]:
+    sides = (value, value) if _is_int(value) else value
+    if isinstance(sides, (tuple, list)) and len(sides) == 2 and all(_is_int(side) and side >= 1 for side in sides):
+        return (sides[0], sides[1])
+    raise ConfigError(f"image_size: expected (height, width) in pixels or one whole number, got {value!r}")
+
+
+# Sizes: paper, Table 8 (small, base, large) and the code's table of variants (tiny). Heads have 64 channels in all.
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(width=192, depth=12, num_heads=3, mlp_width=768),
+    "small": ModelConfig(width=384, depth=12, num_heads=6, mlp_width=1536),
+    "base": ModelConfig(),
+    "large": ModelConfig(width=1024, depth=24, num_heads=16, mlp_width=4096),
+    # The released Kinetics-400 weights: code, get_model(), which differs from the paper's text in these two fields.
+    "base_k400": ModelConfig(lru_multiplier=2, min_radius=0.5),
+}
+
+
+def model_config(preset: str, **overrides: Any) -> ModelConfig:
+    """The configuration of a preset with some fields overridden.
+
+    Raises:
+        ConfigError: for an unknown preset or field, with the nearest name, and for impossible values.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}; the presets are {', '.join(PRESETS)}")
+    return PRESETS[preset].replace(**overrides)

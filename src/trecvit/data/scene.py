@@ -1,0 +1,349 @@
+"""A scene of the synthetic world: layers, back to front, each moved by one affine map per frame.
+
+Coordinates are `(x, y)` in pixels and whole numbers are **pixel centres**, in textures and in frames alike: the top
+left pixel's centre is (0, 0) and a frame of width W reaches from -0.5 to W - 0.5. (TAP-Vid counts from the pixels'
+corners: add 0.5.) y points down, so a positive angle turns clockwise as seen.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from trecvit.errors import DataError, InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Layer:
+    """One flat thing and where it is in every frame.
+
+    Attributes:
+        texture: RGBA, float32 in [0, 1], colours multiplied by alpha.
+        transforms: `transforms[t] @ (x, y, 1)` is where the texture's point (x, y) lies in frame t, in pixels.
+        role: What it is in the scene: "background", "mover", "rest", "occluder", "part", "piece", "inside" or
+            "distractor".
+        reflect: Beyond its border the texture goes on, mirrored; it must be opaque then, and hides all behind it.
+    """
+
+    texture: Float[Tensor, "4 h w"]
+    transforms: Float[np.ndarray, "t 2 3"]
+    role: str
+    reflect: bool = False
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.texture.shape)
+        if len(shape) != 3 or shape[0] != 4 or min(shape) < 2 or self.texture.dtype != torch.float32:
+            raise DataError(
+                f"layer {self.role!r}: expected a float32 texture [4, h >= 2, w >= 2], got {self.texture.dtype} {shape}"
+            )
+        if self.transforms.ndim != 3 or self.transforms.shape[1:] != (2, 3):
+            raise DataError(f"layer {self.role!r}: expected transforms [T, 2, 3], got {self.transforms.shape}")
+
+    def to_image(self, points_xy: Float[np.ndarray, "q 2"], frame: int) -> Float[np.ndarray, "q 2"]:
+        """Where points of the texture lie in a frame."""
+        matrix = self.transforms[frame]
+        moved: np.ndarray = points_xy @ matrix[:, :2].T + matrix[:, 2]
+        return moved
+
+    def to_texture(self, points_xy: Float[np.ndarray, "q 2"], frame: int) -> Float[np.ndarray, "q 2"]:
+        """Which points of the texture lie at points of a frame."""
+        matrix = invert(self.transforms[frame : frame + 1])[0]
+        moved: np.ndarray = points_xy @ matrix[:, :2].T + matrix[:, 2]
+        return moved
+
+    def covers(self, points_xy: Float[np.ndarray, "q 2"], frame: int) -> Bool[np.ndarray, q]:
+        """Whether the layer hides what is behind it at points of a frame: alpha above one half."""
+        if self.reflect:
+            return np.ones(len(points_xy), bool)
+        _, height, width = self.texture.shape
+        x, y = self.to_texture(points_xy, frame).T
+        # Clipped just outside the border, where alpha is 0, so that far points stay whole numbers.
+        x, y = np.clip(x, -1.0, width), np.clip(y, -1.0, height)
+        left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+        alpha = np.pad(self.texture[3].numpy(), ((1, 2), (1, 2)))  # index i of the texture is i + 1 here
+        right_part, low_part = x - left, y - top
+        upper = alpha[top + 1, left + 1] * (1 - right_part) + alpha[top + 1, left + 2] * right_part
+        lower = alpha[top + 2, left + 1] * (1 - right_part) + alpha[top + 2, left + 2] * right_part
+        covered: np.ndarray = upper * (1 - low_part) + lower * low_part > 0.5
+        return covered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scene:
+    """All there is to know about one clip.
+
+    Attributes:
+        layers: Back to front.
+        image_size: Height and width of the frames, in pixels.
+        light: `light[t]` holds the gain (row 0) and the offset (row 1) of each colour in frame t.
+        blur_passes: How often the frames are smoothed by (1, 2, 1) / 4 in both directions.
+        noise_levels: Standard deviation of the sensor's noise, in 8-bit levels.
+        noise_seed: The noise depends on this alone.
+        label: The class.
+        partner_label: The class of the scene that differs from this one in nothing but what the class says.
+        partner_swap: Which two layers change places to make the partner; None if it is this scene played backwards.
+    """
+
+    layers: tuple[Layer, ...]
+    image_size: tuple[int, int]
+    light: Float[np.ndarray, "t 2 3"]
+    label: int
+    partner_label: int
+    blur_passes: int = 0
+    noise_levels: float = 0.0
+    noise_seed: tuple[int, ...] = (0,)
+    partner_swap: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise DataError("a scene needs at least one layer, and there is none")
+        for layer in self.layers:
+            if len(layer.transforms) != len(self.light):
+                raise DataError(
+                    f"layer {layer.role!r} has transforms for {len(layer.transforms)} frames, "
+                    f"but the scene has light for {len(self.light)}"
+                )
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return len(self.light)
+
+    def reversed(self) -> Scene:
+        """The same scene played backwards; label and noise stay."""
+        layers = tuple(replace(layer, transforms=layer.transforms[::-1]) for layer in self.layers)
+        return replace(self, layers=layers, light=self.light[::-1])
+
+    def partner(self) -> Scene:
+        """The other scene of the pair; the noise stays."""
+        if self.partner_swap is None:
+            other = self.reversed()
+        else:
+            one, two = self.partner_swap
+            layers = list(self.layers)
+            layers[one], layers[two] = layers[two], layers[one]
+            other = replace(self, layers=tuple(layers))
+        return replace(other, label=self.partner_label, partner_label=self.label)
+
+
+def invert(transforms: Float[np.ndarray, "t 2 3"]) -> Float[np.ndarray, "t 2 3"]:
+    """The inverse of affine maps; a map that flattens everything onto a line gives an error."""
+    a, b, c, d = transforms[:, 0, 0], transforms[:, 0, 1], transforms[:, 1, 0], transforms[:, 1, 1]
+    determinant = a * d - b * c
+    if not (np.abs(determinant) > 1e-12).all():
+        raise DataError("a layer's transform cannot be inverted: it flattens the texture onto a line")
+    inverse = np.empty_like(transforms, dtype=np.float64)
+    inverse[:, 0, 0], inverse[:, 0, 1] = d / determinant, -b / determinant
+    inverse[:, 1, 0], inverse[:, 1, 1] = -c / determinant, a / determinant
+    inverse[:, :, 2] = -np.einsum("tij,tj->ti", inverse[:, :, :2], transforms[:, :, 2])
+    return inverse
+
+
+def compose_transforms(
+    outer: Float[np.ndarray, "t 2 3"], inner: Float[np.ndarray, "t 2 3"]
+) -> Float[np.ndarray, "t 2 3"]:
+    """The maps that apply `inner` first and `outer` to its result."""
+    joined: np.ndarray = outer[:, :, :2] @ inner
+    joined[:, :, 2] += outer[:, :, 2]
+    return joined
+
+
+# ---- rendering -----------------------------------------------------------------------------------------------------
+
+
+def render(scene: Scene) -> UInt8[np.ndarray, "t h w 3"]:
+    """Draw a scene: frames as uint8 RGB, noise included."""
+    return expose(compose(scene), scene).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def compose(scene: Scene) -> Float[Tensor, "t 3 h w"]:
+    """Draw a scene without noise: RGB around [0, 1], light included, not yet clipped to that range."""
+    height, width = scene.image_size
+    canvas = torch.zeros(scene.num_frames, 3, height, width)
+    for layer in scene.layers:
+        if layer.reflect:
+            _draw_everywhere(canvas, layer)
+        else:
+            _draw(canvas, layer)
+    for _ in range(scene.blur_passes):
+        canvas = _smooth(canvas)
+    light = torch.from_numpy(np.ascontiguousarray(scene.light, np.float32))[..., None, None]
+    return canvas.mul_(light[:, 0]).add_(light[:, 1])
+
+
+def expose(clean: Float[Tensor, "t 3 h w"], scene: Scene) -> UInt8[Tensor, "t 3 h w"]:
+    """Turn what `compose` drew into 8-bit frames with the scene's noise. `clean` stays as it is."""
+    levels = clean * 255
+    if scene.noise_levels > 0:
+        frame = clean[0].numel()
+        bank = _noise_bank(frame)
+        starts = np.random.default_rng(scene.noise_seed).integers(0, len(bank) - frame, len(clean))
+        for picture, start in zip(levels, starts.tolist(), strict=True):
+            picture.add_(bank[start : start + frame].view_as(picture), alpha=scene.noise_levels)
+    return levels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+@functools.lru_cache(maxsize=4)
+def _noise_bank(frame: int) -> Float[Tensor, n]:
+    """Normal noise to take frames from at random places: drawing it afresh would cost more than the whole scene."""
+    return torch.from_numpy(np.random.default_rng(0).standard_normal(8 * frame + 4096, dtype=np.float32))
+
+
+def _smooth(canvas: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 h w"]:
+    for dim in (2, 3):
+        last = canvas.shape[dim] - 1
+        smooth = canvas * 0.5
+        smooth.narrow(dim, 0, last).add_(canvas.narrow(dim, 1, last), alpha=0.25)
+        smooth.narrow(dim, 1, last).add_(canvas.narrow(dim, 0, last), alpha=0.25)
+        smooth.select(dim, 0).add_(canvas.select(dim, 0), alpha=0.25)
+        smooth.select(dim, last).add_(canvas.select(dim, last), alpha=0.25)
+        canvas = smooth
+    return canvas
+
+
+def _draw_everywhere(canvas: Float[Tensor, "t 3 h w"], layer: Layer) -> None:
+    _, _, height, width = canvas.shape
+    inverse = invert(layer.transforms)
+    if (inverse == inverse[:1]).all():  # a camera on a tripod: one frame is enough
+        inverse = inverse[:1]
+    corner = np.zeros((len(inverse), 2))
+    canvas.copy_(_sample(layer.texture[:3], inverse, corner, (height, width), "reflection"))
+
+
+def _draw(canvas: Float[Tensor, "t 3 h w"], layer: Layer) -> None:
+    """Draw inside boxes around the layer, all of one size, which follow it from frame to frame."""
+    frames, low, size = _boxes(layer, canvas.shape[2], canvas.shape[3])
+    if not len(frames):
+        return
+    inverse = invert(layer.transforms[frames])
+    (box_height, box_width), still = size, (low == low[:1]).all() and (inverse == inverse[:1]).all()
+    if still:
+        inverse, corners = inverse[:1], low[:1]
+    else:
+        corners = low
+    patch = _sample(layer.texture, inverse, corners.astype(np.float64), size, "zeros")
+    colours, clear = patch[:, :3], 1 - patch[:, 3:]
+    if still and len(frames) == len(canvas):
+        x, y = low[0].tolist()
+        canvas[:, :, y : y + box_height, x : x + box_width].mul_(clear).add_(colours)
+        return
+    for number, (frame, (x, y)) in enumerate(zip(frames.tolist(), low.tolist(), strict=True)):
+        shown = 0 if still else number
+        canvas[frame, :, y : y + box_height, x : x + box_width].mul_(clear[shown]).add_(colours[shown])
+
+
+def _boxes(layer: Layer, height: int, width: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Frames in which the layer can be seen, its boxes' corners (x, y) in them, and the boxes' height and width."""
+    _, texture_height, texture_width = layer.texture.shape
+    right, bottom = texture_width, texture_height
+    # One pixel beyond the border: there the last texels still fade out.
+    corners = np.array([[-1, -1, 1], [right, -1, 1], [-1, bottom, 1], [right, bottom, 1]], np.float64)
+    spread = layer.transforms @ corners.T
+    limit = np.array([width, height])
+    low = np.clip(np.floor(spread.min(axis=2)).astype(np.int64), 0, limit)
+    high = np.clip(np.ceil(spread.max(axis=2)).astype(np.int64) + 1, 0, limit)
+    frames = np.nonzero((high > low).all(axis=1))[0]
+    if not len(frames):
+        return frames, low, (0, 0)
+    size = (high[frames] - low[frames]).max(axis=0)
+    low = np.minimum(low[frames], limit - size)
+    return frames, low, (int(size[1]), int(size[0]))
+
+
+def _sample(
+    texture: Float[Tensor, "c h w"],
+    inverse: Float[np.ndarray, "n 2 3"],
+    corners: Float[np.ndarray, "n 2"],
+    size: tuple[int, int],
+    beyond: str,
+) -> Float[Tensor, "n c bh bw"]:
+    """Look up the texture under each pixel of boxes of one size."""
+    channels, height, width = texture.shape
+    # grid_sample wants the texture's outer pixel centres at -1 and 1.
+    span = np.array([2 / (width - 1), 2 / (height - 1)])
+    linear = inverse[:, :, :2] * span[:, None]
+    origin = np.einsum("nij,nj->ni", linear, corners) + inverse[:, :, 2] * span - 1
+    columns = linear[:, None, :, 0] * np.arange(size[1])[:, None] + origin[:, None]  # [n, bw, 2]
+    rows = linear[:, None, :, 1] * np.arange(size[0])[:, None]  # [n, bh, 2]
+    grid = torch.from_numpy(columns.astype(np.float32))[:, None] + torch.from_numpy(rows.astype(np.float32))[:, :, None]
+    textures = texture.expand(len(inverse), channels, height, width)
+    return F.grid_sample(textures, grid, mode="bilinear", padding_mode=beyond, align_corners=True)
+
+
+# ---- tracks --------------------------------------------------------------------------------------------------------
+
+
+def scene_tracks(
+    scene: Scene, query_points_tyx: Float[np.ndarray, "q 3"]
+) -> tuple[Float[np.ndarray, "q t 2"], Bool[np.ndarray, "q t"]]:
+    """Follow points through a scene, exactly.
+
+    Args:
+        scene: Its layers must cover every query.
+        query_points_tyx: Frame (a whole number), y and x of points on what is seen in that frame.
+
+    Returns:
+        Where each point is in every frame, `(x, y)` in pixels, also while it cannot be seen; and whether it can be
+        seen: inside the frame and not behind another layer.
+
+    Raises:
+        InputError: The queries have another shape, or lie outside the video.
+        DataError: No layer covers a query.
+    """
+    queries = _checked(scene, np.asarray(query_points_tyx, np.float64))
+    frames = queries[:, 0].astype(np.int64)
+    start_xy = queries[:, [2, 1]]
+    owner = np.full(len(queries), -1)
+    for frame in np.unique(frames):
+        here = frames == frame
+        for number, layer in enumerate(scene.layers):
+            owner[np.nonzero(here)[0][layer.covers(start_xy[here], int(frame))]] = number
+    if (owner < 0).any():
+        raise DataError(f"query {int(np.argmin(owner))}: no layer of the scene covers it")
+    points_xy = np.empty((len(queries), scene.num_frames, 2))
+    visible = np.empty((len(queries), scene.num_frames), bool)
+    for number, layer in enumerate(scene.layers):
+        mine = np.nonzero(owner == number)[0]
+        if len(mine):
+            points_xy[mine] = _follow(layer, start_xy[mine], frames[mine])
+            visible[mine] = _seen(scene, number, points_xy[mine])
+    return points_xy, visible
+
+
+def _checked(scene: Scene, queries: np.ndarray) -> np.ndarray:
+    if queries.ndim != 2 or queries.shape[1] != 3:
+        raise InputError(f"query_points_tyx must have shape [Q, 3], not {list(queries.shape)}")
+    height, width = scene.image_size
+    t, y, x = queries.T
+    inside = (t >= 0) & (t < scene.num_frames) & (t == np.floor(t))
+    inside &= (y >= -0.5) & (y <= height - 0.5) & (x >= -0.5) & (x <= width - 0.5)
+    if not inside.all():
+        first = int(np.argmin(inside))
+        raise InputError(
+            f"query_points_tyx[{first}] = {queries[first].tolist()} must be (t, y, x) with a whole t, "
+            f"inside a video of {scene.num_frames} frames of {height} x {width} pixels"
+        )
+    return queries
+
+
+def _follow(layer: Layer, start_xy: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    inverse = invert(layer.transforms)[frames]
+    on_texture = np.einsum("qij,qj->qi", inverse[:, :, :2], start_xy) + inverse[:, :, 2]
+    followed: np.ndarray = np.einsum("tij,qj->qti", layer.transforms[:, :, :2], on_texture) + layer.transforms[:, :, 2]
+    return followed
+
+
+def _seen(scene: Scene, number: int, points_xy: np.ndarray) -> np.ndarray:
+    height, width = scene.image_size
+    x, y = points_xy[..., 0], points_xy[..., 1]
+    seen: np.ndarray = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    for layer in scene.layers[number + 1 :]:
+        for frame in range(scene.num_frames):
+            seen[:, frame] &= ~layer.covers(points_xy[:, frame], frame)
+    return seen

@@ -1,0 +1,68 @@
+"""What can go wrong, as a tree.
+
+TRecViTError
+├── ConfigError          a field, preset or option that is not possible
+├── InputError           a tensor, array or argument of the wrong shape, dtype or range
+├── StateError           a streaming state that does not fit the model or the frames
+├── CheckpointError      weights that are damaged, hostile, or do not match
+├── DownloadError        a file that could not be fetched
+├── VideoError           a video that could not be read or written
+├── DataError            a data set, scene or label list that does not hold together
+└── MissingPackageError  an optional package that is needed here and not installed
+
+Every message says what was expected, what came, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class TRecViTError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(TRecViTError, ValueError):
+    """A field, preset or option that is not possible."""
+
+
+class InputError(TRecViTError, ValueError):
+    """A tensor, array or argument of the wrong shape, dtype or range."""
+
+
+class StateError(TRecViTError, ValueError):
+    """A streaming state that does not fit the model or the frames it met."""
+
+
+class CheckpointError(TRecViTError):
+    """Weights that are damaged, hostile, or do not match the model."""
+
+
+class DownloadError(TRecViTError):
+    """A file that could not be fetched."""
+
+
+class DataError(TRecViTError):
+    """A data set, scene or label list that does not hold together."""
+
+
+class MissingPackageError(TRecViTError, ImportError):
+    """An optional package that is needed here and not installed."""
+
+    def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
+        super().__init__(f"{needed_for} needs the package {package!r}: pip install 'trecvit[{extra}]'")
+
+
+class VideoError(TRecViTError):
+    """A video that could not be read or written.
+
+    Attributes:
+        source: The file, folder or address as the caller named it.
+        frames_read: How many frames had been handed over before the error.
+        time_s: The last time reached in the video, in seconds, or None.
+    """
+
+    def __init__(self, source: str, reason: str, *, frames_read: int = 0, time_s: float | None = None) -> None:
+        self.source = source
+        self.reason = reason
+        self.frames_read = frames_read
+        self.time_s = time_s
+        super().__init__(f"{source}: {reason}")

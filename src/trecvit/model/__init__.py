@@ -1,0 +1,1 @@
+"""Clip to features to outputs. Knows no file, no training loop and no command line."""

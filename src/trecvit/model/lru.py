@@ -1,0 +1,236 @@
+"""The gated linear recurrent unit and what surrounds it: one temporal part of the paper's Figure 1.
+
+Everything works on [B,T,N,E] as it lies in memory, and every module is `forward(x, state) -> (y, state)`: the same
+function for a clip (state of zeros) and for the next frames of a stream (state of the frames before).
+
+B streams · T frames · N tokens per frame · D width · E recurrent width · G gate blocks · K conv taps
+
+Sources: "paper" arXiv:2412.14294 section 3; "Griffin" arXiv:2402.19427 section 2.4 and appendix A; "code" the JAX
+layers that the released model was built with, github.com/google-deepmind/recurrentgemma.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from trecvit.config import ModelConfig
+from trecvit.model.scan import linear_scan
+
+_GATE_SHARPNESS = 8.0  # c in a = sigmoid(lambda)^(c r): Griffin, section 2.4
+_MAX_SQRT_GRADIENT = 1000.0  # code: keeps the gradient of sqrt(1 - a^2) finite as a -> 1
+_MAX_PHASE = 0.1  # code: complex eigenvalues start with phases in [0, 0.1 pi)
+
+
+class LayerState(NamedTuple):
+    """What one layer remembers of each token's past; its size does not depend on how many frames there were.
+
+    Attributes:
+        hidden: State of the recurrence, float32 (float64 for a float64 model) whatever the compute dtype.
+        taps: The last K-1 inputs of the temporal convolution (none for K <= 1), in the model's dtype.
+    """
+
+    hidden: Float[Tensor, "B N E"]
+    taps: Float[Tensor, "B K-1 N E"]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + scale), with scale starting at 0 (code: RMSNorm, eps 1e-6)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        """Normalises the last axis."""
+        return F.rms_norm(x, self.scale.shape, self.scale + 1.0, eps=1e-6)
+
+
+class BlockDiagonalLinear(nn.Module):
+    """A linear map with G independent blocks on its diagonal, one per head (Griffin, appendix A)."""
+
+    def __init__(self, width_in: int, width_out: int, num_blocks: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_blocks, width_in // num_blocks, width_out // num_blocks))
+        self.bias = nn.Parameter(torch.zeros(num_blocks, width_out // num_blocks))
+        # JAX counts the block axis as part of the fan-in, so the code's deviation is 1/sqrt(width_in) and not
+        # 1/sqrt(width_in / num_blocks), as one would read in the paper's words and in the PyTorch twin of its code.
+        nn.init.normal_(self.weight, std=width_in**-0.5)
+
+    def forward(self, x: Float[Tensor, "B T N E"]) -> Float[Tensor, "B T N F"]:
+        """Maps the last axis, channels [0, E/G) by the first block and so on."""
+        num_blocks, block_in, _ = self.weight.shape
+        blocks = x.reshape(-1, num_blocks, block_in).transpose(0, 1)
+        mapped = torch.baddbmm(self.bias[:, None], blocks, self.weight)
+        return mapped.transpose(0, 1).reshape(*x.shape[:-1], -1)
+
+
+class CausalConv(nn.Module):
+    """Depthwise convolution over the current and the K-1 frames before it; tap K-1 is the current frame."""
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(taps, width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.weight, std=math.sqrt(0.01 / taps))  # code: variance_scaling(0.01, fan_in)
+
+    def forward(
+        self, x: Float[Tensor, "B T N E"], taps: Float[Tensor, "B K-1 N E"]
+    ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B K-1 N E"]]:
+        """Returns the convolved frames and the last K-1 inputs, for the frames to come."""
+        num_frames, history = x.shape[1], taps.shape[1]
+        window = torch.cat([taps.to(x.dtype), x], dim=1) if history else x
+        weight, y = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        for tap in range(history + 1):
+            y = torch.addcmul(y, window[:, tap : tap + num_frames], weight[tap])
+        return y, window[:, num_frames:].to(taps.dtype)
+
+
+class RGLRU(nn.Module):
+    """Real- or complex-gated linear recurrent unit (paper, equations of section 3.1).
+
+    i_t = sigmoid(W_x x_t + b_x),  r_t = sigmoid(W_a x_t + b_a),  a_t = sigmoid(lambda)^(c r_t),
+    h_t = a_t h_(t-1) + sqrt(1 - |a_t|^2) (i_t x_t), and on the first frame of a stream h_1 = i_1 x_1.
+
+    `a_param` is -lambda, so that log a_t = -c r_t softplus(a_param). With complex eigenvalues the first half of the
+    channels holds real parts, the second half imaginary ones, and the phase of a_t is r_t * `a_imag_param`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.is_complex = config.lru_complex
+        num_eigenvalues = config.lru_width // 2 if self.is_complex else config.lru_width
+        self.input_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
+        self.a_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
+        # Uniform on the ring, so that a^2 and not a is uniform between the squared radii (code: rnn_param_init).
+        low, high = config.min_radius**2, config.max_radius**2
+        log_a = 0.5 * torch.log(torch.rand(num_eigenvalues) * (high - low) + low + 1e-8)
+        self.a_param = nn.Parameter(torch.log(torch.expm1(-log_a)))
+        if self.is_complex:
+            self.a_imag_param = nn.Parameter(torch.rand(num_eigenvalues) * (_MAX_PHASE * math.pi))
+
+    def forward(
+        self, x: Float[Tensor, "B T N E"], hidden: Float[Tensor, "B N E"], fresh: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
+        """Runs the recurrence on; gates and states are in `hidden`'s dtype, the result in `x`'s.
+
+        Args:
+            x: Inputs.
+            hidden: State after the frames before; zeros for a fresh stream.
+            fresh: Which streams start with this first frame. Their first input is not scaled down.
+        """
+        dtype = hidden.dtype
+        recurrence_gate = torch.sigmoid(self.a_gate(x).to(dtype))
+        log_a = recurrence_gate * (-_GATE_SHARPNESS * F.softplus(self.a_param.to(dtype)))
+        scale = _BoundedSqrt.apply(-torch.expm1(2.0 * log_a))  # type: ignore[no-untyped-call]
+        input_gate = torch.sigmoid(self.input_gate(x).to(dtype))
+        values = x.to(dtype)
+        if self.is_complex:
+            decay = torch.polar(log_a.exp(), recurrence_gate * self.a_imag_param.to(dtype))
+            values, hidden = _to_complex(values), _to_complex(hidden)
+        else:
+            decay = log_a.exp()
+        gated = input_gate * values
+        inputs = scale * gated
+        inputs[:, 0] = torch.where(fresh[:, None, None], gated[:, 0], inputs[:, 0])
+
+        states, last = linear_scan(decay.flatten(2), inputs.flatten(2), hidden.flatten(1))
+        states, last = states.view_as(inputs), last.view_as(hidden)
+        if self.is_complex:
+            states, last = _to_real(states), _to_real(last)
+        return states.to(x.dtype), last
+
+
+class GatedMLP(nn.Module):
+    """Griffin's MLP: gelu(W_1 x) * (W_2 x), then a linear map back. TRecViT leaves it out, TAPNext has it."""
+
+    def __init__(self, width: int, hidden_width: int, out_scale: float) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden_width)
+        self.up = nn.Linear(width, hidden_width)
+        self.down = nn.Linear(hidden_width, width)
+        # code: the kernels of gate and up are one [2, D, M] array whose first axis JAX counts into the fan-in.
+        init_linear(self.gate, 0.5)
+        init_linear(self.up, 0.5)
+        init_linear(self.down, out_scale)
+
+    def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        """Maps every token by itself."""
+        down: Tensor = self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
+        return down
+
+
+class TemporalBlock(nn.Module):
+    """x + linear_out(gelu(linear_y n) * lru(conv(linear_x n))), n = RMSNorm(x) (paper, section 3.2 and Figure 1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, lru_width = config.width, config.lru_width
+        out_scale = 2.0 / config.depth  # code: final_w_init_variance_scale
+        self.norm = RMSNorm(width)
+        self.linear_y = nn.Linear(width, lru_width)
+        self.linear_x = nn.Linear(width, lru_width)
+        self.conv = CausalConv(lru_width, config.conv_width) if config.conv_width else None
+        self.lru = RGLRU(config)
+        self.linear_out = nn.Linear(lru_width, width)
+        self.mlp_norm = RMSNorm(width) if config.temporal_mlp else None
+        self.mlp = GatedMLP(width, config.mlp_width, out_scale) if config.temporal_mlp else None
+        init_linear(self.linear_y, 1.0)
+        init_linear(self.linear_x, 1.0)
+        init_linear(self.linear_out, out_scale)
+
+    def forward(
+        self, x: Float[Tensor, "B T N D"], state: LayerState, fresh: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B T N D"], LayerState]:
+        """Mixes each token with its own past; tokens of one frame do not see each other.
+
+        Args:
+            x: Tokens of the frames to come.
+            state: What this layer remembers of the frames before.
+            fresh: Which streams have no frames before.
+        """
+        normed = self.norm(x)
+        gate = F.gelu(self.linear_y(normed), approximate="tanh")
+        y, taps = self.linear_x(normed), state.taps
+        if self.conv is not None:
+            y, taps = self.conv(y, taps)
+        y, hidden = self.lru(y, state.hidden, fresh)
+        x = x + self.linear_out(gate * y)
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = x + self.mlp(self.mlp_norm(x))
+        return x, LayerState(hidden, taps)
+
+
+def init_linear(linear: nn.Linear, variance_scale: float) -> None:
+    """Normal weights of variance `variance_scale` / inputs, zero bias (code: variance_scaling(fan_in, normal))."""
+    nn.init.normal_(linear.weight, std=math.sqrt(variance_scale / linear.in_features))
+    nn.init.zeros_(linear.bias)
+
+
+class _BoundedSqrt(torch.autograd.Function):
+    """sqrt(x) whose gradient is that of the point where it reaches `_MAX_SQRT_GRADIENT`, for x below that point."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sqrt()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope: Tensor = 0.5 * x.clamp(min=0.25 / _MAX_SQRT_GRADIENT**2).rsqrt()
+        return grad_outputs[0] * slope
+
+
+def _to_complex(x: Tensor) -> Tensor:
+    real, imag = x.chunk(2, dim=-1)
+    return torch.complex(real, imag)
+
+
+def _to_real(x: Tensor) -> Tensor:
+    return torch.cat([x.real, x.imag], dim=-1)

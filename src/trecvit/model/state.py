@@ -1,0 +1,242 @@
+"""`State`: what a model remembers of the streams of a batch. It goes into `step` and comes out of it, and never hides.
+
+Row b of every tensor belongs to stream b and to no other, so streams can start, stop and move between batches freely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from trecvit.config import ModelConfig
+from trecvit.errors import ConfigError, StateError
+from trecvit.model.lru import LayerState
+
+_FORMAT = "trecvit-state-1"
+_DOES_NOT_SHAPE_STATE = ("min_radius", "max_radius", "num_classes")
+
+
+@dataclass(frozen=True)
+class State:
+    """The memory of B independent streams. Every method returns a new State and leaves this one as it is.
+
+    Attributes:
+        layers: One `LayerState` per block.
+        evidence: Mean over all frames so far of the head's tanh layer, float32; [B,0] without a head.
+        frames_seen: How many frames each stream has had, int64.
+        pending: The frames that wait until a temporal patch is complete, at most temporal_patch_size - 1.
+        config: Architecture of the model that the state belongs to.
+        image_size: Height and width of the frames in pixels.
+    """
+
+    layers: tuple[LayerState, ...]
+    evidence: Float[Tensor, "B R"]
+    frames_seen: Int64[Tensor, " B"]
+    pending: Float[Tensor, "B p-1 C H W"]
+    config: ModelConfig
+    image_size: tuple[int, int]
+
+    @classmethod
+    def zeros(
+        cls,
+        config: ModelConfig,
+        batch_size: int,
+        *,
+        image_size: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Self:
+        """The state of `batch_size` streams that have not begun; `dtype` is the model's."""
+        recurrent_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        height, width = image_size
+        num_tokens = (height // config.patch_size) * (width // config.patch_size) + (config.pooling == "cls")
+        lru_width = config.lru_width if config.temporal_mixer == "lru" else 0
+        num_taps = max(config.conv_width - 1, 0)
+
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(batch_size, *shape, dtype=dtype, device=device)
+
+        return cls(
+            layers=tuple(
+                LayerState(
+                    hidden=empty(num_tokens, lru_width, dtype=recurrent_dtype),
+                    taps=empty(num_taps, num_tokens, lru_width, dtype=dtype),
+                )
+                for _ in range(config.depth)
+            ),
+            evidence=empty(config.head_width if config.num_classes else 0, dtype=recurrent_dtype),
+            frames_seen=empty(dtype=torch.int64),
+            pending=empty(config.temporal_patch_size - 1, 3, height, width, dtype=dtype),
+            config=config,
+            image_size=image_size,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Number of streams B."""
+        return self.frames_seen.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.frames_seen.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's dtype; the recurrence itself is carried in float32 at least."""
+        return self.pending.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes. It depends on the model, the image size and B, and not on the frames seen."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def reset(self, mask: Bool[Tensor, " B"] | Sequence[bool]) -> Self:
+        """The streams where `mask` is true begin anew, exactly as in a new state; the others go on untouched."""
+        mask = torch.as_tensor(mask, device=self.device)
+        if mask.shape != (self.batch_size,) or mask.dtype != torch.bool:
+            raise StateError(
+                f"reset: expected one bool for each of {self.batch_size} streams, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+
+        def reset_rows(tensor: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, *[1] * (tensor.dim() - 1)), torch.zeros((), dtype=tensor.dtype), tensor)
+
+        return self._with({name: reset_rows(tensor) for name, tensor in self._tensors().items()})
+
+    def select(self, rows: Int64[Tensor, " R"] | Bool[Tensor, " B"] | Sequence[int] | Sequence[bool]) -> Self:
+        """The streams of these rows, in this order; a row may be dropped, moved or repeated."""
+        index = torch.as_tensor(rows, device=self.device)
+        if index.dtype == torch.bool and index.shape == (self.batch_size,):
+            index = index.nonzero()[:, 0]
+        index = index.long() if index.numel() == 0 else index
+        if index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
+            raise StateError(
+                f"select: expected row numbers or {self.batch_size} bools, "
+                f"got {index.dtype} of shape {tuple(index.shape)}"
+            )
+        if index.numel() and not (-self.batch_size <= int(index.min()) and int(index.max()) < self.batch_size):
+            raise StateError(f"select: rows {index.tolist()} go beyond the {self.batch_size} streams of this state")
+        index = index % max(self.batch_size, 1)
+        return self._with({name: tensor.index_select(0, index) for name, tensor in self._tensors().items()})
+
+    @classmethod
+    def cat(cls, states: Sequence[State]) -> State:
+        """All streams of several states in one batch, in order.
+
+        Raises:
+            StateError: for no states, and for states of different models, image sizes, dtypes or devices.
+        """
+        if not states:
+            raise StateError("cat: expected at least one state, got none")
+        first = states[0]
+        for position, state in enumerate(states[1:], start=1):
+            reason = difference(first.config, state.config)
+            for name in ("image_size", "dtype", "device"):
+                if getattr(first, name) != getattr(state, name):
+                    reason = reason or f"{name} {getattr(first, name)} and {getattr(state, name)}"
+            if reason:
+                raise StateError(f"cat: states 0 and {position} do not belong together: {reason}")
+        columns = [state._tensors() for state in states]
+        return first._with({name: torch.cat([column[name] for column in columns]) for name in columns[0]})
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """On another device, or for a model of another floating-point dtype (the recurrence stays float32)."""
+        carried = {name: tensor.to(device=device) for name, tensor in self._tensors().items()}
+        if dtype is not None:
+            for name, tensor in carried.items():
+                if name.endswith(("taps", "pending")):
+                    carried[name] = tensor.to(dtype)
+        return self._with(carried)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some attributes changed."""
+        return dataclasses.replace(self, **changes)
+
+    def detach(self) -> Self:
+        """The same values without history, for backpropagation through time that is cut here."""
+        return self._with({name: tensor.detach() for name, tensor in self._tensors().items()})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the state to one safetensors file, which appears whole or not at all."""
+        metadata = {
+            "format": _FORMAT,
+            "config": json.dumps(self.config.to_dict()),
+            "image_size": json.dumps(self.image_size),
+        }
+        path = Path(path)
+        part = path.with_name(f"{path.name}.part-{os.getpid()}")
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self._tensors().items()}
+        try:
+            safetensors.torch.save_file(tensors, part, metadata)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            StateError: when the file is missing, damaged, or not a state.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError) as exc:
+            raise StateError(f"{path}: expected a state written by State.save: {exc}") from exc
+        if metadata.get("format") != _FORMAT:
+            raise StateError(f"{path}: expected the format {_FORMAT!r}, got {metadata.get('format')!r}")
+        try:
+            config = ModelConfig.from_dict(json.loads(metadata["config"]))
+            height, width = json.loads(metadata["image_size"])
+            batch_size, dtype = tensors["frames_seen"].shape[0], tensors["pending"].dtype
+        except (KeyError, TypeError, ValueError, ConfigError) as exc:
+            raise StateError(f"{path}: the state's description is damaged: {exc!r}") from exc
+        state = cls.zeros(config, batch_size, image_size=(height, width), device=torch.device(device), dtype=dtype)
+        for name, tensor in state._tensors().items():
+            found = tensors.get(name)
+            if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+                what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
+                raise StateError(f"{path}: expected {name} {tensor.dtype} {tuple(tensor.shape)}, got {what}")
+        return state._with(tensors)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {"evidence": self.evidence, "frames_seen": self.frames_seen, "pending": self.pending}
+        for number, layer in enumerate(self.layers):
+            named[f"layers.{number}.hidden"], named[f"layers.{number}.taps"] = layer
+        return named
+
+    def _with(self, tensors: dict[str, Tensor]) -> Self:
+        return dataclasses.replace(
+            self,
+            layers=tuple(
+                LayerState(tensors[f"layers.{number}.hidden"], tensors[f"layers.{number}.taps"])
+                for number in range(len(self.layers))
+            ),
+            evidence=tensors["evidence"],
+            frames_seen=tensors["frames_seen"],
+            pending=tensors["pending"],
+        )
+
+
+def difference(expected: ModelConfig, got: ModelConfig) -> str:
+    """Words for the fields in which two architectures differ as far as a state is concerned, or nothing."""
+    return ", ".join(
+        f"{field.name} {getattr(expected, field.name)} and {getattr(got, field.name)}"
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in _DOES_NOT_SHAPE_STATE and getattr(expected, field.name) != getattr(got, field.name)
+    )

@@ -1,0 +1,411 @@
+"""TRecViT (arXiv:2412.14294, Figure 1), to be read from top to bottom: tokenizer, block, head, model.
+
+B videos (streams) · T frames · H W pixels · C colours · P patches per frame · N tokens per frame (P, and a class
+token with "cls" pooling) · D width · R head width · V classes
+
+Mixing over time is the only thing that carries information from frame to frame, and it only carries it forward.
+Everything else treats every frame by itself. So the model is causal, and running it on a clip or on one frame after
+another is the same computation.
+
+Sources: "paper" the above; "code" github.com/google-deepmind/trecvit at 81bcb0a.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from trecvit.config import ModelConfig, Preprocessing, model_config
+from trecvit.errors import InputError, StateError
+from trecvit.model.lru import LayerState, TemporalBlock
+from trecvit.model.state import State, difference
+from trecvit.pretrained import Pretrained
+
+_NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
+
+_MAX_TOKENS_FOR_PRODUCTS = 512  # bounds the N x N scores that plain products have to store
+
+Video = Shaped[Tensor, "B T C=3 H W"]
+
+
+class Output(NamedTuple):
+    """What the model says.
+
+    Attributes:
+        logits: Scores of the classes given all frames so far, float32; None for a model without a head.
+        probs: Their softmax, float32. Averaged over clips when there are several, as the original does.
+        features: The encoder's tokens of the frames just given, after the final norm. With a temporal patch of p
+            frames, one row of tokens per p frames.
+    """
+
+    logits: Float[Tensor, "B V"] | None
+    probs: Float[Tensor, "B V"] | None
+    features: Float[Tensor, "B T N D"]
+
+
+class Tokenizer(nn.Module):
+    """Cuts frames into patches, maps each linearly to D channels, and adds where it is (paper, section 3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        fan_in = 3 * config.temporal_patch_size * config.patch_size**2
+        self.embedding = nn.Linear(fan_in, config.width)
+        _init_lecun(self.embedding)
+        self.positions: nn.Parameter | None = None
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.randn(config.num_patches, config.width) * config.width**-0.5)
+        # code: the class token starts at zero and gets no position.
+        self.cls = nn.Parameter(torch.zeros(config.width)) if config.pooling == "cls" else None
+
+    def forward(self, frames: Float[Tensor, "B F C=3 H W"]) -> Float[Tensor, "B T N D"]:
+        """Tokens of F = T * temporal_patch_size frames with values in [0,1]."""
+        batch_size, num_frames, colours, height, width = frames.shape
+        extent, side = self.config.temporal_patch_size, self.config.patch_size
+        rows, columns = height // side, width // side
+        pixels = frames.reshape(batch_size, num_frames // extent, extent, colours, rows, side, columns, side)
+        patches = pixels.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(2, 3)
+        tokens: Tensor = self.embedding(patches)
+        tokens = tokens + self._positions_for(rows, columns)
+        if self.cls is not None:
+            cls = self.cls.expand(batch_size, tokens.shape[1], 1, -1)
+            tokens = torch.cat([cls, tokens], dim=2)
+        return tokens
+
+    def _positions_for(self, rows: int, columns: int) -> Float[Tensor, "P D"]:
+        if self.positions is None:
+            return sincos_positions(rows, columns, self.config.width).to(self.embedding.weight)
+        trained_rows, trained_columns = (side // self.config.patch_size for side in self.config.image_size)
+        if (rows, columns) == (trained_rows, trained_columns):
+            return self.positions
+        grid = self.positions.float().view(1, trained_rows, trained_columns, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
+        return grid[0].flatten(1).T.to(self.positions.dtype)
+
+
+class SpatialBlock(nn.Module):
+    """A pre-norm ViT block on the tokens of each frame by itself: attention, then an MLP (paper, section 3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.mlp_up = nn.Linear(width, config.mlp_width)
+        self.mlp_down = nn.Linear(config.mlp_width, width)
+        # code: xavier_uniform for every kernel (queries, keys and values one by one), zero and N(0, 1e-6) biases.
+        for kernel in (*self.qkv.weight.chunk(3), self.attention_out.weight, self.mlp_up.weight, self.mlp_down.weight):
+            nn.init.xavier_uniform_(kernel)
+        for bias in (self.qkv.bias, self.attention_out.bias):
+            nn.init.zeros_(bias)
+        for bias in (self.mlp_up.bias, self.mlp_down.bias):
+            nn.init.normal_(bias, std=1e-6)
+
+    def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        """Mixes the tokens of each frame; frames do not see each other."""
+        x = x + self._attention(self.attention_norm(x))
+        hidden = F.gelu(self.mlp_up(self.mlp_norm(x)), approximate="tanh")
+        x = x + self.mlp_down(hidden)
+        return x
+
+    def _attention(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
+        mixed = _attend(queries, keys, values)
+        out: Tensor = self.attention_out(mixed.transpose(1, 2).reshape(x.shape))
+        return out
+
+
+class Block(nn.Module):
+    """Time, then space, then channels, each with a skip connection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.temporal = TemporalBlock(config) if config.temporal_mixer == "lru" else None
+        self.spatial = SpatialBlock(config)
+
+    def forward(
+        self, x: Float[Tensor, "B T N D"], state: LayerState, fresh: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B T N D"], LayerState]:
+        """One block over the frames to come; see `TemporalBlock.forward` for the arguments."""
+        if self.temporal is not None:
+            x, state = self.temporal(x, state, fresh)
+        return self.spatial(x), state
+
+
+class Head(nn.Module):
+    """Pools each frame's tokens, tanh(linear), mean over all frames so far, linear (code: ClassificationDecoder)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pooling = config.pooling
+        self.pre_logits = nn.Linear(config.width, config.head_width)
+        self.classifier = nn.Linear(config.head_width, config.num_classes)
+        _init_lecun(self.pre_logits)
+        _init_lecun(self.classifier)
+
+    def evidence(self, features: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T R"]:
+        """What each frame by itself contributes."""
+        pooled = features[:, :, 0] if self.pooling == "cls" else features.mean(dim=2)
+        return torch.tanh(self.pre_logits(pooled))
+
+    def forward(self, mean_evidence: Float[Tensor, "B R"]) -> Float[Tensor, "B V"]:
+        """Logits of the mean of all frames' evidence, float32."""
+        logits: Tensor = self.classifier(mean_evidence.to(self.classifier.weight.dtype))
+        return logits.float()
+
+
+class TRecViT(Pretrained):
+    """The network: `model(video)` for whole clips, `model.step(frames, state)` for streams, the same weights.
+
+    See `Pretrained` for what it carries besides weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        preprocessing: Preprocessing | None = None,
+        labels: Sequence[str] = (),
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
+        self.tokenizer = Tokenizer(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
+        self.head = Head(config) if config.num_classes else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype. The recurrence and its state are float32 at least."""
+        return self.norm.weight.dtype
+
+    def forward(self, video: Video, *, frames_per_clip: int | None = None) -> Output:
+        """Classifies whole videos.
+
+        Args:
+            video: uint8, or floating point in [0,1].
+            frames_per_clip: Cuts the video into max(T // frames_per_clip, 1) clips of equal length, each begun with a
+                fresh state, and averages their logits and their probabilities (code: TRecViT.__call__). By default
+                the video is one clip.
+
+        Returns:
+            The output for all frames. Frames beyond the last whole temporal patch are not looked at.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not a video, and when the clips would differ in length.
+        """
+        self._check_frames(video)
+        batch_size, num_frames = video.shape[:2]
+        num_clips = max(num_frames // frames_per_clip, 1) if frames_per_clip else 1
+        if num_frames % num_clips:
+            raise InputError(
+                f"frames_per_clip={frames_per_clip} cuts {num_frames} frames into {num_clips} clips of unequal length; "
+                f"give a multiple of {frames_per_clip} frames"
+            )
+        if num_frames // num_clips < self.config.temporal_patch_size:
+            raise InputError(
+                f"expected at least temporal_patch_size={self.config.temporal_patch_size} frames per clip, "
+                f"got {num_frames // num_clips}"
+            )
+        clips = video.reshape(batch_size * num_clips, num_frames // num_clips, *video.shape[2:])
+        state = self.init_state(clips.shape[0], image_size=(video.shape[3], video.shape[4]))
+        out, _ = self.step(clips, state)
+        features = out.features.reshape(batch_size, -1, *out.features.shape[2:])
+        if out.logits is None or out.probs is None:
+            return Output(None, None, features)
+        logits = out.logits.unflatten(0, (batch_size, num_clips)).mean(dim=1)
+        probs = out.probs.unflatten(0, (batch_size, num_clips)).mean(dim=1)
+        return Output(logits, probs, features)
+
+    def init_state(self, batch_size: int, *, image_size: tuple[int, int] | None = None) -> State:
+        """The state of `batch_size` streams before their first frame.
+
+        Args:
+            batch_size: Number of streams B.
+            image_size: Height and width of the frames to come, by default those of `preprocessing`.
+        """
+        image_size = image_size or self.preprocessing.image_size
+        self._check_image_size(*image_size)
+        return State.zeros(self.config, batch_size, image_size=image_size, device=self.device, dtype=self.dtype)
+
+    def step(self, frames: Video, state: State) -> tuple[Output, State]:
+        """Goes on with the next frames, any number of them, of every stream.
+
+        Feeding a video in any pieces gives the last piece the same logits as `model(video)`.
+
+        Args:
+            frames: uint8, or floating point in [0,1]; row b belongs to stream b.
+            state: What `init_state` or the last `step` returned. It is not changed.
+
+        Returns:
+            The output, in which logits speak of all frames so far and features of these frames, and the new state.
+            With temporal_patch_size p > 1, frames wait in the state until p have come. Before the first p there is
+            no evidence and the logits are the head's bias. When rows are not at the same frame of a patch, one may
+            complete fewer patches than another: its missing features are NaN, in front.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not frames.
+            StateError: when the state belongs to another model, batch, image size, dtype or device.
+        """
+        self._check_frames(frames)
+        self._check_state(frames, state)
+        if frames.dtype == torch.uint8:
+            frames = frames.to(self.dtype) / 255.0
+        frames = frames.to(self.dtype)
+        if self.config.temporal_patch_size == 1:
+            return self._advance(frames, state)
+        return self._advance_whole_patches(frames, state)
+
+    def _advance_whole_patches(self, frames: Tensor, state: State) -> tuple[Output, State]:
+        """Adds the pending frames in front, keeps the incomplete patch behind, row by row as their clocks demand."""
+        extent = self.config.temporal_patch_size
+        num_pending = state.frames_seen % extent
+        rows_by_clock = [(num_pending == count).nonzero()[:, 0] for count in num_pending.unique().tolist()]
+        parts: list[tuple[Output, State]] = []
+        for rows in rows_by_clock:
+            before = state.select(rows)
+            waiting = before.pending[:, : int(num_pending[rows[0]])]
+            available = torch.cat([waiting, frames[rows]], dim=1)
+            num_used = available.shape[1] // extent * extent
+            out, after = self._advance(available[:, :num_used], before)
+            left_over = available[:, num_used:]
+            pending = F.pad(left_over, (0, 0) * 3 + (0, extent - 1 - left_over.shape[1]))
+            after = after.replace(pending=pending, frames_seen=before.frames_seen + frames.shape[1])
+            parts.append((out, after))
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.cat(rows_by_clock).argsort()
+        most = max(out.features.shape[1] for out, _ in parts)
+        features = torch.cat(
+            [F.pad(out.features, (0, 0, 0, 0, most - out.features.shape[1], 0), value=math.nan) for out, _ in parts]
+        )[order]
+        state = State.cat([after for _, after in parts]).select(order)
+        return Output(*self._answer(state), features), state
+
+    def _advance(self, frames: Tensor, state: State) -> tuple[Output, State]:
+        """One pass over a whole number of temporal patches."""
+        tokens = self.tokenizer(frames)
+        patches_seen = state.frames_seen // self.config.temporal_patch_size
+        layers = []
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            if tokens.shape[1]:
+                tokens, layer = block(tokens, layer, patches_seen == 0)
+            layers.append(layer)
+        features = self.norm(tokens)
+        state = state.replace(layers=tuple(layers), frames_seen=state.frames_seen + frames.shape[1])
+        if self.head is None:
+            return Output(None, None, features), state
+        # A running mean, not a sum: after very many frames a float32 sum stops growing and would fade out.
+        evidence = self.head.evidence(features).to(state.evidence.dtype)
+        total = (patches_seen + features.shape[1]).clamp(min=1)[:, None].to(evidence.dtype)
+        correction = evidence.sum(dim=1) - features.shape[1] * state.evidence
+        state = state.replace(evidence=state.evidence + correction / total)
+        return Output(*self._answer(state), features), state
+
+    def _answer(self, state: State) -> tuple[Tensor | None, Tensor | None]:
+        if self.head is None:
+            return None, None
+        logits = self.head(state.evidence)
+        return logits, logits.softmax(dim=-1)
+
+    def _check_frames(self, frames: Tensor) -> None:
+        if frames.dim() != 5 or frames.shape[2] != 3 or frames.shape[1] < 1:
+            raise InputError(
+                f"expected a video [B,T,C,H,W] with T >= 1 and C = 3 colours, got {tuple(frames.shape)}"
+                + (" (channels last? use video.movedim(-1, 2))" if frames.dim() == 5 and frames.shape[4] == 3 else "")
+            )
+        if frames.dtype != torch.uint8 and not frames.is_floating_point():
+            raise InputError(f"expected uint8, or floating point in [0,1], got {frames.dtype}")
+        self._check_image_size(frames.shape[3], frames.shape[4])
+        if frames.is_floating_point() and frames.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = frames.aminmax()
+            if low < 0.0 or high > 1.0:
+                raise InputError(
+                    f"expected floating-point pixels in [0,1], got values from {low:.4g} to {high:.4g}; "
+                    "give uint8, or divide by 255"
+                )
+
+    def _check_image_size(self, height: int, width: int) -> None:
+        side = self.config.patch_size
+        if height % side or width % side or height < side or width < side:
+            raise InputError(f"expected height and width that patch_size={side} divides, got {height}x{width} pixels")
+
+    def _check_state(self, frames: Tensor, state: State) -> None:
+        if not isinstance(state, State):
+            raise StateError(f"expected a State from init_state or step, got {type(state).__name__}")
+        if reason := difference(self.config, state.config):
+            raise StateError(f"the state belongs to another model; this model's and its architecture differ: {reason}")
+        if state.batch_size != frames.shape[0]:
+            raise StateError(
+                f"the state holds {state.batch_size} streams, the frames {frames.shape[0]}; use state.select(rows) "
+                "to drop streams and State.cat([state, model.init_state(n)]) to add some"
+            )
+        if state.image_size != tuple(frames.shape[3:]):
+            raise StateError(
+                f"the state was begun with {state.image_size[0]}x{state.image_size[1]} frames, got "
+                f"{frames.shape[3]}x{frames.shape[4]}; resize them or begin with init_state(image_size=...)"
+            )
+        if state.dtype != self.dtype:
+            raise StateError(
+                f"the state is for a {state.dtype} model, this one is {self.dtype}; use state.to(dtype={self.dtype})"
+            )
+        if state.device != self.device:
+            raise StateError(f"the state is on {state.device}, the model on {self.device}; use state.to({self.device})")
+
+
+def create_model(preset: str, *, labels: Sequence[str] = (), **overrides: Any) -> TRecViT:
+    """A freshly initialised model.
+
+    Args:
+        preset: "tiny", "small", "base", "large" (the paper's sizes) or "base_k400" (the released checkpoint's).
+        labels: Names of the classes; sets `num_classes` when that is not given.
+        overrides: Any fields of `ModelConfig`.
+
+    Raises:
+        ConfigError: for an unknown preset or field, and for impossible values.
+    """
+    if labels and "num_classes" not in overrides:
+        overrides["num_classes"] = len(labels)
+    return TRecViT(model_config(preset, **overrides), labels=labels)
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> Float[Tensor, "P D"]:
+    """Fixed positions: sines and cosines of x, then of y, in D/4 frequencies from 1 to 1/10000 (code: MoCo v3's)."""
+    frequencies = 10_000.0 ** -torch.linspace(0.0, 1.0, width // 4, dtype=torch.float64)
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles_x, angles_y = (axis.flatten()[:, None] * frequencies for axis in (x, y))
+    return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1).float()
+
+
+def _attend(
+    queries: Float[Tensor, "S G N d"], keys: Float[Tensor, "S G N d"], values: Float[Tensor, "S G N d"]
+) -> Float[Tensor, "S G N d"]:
+    """Softmax attention. PyTorch's fused CPU kernel loses to three plain products when there are few tokens."""
+    if queries.device.type != "cpu" or queries.shape[2] > _MAX_TOKENS_FOR_PRODUCTS:
+        return F.scaled_dot_product_attention(queries, keys, values)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+    mixed: Tensor = scores.softmax(dim=-1).to(values.dtype) @ values
+    return mixed
+
+
+def _init_lecun(linear: nn.Linear) -> None:
+    """flax's default: a normal of variance 1/inputs, cut off at two deviations, and zero bias."""
+    # 0.8796... is the deviation of a standard normal cut off at +-2.
+    std = linear.in_features**-0.5 / 0.87962566103423978
+    nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(linear.bias)

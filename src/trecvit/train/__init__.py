@@ -1,0 +1,1 @@
+"""One training loop, its recipes and its run folder."""

@@ -1,0 +1,197 @@
+"""Draws predictions onto frames, readable from a thumbnail to full HD."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from trecvit.errors import InputError
+from trecvit.video.frames import Image, check_short_side, scaled_size
+
+_Font: TypeAlias = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
+_Colour: TypeAlias = tuple[int, int, int, int]
+
+_PANEL: _Colour = (13, 17, 23, 184)
+_TRACK: _Colour = (255, 255, 255, 38)
+_FIRST_BAR: _Colour = (56, 189, 248, 255)
+_OTHER_BAR: _Colour = (125, 143, 166, 255)
+_BRIGHT: _Colour = (255, 255, 255, 255)
+_MUTED: _Colour = (196, 205, 216, 255)
+
+# Text below this many pixels is a smudge, whatever the picture.
+_MIN_TEXT_PX = 8
+# Drawn larger and scaled down, since Pillow's own shapes have jagged corners.
+_SMOOTHING = 2
+_ELLIPSIS = "…"
+
+
+class _Layout(NamedTuple):
+    """Measures of the panel in pixels, all from the size of the picture."""
+
+    text_px: int
+    margin_px: int
+    padding_px: int
+    row_px: int
+    bar_px: int
+    width_px: int
+
+    @classmethod
+    def of(cls, height_px: int, width_px: int) -> _Layout:
+        # Not in proportion: small pictures need relatively larger letters, large ones can spare the room.
+        text_px = max(_MIN_TEXT_PX, round(3 + min(height_px, width_px) / 29))
+        margin_px = max(2, text_px // 2)
+        return cls(
+            text_px=text_px,
+            margin_px=margin_px,
+            padding_px=max(3, round(text_px * 0.7)),
+            row_px=round(text_px * 1.85),
+            bar_px=max(2, round(text_px * 0.26)),
+            # Wide pictures keep most of themselves free; narrow ones need all their width for the words.
+            width_px=min(width_px - 2 * margin_px, text_px * 22),
+        )
+
+
+def draw_predictions(image: Image, rows: Sequence[tuple[str, float]], *, title: str = "", footer: str = "") -> Image:
+    """Draws a panel with labels, bars and percentages into the lower left of a frame.
+
+    Rows that do not fit into the height of the picture are left out from the end; labels that do not fit into the
+    width end in "…". Accents are dropped, and scripts other than Latin come out as boxes. Pictures with a short side
+    under about 160 pixels have little room for words: see `fit_for_display`.
+
+    Args:
+        image: `[H, W, 3]` uint8, red green blue. It is not changed.
+        rows: Label and probability in [0, 1], the likeliest first; the first is set off.
+        title: A line above the rows.
+        footer: A smaller line below them.
+
+    Returns:
+        A new image of the same size.
+
+    Raises:
+        InputError: If `image` is not uint8 `[H, W, 3]`, or a probability is not in [0, 1].
+    """
+    _check(image, rows)
+    layout = _Layout.of(*image.shape[:2])
+    room_px = image.shape[0] - 2 * layout.margin_px - 2 * layout.padding_px
+    fixed_px = (layout.row_px if title else 0) + (layout.row_px if footer else 0)
+    shown = rows[: max(0, (room_px - fixed_px) // layout.row_px)]
+    height_px = fixed_px + len(shown) * layout.row_px + 2 * layout.padding_px
+    if not (title or footer or shown) or height_px > image.shape[0] or layout.width_px < 2 * layout.padding_px:
+        return image.copy()
+    panel = _panel(layout, height_px, shown, title, footer)
+    canvas = PIL.Image.fromarray(image)
+    canvas.paste(panel, (layout.margin_px, image.shape[0] - layout.margin_px - height_px), panel)
+    return np.array(canvas)
+
+
+def fit_for_display(image: Image, min_short_side_px: int = 360) -> Image:
+    """Enlarges a small frame so that words on it can be read; larger ones come back as they are.
+
+    Args:
+        image: `[H, W, 3]` uint8.
+        min_short_side_px: Least length of the shorter side of the result.
+
+    Returns:
+        `[H', W', 3]` uint8 with the same aspect. Thumbnails under 64 pixels keep their hard pixel edges, others are
+        enlarged smoothly.
+
+    Raises:
+        InputError: If `image` is not uint8 `[H, W, 3]`, or the side is impossible.
+    """
+    _check(image, ())
+    check_short_side(min_short_side_px)
+    short_side_px = min(image.shape[:2])
+    if short_side_px >= min_short_side_px:
+        return image
+    height_px, width_px = scaled_size(image.shape[0], image.shape[1], min_short_side_px)
+    filters = PIL.Image.Resampling
+    smoothing = filters.NEAREST if short_side_px < 64 else filters.BICUBIC
+    return np.array(PIL.Image.fromarray(image).resize((width_px, height_px), smoothing))
+
+
+def _check(image: Image, rows: Sequence[tuple[str, float]]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise InputError(f"image: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    for label, probability in rows:
+        if not 0 <= probability <= 1:
+            raise InputError(f"rows: expected probabilities from 0 to 1, got {probability} for {label!r}")
+
+
+def _panel(
+    layout: _Layout, height_px: int, rows: Sequence[tuple[str, float]], title: str, footer: str
+) -> PIL.Image.Image:
+    """The panel as an image with transparency."""
+    panel = _rounded_box((layout.width_px, height_px), _PANEL, layout.padding_px)
+    draw = PIL.ImageDraw.Draw(panel)
+    inner_px = layout.width_px - 2 * layout.padding_px
+    top_px = layout.padding_px
+    if title:
+        _line(draw, (layout.padding_px, top_px), title, _font(layout.text_px), _MUTED, inner_px)
+        top_px += layout.row_px
+    for place, (label, probability) in enumerate(rows):
+        _row(panel, layout, top_px, label, probability, first=place == 0)
+        top_px += layout.row_px
+    if footer:
+        small = _font(max(_MIN_TEXT_PX, round(layout.text_px * 0.8)))
+        _line(draw, (layout.padding_px, top_px + layout.text_px // 2), footer, small, _MUTED, inner_px)
+    return panel
+
+
+def _row(panel: PIL.Image.Image, layout: _Layout, top_px: int, label: str, probability: float, *, first: bool) -> None:
+    draw = PIL.ImageDraw.Draw(panel)
+    font = _font(layout.text_px)
+    left_px, right_px = layout.padding_px, layout.width_px - layout.padding_px
+    percentage = f"{probability * 100:.1f}%" if layout.width_px >= 12 * layout.text_px else f"{probability * 100:.0f}%"
+    percentage_px = draw.textlength(percentage, font=font)
+    colour = _BRIGHT if first else _MUTED
+    room_px = right_px - left_px - percentage_px - layout.text_px / 2
+    _line(draw, (left_px, top_px), label, font, colour, room_px)
+    draw.text((right_px - percentage_px, top_px), percentage, font=font, fill=colour)
+    bar_top_px = top_px + round(layout.text_px * 1.3)
+    full_px = right_px - left_px
+    track = _rounded_box((full_px, layout.bar_px), _TRACK, layout.bar_px / 2)
+    panel.alpha_composite(track, (left_px, bar_top_px))
+    # Even a tiny chance leaves a dot, so that a bar is never mistaken for missing.
+    filled_px = max(layout.bar_px, round(full_px * probability))
+    bar = _rounded_box((filled_px, layout.bar_px), _FIRST_BAR if first else _OTHER_BAR, layout.bar_px / 2)
+    panel.alpha_composite(bar, (left_px, bar_top_px))
+
+
+def _line(
+    draw: PIL.ImageDraw.ImageDraw, at: tuple[int, int], text: str, font: _Font, colour: _Colour, room_px: float
+) -> None:
+    draw.text(at, _shortened(draw, text, font, room_px), font=font, fill=colour)
+
+
+def _shortened(draw: PIL.ImageDraw.ImageDraw, text: str, font: _Font, room_px: float) -> str:
+    """The text on one line, cut to the room there is."""
+    # Pillow's own font has no accented letters and would draw boxes: better "cafe" than "caf▯".
+    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    text = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    if draw.textlength(text, font=font) <= room_px:
+        return text
+    while text and draw.textlength(text + _ELLIPSIS, font=font) > room_px:
+        text = text[:-1]
+    return text.rstrip() + _ELLIPSIS
+
+
+def _rounded_box(size_px: tuple[int, int], colour: _Colour, radius_px: float) -> PIL.Image.Image:
+    width_px, height_px = size_px
+    large = PIL.Image.new("L", (width_px * _SMOOTHING, height_px * _SMOOTHING))
+    corner = (large.width - 1, large.height - 1)
+    PIL.ImageDraw.Draw(large).rounded_rectangle(((0, 0), corner), radius_px * _SMOOTHING, fill=colour[3])
+    box = PIL.Image.new("RGBA", size_px, (*colour[:3], 0))
+    box.putalpha(large.resize(size_px, PIL.Image.Resampling.BOX))
+    return box
+
+
+@lru_cache(maxsize=16)
+def _font(size_px: int) -> _Font:
+    return PIL.ImageFont.load_default(size_px)

@@ -1,0 +1,369 @@
+"""The original authors' `.npz` files: a literal table of names, and everything that the arrays say about the model.
+
+The arrays' names are those that google-deepmind/trecvit at 81bcb0a gives its parameters, joined by '/'. A file is
+taken as a whole or not at all: each array is used exactly once, and what is missing, left over or of another shape is
+listed by name. Both directions only move values about, so a round trip is exact to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trecvit.config import ModelConfig
+from trecvit.errors import CheckpointError, ConfigError
+from trecvit.model.trecvit import TRecViT
+from trecvit.pretrained import mismatch
+
+Array = npt.NDArray[Any]
+
+_MAX_EXPANSION = 100  # a genuine file holds noise-like floats, which do not compress; a zip bomb does
+
+
+class _Layout(NamedTuple):
+    """How the values of one official array lie in one of our tensors. Both functions take (array, shape wanted)."""
+
+    to_ours: Callable[[Array, tuple[int, ...]], Array]
+    to_official: Callable[[Array, tuple[int, ...]], Array]
+
+
+def _reshape(array: Array, shape: tuple[int, ...]) -> Array:
+    return array.reshape(shape)
+
+
+def _kernel_to_ours(array: Array, shape: tuple[int, ...]) -> Array:
+    return array.reshape(shape[::-1]).T
+
+
+def _kernel_to_official(array: Array, shape: tuple[int, ...]) -> Array:
+    return array.T.reshape(shape)
+
+
+def _patch_to_ours(array: Array, shape: tuple[int, ...]) -> Array:
+    return array.transpose(4, 3, 0, 1, 2).reshape(shape)
+
+
+def _patch_to_official(array: Array, shape: tuple[int, ...]) -> Array:
+    frames, height, width, colours, channels = shape
+    return array.reshape(channels, colours, frames, height, width).transpose(2, 3, 4, 1, 0)
+
+
+_SAME = _Layout(_reshape, _reshape)  # the same values in the same order, perhaps with other brackets
+_KERNEL = _Layout(_kernel_to_ours, _kernel_to_official)  # [in..., out...] there, [out, in] here
+_PATCH = _Layout(_patch_to_ours, _patch_to_official)  # [frames, height, width, colours, D] there
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One row of the table: an official array, or one slice of it, is one of our tensors, or one chunk of its rows.
+
+    The letters of `shape` are those of `official_shapes`; the official name and shape are always those of the whole.
+    """
+
+    official: str
+    shape: str
+    ours: str
+    layout: _Layout
+    official_slice: int | None = None
+    our_chunk: tuple[int, int] | None = None  # (number, of how many)
+
+
+_EMBEDDING = (
+    _Entry("tokenizer/embedding/kernel", "p S S 3 D", "tokenizer.embedding.weight", _PATCH),
+    _Entry("tokenizer/embedding/bias", "D", "tokenizer.embedding.bias", _SAME),
+)
+_POSITIONS = (_Entry("tokenizer/pos_embedding", "1 P D", "tokenizer.positions", _SAME),)
+_CLS = (_Entry("tokenizer/cls", "1 1 D", "tokenizer.cls", _SAME),)
+_RECURRENT = "encoder/residualblock_{i:02d}/recurrent_block"
+_TEMPORAL = (
+    _Entry("encoder/residualblock_{i:02d}/temporal_pre_norm/scale", "D", "blocks.{i}.temporal.norm.scale", _SAME),
+    _Entry(_RECURRENT + "/linear_y/kernel", "D E", "blocks.{i}.temporal.linear_y.weight", _KERNEL),
+    _Entry(_RECURRENT + "/linear_y/bias", "E", "blocks.{i}.temporal.linear_y.bias", _SAME),
+    _Entry(_RECURRENT + "/linear_x/kernel", "D E", "blocks.{i}.temporal.linear_x.weight", _KERNEL),
+    _Entry(_RECURRENT + "/linear_x/bias", "E", "blocks.{i}.temporal.linear_x.bias", _SAME),
+    _Entry(_RECURRENT + "/rg_lru/a_param", "L", "blocks.{i}.temporal.lru.a_param", _SAME),
+    _Entry(_RECURRENT + "/rg_lru/input_gate/w", "G e l", "blocks.{i}.temporal.lru.input_gate.weight", _SAME),
+    _Entry(_RECURRENT + "/rg_lru/input_gate/b", "G l", "blocks.{i}.temporal.lru.input_gate.bias", _SAME),
+    _Entry(_RECURRENT + "/rg_lru/a_gate/w", "G e l", "blocks.{i}.temporal.lru.a_gate.weight", _SAME),
+    _Entry(_RECURRENT + "/rg_lru/a_gate/b", "G l", "blocks.{i}.temporal.lru.a_gate.bias", _SAME),
+    _Entry(_RECURRENT + "/linear_out/kernel", "E D", "blocks.{i}.temporal.linear_out.weight", _KERNEL),
+    _Entry(_RECURRENT + "/linear_out/bias", "D", "blocks.{i}.temporal.linear_out.bias", _SAME),
+)
+_CONV = (
+    _Entry(_RECURRENT + "/conv_1d/w", "K E", "blocks.{i}.temporal.conv.weight", _SAME),
+    _Entry(_RECURRENT + "/conv_1d/b", "E", "blocks.{i}.temporal.conv.bias", _SAME),
+)
+_COMPLEX = (_Entry(_RECURRENT + "/rg_lru/a_imag_param", "L", "blocks.{i}.temporal.lru.a_imag_param", _SAME),)
+_GRIFFIN_MLP = "encoder/residualblock_{i:02d}/mlp_block"
+_TEMPORAL_MLP = (
+    _Entry("encoder/residualblock_{i:02d}/channel_pre_norm/scale", "D", "blocks.{i}.temporal.mlp_norm.scale", _SAME),
+    _Entry(_GRIFFIN_MLP + "/ffw_up/w", "2 D M", "blocks.{i}.temporal.mlp.gate.weight", _KERNEL, official_slice=0),
+    _Entry(_GRIFFIN_MLP + "/ffw_up/b", "2 1 1 M", "blocks.{i}.temporal.mlp.gate.bias", _SAME, official_slice=0),
+    _Entry(_GRIFFIN_MLP + "/ffw_up/w", "2 D M", "blocks.{i}.temporal.mlp.up.weight", _KERNEL, official_slice=1),
+    _Entry(_GRIFFIN_MLP + "/ffw_up/b", "2 1 1 M", "blocks.{i}.temporal.mlp.up.bias", _SAME, official_slice=1),
+    _Entry(_GRIFFIN_MLP + "/ffw_down/kernel", "M D", "blocks.{i}.temporal.mlp.down.weight", _KERNEL),
+    _Entry(_GRIFFIN_MLP + "/ffw_down/bias", "D", "blocks.{i}.temporal.mlp.down.bias", _SAME),
+)
+_ATTENTION = "encoder/encoderblock_{i}/MultiHeadDotProductAttention_0"
+_SPATIAL = (
+    _Entry("encoder/encoderblock_{i}/LayerNorm_0/scale", "D", "blocks.{i}.spatial.attention_norm.weight", _SAME),
+    _Entry("encoder/encoderblock_{i}/LayerNorm_0/bias", "D", "blocks.{i}.spatial.attention_norm.bias", _SAME),
+    _Entry(_ATTENTION + "/query/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", _KERNEL, our_chunk=(0, 3)),
+    _Entry(_ATTENTION + "/query/bias", "G d", "blocks.{i}.spatial.qkv.bias", _SAME, our_chunk=(0, 3)),
+    _Entry(_ATTENTION + "/key/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", _KERNEL, our_chunk=(1, 3)),
+    _Entry(_ATTENTION + "/key/bias", "G d", "blocks.{i}.spatial.qkv.bias", _SAME, our_chunk=(1, 3)),
+    _Entry(_ATTENTION + "/value/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", _KERNEL, our_chunk=(2, 3)),
+    _Entry(_ATTENTION + "/value/bias", "G d", "blocks.{i}.spatial.qkv.bias", _SAME, our_chunk=(2, 3)),
+    _Entry(_ATTENTION + "/out/kernel", "G d D", "blocks.{i}.spatial.attention_out.weight", _KERNEL),
+    _Entry(_ATTENTION + "/out/bias", "D", "blocks.{i}.spatial.attention_out.bias", _SAME),
+    _Entry("encoder/encoderblock_{i}/LayerNorm_1/scale", "D", "blocks.{i}.spatial.mlp_norm.weight", _SAME),
+    _Entry("encoder/encoderblock_{i}/LayerNorm_1/bias", "D", "blocks.{i}.spatial.mlp_norm.bias", _SAME),
+    _Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_0/kernel", "D M", "blocks.{i}.spatial.mlp_up.weight", _KERNEL),
+    _Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_0/bias", "M", "blocks.{i}.spatial.mlp_up.bias", _SAME),
+    _Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_1/kernel", "M D", "blocks.{i}.spatial.mlp_down.weight", _KERNEL),
+    _Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_1/bias", "D", "blocks.{i}.spatial.mlp_down.bias", _SAME),
+)
+_NORM = (
+    _Entry("encoder/encoder_norm/scale", "D", "norm.weight", _SAME),
+    _Entry("encoder/encoder_norm/bias", "D", "norm.bias", _SAME),
+)
+_HEAD = (
+    _Entry("decoder/pre_logits/kernel", "D R", "head.pre_logits.weight", _KERNEL),
+    _Entry("decoder/pre_logits/bias", "R", "head.pre_logits.bias", _SAME),
+    _Entry("decoder/cls_head/kernel", "R V", "head.classifier.weight", _KERNEL),
+    _Entry("decoder/cls_head/bias", "V", "head.classifier.bias", _SAME),
+)
+
+
+def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array that an official file of this architecture holds."""
+    num_eigenvalues = config.lru_width // 2 if config.lru_complex else config.lru_width
+    sizes = {
+        "D": config.width,
+        "E": config.lru_width,
+        "G": config.num_heads,
+        "K": config.conv_width,
+        "L": num_eigenvalues,
+        "M": config.mlp_width,
+        "P": config.num_patches,
+        "R": config.head_width,
+        "S": config.patch_size,
+        "V": config.num_classes,
+        "d": config.width // config.num_heads,
+        "e": config.lru_width // config.num_heads,
+        "l": num_eigenvalues // config.num_heads,
+        "p": config.temporal_patch_size,
+    }
+    return {row.official: tuple(sizes.get(s) or int(s) for s in row.shape.split()) for row in _table(config)}
+
+
+def to_official(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Array]:
+    """A model's state dict as official arrays, float32.
+
+    Args:
+        config: The model's architecture.
+        weights: Its `state_dict()`.
+    """
+    arrays: dict[str, Array] = {}
+    shapes = official_shapes(config)
+    for entry in _table(config):
+        tensor = weights[entry.ours].detach().cpu().float().numpy()
+        if entry.our_chunk is not None:
+            number, of = entry.our_chunk
+            tensor = np.split(tensor, of)[number]
+        shape = shapes[entry.official]
+        if entry.official_slice is None:
+            arrays[entry.official] = np.ascontiguousarray(entry.layout.to_official(tensor, shape))
+        else:
+            whole = arrays.setdefault(entry.official, np.empty(shape, np.float32))
+            whole[entry.official_slice] = entry.layout.to_official(tensor, shape[1:])
+    return arrays
+
+
+def from_official(config: ModelConfig, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    """Official arrays as a state dict, float32. Inverse of `to_official`; the arrays must be complete."""
+    chunks: dict[str, list[Tensor]] = {}
+    with torch.device("meta"):
+        our_shapes = {name: tuple(tensor.shape) for name, tensor in TRecViT(config).state_dict().items()}
+    for entry in _table(config):
+        array, (rows, *columns) = arrays[entry.official], our_shapes[entry.ours]
+        if entry.official_slice is not None:
+            array = array[entry.official_slice]
+        if entry.our_chunk is not None:
+            rows //= entry.our_chunk[1]
+        ours = entry.layout.to_ours(array, (rows, *columns))
+        chunks.setdefault(entry.ours, []).append(torch.from_numpy(np.ascontiguousarray(ours, np.float32)))
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in chunks.items()}
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]], **overrides: Any) -> ModelConfig:
+    """The architecture that these arrays belong to.
+
+    The arrays determine every field except the eigenvalue range (used at initialisation only; the released model's is
+    filled in) and, for fixed positions or a grid that is not square, the image size (by default 224 x 224).
+
+    Args:
+        shapes: Shape of every array by official name.
+        overrides: Fields of `ModelConfig` that the arrays leave open.
+
+    Raises:
+        CheckpointError: when the arrays are not those of a TRecViT.
+    """
+
+    def dimension(name: str, axis: int) -> int:
+        shape = shapes.get(name)
+        if shape is None or len(shape) <= abs(axis):
+            found = "nothing" if shape is None else f"shape {shape}"
+            raise CheckpointError(f"not a TRecViT: expected an array {name!r}, got {found}")
+        return shape[axis]
+
+    kernel = "tokenizer/embedding/kernel"
+    block, attention = _RECURRENT.format(i=0), _ATTENTION.format(i=0)
+    width = dimension(kernel, 4)
+    lru_width = dimension(f"{block}/linear_x/kernel", 1)
+    layers = [int(match[1]) for name in shapes if (match := re.match(r"encoder/residualblock_(\d+)/", name))]
+    has_head = "decoder/cls_head/kernel" in shapes
+    if width < 1 or lru_width % width:
+        raise CheckpointError(f"expected a recurrent width that is a multiple of width={width}, got {lru_width}")
+    fields: dict[str, Any] = {
+        "width": width,
+        "depth": max(layers, default=0) + 1,
+        "num_heads": dimension(f"{attention}/query/kernel", 1),
+        "mlp_width": dimension("encoder/encoderblock_0/MlpBlock_0/Dense_0/kernel", 1),
+        "lru_multiplier": lru_width // width,
+        "lru_complex": f"{block}/rg_lru/a_imag_param" in shapes,
+        "min_radius": 0.5,
+        "conv_width": dimension(f"{block}/conv_1d/w", 0) if f"{block}/conv_1d/w" in shapes else 0,
+        "temporal_mlp": "encoder/residualblock_00/channel_pre_norm/scale" in shapes,
+        "patch_size": dimension(kernel, 1),
+        "temporal_patch_size": dimension(kernel, 0),
+        "positions": "learned" if "tokenizer/pos_embedding" in shapes else "sincos2d",
+        "pooling": "cls" if "tokenizer/cls" in shapes else "mean",
+        "head_width": dimension("decoder/pre_logits/kernel", 1) if has_head else ModelConfig().head_width,
+        "num_classes": dimension("decoder/cls_head/kernel", 1) if has_head else 0,
+    }
+    if fields["positions"] == "learned" and "image_size" not in overrides:
+        num_patches = dimension("tokenizer/pos_embedding", 1)
+        side = math.isqrt(num_patches)
+        if side * side != num_patches:
+            raise CheckpointError(
+                f"{num_patches} positions are not a square grid: say image_size=(height, width) in pixels"
+            )
+        fields["image_size"] = side * fields["patch_size"]
+    elif fields["positions"] == "sincos2d" and fields["patch_size"] >= 1:
+        fields["image_size"] = max(224 // fields["patch_size"], 1) * fields["patch_size"]
+    try:
+        return ModelConfig(**{**fields, **overrides})
+    except (ConfigError, TypeError) as exc:
+        raise CheckpointError(f"the arrays do not make up a TRecViT: {exc}") from exc
+
+
+def read_official(path: str | Path, **overrides: Any) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Architecture and state dict of an official `.npz`.
+
+    Shapes are read and compared before any values are, so that a file which promises too much allocates nothing.
+
+    Args:
+        path: The file.
+        overrides: Fields of `ModelConfig` that the arrays leave open, see `infer_config`.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged, hostile or not of this kind. Lists by name the arrays
+            that are missing, left over, or of another shape or type.
+    """
+    path = Path(path)
+    try:
+        headers = _read_headers(path)
+        shapes = {name: shape for name, (shape, _) in headers.items()}
+        config = infer_config(shapes, **overrides)
+        _compare(headers, official_shapes(config))
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return config, from_official(config, arrays)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{path}: {exc}") from exc
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zipfile.LargeZipFile) as exc:
+        raise CheckpointError(f"{path}: expected an official .npz file of arrays: {exc}") from exc
+    except Exception as exc:  # zlib.error, struct.error, NotImplementedError ...: whatever a mangled archive provokes
+        raise CheckpointError(f"{path}: damaged file ({type(exc).__name__}: {exc})") from exc
+
+
+def write_official(path: str | Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Writes a state dict as an official `.npz`, which appears whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            arrays: dict[str, Any] = to_official(config, weights)
+            np.savez(file, **arrays)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _table(config: ModelConfig) -> list[_Entry]:
+    """The rows that a model of this architecture needs, layers numbered."""
+    per_layer = (
+        *_TEMPORAL,
+        *(_CONV if config.conv_width else ()),
+        *(_COMPLEX if config.lru_complex else ()),
+        *(_TEMPORAL_MLP if config.temporal_mlp else ()),
+        *_SPATIAL,
+    )
+    layers = (
+        replace(row, official=row.official.format(i=i), ours=row.ours.format(i=i))
+        for i in range(config.depth)
+        for row in per_layer
+    )
+    return [
+        *_EMBEDDING,
+        *(_POSITIONS if config.positions == "learned" else ()),
+        *(_CLS if config.pooling == "cls" else ()),
+        *layers,
+        *_NORM,
+        *(_HEAD if config.num_classes else ()),
+    ]
+
+
+def _read_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of every array in the archive, without its values."""
+    headers = {}
+    with zipfile.ZipFile(path) as archive:
+        if sum(item.file_size for item in archive.infolist()) > _MAX_EXPANSION * path.stat().st_size:
+            raise CheckpointError("the archive would expand more than a hundredfold; no file of weights does")
+        for item in archive.infolist():
+            with archive.open(item) as file:
+                version = np.lib.format.read_magic(file)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                if version not in read:
+                    raise CheckpointError(f"{item.filename}: unknown .npy version {version}")
+                shape, _, dtype = read[version](file)
+            if math.prod(shape) * dtype.itemsize > item.file_size:
+                raise CheckpointError(f"{item.filename}: promises {dtype} {shape}, more than the file holds")
+            headers[item.filename.removesuffix(".npy")] = (shape, dtype)
+    return headers
+
+
+def _compare(
+    headers: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in headers]
+    left_over = [f"{name} {shape}" for name, (shape, _) in headers.items() if name not in expected]
+    other = [
+        f"{name} {dtype} {shape} instead of float {expected[name]}"
+        for name, (shape, dtype) in headers.items()
+        if name in expected and (shape != expected[name] or dtype.kind != "f")
+    ]
+    if reasons := mismatch(missing, left_over, other):
+        raise CheckpointError(f"the arrays do not match the model that they imply; {reasons}")

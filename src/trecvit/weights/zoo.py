@@ -1,0 +1,90 @@
+"""Pretrained weights by name: where they are published, under which licence, and where they are kept here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from trecvit.errors import CheckpointError, ConfigError
+from trecvit.weights.download import Progress, download
+
+# As the README of google-deepmind/trecvit words it; it names no separate licence for the weights.
+_LICENCE = "google-deepmind/trecvit: software Apache-2.0, all other materials CC-BY 4.0"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZooEntry:
+    """One published file of weights."""
+
+    name: str
+    """What `trecvit.load` takes."""
+    url: str
+    """Where its authors publish it."""
+    filename: str
+    """Its name in the cache folder."""
+    size_bytes: int | None
+    """The exact size; None where it is not published."""
+    licence: str
+    """As its authors state it."""
+    description: str
+    """One line for people."""
+
+
+ZOO: dict[str, ZooEntry] = {
+    entry.name: entry
+    for entry in (
+        ZooEntry(
+            name="base_k400",
+            url="https://storage.googleapis.com/trecvit/model_checkpoints/trecvit_B_k400.npz",
+            filename="trecvit_B_k400.npz",
+            size_bytes=None,
+            licence=_LICENCE,
+            description="TRecViT-B trained on Kinetics-400: 400 classes, 32 frames of 224x224, 136.8 M parameters",
+        ),
+        ZooEntry(
+            name="base_mae",
+            url="https://storage.googleapis.com/dm-perception-test/trecvit/trecvit_B_mae.npz",
+            filename="trecvit_B_mae.npz",
+            size_bytes=None,
+            licence=_LICENCE,
+            description="TRecViT-B self-supervised by masked auto-encoding on Kinetics-400",
+        ),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights are kept: $TRECVIT_CACHE, else $XDG_CACHE_HOME/trecvit, else ~/.cache/trecvit.
+
+    The folder need not exist yet.
+    """
+    try:
+        if chosen := os.environ.get("TRECVIT_CACHE"):
+            return Path(chosen).expanduser()
+        # The XDG rules: a path that is not absolute is to be ignored.
+        if (shared := os.environ.get("XDG_CACHE_HOME")) and os.path.isabs(shared):
+            return Path(shared) / "trecvit"
+        return Path.home() / ".cache" / "trecvit"
+    except RuntimeError as exc:  # an account without a home, as in some containers
+        raise ConfigError(f"no cache folder: {exc}. Set TRECVIT_CACHE to a folder for downloaded weights.") from exc
+
+
+def zoo_path(name: str, *, progress: Progress | None = None) -> Path:
+    """The file of the weights called `name`, downloaded to the cache folder if it is not there.
+
+    Args:
+        name: A key of `ZOO`.
+        progress: Called with (bytes on disk, bytes in all or None) while it downloads.
+
+    Raises:
+        CheckpointError: No weights have this name.
+        DownloadError: They could not be fetched; the message says where to put a copy.
+    """
+    entry = ZOO.get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name.lower(), ZOO, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise CheckpointError(f"no pretrained weights are called {name!r}.{hint} Known names: {', '.join(ZOO)}.")
+    return download(entry.url, cache_folder() / entry.filename, size_bytes=entry.size_bytes, progress=progress)
