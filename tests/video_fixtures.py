@@ -124,14 +124,17 @@ def _add_silence(container: av.container.OutputContainer, stream: av.AudioStream
     container.mux(stream.encode())
 
 
-def rotate_clockwise(path: Path, degrees: int) -> None:
-    """Writes the display matrix of an mp4's track header, as telephones do: 90 means shown turned clockwise by 90."""
+def set_display(path: Path, clockwise_degrees: int, *, mirrored: bool = False) -> None:
+    """Writes the display matrix of an mp4's track header, as telephones do: mirror left to right, then turn."""
     content = bytearray(path.read_bytes())
     header = content.index(b"tkhd") + 4
-    matrix = header + (52 if content[header] else 40)
+    start = header + (52 if content[header] else 40)
     # (x, y) of the stored picture is shown at (a x + c y, b x + d y), y down.
-    a, b, c, d = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
-    content[matrix : matrix + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    a, b, c, d = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[clockwise_degrees]
+    if mirrored:
+        a, b = -a, -b
+    matrix = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    content[start : start + 36] = struct.pack(">9i", *matrix)
     path.write_bytes(content)
 
 

@@ -1,1 +1,68 @@
-"""placeholder."""
+"""TRecViT in PyTorch: a causal video transformer whose weights train on clips and stream frame by frame.
+
+    model = trecvit.load("motions")
+    out = model(video)                        # a clip [B,T,C,H,W]
+    out, state = model.step(frames, state)    # or any next frames of a stream
+
+Nothing is imported before it is asked for, so that `import trecvit` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trecvit.config import PRESETS, ModelConfig, Preprocessing
+    from trecvit.data.class_names import class_names
+    from trecvit.data.world import World, WorldConfig
+    from trecvit.errors import TRecViTError
+    from trecvit.model.state import State
+    from trecvit.model.trecvit import Output, TRecViT, create_model
+    from trecvit.weights.load import convert, load
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "PRESETS": "trecvit.config",
+    "ModelConfig": "trecvit.config",
+    "Output": "trecvit.model.trecvit",
+    "Preprocessing": "trecvit.config",
+    "State": "trecvit.model.state",
+    "TRecViT": "trecvit.model.trecvit",
+    "TRecViTError": "trecvit.errors",
+    "World": "trecvit.data.world",
+    "WorldConfig": "trecvit.data.world",
+    "class_names": "trecvit.data.class_names",
+    "convert": "trecvit.weights.load",
+    "create_model": "trecvit.model.trecvit",
+    "load": "trecvit.weights.load",
+}
+
+__all__ = [
+    "PRESETS",
+    "ModelConfig",
+    "Output",
+    "Preprocessing",
+    "State",
+    "TRecViT",
+    "TRecViTError",
+    "World",
+    "WorldConfig",
+    "class_names",
+    "convert",
+    "create_model",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trecvit' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

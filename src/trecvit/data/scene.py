@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trecvit.errors import DataError, InputError
@@ -24,15 +26,16 @@ class Layer:
     """One flat thing and where it is in every frame.
 
     Attributes:
-        texture: RGBA, float32 in [0, 1], colours multiplied by alpha.
-        transforms: `transforms[t] @ (x, y, 1)` is where the texture's point (x, y) lies in frame t, in pixels.
+        texture: RGBA `[4, h, w]`, float32 in [0, 1], colours multiplied by alpha.
+        transforms: `[T, 2, 3]`; `transforms[t] @ (x, y, 1)` is where the texture's point (x, y) lies in frame t, in
+            pixels.
         role: What it is in the scene: "background", "mover", "rest", "occluder", "part", "piece", "inside" or
             "distractor".
         reflect: Beyond its border the texture goes on, mirrored; it must be opaque then, and hides all behind it.
     """
 
-    texture: Float[Tensor, "4 h w"]
-    transforms: Float[np.ndarray, "t 2 3"]
+    texture: Tensor
+    transforms: NDArray[Any]
     role: str
     reflect: bool = False
 
@@ -57,7 +60,7 @@ class Layer:
         moved: np.ndarray = points_xy @ matrix[:, :2].T + matrix[:, 2]
         return moved
 
-    def covers(self, points_xy: Float[np.ndarray, "q 2"], frame: int) -> Bool[np.ndarray, q]:
+    def covers(self, points_xy: Float[np.ndarray, "q 2"], frame: int) -> Bool[np.ndarray, " q"]:
         """Whether the layer hides what is behind it at points of a frame: alpha above one half."""
         if self.reflect:
             return np.ones(len(points_xy), bool)
@@ -81,7 +84,7 @@ class Scene:
     Attributes:
         layers: Back to front.
         image_size: Height and width of the frames, in pixels.
-        light: `light[t]` holds the gain (row 0) and the offset (row 1) of each colour in frame t.
+        light: `[T, 2, 3]`; `light[t]` holds the gain (row 0) and the offset (row 1) of each colour in frame t.
         blur_passes: How often the frames are smoothed by (1, 2, 1) / 4 in both directions.
         noise_levels: Standard deviation of the sensor's noise, in 8-bit levels.
         noise_seed: The noise depends on this alone.
@@ -92,7 +95,7 @@ class Scene:
 
     layers: tuple[Layer, ...]
     image_size: tuple[int, int]
-    light: Float[np.ndarray, "t 2 3"]
+    light: NDArray[Any]
     label: int
     partner_label: int
     blur_passes: int = 0
@@ -190,7 +193,7 @@ def expose(clean: Float[Tensor, "t 3 h w"], scene: Scene) -> UInt8[Tensor, "t 3 
 
 
 @functools.lru_cache(maxsize=4)
-def _noise_bank(frame: int) -> Float[Tensor, n]:
+def _noise_bank(frame: int) -> Float[Tensor, " n"]:
     """Normal noise to take frames from at random places: drawing it afresh would cost more than the whole scene."""
     return torch.from_numpy(np.random.default_rng(0).standard_normal(8 * frame + 4096, dtype=np.float32))
 
@@ -280,13 +283,13 @@ def _sample(
 
 
 def scene_tracks(
-    scene: Scene, query_points_tyx: Float[np.ndarray, "q 3"]
+    scene: Scene, query_points_tyx: NDArray[Any]
 ) -> tuple[Float[np.ndarray, "q t 2"], Bool[np.ndarray, "q t"]]:
     """Follow points through a scene, exactly.
 
     Args:
         scene: Its layers must cover every query.
-        query_points_tyx: Frame (a whole number), y and x of points on what is seen in that frame.
+        query_points_tyx: `[Q, 3]`: frame (a whole number), y and x of points on what is seen in that frame.
 
     Returns:
         Where each point is in every frame, `(x, y)` in pixels, also while it cannot be seen; and whether it can be

@@ -49,7 +49,7 @@ _PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def photographs(split: Literal["train", "held_out"]) -> list[UInt8[np.ndarray, "h w 3"]]:
+def photographs(split: Literal["train", "held_out"]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """The photographs that come inside the scikit-image wheel; nothing is downloaded.
 
     Args:
@@ -73,7 +73,7 @@ def photographs(split: Literal["train", "held_out"]) -> list[UInt8[np.ndarray, "
     return [_read_picture(folder / name)[..., :3] for name in _PHOTOGRAPHS[split]]
 
 
-def load_pictures(folder: str | Path) -> list[UInt8[np.ndarray, "h w c"]]:
+def load_pictures(folder: str | Path) -> list[UInt8[np.ndarray, "_ _ _"]]:
     """Read every picture of a folder, in the order of their names.
 
     Args:
@@ -341,7 +341,7 @@ def _blob(rng: np.random.Generator) -> NDArray[np.float64]:
     angle = np.arange(48) * (2 * math.pi / 48)
     radius = np.ones(48)
     for wave in range(1, 5):
-        radius += rng.uniform(0.05, 0.36) / wave**0.7 * np.cos(wave * angle + rng.uniform(0, 2 * math.pi))
+        radius += rng.uniform(0.12, 0.36) / wave**0.7 * np.cos(wave * angle + rng.uniform(0, 2 * math.pi))
     return _round(np.maximum(radius, 0.35), 48)
 
 
@@ -409,7 +409,7 @@ class Sprite:
     texture: Float[Tensor, "4 h w"]
     radius: float
     scale: float
-    colour: Float[np.ndarray, 3]
+    colour: Float[np.ndarray, " 3"]
 
     @property
     def radius_px(self) -> float:
@@ -483,9 +483,7 @@ class Supply:
 
     BANK = 130
 
-    def __init__(
-        self, seed: int, pictures: Sequence[UInt8[np.ndarray, "h w c"]], *, picture_share: float, surface_px: int
-    ) -> None:
+    def __init__(self, seed: int, pictures: Sequence[NDArray[Any]], *, picture_share: float, surface_px: int) -> None:
         self.seed = seed
         self.picture_share = picture_share
         self.surface_px = surface_px
@@ -556,8 +554,12 @@ class Supply:
     def background(
         self, rng: np.random.Generator, height: int, width: int, *, irregular: bool = False
     ) -> Float[Tensor, "4 h w"]:
-        """An opaque texture; see `surface`."""
+        """An opaque texture; see `surface`. If it is to be irregular, it also has some contrast."""
         colours = self.surface(rng, height, width, zoom=(0.45, 1.0), irregular=irregular)
+        spread = float(colours.std(axis=(0, 1)).max())
+        if irregular and spread < 0.12:  # on an empty wall nobody could see it move
+            mean = colours.mean(axis=(0, 1))
+            colours = np.clip(mean + (colours - mean) * np.float32(min(0.12 / max(spread, 1e-3), 5.0)), 0, 1)
         return premultiplied(colours, np.ones((height, width), np.float32))
 
     def sprite(

@@ -116,7 +116,7 @@ class World:
         labels: The names of the classes.
     """
 
-    def __init__(self, config: WorldConfig, *, seed: int, pictures: Sequence[UInt8[np.ndarray, "h w c"]] = ()) -> None:
+    def __init__(self, config: WorldConfig, *, seed: int, pictures: Sequence[NDArray[Any]] = ()) -> None:
         if seed < 0:
             raise ConfigError(f"seed must be 0 or more, not {seed}")
         self.config = config
@@ -158,16 +158,15 @@ class World:
         return torch.stack([expose(clean, first), expose(other, second)]), (first.label, second.label)
 
     def tracks(
-        self, index: int, query_points_tyx: Float[np.ndarray, "q 3"]
+        self, index: int, query_points_tyx: NDArray[Any]
     ) -> tuple[Float[np.ndarray, "q t 2"], Bool[np.ndarray, "q t"]]:
-        """Exact tracks of points of an item, and where they can be seen; see `scene_tracks`."""
+        """Exact tracks of points `[Q, 3]` of an item, and where they can be seen; see `scene_tracks`."""
         return scene_tracks(self.scene(index), query_points_tyx)
 
     def _first_of_pair(self, number: int) -> Scene:
         rng = np.random.default_rng([self.seed, 0, number])
-        block, place = divmod(
-            number, len(PAIRS)
-        )  # shuffled within blocks: balanced, and no stride meets one class only
+        # Pairs are shuffled within blocks: balanced, and no stride through the items meets one class only.
+        block, place = divmod(number, len(PAIRS))
         pair = int(np.random.default_rng([self.seed, 3, block]).permutation(len(PAIRS))[place])
         return _film(_Stage(rng, self.config, self._supply), pair, noise_seed=(self.seed, 2, 2 * number))
 
@@ -206,7 +205,7 @@ class _Stage:
     def progress(self) -> NDArray[np.float64]:
         """From 0 to 1, never back: starts late, ends early, hastens, slows down, or rests on the way."""
         length = self.between(0.45, 1.0)
-        start = self.between(0, 1 - length)
+        start = self.between(0.0, 1.0 - length)
         time = np.linspace(0, 1, self.frames)
         part = np.clip((time - start) / length, 0, 1)
         kind = self.rng.random()
@@ -215,17 +214,17 @@ class _Stage:
         if kind < 0.55:
             return part * part * (3 - 2 * part)
         if kind < 0.7:
-            return part ** self.between(1.2, 2)
+            return part ** self.between(1.2, 2.0)
         if kind < 0.85:
-            return 1 - (1 - part) ** self.between(1.2, 2)
+            return 1 - (1 - part) ** self.between(1.2, 2.0)
         pause, wait = self.between(0.3, 0.7), self.between(0.1, 0.3)
         return np.interp(part, [0, pause * (1 - wait), pause * (1 - wait) + wait, 1], [0, pause, pause, 1])
 
     def wobble(self, reach: float) -> NDArray[np.float64]:
         """A slow to and fro within plus and minus `reach`; forwards and backwards it looks alike."""
         time = np.linspace(0, 2 * math.pi, self.frames)
-        waves = sum(np.sin(self.between(0.4, 3) * time + self.between(0, 2 * math.pi)) for _ in range(2))
-        wave: NDArray[np.float64] = reach * self.between(0, 0.5) * np.asarray(waves)
+        waves = sum(np.sin(self.between(0.4, 3.0) * time + self.between(0.0, 2 * math.pi)) for _ in range(2))
+        wave: NDArray[np.float64] = reach * self.between(0.0, 0.5) * np.asarray(waves)
         return wave
 
     def object(
@@ -339,7 +338,7 @@ def _film(stage: _Stage, pair: int, noise_seed: tuple[int, ...]) -> Scene:
         image_size=stage.config.image_size,
         light=_light(stage),
         blur_passes=int(stage.rng.choice([0, 0, 0, 0, 0, 1, 1, 2])),
-        noise_levels=stage.config.noise * stage.between(0, 1) ** 2,
+        noise_levels=stage.config.noise * stage.between(0.0, 1.0) ** 2,
         noise_seed=noise_seed,
         label=PAIRS[pair][0],
         partner_label=PAIRS[pair][1],
@@ -364,7 +363,7 @@ def _hand(stage: _Stage) -> NDArray[Any]:
     shift, angle, zoom = np.zeros((stage.frames, 2)), still, still + 1
     jitter = stage.config.camera_jitter_px
     if jitter > 0 and stage.chance(0.65):
-        reach = jitter * stage.between(0.2, 1)
+        reach = jitter * stage.between(0.2, 1.0)
         shift = np.stack([stage.wobble(reach), stage.wobble(reach)], axis=1)
         shift += stage.rng.uniform(-0.3, 0.3, shift.shape) * reach
         angle = stage.wobble(2 * reach / stage.unit)
@@ -410,7 +409,7 @@ def _discs(layer: Layer) -> NDArray[Any]:
     linear = layer.transforms[:, :, :2]
     centre = linear @ np.array([(width - 1) / 2, (height - 1) / 2]) + layer.transforms[:, :, 2]
     extents = np.hypot(linear[:, 0], linear[:, 1]) * np.array([width, height])
-    return np.concatenate([centre, 0.55 * extents.max(axis=1, keepdims=True)], axis=1)
+    return np.concatenate([centre, 0.5 * np.hypot(extents[:, :1], extents[:, 1:])], axis=1)
 
 
 def _distractors(stage: _Stage, play: _Play, camera: NDArray[Any] | None) -> list[Layer]:
@@ -433,7 +432,7 @@ def _distractors(stage: _Stage, play: _Play, camera: NDArray[Any] | None) -> lis
         path = stage.still(spot)
         if stage.chance(0.25):
             path = path + np.stack([stage.wobble(0.025 * stage.unit), stage.wobble(0.025 * stage.unit)], axis=1)
-        layer = stage.place(sprite, path, role="distractor", angle=stage.between(0, 2 * math.pi))
+        layer = stage.place(sprite, path, role="distractor", angle=stage.between(0.0, 2 * math.pi))
         found.append(layer)
         taken.append(_discs(layer))
     return found
@@ -447,7 +446,7 @@ def _free(point: NDArray[Any], radius: float, taken: list[NDArray[Any]]) -> bool
 
 
 def _pan(stage: _Stage, heading: float) -> NDArray[Any]:
-    heading += stage.between(-1, 1) * math.radians(15)
+    heading += stage.between(-1.0, 1.0) * math.radians(15)
     travel = stage.between(0.25, 0.7) * stage.unit
     ahead = np.array([math.cos(heading), math.sin(heading)])
     shift = (stage.progress() - 0.5)[:, None] * travel * ahead
@@ -463,7 +462,7 @@ def _zoom(stage: _Stage) -> NDArray[Any]:
 
 
 def _roll(stage: _Stage) -> NDArray[Any]:
-    angle = (stage.progress() - 0.5) * math.radians(stage.between(40, 140))
+    angle = (stage.progress() - 0.5) * math.radians(stage.between(40.0, 140.0))
     about = stage.centre + stage.rng.uniform(-0.2, 0.2, 2) * stage.size
     shift = np.stack([stage.wobble(0.02), stage.wobble(0.02)], axis=1) * stage.unit
     return _similarity(stage, shift, angle, 1 + stage.wobble(0.03), about)
@@ -481,15 +480,15 @@ _CAMERA_MOVES: tuple[Callable[[_Stage], NDArray[Any]], ...] = (
 
 
 def _moving(stage: _Stage, heading: float, side: float) -> _Play:
-    heading += stage.between(-1, 1) * math.radians(20)
+    heading += stage.between(-1.0, 1.0) * math.radians(20)
     progress, travel = stage.progress(), stage.between(0.3, 0.9) * side
     low, high = (0.12, 0.3) if stage.chance(0.4) else (0.25, 0.55)
     layers: list[Layer] = []
     for _ in range(2 if stage.chance(0.15) else 1):
         sprite = stage.object(low, high)
         path = stage.line(heading, travel, progress, sprite.radius_px)
-        angle = stage.between(0, 2 * math.pi) + stage.wobble(math.radians(12) if stage.chance(0.5) else 0)
-        scale = 1 + stage.wobble(0.08 if stage.chance(0.5) else 0)
+        angle = stage.between(0.0, 2 * math.pi) + stage.wobble(math.radians(12) if stage.chance(0.5) else 0.0)
+        scale = 1 + stage.wobble(0.08 if stage.chance(0.5) else 0.0)
         layers.append(stage.place(sprite, path, role="mover", angle=angle, scale=scale))
     return _Play(layers)
 
@@ -497,36 +496,36 @@ def _moving(stage: _Stage, heading: float, side: float) -> _Play:
 def _approaching(stage: _Stage) -> _Play:
     ratio = stage.between(1.4, 3.0)
     sprite = stage.object(0.45, 0.9)
-    scale = ratio ** (stage.progress() - stage.between(0.7, 1))
+    scale = ratio ** (stage.progress() - stage.between(0.7, 1.0))
     spot = stage.centre + stage.rng.uniform(-0.22, 0.22, 2) * stage.size
     path = (
         stage.still(spot) + np.linspace(-0.5, 0.5, stage.frames)[:, None] * stage.rng.uniform(-0.1, 0.1, 2) * stage.size
     )
-    angle = stage.between(0, 2 * math.pi) + stage.wobble(math.radians(10) if stage.chance(0.5) else 0)
+    angle = stage.between(0.0, 2 * math.pi) + stage.wobble(math.radians(10) if stage.chance(0.5) else 0.0)
     return _Play([stage.place(sprite, path, role="mover", angle=angle, scale=scale)])
 
 
 def _turning(stage: _Stage) -> _Play:
     sprite = (
-        stage.object(0.3, 0.8, TURNABLE, flat=0.5)
+        stage.object(0.3, 0.8, TURNABLE, flat=0.5, at_most=0.85)
         if stage.chance(0.7)
         else stage.object(0.4, 0.9, SHAPES[:3], flat=0.25)
     )
-    turn = math.radians(stage.between(40, 180))
-    angle = stage.between(0, 2 * math.pi) + stage.progress() * turn
+    turn = math.radians(stage.between(40.0, 180.0))
+    angle = stage.between(0.0, 2 * math.pi) + stage.progress() * turn
     pivot = (0.0, 0.0)
     if stage.chance(0.4):
         x, y = stage.rng.uniform(-0.5, 0.5, 2)
         pivot = (float(x), float(y))
     path = np.stack([stage.wobble(0.02), stage.wobble(0.02)], axis=1) * stage.unit
     path = path + stage.fit((path, 0.8 * sprite.radius_px))
-    scale = 1 + stage.wobble(0.05 if stage.chance(0.5) else 0)
+    scale = 1 + stage.wobble(0.05 if stage.chance(0.5) else 0.0)
     return _Play([stage.place(sprite, path, role="mover", angle=angle, scale=scale, pivot=pivot)])
 
 
 def _appearing(stage: _Stage) -> _Play:
     sprite = stage.object(0.16, 0.32)
-    radius, lean = sprite.radius_px, stage.between(0, math.pi)
+    radius, lean = sprite.radius_px, stage.between(0.0, math.pi)
     kind, inner = (("ellipse", 0.95), ("box", 1.0), ("round_box", 0.9), ("blob", 0.62))[int(stage.rng.integers(4))]
     short = 2 * radius / inner * stage.between(1.1, 1.35)
     long = short * stage.between(1.0, 2.4)
@@ -534,7 +533,7 @@ def _appearing(stage: _Stage) -> _Play:
     behind, hidden, end = _way_out(stage, radius, lean, (long * inner / 2, short * inner / 2), (long / 2, short / 2))
     progress = stage.progress()
     path = hidden + progress[:, None] * (end - hidden)
-    angle = stage.between(0, 2 * math.pi) + stage.wobble(math.radians(8) if stage.chance(0.4) else 0)
+    angle = stage.between(0.0, 2 * math.pi) + stage.wobble(math.radians(8) if stage.chance(0.4) else 0.0)
     return _Play(
         [
             stage.place(sprite, path, role="mover", angle=angle),
@@ -581,7 +580,7 @@ def _opening(stage: _Stage) -> _Play:
 def _frame_angle(stage: _Stage) -> float:
     """How a door or box stands: mostly upright, or on its side, sometimes askew."""
     base = math.pi / 2 * int(stage.rng.integers(4))
-    return base + (stage.between(-1, 1) * math.pi / 4 if stage.chance(0.3) else stage.between(-0.1, 0.1))
+    return base + (stage.between(-1.0, 1.0) * math.pi / 4 if stage.chance(0.3) else stage.between(-0.1, 0.1))
 
 
 def _two_doors(stage: _Stage) -> tuple[float, float, float, NDArray[Any], list[Layer], tuple[Sprite, Sprite]]:
@@ -604,7 +603,7 @@ def _sliding_doors(stage: _Stage) -> _Play:
     way = width * (0.5 + 0.02 + stage.progress() * stage.between(0.5, 1.0))
     layers = [
         stage.place(door, spot + side * way[:, None] * ahead, role="part", angle=lean)
-        for door, side in zip(doors, (-1, 1), strict=True)
+        for door, side in zip(doors, (-1.0, 1.0), strict=True)
     ]
     return _Play([*inside, *layers])
 
@@ -613,10 +612,10 @@ def _swinging_doors(stage: _Stage) -> _Play:
     """Two doors on outer hinges, seen from the front: they grow narrow as they swing towards the viewer."""
     _, width, lean, spot, inside, doors = _two_doors(stage)
     ahead = np.array([math.cos(lean), math.sin(lean)])
-    swing = stage.between(0.0, 0.15) + stage.progress() * math.radians(stage.between(50, 80))
+    swing = stage.between(0.0, 0.15) + stage.progress() * math.radians(stage.between(50.0, 80.0))
     tilt = stage.between(0.1, 0.35) * stage.sign()
     layers = []
-    for door, side in zip(doors, (-1, 1), strict=True):
+    for door, side in zip(doors, (-1.0, 1.0), strict=True):
         hinge = stage.still(spot + side * width * 1.02 * ahead)
         narrow = _foreshortened(swing, side * tilt)
         layers.append(stage.place(door, hinge, role="part", angle=lean, scale=narrow, pivot=(side, 0.0)))
@@ -640,7 +639,7 @@ def _cover(stage: _Stage) -> _Play:
     ahead = np.array([math.cos(lean), math.sin(lean)])
     spot = stage.centre + stage.rng.uniform(-0.08, 0.08, 2) * stage.size
     body, lid = stage.slab(height, width), stage.slab(height * 1.02, width * 1.02)
-    swing = stage.between(0, 0.2) + stage.progress() * math.radians(stage.between(60, 150))
+    swing = stage.between(0.0, 0.2) + stage.progress() * math.radians(stage.between(60.0, 150.0))
     hinge = spot - side * ahead * width / 2
     narrow = _foreshortened(swing, side * stage.between(-0.4, 0.4))
     return _Play(
@@ -659,10 +658,10 @@ def _jaws(stage: _Stage) -> _Play:
     kinds = ("box", "round_box") if boxed else ("box", "round_box", "ellipse", "drop")
     upper = stage.slab(lid, length, kinds)
     lower = upper if body == lid else stage.slab(body, length * stage.between(0.9, 1.05), kinds)
-    start, wide = math.radians(stage.between(0, 10)), math.radians(stage.between(40, 115))
+    start, wide = math.radians(stage.between(0.0, 10.0)), math.radians(stage.between(40.0, 115.0))
     angle = start + stage.progress() * wide
     share = 1.0 if boxed else float(stage.rng.choice([0.0, 0.5, 0.5, 1.0, stage.between(0.2, 0.8)]))
-    facing, mirrored = stage.between(0, 2 * math.pi), stage.sign()
+    facing, mirrored = stage.between(0.0, 2 * math.pi), stage.sign()
     ahead = np.array([math.cos(facing), math.sin(facing)])
     hinge = stage.still(stage.centre - ahead * length * 0.4 + stage.rng.uniform(-0.06, 0.06, 2) * stage.size)
     layers = [
@@ -675,7 +674,7 @@ def _jaws(stage: _Stage) -> _Play:
 def _colliding(stage: _Stage) -> _Play:
     sprites = (stage.object(0.18, 0.4), stage.object(0.18, 0.4))
     turns = stage.rng.uniform(0, 2 * math.pi, 2)
-    heading = stage.between(0, 2 * math.pi)
+    heading = stage.between(0.0, 2 * math.pi)
     ahead = np.array([math.cos(heading), math.sin(heading)])
     aside = np.array([-ahead[1], ahead[0]]) * stage.between(-0.2, 0.2) * min(sprite.radius_px for sprite in sprites)
     touching = _touching(sprites, turns, heading, aside)
@@ -718,19 +717,19 @@ def _scattering(stage: _Stage) -> _Play:
     layers: list[Layer] = []
     if stage.chance(0.35):
         whole = stage.object(0.35, 0.65)
-        lean = stage.between(0, 2 * math.pi)
+        lean = stage.between(0.0, 2 * math.pi)
         turn = np.array([[math.cos(lean), -math.sin(lean)], [math.sin(lean), math.cos(lean)]])
         for piece, offset in shatter(stage.rng, whole, pieces):
             start = turn @ offset * whole.scale
             ahead = start / max(float(np.hypot(*start)), 1e-6)
             path = centre + start + progress[:, None] * ahead * way * stage.between(0.7, 1.2)
-            spin = stage.between(-1, 1) * math.radians(60) * progress
+            spin = stage.between(-1.0, 1.0) * math.radians(60) * progress
             layers.append(stage.place(piece, path, role="piece", angle=lean + spin))
         return _Play(layers)
     model = stage.object(0.1, 0.22)
     alike = stage.chance(0.4)
     angles = (np.arange(pieces) + stage.rng.uniform(-0.25, 0.25, pieces)) * (2 * math.pi / pieces)
-    for angle in angles + stage.between(0, 2 * math.pi):
+    for angle in angles + stage.between(0.0, 2 * math.pi):
         sprite = model if alike else stage.supply.sprite(
             stage.rng, str(stage.rng.choice(SHAPES)), (stage.between(0.08, 0.2) * stage.unit,) * 2,
             unlike=stage.colours[:1], cut_outs=True,
@@ -738,8 +737,8 @@ def _scattering(stage: _Stage) -> _Play:
         ahead = np.array([math.cos(angle), math.sin(angle)])
         start = centre + ahead * sprite.radius_px * stage.between(0.5, 1.2)
         path = start + progress[:, None] * ahead * way * stage.between(0.8, 1.25)
-        spin = stage.between(-1, 1) * math.radians(90) * progress
-        layers.append(stage.place(sprite, path, role="piece", angle=stage.between(0, 2 * math.pi) + spin))
+        spin = stage.between(-1.0, 1.0) * math.radians(90) * progress
+        layers.append(stage.place(sprite, path, role="piece", angle=stage.between(0.0, 2 * math.pi) + spin))
     return _Play(layers)
 
 
@@ -747,23 +746,26 @@ def _passing(stage: _Stage) -> _Play:
     sprites = [stage.object(0.24, 0.4), stage.object(0.24, 0.4)]
     # The second was made to stand out from the first; neither part in the play is given away by that.
     resting, moving = sprites if stage.chance(0.5) else sprites[::-1]
-    heading = stage.between(0, 2 * math.pi)
-    ahead = np.array([math.cos(heading), math.sin(heading)])
     clear = resting.radius_px + moving.radius_px
-    before, after = clear * stage.between(0.9, 1.4), clear * stage.between(0.9, 1.4)
+    before, after = clear * stage.between(0.9, 1.3), clear * stage.between(0.9, 1.3)
+    # First the place, then a way that stays in the frame as well as may be. The other way round, the one at rest would
+    # be the one nearer to the middle of the frame, and a single frame would tell which of the two moves.
+    inset = 0.75 * resting.radius_px
+    spot = stage.rng.uniform(inset, stage.size - inset)
+    headings = stage.rng.uniform(0, 2 * math.pi, 5)
+    directions = np.stack([np.cos(headings), np.sin(headings)], axis=1)
+    ends = spot + np.concatenate([-before * directions, after * directions], axis=1).reshape(5, 2, 2)
+    ahead = directions[np.argmin((np.maximum(-ends, 0) + np.maximum(ends - stage.size, 0)).sum(axis=(1, 2)))]
     aside = np.array([-ahead[1], ahead[0]]) * stage.between(-0.3, 0.3) * resting.radius_px
-    path = aside + (stage.progress() * (before + after) - before)[:, None] * ahead
-    # Anywhere, or the one nearer to the middle of the frame would mostly be the one at rest.
-    spot = stage.fit((stage.still(np.zeros(2)), 0.8 * resting.radius_px), (path, 0.2 * moving.radius_px))
-    path = path + spot
-    angle = stage.between(0, 2 * math.pi) + stage.wobble(math.radians(8) if stage.chance(0.4) else 0)
-    rest = stage.place(resting, stage.still(spot), role="rest", angle=stage.between(0, 2 * math.pi))
+    path = spot + aside + (stage.progress() * (before + after) - before)[:, None] * ahead
+    angle = stage.between(0.0, 2 * math.pi) + stage.wobble(math.radians(8) if stage.chance(0.4) else 0.0)
+    rest = stage.place(resting, stage.still(spot), role="rest", angle=stage.between(0.0, 2 * math.pi))
     return _Play([rest, stage.place(moving, path, role="mover", angle=angle)], swap_last_two=True)
 
 
 _PLAYS: tuple[Callable[[_Stage], _Play], ...] = (
-    lambda stage: _moving(stage, math.pi, stage.width),
-    lambda stage: _moving(stage, -math.pi / 2, stage.height),
+    lambda stage: _moving(stage, math.pi, float(stage.width)),
+    lambda stage: _moving(stage, -math.pi / 2, float(stage.height)),
     _approaching,
     _turning,
     _appearing,

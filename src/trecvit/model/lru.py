@@ -20,10 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
-from trecvit.model.scan import linear_scan
+from trecvit.model.scan import GATE_SHARPNESS, bounded_sqrt, gated_scan, linear_scan
 
-_GATE_SHARPNESS = 8.0  # c in a = sigmoid(lambda)^(c r): Griffin, section 2.4
-_MAX_SQRT_GRADIENT = 1000.0  # code: keeps the gradient of sqrt(1 - a^2) finite as a -> 1
 _MAX_PHASE = 0.1  # code: complex eigenvalues start with phases in [0, 0.1 pi)
 
 
@@ -83,12 +81,9 @@ class CausalConv(nn.Module):
         self, x: Float[Tensor, "B T N E"], taps: Float[Tensor, "B K-1 N E"]
     ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B K-1 N E"]]:
         """Returns the convolved frames and the last K-1 inputs, for the frames to come."""
-        num_frames, history = x.shape[1], taps.shape[1]
-        window = torch.cat([taps.to(x.dtype), x], dim=1) if history else x
-        weight, y = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        for tap in range(history + 1):
-            y = torch.addcmul(y, window[:, tap : tap + num_frames], weight[tap])
-        return y, window[:, num_frames:].to(taps.dtype)
+        window = torch.cat([taps.to(x.dtype), x], dim=1) if taps.shape[1] else x
+        y: Tensor = _DepthwiseConv.apply(window, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return y, window[:, x.shape[1] :].to(taps.dtype)
 
 
 class RGLRU(nn.Module):
@@ -124,26 +119,25 @@ class RGLRU(nn.Module):
             hidden: State after the frames before; zeros for a fresh stream.
             fresh: Which streams start with this first frame. Their first input is not scaled down.
         """
-        dtype = hidden.dtype
-        recurrence_gate = torch.sigmoid(self.a_gate(x).to(dtype))
-        log_a = recurrence_gate * (-_GATE_SHARPNESS * F.softplus(self.a_param.to(dtype)))
-        scale = _BoundedSqrt.apply(-torch.expm1(2.0 * log_a))  # type: ignore[no-untyped-call]
-        input_gate = torch.sigmoid(self.input_gate(x).to(dtype))
-        values = x.to(dtype)
+        input_gate, recurrence_gate = self.input_gate(x), self.a_gate(x)
         if self.is_complex:
-            decay = torch.polar(log_a.exp(), recurrence_gate * self.a_imag_param.to(dtype))
-            values, hidden = _to_complex(values), _to_complex(hidden)
-        else:
-            decay = log_a.exp()
-        gated = input_gate * values
-        inputs = scale * gated
-        inputs[:, 0] = torch.where(fresh[:, None, None], gated[:, 0], inputs[:, 0])
-
-        states, last = linear_scan(decay.flatten(2), inputs.flatten(2), hidden.flatten(1))
-        states, last = states.view_as(inputs), last.view_as(hidden)
-        if self.is_complex:
-            states, last = _to_real(states), _to_real(last)
+            return self._complex_scan(x, input_gate, recurrence_gate, hidden, fresh)
+        states, last = gated_scan(x, input_gate, recurrence_gate, self.a_param, hidden, fresh)
         return states.to(x.dtype), last
+
+    def _complex_scan(
+        self, x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, hidden: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        dtype = hidden.dtype
+        gate = torch.sigmoid(recurrence_gate.to(dtype))
+        log_radius = -GATE_SHARPNESS * gate * F.softplus(self.a_param.to(dtype))
+        gated = torch.sigmoid(input_gate.to(dtype)) * _to_complex(x.to(dtype))
+        inputs = bounded_sqrt(-torch.expm1(2.0 * log_radius)) * gated
+        inputs[:, 0] = torch.where(fresh[:, None, None], gated[:, 0], inputs[:, 0])
+        decay = torch.polar(log_radius.exp(), gate * self.a_imag_param.to(dtype))
+        states, last = linear_scan(decay.flatten(2), inputs.flatten(2), _to_complex(hidden).flatten(1))
+        states, last = states.view_as(inputs), last.view_as(inputs[:, 0])
+        return _to_real(states).to(x.dtype), _to_real(last)
 
 
 class GatedMLP(nn.Module):
@@ -212,19 +206,32 @@ def init_linear(linear: nn.Linear, variance_scale: float) -> None:
     nn.init.zeros_(linear.bias)
 
 
-class _BoundedSqrt(torch.autograd.Function):
-    """sqrt(x) whose gradient is that of the point where it reaches `_MAX_SQRT_GRADIENT`, for x below that point."""
+class _DepthwiseConv(torch.autograd.Function):
+    """y_t = bias + sum over taps k of weight_k * window_(t+k); autograd alone would fill a window of zeros per tap."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sqrt()
+    def forward(ctx: Any, window: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(window, weight)
+        num_frames = window.shape[1] - len(weight) + 1
+        taps = weight.to(window.dtype)
+        y = torch.addcmul(bias.to(window.dtype), window[:, :num_frames], taps[0])
+        for tap in range(1, len(taps)):
+            y.addcmul_(window[:, tap : tap + num_frames], taps[tap])
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        slope: Tensor = 0.5 * x.clamp(min=0.25 / _MAX_SQRT_GRADIENT**2).rsqrt()
-        return grad_outputs[0] * slope
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (grad,) = grad_outputs
+        window, weight = ctx.saved_tensors
+        num_frames = grad.shape[1]
+        taps = weight.to(window.dtype)
+        grad_window = torch.zeros_like(window)
+        grad_weight = torch.empty_like(weight)
+        for tap in range(len(taps)):
+            span = slice(tap, tap + num_frames)
+            grad_window[:, span].addcmul_(grad, taps[tap])
+            grad_weight[tap] = (window[:, span] * grad).sum(dim=(0, 1, 2), dtype=weight.dtype)
+        return grad_window, grad_weight, grad.sum(dim=(0, 1, 2), dtype=weight.dtype)
 
 
 def _to_complex(x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The linear recurrence h_t = a_t * h_(t-1) + b_t, element by element, over axis 1.
+"""The linear recurrence h_t = a_t * h_(t-1) + b_t, element by element, over axis 1, and the gates around it.
 
-`linear_scan` is what the model calls. `linear_scan_reference` is the same thing written to be obviously right: a loop
-that autograd differentiates by itself. The tests hold the two together, outputs, final states and every gradient.
+`gated_scan` is what the model calls: the real RG-LRU from its gates' inputs to its states. `linear_scan` is the
+recurrence by itself, real or complex. Beside each stands a reference written to be obviously right, which autograd
+differentiates by itself. The tests hold them together: outputs, final states and every gradient.
 
-B streams · T frames · C channels (the model folds its N tokens and E recurrent channels into them).
+B streams · T frames · N tokens per frame · E recurrent channels · C channels (N and E folded into one)
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Inexact
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from trecvit.errors import InputError
+
+GATE_SHARPNESS = 8.0  # c in a = sigmoid(lambda)^(c r): Griffin (arXiv:2402.19427), section 2.4
+MAX_SQRT_GRADIENT = 1000.0  # code (recurrentgemma): keeps the gradient of sqrt(1 - a^2) finite as a -> 1
 
 Sequence = Inexact[Tensor, "B T C"]
 Hidden = Inexact[Tensor, "B C"]
@@ -53,6 +58,61 @@ def linear_scan_reference(decay: Sequence, inputs: Sequence, initial: Hidden) ->
     return torch.stack(states, dim=1), state
 
 
+def gated_scan(
+    x: Float[Tensor, "B T N E"],
+    input_gate: Float[Tensor, "B T N E"],
+    recurrence_gate: Float[Tensor, "B T N E"],
+    a_param: Float[Tensor, " E"],
+    hidden: Float[Tensor, "B N E"],
+    fresh: Bool[Tensor, " B"],
+) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
+    """The RG-LRU after its gates' linear maps (paper, section 3.1), one frame at a time while it is in the cache.
+
+    log a_t = -c sigmoid(recurrence_gate_t) softplus(a_param), and
+    h_t = a_t h_(t-1) + sqrt(1 - a_t^2) sigmoid(input_gate_t) x_t; the first frame of a fresh stream has no root.
+
+    Only the arguments and the states are kept for the gradient; the gates are computed again.
+
+    Args:
+        x: Inputs, of any floating-point dtype.
+        input_gate: Before its sigmoid.
+        recurrence_gate: Before its sigmoid.
+        a_param: -lambda.
+        hidden: h_0. Its dtype is the one computed in.
+        fresh: Which streams begin with the first frame.
+
+    Returns:
+        All states, and the last one. Gradients reach every floating-point argument.
+    """
+    states: Tensor = _GatedScan.apply(x, input_gate, recurrence_gate, a_param, hidden, fresh)  # type: ignore[no-untyped-call]
+    return states, states[:, -1]
+
+
+def gated_scan_reference(
+    x: Float[Tensor, "B T N E"],
+    input_gate: Float[Tensor, "B T N E"],
+    recurrence_gate: Float[Tensor, "B T N E"],
+    a_param: Float[Tensor, " E"],
+    hidden: Float[Tensor, "B N E"],
+    fresh: Bool[Tensor, " B"],
+) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
+    """The equations of `gated_scan` one after the other. Same arguments and results."""
+    dtype = hidden.dtype
+    log_a = -GATE_SHARPNESS * torch.sigmoid(recurrence_gate.to(dtype)) * F.softplus(a_param.to(dtype))
+    gated = torch.sigmoid(input_gate.to(dtype)) * x.to(dtype)
+    inputs = bounded_sqrt(-torch.expm1(2.0 * log_a)) * gated
+    first = torch.where(fresh[:, None, None], gated[:, 0], inputs[:, 0])
+    inputs = torch.cat([first[:, None], inputs[:, 1:]], dim=1)
+    states, last = linear_scan_reference(log_a.exp().flatten(2), inputs.flatten(2), hidden.flatten(1))
+    return states.view_as(inputs), last.view_as(hidden)
+
+
+def bounded_sqrt(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """sqrt(x), with a gradient that is nowhere steeper than `MAX_SQRT_GRADIENT`."""
+    root: Tensor = _BoundedSqrt.apply(x)  # type: ignore[no-untyped-call]
+    return root
+
+
 class _LinearScan(torch.autograd.Function):
     """The loop with a hand-written gradient.
 
@@ -84,6 +144,78 @@ class _LinearScan(torch.autograd.Function):
         torch.mul(grad[:, 0], initial.conj().resolve_conj(), out=grad_decay[:, 0])
         torch.mul(grad[:, 1:], states[:, :-1].conj().resolve_conj(), out=grad_decay[:, 1:])
         return grad_decay, grad, conj_decay[:, 0] * grad[:, 0]
+
+
+class _GatedScan(torch.autograd.Function):
+    """The gates and the loop, with a hand-written gradient.
+
+    With g_t as in `_LinearScan`, s = sqrt(1 - a^2), i and r the gates and z = softplus(a_param):
+    d log a_t = g_t h_(t-1) a_t - g_t i_t x_t a_t^2 / s_t, and everything else by the chain rule.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, a_param: Tensor, hidden: Tensor, fresh: Tensor
+    ) -> Tensor:
+        rate = -GATE_SHARPNESS * F.softplus(a_param.to(hidden.dtype))
+        states = torch.empty(x.shape, dtype=hidden.dtype, device=x.device)
+        previous = hidden
+        for step in range(x.shape[1]):
+            log_a = torch.sigmoid(recurrence_gate[:, step].to(hidden.dtype)).mul_(rate)
+            gated = torch.sigmoid(input_gate[:, step].to(hidden.dtype)).mul_(x[:, step])
+            scale = torch.expm1(2.0 * log_a).neg_().sqrt_()
+            if step == 0:
+                scale.masked_fill_(fresh[:, None, None], 1.0)
+            torch.addcmul(gated.mul_(scale), log_a.exp_(), previous, out=states[:, step])
+            previous = states[:, step]
+        ctx.save_for_backward(x, input_gate, recurrence_gate, a_param, hidden, fresh, states)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, None]:
+        (grad_states,) = grad_outputs
+        x, input_gate, recurrence_gate, a_param, hidden, fresh, states = ctx.saved_tensors
+        dtype = hidden.dtype
+        rate = -GATE_SHARPNESS * F.softplus(a_param.to(dtype))
+        grad_x, grad_input, grad_recurrence = (torch.empty_like(t) for t in (x, input_gate, recurrence_gate))
+        grad_rate = torch.zeros_like(rate)
+        carried = torch.zeros_like(hidden)  # a_(t+1) g_(t+1)
+        for step in range(x.shape[1] - 1, -1, -1):
+            r = torch.sigmoid(recurrence_gate[:, step].to(dtype))
+            i = torch.sigmoid(input_gate[:, step].to(dtype))
+            log_a = r * rate
+            one_minus_a2 = torch.expm1(2.0 * log_a).neg_()
+            slope = one_minus_a2.clamp(min=0.25 / MAX_SQRT_GRADIENT**2).rsqrt_()
+            scale = one_minus_a2.sqrt()
+            if step == 0:
+                scale.masked_fill_(fresh[:, None, None], 1.0)
+                slope.masked_fill_(fresh[:, None, None], 0.0)
+            a = log_a.exp_()
+            g = grad_states[:, step] + carried
+            gated = i * x[:, step]
+            carried = g * a
+            grad_log_a = carried * (states[:, step - 1] if step else hidden)
+            grad_log_a.sub_((g * gated).mul_(slope).mul_(one_minus_a2.neg_().add_(1.0)))
+            grad_rate += (grad_log_a * r).sum(dim=(0, 1))
+            grad_recurrence[:, step] = grad_log_a.mul_(rate).mul_(r).mul_(r.neg_().add_(1.0))
+            g.mul_(scale)
+            grad_input[:, step] = gated.mul_(g).mul_(1.0 - i)
+            grad_x[:, step] = g.mul_(i)
+        grad_a_param = -GATE_SHARPNESS * grad_rate * torch.sigmoid(a_param.to(dtype))
+        return grad_x, grad_input, grad_recurrence, grad_a_param.to(a_param.dtype), carried, None
+
+
+class _BoundedSqrt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sqrt()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope: Tensor = 0.5 * x.clamp(min=0.25 / MAX_SQRT_GRADIENT**2).rsqrt()
+        return grad_outputs[0] * slope
 
 
 def _check(decay: Tensor, inputs: Tensor, initial: Tensor) -> None:

@@ -1,18 +1,20 @@
 """Turns a source into frames: a video file, a folder of images, an array, or the address of a stream.
 
 Every frame of the source is given once, in presentation order, as RGB uint8, upright, with the time the file gives it.
-Nothing is skipped in silence: a damaged file gives all that can be decoded, and then a `VideoError`.
+Nothing is skipped in silence: a damaged file gives all that can be decoded, and then a `VideoError`. (What FFmpeg itself
+does not notice, such as wrong pixels in a codec without check sums, cannot be known.)
 
 Which picture is "frame `i`" is decided by counting. In a sound file it does not matter how one gets there: seeking is
 used only where the file's own time stamps prove the place of every frame, else everything before it is decoded. In a
 damaged file the two can differ: a reader that came from the start has not counted the frames that could not be decoded,
 one that came by a seek has.
 
-Pixels are taken as stored: a sample aspect ratio is not applied, nor are mirrored display matrices.
+Display matrices that turn by 90° or mirror are applied; pixels are taken as square, whatever their stated aspect.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,6 +28,7 @@ import av
 import av.container
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from trecvit.errors import InputError, VideoError
@@ -158,12 +161,12 @@ def read_frames_at(
         The frames `[T, H, W, 3]` uint8 and their times `[T]` in seconds, in the order asked for.
 
     Raises:
-        InputError: If `indices` is empty or holds a negative number.
+        InputError: If `indices` is empty or holds anything but whole numbers from 0 on.
         VideoError: If an index is not in the video, or damage on the way makes it uncertain which frame it is.
     """
-    wanted = np.asarray(indices, dtype=np.int64)
-    if wanted.ndim != 1 or len(wanted) == 0 or wanted.min() < 0:
-        raise InputError(f"indices: expected a list of one or more frame numbers from 0 on, got {indices!r}")
+    wanted = np.asarray(indices)
+    if wanted.ndim != 1 or len(wanted) == 0 or wanted.dtype.kind not in "iu" or wanted.min() < 0:
+        raise InputError(f"indices: expected a list of one or more whole frame numbers from 0 on, got {indices!r}")
     check_short_side(short_side_px)
     fps = checked_fps("untimed_fps", untimed_fps)
     needed = sorted({int(index) for index in wanted})
@@ -198,7 +201,7 @@ def _open_video(source: Source, fps: Fraction) -> Iterator[_Video]:
     with ExitStack() as stack:
         try:
             container = _open_address(str(source), label) if _scheme(source) else _open_file(Path(str(source)), stack)
-        except av.FFmpegError as exc:
+        except (av.FFmpegError, OSError) as exc:
             raise VideoError(
                 label,
                 f"expected a video that FFmpeg can read, but {_words(exc)}; "
@@ -259,18 +262,18 @@ class _Video:
         # AVI stores no presentation times. With B-frames, what FFmpeg makes of it is out of order.
         self.timed = not (container.format.name == "avi" and codec.has_b_frames)
         # Present in every stream that a demuxer has opened.
-        self._time_base = self._stream.time_base or Fraction(1)
+        self.time_base = self._stream.time_base or Fraction(1)
         rate = self._stream.average_rate
         self.average_fps = rate if rate and rate > 0 else None
-        self.step_s = float(1 / (self.average_fps or fps))
+        self.step = 1 / (self.average_fps or fps)
         self.damaged_packets = 0
         self._first_damage = ""
         self._size_px: tuple[int, int] | None = None
         self._reformatter = VideoReformatter()
 
     def info(self, picture: av.VideoFrame) -> VideoInfo:
-        turned = _rotation_degrees(picture) % 180 != 0
-        width_px, height_px = (picture.height, picture.width) if turned else (picture.width, picture.height)
+        degrees, _ = _orientation(picture)
+        width_px, height_px = (picture.height, picture.width) if degrees % 180 else (picture.width, picture.height)
         return VideoInfo(
             source=self.label,
             width_px=width_px,
@@ -279,7 +282,7 @@ class _Video:
             duration_s=self._stated_duration_s(),
             stated_frames=self._stream.frames or None,
             codec=self._stream.codec_context.name,
-            rotation_degrees=_rotation_degrees(picture),
+            rotation_degrees=degrees,
         )
 
     def packets(self) -> Iterator[av.Packet[av.VideoStream]]:
@@ -295,7 +298,7 @@ class _Video:
                 return
             except _TIMEOUTS as exc:
                 raise VideoError(self.label, f"the stream broke off: {_words(exc)}; is its source up?") from exc
-            except av.FFmpegError as exc:
+            except (av.FFmpegError, OSError) as exc:
                 self._note_damage(_words(exc))
                 errors += 1
                 if errors == _MAX_READ_ERRORS:
@@ -333,7 +336,7 @@ class _Video:
 
     def seconds(self, ticks: int | npt.NDArray[np.int64]) -> float | npt.NDArray[np.float64]:
         """Differences of time stamps in seconds, rounded once, so that a time is the same however it was found."""
-        return ticks * self._time_base.numerator / self._time_base.denominator
+        return ticks * self.time_base.numerator / self.time_base.denominator
 
     def to_rgb(self, picture: av.VideoFrame, short_side_px: int | None) -> Image:
         """`[H, W, 3]` uint8, upright, resized."""
@@ -357,7 +360,8 @@ class _Video:
             image = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
         except (av.FFmpegError, ValueError) as exc:
             raise VideoError(self.label, f"pictures in {picture.format.name} could not become RGB: {exc}") from exc
-        return np.ascontiguousarray(np.rot90(image, _rotation_degrees(picture) // 90))
+        degrees, mirrored = _orientation(picture)
+        return np.ascontiguousarray(np.rot90(np.fliplr(image) if mirrored else image, degrees // 90))
 
     def damage(self) -> str:
         """What went wrong so far, in words; empty if nothing did."""
@@ -370,9 +374,9 @@ class _Video:
         stated_s = self._stated_duration_s()
         if not self._states_its_length or stated_s is None or last_pts is None:
             return ""
-        end_s = self.seconds(last_pts) + self.step_s
+        end_s = self.seconds(last_pts) + float(self.step)
         # The count alone proves nothing: an edit list may hide frames that are there, so the end must be missing too.
-        if num_frames < self._stream.frames and end_s < stated_s - _SHORT_BY_FRAMES * self.step_s:
+        if num_frames < self._stream.frames and end_s < stated_s - _SHORT_BY_FRAMES * float(self.step):
             return f"the file is truncated: it states {self._stream.frames} frames and holds {num_frames}"
         if not self._stream.frames and end_s < stated_s - _SHORT_BY_S:
             return f"the file is truncated: it states {stated_s:.2f} s and ends at {end_s:.2f} s"
@@ -392,7 +396,8 @@ class _Video:
         return None
 
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> Iterator[av.VideoFrame]:
-        while True:
+        # At the end (None), an error about one picture must not cost those that wait behind it.
+        for _ in range(_MAX_READ_ERRORS if packet is None else 1):
             try:
                 yield from self._stream.codec_context.decode(packet)
                 return
@@ -400,9 +405,6 @@ class _Video:
                 return
             except (av.FFmpegError, ValueError) as exc:
                 self._note_damage(_words(exc))
-                # At the end, an error about one picture must not cost those that wait behind it.
-                if packet is not None:
-                    return
 
     def _note_damage(self, words: str) -> None:
         self.damaged_packets += 1
@@ -416,10 +418,22 @@ def _words(exc: Exception) -> str:
     return f"FFmpeg says: {exc.strerror}" if isinstance(exc, av.FFmpegError) else str(exc)
 
 
-def _rotation_degrees(picture: av.VideoFrame) -> int:
-    """Counter-clockwise turn that the display matrix asks for; turns that are not by 90° are not applied."""
-    degrees = picture.rotation % 360
-    return degrees if degrees % 90 == 0 else 0
+def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
+    """How the display matrix wants a picture shown: mirrored left to right or not, then turned counter-clockwise.
+
+    Returns:
+        Degrees, 0, 90, 180 or 270, and whether to mirror first. Turns that are not by 90° are not applied.
+    """
+    matrix = next((data for data in picture.side_data if data.type == SideDataType.DISPLAYMATRIX), None)
+    if matrix is None:
+        return 0, False
+    # The stored point (x, y) is shown at (a x + c y, b x + d y), y down.
+    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    degrees = round(-math.degrees(math.atan2(b, a)))
+    return (degrees % 360, mirrored) if degrees % 90 == 0 else (0, False)
 
 
 class _Clock:
@@ -433,20 +447,21 @@ class _Clock:
     def __init__(self, video: _Video, origin_pts: int | None = None) -> None:
         self._video = video
         self._origin_pts = origin_pts
-        self._last_s: float | None = None
+        # Exact, since many small steps in floats drift.
+        self._last: Fraction | None = None
 
     def time_s(self, picture: av.VideoFrame) -> float:
         pts = picture.pts if self._video.timed else None
         if self._origin_pts is None:
             self._origin_pts = pts
-        stamp_s = None if pts is None or self._origin_pts is None else self._video.seconds(pts - self._origin_pts)
-        if self._last_s is None:
-            self._last_s = stamp_s or 0.0
-        elif stamp_s is not None and stamp_s > self._last_s:
-            self._last_s = stamp_s
+        stamp = None if pts is None or self._origin_pts is None else (pts - self._origin_pts) * self._video.time_base
+        if self._last is None:
+            self._last = stamp or Fraction(0)
+        elif stamp is not None and stamp > self._last:
+            self._last = stamp
         else:
-            self._last_s += self._video.step_s
-        return self._last_s
+            self._last += self._video.step
+        return float(self._last)
 
 
 class _Order(NamedTuple):

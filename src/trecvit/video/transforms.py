@@ -89,7 +89,7 @@ def _resize(frames: UInt8[Tensor, "*batch C H W"], height: int, width: int) -> U
     if frames.shape[-2:] == (height, width):
         return frames
     pictures = frames.flatten(0, -4) if frames.ndim > 3 else frames[None]
-    # torch resizes uint8 itself on the CPU, five times faster than by way of floats; other devices must go that way.
+    # torch resizes uint8 itself on the CPU, many times faster than by way of floats; other devices must go that way.
     if frames.device.type != "cpu":
         pictures = pictures.float()
     resized = F.interpolate(pictures, size=(height, width), mode="bilinear", antialias=True)

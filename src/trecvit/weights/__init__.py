@@ -1,0 +1,1 @@
+"""Weights in and out: our folders, the original authors' files, and the zoo."""

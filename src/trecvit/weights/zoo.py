@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from trecvit.config import nearest
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.weights.download import Progress, download
 
@@ -30,6 +30,8 @@ class ZooEntry:
     """As its authors state it."""
     description: str
     """One line for people."""
+    classes: str = ""
+    """Data set whose class names the model speaks (`trecvit.data.class_names`), or nothing."""
 
 
 ZOO: dict[str, ZooEntry] = {
@@ -42,6 +44,7 @@ ZOO: dict[str, ZooEntry] = {
             size_bytes=None,
             licence=_LICENCE,
             description="TRecViT-B trained on Kinetics-400: 400 classes, 32 frames of 224x224, 136.8 M parameters",
+            classes="kinetics400",
         ),
         ZooEntry(
             name="base_mae",
@@ -84,7 +87,6 @@ def zoo_path(name: str, *, progress: Progress | None = None) -> Path:
     """
     entry = ZOO.get(name)
     if entry is None:
-        near = difflib.get_close_matches(name.lower(), ZOO, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise CheckpointError(f"no pretrained weights are called {name!r}.{hint} Known names: {', '.join(ZOO)}.")
+        hint = nearest(name.lower(), ZOO)
+        raise CheckpointError(f"no pretrained weights are called {name!r}{hint}; the names are {', '.join(ZOO)}")
     return download(entry.url, cache_folder() / entry.filename, size_bytes=entry.size_bytes, progress=progress)

@@ -1,0 +1,169 @@
+"""How well a model knows the world's motions: on scenes it never saw, and on real footage moved the same ways.
+
+Every number comes with its count, and scenes come in pairs of opposite classes that share all their frames, so that a
+model which looks at single frames is held to the level that single frames allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trecvit.data.world import LABELS, World, WorldConfig
+from trecvit.errors import DataError
+from trecvit.model.trecvit import Output, TRecViT
+from trecvit.video.frames import Image
+
+CAMERA_LABELS = tuple(
+    range(8)
+)  # moving, rising, approaching, turning, and their opposites: what a whole picture can do
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Outcome of one test.
+
+    Attributes:
+        name: What was tested.
+        num_clips: How many clips.
+        top1: Share of clips whose likeliest class is the right one.
+        pair: Share of clips where the right class is likelier than its opposite: 0.5 for whoever sees no motion.
+        by_class: Top-1 of each class that occurred, by name.
+        confused_with: For each class that occurred, the wrong class that was named most often, or nothing.
+    """
+
+    name: str
+    num_clips: int
+    top1: float
+    pair: float
+    by_class: dict[str, float]
+    confused_with: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dict(self.__dict__)
+
+
+@torch.inference_mode()
+def accuracy(
+    model: TRecViT,
+    clips: Iterable[tuple[Tensor, Tensor]],
+    *,
+    name: str,
+    report: Callable[[int], None] = lambda _: None,
+) -> Accuracy:
+    """Top-1 and pair accuracy over batches of clips (uint8 [B,T,3,H,W]) and classes [B].
+
+    Args:
+        model: Whose classes are the world's, in the world's order.
+        clips: The batches.
+        name: What is tested.
+        report: Called with the number of clips done.
+    """
+    if model.labels != LABELS:
+        raise DataError(f"expected a model with the world's {len(LABELS)} classes, got {len(model.labels)} others")
+    confusion = np.zeros((len(LABELS), len(LABELS)), np.int64)
+    num_pair_right = 0
+    for videos, labels in clips:
+        out: Output = model(videos.to(model.device))
+        assert out.logits is not None, "a model with labels has a head"
+        logits = out.logits.cpu()
+        np.add.at(confusion, (labels.numpy(), logits.argmax(dim=1).numpy()), 1)
+        own, opposite = logits.gather(1, labels[:, None]), logits.gather(1, (labels ^ 1)[:, None])
+        num_pair_right += int((own > opposite).sum())
+        report(int(confusion.sum()))
+    totals = confusion.sum(axis=1)
+    wrong = confusion - np.diag(np.diag(confusion))
+    occurred = [number for number in range(len(LABELS)) if totals[number]]
+    return Accuracy(
+        name=name,
+        num_clips=int(totals.sum()),
+        top1=float(np.diag(confusion).sum() / totals.sum()),
+        pair=num_pair_right / int(totals.sum()),
+        by_class={LABELS[number]: float(confusion[number, number] / totals[number]) for number in occurred},
+        confused_with={
+            LABELS[number]: LABELS[int(wrong[number].argmax())] if wrong[number].any() else "" for number in occurred
+        },
+    )
+
+
+def world_clips(
+    config: WorldConfig, *, num_clips: int, seed: int, pictures: Sequence[Image], batch_size: int = 36
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the first clips of a world.
+
+    Args:
+        config: What they look like.
+        num_clips: How many; even.
+        seed: Must not be the training seed, or the model has seen them.
+        pictures: The pictures that surfaces are cut from, uint8 [H,W,3].
+        batch_size: Clips per batch; even.
+    """
+    world = World(config, seed=seed, pictures=pictures)
+    for first in range(0, num_clips // 2, batch_size // 2):
+        pairs = [world.pair(number) for number in range(first, min(first + batch_size // 2, num_clips // 2))]
+        yield torch.cat([videos for videos, _ in pairs]), torch.tensor([label for _, pair in pairs for label in pair])
+
+
+def camera_clips(
+    footage: Sequence[Image], config: WorldConfig, *, num_clips: int, seed: int, batch_size: int = 36
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of real footage that goes on playing while a crop window pans, zooms or turns over it.
+
+    The label is what the picture does: a window that goes right makes it move left. Clips come in pairs: the same
+    piece of footage, and the same piece played backwards.
+
+    Args:
+        footage: Videos, uint8 [F,H,W,3], each of at least `config.num_frames` frames.
+        config: Length and size of the clips.
+        num_clips: How many; even.
+        seed: Decides everything.
+        batch_size: Clips per batch; even.
+    """
+    for first in range(0, num_clips // 2, batch_size // 2):
+        videos, labels = [], []
+        for number in range(first, min(first + batch_size // 2, num_clips // 2)):
+            forward, label = _camera_clip(footage, config, np.random.default_rng([seed, number]), number)
+            videos += [forward, forward.flip(0)]
+            labels += [label, label ^ 1]
+        yield torch.stack(videos), torch.tensor(labels)
+
+
+def _camera_clip(
+    footage: Sequence[Image], config: WorldConfig, rng: np.random.Generator, number: int
+) -> tuple[Tensor, int]:
+    """One clip of the first class of a pair."""
+    video = footage[int(rng.integers(len(footage)))]
+    start = int(rng.integers(len(video) - config.num_frames + 1))
+    pixels = torch.from_numpy(video[start : start + config.num_frames]).permute(0, 3, 1, 2).float()
+    height, width = pixels.shape[2:]
+    label = 2 * (number % (len(CAMERA_LABELS) // 2))
+    progress = torch.linspace(-0.5, 0.5, config.num_frames, dtype=torch.float64)
+    # The window's half side, centre and angle, in units where the shorter side of the footage is 2.
+    side, centre, angle = torch.full_like(progress, 0.55), torch.zeros(config.num_frames, 2), torch.zeros_like(progress)
+    reach = rng.uniform(0.35, 0.7)
+    if label in (0, 2):  # the picture moves left (up): the window goes right (down)
+        centre[:, 0 if label == 0 else 1] = (progress * reach).float()
+    elif label == 4:  # approaching: the window shrinks
+        side = 0.6 * torch.exp(-progress * np.log(rng.uniform(1.4, 2.2)))
+    else:  # the picture turns clockwise: the window turns the other way
+        angle = -progress * np.deg2rad(rng.uniform(40, 110))
+    cosine, sine = (side * angle.cos()).float(), (side * angle.sin()).float()
+    short = min(height, width)
+    rows_x = torch.stack([cosine, -sine, centre[:, 0]], dim=1) * (short / width)
+    rows_y = torch.stack([sine, cosine, centre[:, 1]], dim=1) * (short / height)
+    grid = F.affine_grid(
+        torch.stack([rows_x, rows_y], dim=1), [config.num_frames, 3, *config.image_size], align_corners=False
+    )
+    # Shrunk first to about one footage pixel per clip pixel, so that fine detail does not flicker.
+    scale = max(config.image_size) / (0.55 * short)
+    if scale < 1:
+        pixels = F.interpolate(pixels, scale_factor=scale, mode="bilinear", antialias=True)
+    clip = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return clip.round().clamp(0, 255).to(torch.uint8), label

@@ -1,0 +1,83 @@
+"""Measurements of running models: does the memory of a stream stay flat?"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trecvit.errors import InputError
+from trecvit.model.trecvit import TRecViT
+
+_TOLERANCE_BYTES = 2 << 20  # allocators round up and keep pages; 9,000 kept frames would be hundreds of megabytes
+
+
+@dataclass(frozen=True)
+class StreamMemory:
+    """What a long stream took.
+
+    Attributes:
+        frames: After how many frames each peak was read, rising.
+        peak_bytes: The process's largest resident memory between the readings.
+        state_bytes: Size of the carried state then.
+        frames_per_s: Throughput over the whole stream.
+    """
+
+    frames: tuple[int, ...]
+    peak_bytes: tuple[int, ...]
+    state_bytes: tuple[int, ...]
+    frames_per_s: float
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether neither peak nor state grew after the first reading."""
+        return (
+            self.peak_bytes[-1] - self.peak_bytes[0] <= _TOLERANCE_BYTES and self.state_bytes[-1] == self.state_bytes[0]
+        )
+
+
+@torch.inference_mode()
+def stream_memory(model: TRecViT, *, num_frames: int, report: Callable[[int], None] = lambda _: None) -> StreamMemory:
+    """Streams random frames, one at a time, and reads the peak memory at a tenth of the way and at the end.
+
+    Peaks are of the memory resident while streaming, sampled after each frame: the operating system's own peak would
+    count the loading of the model, which can hide what a stream gathers.
+
+    Args:
+        model: Any.
+        num_frames: Length of the stream, at least 10.
+        report: Called with the number of frames done, now and then.
+    """
+    if num_frames < 10:
+        raise InputError(f"expected num_frames >= 10, got {num_frames}")
+    readings = (num_frames // 10, num_frames)
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 1, 3, *model.preprocessing.image_size)
+    state = model.init_state(1)
+    peaks: list[int] = []
+    sizes: list[int] = []
+    peak_bytes = 0
+    begun_s = time.perf_counter()
+    for done in range(1, num_frames + 1):
+        frame = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        _, state = model.step(frame.to(model.device), state)
+        peak_bytes = max(peak_bytes, _resident_bytes())
+        if done in readings:
+            peaks.append(peak_bytes)
+            sizes.append(state.nbytes)
+        if done % 100 == 0 or done == num_frames:
+            report(done)
+    return StreamMemory(readings, tuple(peaks), tuple(sizes), num_frames / (time.perf_counter() - begun_s))
+
+
+def _resident_bytes() -> int:
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # elsewhere only the peak since the start is known
+    return peak if sys.platform == "darwin" else peak * 1024
