@@ -55,12 +55,22 @@ class Pretrained(
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        if labels and len(labels) != config.num_classes:
-            raise ConfigError(f"expected {config.num_classes} labels, one per class, got {len(labels)}")
         self.config = config
         self.preprocessing = preprocessing or Preprocessing(image_size=config.image_size)
-        self.labels = tuple(labels)
         self.provenance = dict(provenance or {})
+        self.labels: tuple[str, ...] = ()
+        if labels:
+            self.relabel(labels)
+
+    def relabel(self, labels: Sequence[str]) -> None:
+        """Names the classes anew, one name for each.
+
+        Raises:
+            ConfigError: for another number of names.
+        """
+        if len(labels) != self.config.num_classes:
+            raise ConfigError(f"expected {self.config.num_classes} labels, one per class, got {len(labels)}")
+        self.labels = tuple(labels)
 
     def save(self, folder: str | Path) -> Path:
         """Writes `model.safetensors` and `config.json` into a folder, made if need be.

@@ -19,7 +19,17 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trecvit.data.scene import Layer, Scene, compose, compose_transforms, expose, invert, render, scene_tracks
+from trecvit.data.scene import (
+    Layer,
+    Scene,
+    compose,
+    compose_transforms,
+    expose,
+    invert,
+    render,
+    scene_motion,
+    scene_tracks,
+)
 from trecvit.data.textures import SHAPES, TURNABLE, Sprite, Supply, shatter
 from trecvit.errors import ConfigError, InputError
 
@@ -156,6 +166,11 @@ class World:
         clean = compose(first)
         other = clean.flip(0) if first.partner_swap is None else compose(second)
         return torch.stack([expose(clean, first), expose(other, second)]), (first.label, second.label)
+
+    def pair_motion(self, number: int, points_xy: NDArray[Any]) -> Float[np.ndarray, "2 t q 2"]:
+        """How what is seen at points `[Q, 2]` of both items of a pair moves; see `scene_motion`."""
+        first = self._first_of_pair(number)
+        return np.stack([scene_motion(scene, points_xy) for scene in (first, first.partner())])
 
     def tracks(
         self, index: int, query_points_tyx: NDArray[Any]

@@ -6,8 +6,12 @@ model which looks at single frames is held to the level that single frames allow
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trecvit.config import Preprocessing
+from trecvit.data.textures import photographs
 from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.errors import DataError
 from trecvit.model.trecvit import Output, TRecViT
+from trecvit.video.decode import probe, read_frames
 from trecvit.video.frames import Image
 
 CAMERA_LABELS = tuple(
@@ -93,6 +100,55 @@ def accuracy(
     )
 
 
+def report_world(
+    model: TRecViT,
+    *,
+    num_clips: int,
+    seed: int,
+    footage: Sequence[str | Path] = (),
+    report: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """All tests of one model, with everything needed to repeat them, as plain JSON values.
+
+    Args:
+        model: Whose classes are the world's.
+        num_clips: Clips per test, even.
+        seed: Of the test scenes; must not be the training seed.
+        footage: Real videos. With any, the world is also made of cut-outs from their frames on their frames, and crop
+            windows pan, zoom and turn over them as they play.
+        report: Called with the number of clips done, all tests together.
+    """
+    plan = model.preprocessing
+    config = WorldConfig(num_frames=plan.num_frames, image_size=plan.image_size)
+    held_out = photographs("held_out")
+    tests = [("held-out scenes and textures", world_clips(config, num_clips=num_clips, seed=seed, pictures=held_out))]
+    if footage:
+        rolls = [_read_footage(path, plan) for path in footage]
+        stills = [roll[index] for roll in rolls for index in np.linspace(0, len(roll) - 1, 8).astype(int)]
+        everywhere = dataclasses.replace(config, picture_share=1.0)
+        cut_outs = world_clips(everywhere, num_clips=num_clips, seed=seed, pictures=stills)
+        tests.append(("cut-outs of real frames", cut_outs))
+        tests.append(("window over playing footage", camera_clips(rolls, config, num_clips=num_clips, seed=seed)))
+    outcomes: list[Accuracy] = []
+    for name, clips in tests:
+        done = sum(outcome.num_clips for outcome in outcomes)
+        outcomes.append(accuracy(model, clips, name=name, report=partial(_add, report, done)))
+    return {
+        "protocol": "trecvit eval world, version 1",
+        "seed": seed,
+        "footage": [Path(path).name for path in footage],
+        "world": dataclasses.asdict(config),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "temporal_mixer": model.config.temporal_mixer,
+        "torch": torch.__version__,
+        "tests": [outcome.to_dict() for outcome in outcomes],
+    }
+
+
+def _add(report: Callable[[int], None], done: int, count: int) -> None:
+    report(done + count)
+
+
 def world_clips(
     config: WorldConfig, *, num_clips: int, seed: int, pictures: Sequence[Image], batch_size: int = 36
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -133,6 +189,18 @@ def camera_clips(
             videos += [forward, forward.flip(0)]
             labels += [label, label ^ 1]
         yield torch.stack(videos), torch.tensor(labels)
+
+
+def _read_footage(path: str | Path, plan: Preprocessing) -> Image:
+    """The frames of a video at the model's frame rate, small enough to keep; at most ten seconds."""
+    about = probe(path)
+    stride = plan.stride_for(float(about.average_fps) if about.average_fps else None)
+    short_side_px = min(2 * max(plan.image_size), about.height_px, about.width_px)
+    frames = islice(read_frames(path, short_side_px=short_side_px), 0, 120 * stride, stride)
+    images = np.stack([frame.image for frame in frames])
+    if len(images) < plan.num_frames:
+        raise DataError(f"{path}: expected at least {plan.num_frames} frames at every {stride}th, got {len(images)}")
+    return images
 
 
 def _camera_clip(

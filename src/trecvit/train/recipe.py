@@ -27,6 +27,9 @@ class Optimisation:
         warmup_steps: Updates until the peak.
         label_smoothing: Share of the target spread over all classes.
         clip_norm: Largest norm of the whole gradient.
+        motion_weight: Weight of a second loss that teaches the tokens how what they see moves; 0 leaves it out. The
+            world knows the answer for every pixel, and a small model finds motion much sooner when told than from one
+            label per clip. The layer that answers is thrown away after training.
         bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
     """
 
@@ -37,9 +40,12 @@ class Optimisation:
     warmup_steps: int = 100
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
+    motion_weight: float = 0.0
     bf16: bool = False
 
     def __post_init__(self) -> None:
+        if self.motion_weight < 0:
+            raise ConfigError(f"optimisation.motion_weight: expected 0 or more, got {self.motion_weight}")
         if self.num_steps < 1 or self.batch_size < 2 or self.batch_size % 2 or self.warmup_steps < 0:
             raise ConfigError(
                 "optimisation: expected num_steps >= 1, warmup_steps >= 0 and an even batch_size >= 2, got "
@@ -57,6 +63,8 @@ class Recipe:
         world: The scenes.
         photographs: Whether textures are also cut from photographs (scikit-image's, the training split).
         optimisation: How the weights are moved.
+        whiten: Begin with a patch embedding that whitens the world's patches, see `whiten_patches`.
+        conv_scale: Factor on the initial weights of the temporal convolutions.
         seed: Of the initial weights; the world's scenes have `world_seed`.
         world_seed: Of the training scenes.
         num_workers: Processes that render scenes beside the training process.
@@ -69,6 +77,8 @@ class Recipe:
     world: WorldConfig
     optimisation: Optimisation
     photographs: bool = True
+    whiten: bool = False
+    conv_scale: float = 1.0
     seed: int = 0
     world_seed: int = 0
     num_workers: int = 1
@@ -78,6 +88,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.model.num_classes != len(LABELS):
             raise ConfigError(f"model.num_classes: the world has {len(LABELS)} classes, got {self.model.num_classes}")
+        if self.optimisation.motion_weight and self.model.temporal_patch_size != 1:
+            raise ConfigError(
+                "optimisation.motion_weight needs one token per frame: set model.temporal_patch_size to 1"
+            )
         if self.world.image_size != self.preprocessing.image_size:
             raise ConfigError(
                 f"world.image_size {self.world.image_size} and preprocessing.image_size "

@@ -1,8 +1,8 @@
 """Turns a source into frames: a video file, a folder of images, an array, or the address of a stream.
 
 Every frame of the source is given once, in presentation order, as RGB uint8, upright, with the time the file gives it.
-Nothing is skipped in silence: a damaged file gives all that can be decoded, and then a `VideoError`. (What FFmpeg itself
-does not notice, such as wrong pixels in a codec without check sums, cannot be known.)
+Nothing is skipped in silence: a damaged file gives all that can be decoded, and then a `VideoError`. (What FFmpeg does
+not notice itself, such as wrong pixels in a codec without check sums, cannot be known.)
 
 Which picture is "frame `i`" is decided by counting. In a sound file it does not matter how one gets there: seeking is
 used only where the file's own time stamps prove the place of every frame, else everything before it is decoded. In a
@@ -28,7 +28,7 @@ import av
 import av.container
 import numpy as np
 import numpy.typing as npt
-from av.sidedata.sidedata import Type as SideDataType
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from trecvit.errors import InputError, VideoError
@@ -424,8 +424,8 @@ def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
     Returns:
         Degrees, 0, 90, 180 or 270, and whether to mirror first. Turns that are not by 90° are not applied.
     """
-    matrix = next((data for data in picture.side_data if data.type == SideDataType.DISPLAYMATRIX), None)
-    if matrix is None:
+    matrix = picture.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
         return 0, False
     # The stored point (x, y) is shown at (a x + c y, b x + d y), y down.
     a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()

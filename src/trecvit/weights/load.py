@@ -67,22 +67,46 @@ def load(
     )
 
 
-def convert(source: str | Path, target: str | Path, **overrides: Any) -> Path:
+def convert(
+    source: str | Path, target: str | Path, *, labels: str | Path | None = None, progress: Progress | None = None
+) -> Path:
     """Rewrites weights in the other format: an official `.npz` where `target` ends so, else a folder.
 
     Both directions keep every bit of float32 weights.
 
+    Args:
+        source: As for `load`.
+        target: The file or folder to write.
+        labels: Class names for a folder: a data set that `class_names` knows, or a text file with one name per line.
+        progress: As for `load`.
+
     Raises:
-        CheckpointError: as `load`, and when the official format has no place for the model's temporal part.
+        CheckpointError: as `load`, and when the official format has no place for the model or for names.
+        ConfigError: when the number of names is not the number of classes.
     """
-    model = load(source, **overrides)
+    model = load(source, progress=progress)
     target = Path(target)
     if target.suffix != ".npz":
+        if labels is not None:
+            names = _read_labels(labels)
+            model.relabel(names)
         return model.save(target)
+    if labels is not None:
+        raise CheckpointError(f"{target}: the original format holds no class names; convert to a folder instead")
     if model.config.temporal_mixer != "lru":
-        raise CheckpointError(f"the official format knows no temporal_mixer={model.config.temporal_mixer!r}")
+        raise CheckpointError(f"the original format knows no temporal_mixer={model.config.temporal_mixer!r}")
     write_official(target, model.config, model.state_dict())
     return target
+
+
+def _read_labels(labels: str | Path) -> tuple[str, ...]:
+    path = Path(labels)
+    if not path.is_file():
+        return class_names(str(labels))
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CheckpointError(f"{path}: expected one class name per line, as text: {exc}") from exc
 
 
 def _load_from_zoo(

@@ -1,0 +1,516 @@
+"""The command line: the only place that prints or exits.
+
+Heavy modules are imported inside the commands that need them, so that `trecvit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trecvit.errors import TRecViTError, VideoError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trecvit.model.trecvit import TRecViT
+    from trecvit.runtime.stream import Update
+
+app = typer.Typer(
+    name="trecvit",
+    help="TRecViT: causal video understanding. The same weights train on clips and stream frame by frame.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure how well a model does.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure what a model costs.")
+app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
+app.add_typer(bench_app, name="bench")
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A name ('motions' ships with the package), a folder, or an original .npz."),
+]
+DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+
+
+def main() -> None:
+    """Runs the command line. A user's error is one line on stderr and exit code 1; `--debug` shows where."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except TRecViTError as error:
+        if debug:
+            raise
+        print(f"trecvit: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("trecvit: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        from trecvit import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def classify(
+    sources: Annotated[list[str], typer.Argument(help="Video files, folders of images, .npy arrays or stream URLs.")],
+    model: ModelOption = "motions",
+    clips: Annotated[int, typer.Option(min=1, help="Clips per video to average over.")] = 4,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what happens in whole videos.
+
+    A file that cannot be read is listed, the others are still done, and the exit code is 1.
+    """
+    from rich.table import Table
+
+    from trecvit.runtime.predict import classify as classify_video
+
+    network = _load(model, device)
+    table = Table("video", "class", "probability", box=None, pad_edge=False)
+    failures = 0
+    with _progress("videos", len(sources), hidden=as_json or len(sources) == 1) as advance:
+        for number, source in enumerate(sources, start=1):
+            try:
+                answer = classify_video(network, source, num_clips=clips, top_k=top)
+            except VideoError as error:
+                failures += 1
+                _complain(str(error))
+                if as_json:
+                    print(json.dumps({"source": source, "error": str(error)}))
+                continue
+            finally:
+                advance(number)
+            if as_json:
+                best = [
+                    {"label": label, "probability": round(probability, 6)}
+                    for label, probability in zip(answer.labels, answer.probs, strict=True)
+                ]
+                print(json.dumps({"source": source, "frames": answer.num_video_frames, "top": best}), flush=True)
+            for rank, (label, probability) in enumerate(zip(answer.labels, answer.probs, strict=True)):
+                table.add_row("" if rank else source, label, f"{probability:6.1%} {_bar(probability)}")
+    if not as_json and table.row_count:
+        _console().print(table)
+    if failures:
+        _complain(f"{failures} of {len(sources)} videos could not be read")
+        raise typer.Exit(1)
+
+
+@app.command()
+def stream(
+    source: Annotated[str, typer.Argument(help="A video file, folder of images, .npy array or stream URL.")],
+    model: ModelOption = "motions",
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 3,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Look at every so many frames.", show_default="as in training")
+    ] = None,
+    restart_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Forget everything after so many frames looked at.", show_default="never"),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write an annotated .mp4 or .webm.")] = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Watch a video frame by frame and say after each frame what is happening.
+
+    Prints one JSON line per frame looked at when the output is not a terminal or with --json, else a live view.
+    Memory does not grow with the length of the video.
+    """
+    network = _load(model, device)
+    _run_stream(network, source, top=top, stride=stride, restart_every=restart_every, save=save, as_json=as_json)
+
+
+@app.command()
+def demo(
+    video: Annotated[str | None, typer.Argument(help="Your video; without one, a video is rendered here.")] = None,
+    save: Annotated[Path, typer.Option(help="Where the annotated video goes (.mp4 or .webm).")] = Path("demo.mp4"),
+    seed: Annotated[int, typer.Option(min=0, help="Which scenes are rendered.")] = 2026,
+) -> None:
+    """Stream a video through the bundled model and write it with the answers drawn in."""
+    import tempfile
+
+    from trecvit.runtime.demo import SCENE_FRAMES, render_scenes
+
+    network = _load("motions", "cpu")
+    if video is not None:
+        _run_stream(network, video, top=3, stride=None, restart_every=SCENE_FRAMES, save=save, as_json=False)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scenes.mp4"
+        truths = render_scenes(path, seed=seed)
+        answers = _run_stream(
+            network, str(path), top=3, stride=1, restart_every=SCENE_FRAMES, save=save, as_json=False, truths=truths
+        )
+    right = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
+    _console().print(f"{right} of {len(truths)} scenes were named right at their last frame.")
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A name, a folder or an original .npz.")], as_json: JsonOption = False
+) -> None:
+    """Say what a model is: architecture, size, cost per frame, classes, origin."""
+    from trecvit.runtime.describe import describe
+
+    facts = describe(_load(model, "cpu"))
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    _print_facts(facts)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A name, a folder or an original .npz.")],
+    target: Annotated[Path, typer.Argument(help="A .npz file for the original format, else a folder.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Class names for a folder: kinetics400, something_something_v2, or a text file.")
+    ] = None,
+) -> None:
+    """Rewrite weights in the other format, exact to the bit."""
+    from trecvit.weights.load import convert as convert_weights
+
+    with _download_progress() as progress:
+        written = convert_weights(source, target, labels=labels, progress=progress)
+    print(written)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/world.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    to: Annotated[Path, typer.Option(help="The run folder; an interrupted run in it is continued.")] = Path(
+        "runs/train"
+    ),
+) -> None:
+    """Train a model by a recipe. Interrupted, the same command goes on where it stopped."""
+    from trecvit.train.loop import Progress
+    from trecvit.train.loop import train as run_training
+    from trecvit.train.recipe import load_recipe
+
+    plan = load_recipe(recipe, overrides or [])
+
+    def report(line: Progress) -> None:
+        left_s = (line.num_steps - line.step) * plan.optimisation.batch_size / line.clips_per_s
+        print(
+            f"step {line.step}/{line.num_steps}  loss {line.loss:.3f}  accuracy {line.accuracy:.3f}  "
+            f"{line.clips_per_s:.1f} clips/s  {left_s / 60:.0f} min left",
+            flush=True,
+        )
+
+    run_training(plan, to, report=report)
+    print(to / "model")
+
+
+@data_app.command("render")
+def data_render(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    num_train: Annotated[int, typer.Option("--train", min=0, help="Training clips, an even number.")] = 360,
+    num_validation: Annotated[int, typer.Option("--validation", min=0, help="Validation clips, an even number.")] = 72,
+    size: Annotated[int, typer.Option(min=32, help="Side of the frames in pixels.")] = 96,
+    frames: Annotated[int, typer.Option(min=2, help="Frames per clip.")] = 16,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second of the files.")] = 12.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    suffix: Annotated[str, typer.Option(help=".webm or .mp4")] = ".webm",
+    photographs: Annotated[bool, typer.Option(help="Cut surfaces from scikit-image's photographs too.")] = False,
+) -> None:
+    """Write the synthetic world as real video files, in the layout of Something-Something-v2."""
+    from trecvit.data.render import render_data_set
+    from trecvit.data.textures import photographs as read_photographs
+    from trecvit.data.world import World, WorldConfig
+
+    pictures = read_photographs("train") if photographs else []
+    world = World(WorldConfig(num_frames=frames, image_size=(size, size)), seed=seed, pictures=pictures)
+    with _progress("clips", num_train + num_validation) as advance:
+        render_data_set(
+            world,
+            folder,
+            num_clips={"train": num_train, "validation": num_validation},
+            fps=fps,
+            suffix=suffix,
+            report=advance,
+        )
+    print(folder)
+
+
+@eval_app.command("world")
+def eval_world(
+    model: ModelOption = "motions",
+    clips: Annotated[int, typer.Option(min=36, help="Clips per test; an even number.")] = 1800,
+    footage: Annotated[
+        list[Path] | None, typer.Option(help="Real videos: also play the world's motions on their frames.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=1, help="Of the test scenes; recipes train on seed 0.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Test a model of the world's motions on scenes, textures and footage that it never saw."""
+    from trecvit.evaluate.world import report_world
+
+    network = _load(model, "cpu")
+    num_tests = 3 if footage else 1
+    with _progress("clips", num_tests * clips, hidden=as_json) as advance:
+        report = report_world(network, num_clips=clips, seed=seed, footage=footage or [], report=advance)
+    if save:
+        save.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    _print_tests(report["tests"])
+
+
+@bench_app.command("stream")
+def bench_stream(
+    model: ModelOption = "motions",
+    frames: Annotated[int, typer.Option(min=10, help="Length of the stream.")] = 10_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Stream random frames and check that memory stays flat; exit code 1 if it grew."""
+    from trecvit.runtime.bench import stream_memory
+
+    network = _load(model, "cpu")
+    with _progress("frames", frames, hidden=as_json) as advance:
+        memory = stream_memory(network, num_frames=frames, report=advance)
+    if as_json:
+        print(json.dumps({**memory.__dict__, "is_flat": memory.is_flat}))
+    else:
+        for count, peak, state in zip(memory.frames, memory.peak_bytes, memory.state_bytes, strict=True):
+            print(f"{count:>8,} frames  peak memory {peak / 1e6:8.1f} MB  state {state:,} bytes")
+        print(f"{memory.frames_per_s:.1f} frames/s")
+    if not memory.is_flat:
+        _complain(f"memory grew by {memory.peak_bytes[-1] - memory.peak_bytes[0]:,} bytes")
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine, what does not, and why."""
+    from rich.table import Table
+
+    from trecvit.runtime.doctor import examine
+
+    table = Table("", "what", "finding", box=None, pad_edge=False)
+    findings = examine()
+    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]–[/]"}
+    for finding in findings:
+        table.add_row(marks[finding.works], finding.name, finding.words)
+    _console().print(table)
+    if any(finding.works is False for finding in findings):
+        raise typer.Exit(1)
+
+
+def _run_stream(
+    network: TRecViT,
+    source: str,
+    *,
+    top: int,
+    stride: int | None,
+    restart_every: int | None,
+    save: Path | None,
+    as_json: bool,
+    truths: list[str] | None = None,
+) -> list[str]:
+    """Streams to the terminal or as JSON lines, and to a video. Returns the answers before restarts and at the end."""
+    from fractions import Fraction
+
+    from trecvit.runtime.predict import class_labels
+    from trecvit.runtime.stream import annotate
+    from trecvit.runtime.stream import stream as stream_video
+    from trecvit.video.decode import probe
+    from trecvit.video.encode import VideoWriter
+
+    labels = class_labels(network)
+    about = probe(source)
+    rate = float(about.average_fps) if about.average_fps else None
+    stride = stride or network.preprocessing.stride_for(rate)
+    answers: list[str] = []
+    previous = ""
+    damage: VideoError | None = None
+    writer = VideoWriter(save, about.average_fps or Fraction(25)) if save else None
+    with _view(source, about.stated_frames, as_json=as_json) as show:
+        try:
+            for update in stream_video(network, source, stride=stride, restart_every=restart_every):
+                best = update.top(labels, top)
+                if update.is_new:
+                    if update.frames_seen == 1 and previous:
+                        answers.append(previous)
+                    previous = best[0][0]
+                    show(update, best)
+                if writer:
+                    truth = f"truth: {truths[min(len(answers), len(truths) - 1)]}" if truths else ""
+                    writer.write(annotate(update, labels, top_k=top, footer=truth), update.time_s)
+        except VideoError as error:
+            damage = error  # what could be read is shown and saved all the same
+        except BaseException as error:
+            if writer:
+                writer.__exit__(type(error), error, error.__traceback__)
+            raise
+        if writer:
+            writer.__exit__(None, None, None)
+    if damage:
+        raise damage
+    if save:
+        _console(stderr=True).print(f"wrote {save}", highlight=False)
+    return [*answers, previous]
+
+
+@contextmanager
+def _view(
+    source: str, num_frames: int | None, *, as_json: bool
+) -> Iterator[Callable[[Update, list[tuple[str, float]]], None]]:
+    """Shows updates: a live panel on a terminal, else one JSON line each."""
+    if as_json or not sys.stdout.isatty():
+
+        def print_line(update: Update, best: list[tuple[str, float]]) -> None:
+            line = {
+                "frame": update.index,
+                "time_s": round(update.time_s, 4),
+                "frames_seen": update.frames_seen,
+                "top": [{"label": label, "probability": round(probability, 6)} for label, probability in best],
+            }
+            print(json.dumps(line), flush=True)
+
+        yield print_line
+        return
+
+    import time
+
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.table import Table
+
+    begun_s, looked_at = time.perf_counter(), 0
+    with Live(console=_console(), refresh_per_second=12) as live:
+
+        def draw(update: Update, best: list[tuple[str, float]]) -> None:
+            nonlocal looked_at
+            looked_at += 1
+            table = Table.grid(padding=(0, 2))
+            for rank, (label, probability) in enumerate(best):
+                style = "bold cyan" if rank == 0 else "dim"
+                table.add_row(
+                    f"[{style}]{label}[/]", f"[{style}]{probability:6.1%}[/]", f"[{style}]{_bar(probability)}[/]"
+                )
+            speed = looked_at / (time.perf_counter() - begun_s)
+            place = f"frame {update.index + 1}" + (f" of {num_frames}" if num_frames else "")
+            words = f"{place} · {update.time_s:.1f} s · {speed:.0f} frames/s"
+            live.update(Panel(table, title=source, subtitle=words, width=min(_console().width, 90)))
+
+        yield draw
+
+
+def _load(model: str, device: str) -> TRecViT:
+    from trecvit.weights.load import load
+
+    with _download_progress() as progress:
+        return load(model, device=device, progress=progress)
+
+
+@contextmanager
+def _download_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that appears with the first bytes of a download."""
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        "downloading",
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=_console(stderr=True),
+    )
+    task = None
+
+    def advance(done_bytes: int, total_bytes: int | None) -> None:
+        nonlocal task
+        if task is None:
+            bar.start()
+            task = bar.add_task("download", total=total_bytes)
+        bar.update(task, completed=done_bytes, total=total_bytes)
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
+
+
+@contextmanager
+def _progress(what: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr for long work, with the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=_console(stderr=True), disable=hidden, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            words = "\n".join(f"{key}: {item}" for key, item in value.items())
+        elif isinstance(value, list):
+            words = ", ".join(str(item) for item in value)
+        else:
+            words = f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(f"[bold]{name}[/]", words)
+    _console().print(table, highlight=False)
+
+
+def _print_tests(tests: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    summary = Table("test", "clips", "top-1", "right or opposite", box=None, pad_edge=False)
+    for test in tests:
+        summary.add_row(test["name"], str(test["num_clips"]), f"{test['top1']:.1%}", f"{test['pair']:.1%}")
+    _console().print(summary)
+    classes = Table("class", *(test["name"] for test in tests), "taken for", box=None, pad_edge=False)
+    for label in tests[0]["by_class"]:
+        shares = (f"{test['by_class'][label]:.0%}" if label in test["by_class"] else "" for test in tests)
+        classes.add_row(label, *shares, tests[0]["confused_with"][label])
+    _console().print(classes)
+
+
+def _bar(probability: float, width: int = 20) -> str:
+    return "█" * round(probability * width)
+
+
+def _complain(words: str) -> None:
+    print(f"trecvit: {words}", file=sys.stderr)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)

@@ -1,0 +1,30 @@
+"""A video for the demo, rendered on the spot: scenes of the synthetic world, one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trecvit.data.world import LABELS, World, WorldConfig
+from trecvit.video.encode import VideoWriter
+
+SCENE_FRAMES = 16
+_SCENE_FPS = 12
+_SIDE_PX = 288
+
+
+def render_scenes(path: Path, *, seed: int) -> list[str]:
+    """Writes a video with one scene of each pair of motions, and returns what happens in each, in order.
+
+    Args:
+        path: An `.mp4` or `.webm` file.
+        seed: Which scenes; even pair members and odd ones alternate by it.
+    """
+    world = World(WorldConfig(num_frames=SCENE_FRAMES, image_size=(_SIDE_PX, _SIDE_PX)), seed=1_000_000 + seed)
+    truths = []
+    with VideoWriter(path, _SCENE_FPS) as writer:
+        for number in range(len(LABELS) // 2):
+            frames, label = world.clip(2 * number + (seed + number) % 2)
+            truths.append(LABELS[label])
+            for frame in frames:
+                writer.write(frame)
+    return truths

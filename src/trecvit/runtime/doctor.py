@@ -1,0 +1,131 @@
+"""What works on this machine, what does not, and why."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried.
+
+    Attributes:
+        name: What.
+        works: True, False, or None for something optional that is not there.
+        words: What was found, and what to do about it.
+    """
+
+    name: str
+    works: bool | None
+    words: str
+
+
+def examine() -> list[Finding]:
+    """Tries everything the package needs or can use, by using it."""
+    checks: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("Python", platform.python_version),
+        ("PyTorch", _torch),
+        ("decoding and encoding", _video),
+        ("bundled model", _bundled_model),
+        ("cache folder", _cache_folder),
+    )
+    return [*(_try(name, check) for name, check in checks), *_accelerators(), _photographs(), *_zoo()]
+
+
+def _try(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except Exception as error:  # whatever goes wrong is the finding
+        return Finding(name, False, f"{type(error).__name__}: {error}")
+
+
+def _torch() -> str:
+    import torch
+
+    product = torch.ones(8, 8) @ torch.ones(8, 8)
+    if product[0, 0] != 8:
+        raise RuntimeError("a matrix product came out wrong")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{torch.__version__}, {torch.get_num_threads()} threads, CPU kernels for {capability}"
+
+
+def _video() -> str:
+    import av
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for level in (40, 200):
+            picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    buffer.seek(0)
+    with av.open(buffer, "r") as written:
+        levels = [float(frame.to_ndarray(format="rgb24").mean()) for frame in written.decode(video=0)]
+    if len(levels) != 2 or abs(levels[0] - 40) > 8 or abs(levels[1] - 200) > 8:
+        raise RuntimeError(f"two frames of brightness 40 and 200 came back as {levels}")
+    names = {"h264": "H.264", "hevc": "H.265", "vp9": "VP9", "av1": "AV1"}
+    decoders = [words for codec, words in names.items() if codec in av.codecs_available]
+    return f"PyAV {av.__version__}; H.264 written and read back; decodes {', '.join(decoders)}"
+
+
+def _bundled_model() -> str:
+    import torch
+
+    from trecvit.weights.load import BUNDLED, load
+
+    model = load(BUNDLED)
+    with torch.inference_mode():
+        out = model(torch.zeros(1, 2, 3, *model.preprocessing.image_size, dtype=torch.uint8))
+    if out.probs is None or not torch.isfinite(out.probs).all():
+        raise RuntimeError("its answer to a black video is not a number")
+    return f"{BUNDLED!r} loads and answers, {len(model.labels)} classes"
+
+
+def _cache_folder() -> str:
+    from trecvit.weights.zoo import cache_folder
+
+    folder = cache_folder()
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written; set TRECVIT_CACHE to a folder that can")
+    return str(folder)
+
+
+def _accelerators() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("CUDA", True, ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
+    else:
+        why = "this PyTorch is built without it" if torch.version.cuda is None else "no device found"
+        yield Finding("CUDA", None, f"not available: {why}")
+    if torch.backends.mps.is_built():
+        works = torch.backends.mps.is_available() or None
+        yield Finding("Apple GPU", works, "available" if works else "not available on this machine")
+
+
+def _photographs() -> Finding:
+    try:
+        importlib.import_module("skimage")
+    except ImportError:
+        return Finding("photographs", None, "for training on the world's photographs: pip install 'trecvit[photos]'")
+    return Finding("photographs", True, "scikit-image is installed")
+
+
+def _zoo() -> Iterator[Finding]:
+    from trecvit.weights.zoo import ZOO, cache_folder
+
+    for name, entry in ZOO.items():
+        path = cache_folder() / entry.filename
+        if path.exists():
+            yield Finding(f"weights {name}", True, f"{path} ({path.stat().st_size / 1e6:.0f} MB)")
+        else:
+            yield Finding(f"weights {name}", None, f"not downloaded; trecvit info {name} fetches {entry.url}")

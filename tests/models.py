@@ -1,0 +1,62 @@
+"""Small models and videos for the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trecvit.config import ModelConfig
+from trecvit.model.trecvit import TRecViT
+
+TINY = {
+    "width": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_width": 24,
+    "patch_size": 8,
+    "image_size": (16, 24),
+    "head_width": 12,
+    "num_classes": 5,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "wide_lru_mean_pooling": {"lru_multiplier": 2, "pooling": "mean"},
+    "no_conv_fixed_positions": {"conv_width": 0, "positions": "sincos2d"},
+    "conv_of_one_tap": {"conv_width": 1},
+    "long_conv": {"conv_width": 7},
+    "complex": {"lru_complex": True},
+    "temporal_mlp": {"temporal_mlp": True},
+    "no_temporal_part": {"temporal_mixer": "none"},
+    "pairs_of_frames": {"temporal_patch_size": 2},
+    "patches_of_four_frames": {"temporal_patch_size": 4, "pooling": "mean"},
+    "no_head": {"num_classes": 0},
+}
+
+
+def tiny_model(**overrides: Any) -> TRecViT:
+    """A small model in which every weight differs from its initial value, so that one that is not read shows."""
+    model = TRecViT(ModelConfig(**{**TINY, **overrides}))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = 0.5 if name.endswith("conv.weight") else 0.1
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def random_video(batch_size: int = 2, num_frames: int = 6, height: int = 16, width: int = 24, seed: int = 0) -> Tensor:
+    """uint8 noise [B,T,3,H,W]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch_size, num_frames, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected value."""
+    got, expected = got.detach().double(), expected.detach().double()
+    assert got.shape == expected.shape
+    if not expected.numel():
+        return 0.0
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
