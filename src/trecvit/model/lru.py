@@ -34,7 +34,7 @@ class LayerState(NamedTuple):
     """
 
     hidden: Float[Tensor, "B N E"]
-    taps: Float[Tensor, "B K-1 N E"]
+    taps: Float[Tensor, "B taps N E"]
 
 
 class RMSNorm(nn.Module):
@@ -78,8 +78,8 @@ class CausalConv(nn.Module):
         nn.init.normal_(self.weight, std=math.sqrt(0.01 / taps))  # code: variance_scaling(0.01, fan_in)
 
     def forward(
-        self, x: Float[Tensor, "B T N E"], taps: Float[Tensor, "B K-1 N E"]
-    ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B K-1 N E"]]:
+        self, x: Float[Tensor, "B T N E"], taps: Float[Tensor, "B taps N E"]
+    ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B taps N E"]]:
         """Returns the convolved frames and the last K-1 inputs, for the frames to come."""
         window = torch.cat([taps.to(x.dtype), x], dim=1) if taps.shape[1] else x
         y: Tensor = _DepthwiseConv.apply(window, self.weight, self.bias)  # type: ignore[no-untyped-call]

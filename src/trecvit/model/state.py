@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -43,7 +43,7 @@ class State:
     layers: tuple[LayerState, ...]
     evidence: Float[Tensor, "B R"]
     frames_seen: Int64[Tensor, " B"]
-    pending: Float[Tensor, "B p-1 C H W"]
+    pending: Float[Tensor, "B waiting C H W"]
     config: ModelConfig
     image_size: tuple[int, int]
 
@@ -56,7 +56,7 @@ class State:
         image_size: tuple[int, int],
         device: torch.device,
         dtype: torch.dtype,
-    ) -> Self:
+    ) -> State:
         """The state of `batch_size` streams that have not begun; `dtype` is the model's."""
         recurrent_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         height, width = image_size
@@ -102,7 +102,7 @@ class State:
         """Size in bytes. It depends on the model, the image size and B, and not on the frames seen."""
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
-    def reset(self, mask: Bool[Tensor, " B"] | Sequence[bool]) -> Self:
+    def reset(self, mask: Bool[Tensor, " B"] | Sequence[bool]) -> State:
         """The streams where `mask` is true begin anew, exactly as in a new state; the others go on untouched."""
         mask = torch.as_tensor(mask, device=self.device)
         if mask.shape != (self.batch_size,) or mask.dtype != torch.bool:
@@ -116,7 +116,7 @@ class State:
 
         return self._with({name: reset_rows(tensor) for name, tensor in self._tensors().items()})
 
-    def select(self, rows: Int64[Tensor, " R"] | Bool[Tensor, " B"] | Sequence[int] | Sequence[bool]) -> Self:
+    def select(self, rows: Int64[Tensor, " R"] | Bool[Tensor, " B"] | Sequence[int] | Sequence[bool]) -> State:
         """The streams of these rows, in this order; a row may be dropped, moved or repeated."""
         index = torch.as_tensor(rows, device=self.device)
         if index.dtype == torch.bool and index.shape == (self.batch_size,):
@@ -152,7 +152,7 @@ class State:
         columns = [state._tensors() for state in states]
         return first._with({name: torch.cat([column[name] for column in columns]) for name in columns[0]})
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
         """On another device, or for a model of another floating-point dtype (the recurrence stays float32)."""
         carried = {name: tensor.to(device=device) for name, tensor in self._tensors().items()}
         if dtype is not None:
@@ -161,11 +161,11 @@ class State:
                     carried[name] = tensor.to(dtype)
         return self._with(carried)
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> State:
         """A copy with some attributes changed."""
         return dataclasses.replace(self, **changes)
 
-    def detach(self) -> Self:
+    def detach(self) -> State:
         """The same values without history, for backpropagation through time that is cut here."""
         return self._with({name: tensor.detach() for name, tensor in self._tensors().items()})
 
@@ -186,7 +186,7 @@ class State:
             part.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> State:
         """Reads what `save` wrote.
 
         Raises:
@@ -220,7 +220,7 @@ class State:
             named[f"layers.{number}.hidden"], named[f"layers.{number}.taps"] = layer
         return named
 
-    def _with(self, tensors: dict[str, Tensor]) -> Self:
+    def _with(self, tensors: dict[str, Tensor]) -> State:
         return dataclasses.replace(
             self,
             layers=tuple(

@@ -31,7 +31,7 @@ _NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
 
 _MAX_TOKENS_FOR_PRODUCTS = 512  # bounds the N x N scores that plain products have to store
 
-Video = Shaped[Tensor, "B T C=3 H W"]
+Video = Shaped[Tensor, "B T 3 H W"]
 
 
 class Output(NamedTuple):
@@ -64,7 +64,7 @@ class Tokenizer(nn.Module):
         # code: the class token starts at zero and gets no position.
         self.cls = nn.Parameter(torch.zeros(config.width)) if config.pooling == "cls" else None
 
-    def forward(self, frames: Float[Tensor, "B F C=3 H W"]) -> Float[Tensor, "B T N D"]:
+    def forward(self, frames: Float[Tensor, "B F 3 H W"]) -> Float[Tensor, "B T N D"]:
         """Tokens of F = T * temporal_patch_size frames with values in [0,1]."""
         batch_size, num_frames, colours, height, width = frames.shape
         extent, side = self.config.temporal_patch_size, self.config.patch_size

@@ -1,0 +1,103 @@
+"""The shape of the house: which room may import which, what is public, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trecvit
+
+SOURCE = Path(trecvit.__file__).parent
+
+# Each room may import the rooms of the lines above its own, and itself. Rooms of one line are blind to each other.
+LINES = [
+    {"errors"},
+    {"config"},
+    {"pretrained", "video"},
+    {"model"},
+    {"data"},
+    {"weights"},
+    {"evaluate"},
+    {"train", "runtime"},
+    {"cli"},
+]
+LINE_OF = {room: number for number, line in enumerate(LINES) for room in line}
+BLIND = {("model", "video"), ("video", "config")}
+
+# Packages that only some files touch.
+RESERVED = {
+    "av": {"video/decode.py", "video/encode.py", "runtime/doctor.py"},
+    "typer": {"cli.py"},
+    "rich": {"cli.py"},
+    "skimage": {"data/textures.py"},
+    "huggingface_hub": {"pretrained.py"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions, by its full name."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way(path):
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    for name in imports(path):
+        if name.startswith("trecvit."):
+            other = name.split(".")[1]
+            assert other == room or LINE_OF[other] < LINE_OF[room], f"{room} may not import {name}"
+            assert (room, other) not in BLIND, f"{room} knows nothing of {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_reserved_packages_are_touched_in_their_places_only(path):
+    for name in imports(path):
+        allowed = RESERVED.get(name.split(".")[0])
+        assert allowed is None or str(path.relative_to(SOURCE)) in allowed, f"{name} in {path.name}"
+
+
+def test_only_the_command_line_prints_or_exits():
+    for path in FILES:
+        if path.name == "cli.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"print", "exit", "quit", "input"}, f"{path}:{node.lineno}"
+
+
+def test_public_names_exist_and_are_sorted():
+    assert sorted(trecvit.__all__) == sorted(trecvit._HOMES)
+    for name in trecvit.__all__:
+        assert getattr(trecvit, name) is not None
+        assert name in dir(trecvit)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = trecvit.lode
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = run_python("import sys, trecvit; print([m for m in ('torch', 'numpy', 'av', 'rich') if m in sys.modules])")
+    assert heavy == "[]"
+
+
+def test_the_models_need_no_video_library_and_no_command_line():
+    code = "import sys, trecvit; trecvit.create_model('tiny', depth=1); print([m for m in {} if m in sys.modules])"
+    assert run_python(code.format("('av', 'typer', 'skimage', 'PIL', 'yaml')")) in ("[]", "['yaml']")

@@ -1,0 +1,269 @@
+"""Streaming is the clip: whatever the cut, the rows and the interruptions."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import VARIANTS, random_video, relative_error, tiny_model
+from torch import Tensor
+
+from trecvit.errors import InputError, StateError
+from trecvit.model.state import State
+from trecvit.model.trecvit import TRecViT
+
+TOLERANCE = 1e-5  # float32: the same sums in another order
+NUM_FRAMES = 12
+MODELS = {name: tiny_model(**overrides) for name, overrides in VARIANTS.items()}
+cuts = st.lists(st.integers(1, NUM_FRAMES - 1), unique=True, max_size=NUM_FRAMES - 1).map(sorted)
+
+
+def run(model: TRecViT, video: Tensor, places: list[int], state: State | None = None) -> tuple[list[Tensor], State]:
+    """Streams a video cut at these places: the answers after each piece and the last state."""
+    state = state or model.init_state(video.shape[0], image_size=(16, 24))
+    answers = []
+    for start, end in pairwise([0, *places, video.shape[1]]):
+        out, state = model.step(video[:, start:end], state)
+        answers.append(out.features if out.logits is None else out.logits)
+    return answers, state
+
+
+def assert_same(got: State, expected: State) -> None:
+    assert torch.equal(got.frames_seen, expected.frames_seen)
+    for name, tensor in expected._tensors().items():
+        assert relative_error(got._tensors()[name], tensor) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(places=cuts, seed=st.integers(0, 5))
+@settings(max_examples=15, deadline=None)
+def test_any_cut_gives_the_clips_answer(variant, places, seed):
+    model = MODELS[variant]
+    video = random_video(2, NUM_FRAMES, seed=seed)
+    answers, state = run(model, video, places)
+    if model.config.num_classes:
+        assert relative_error(answers[-1], model(video).logits) < TOLERANCE
+    _, at_once = run(model, video, [])
+    assert_same(state, at_once)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(places=cuts)
+@settings(max_examples=8, deadline=None)
+def test_the_pieces_features_are_the_clips(variant, places):
+    model = MODELS[variant]
+    video = random_video(1, NUM_FRAMES)
+    state, features = model.init_state(1, image_size=(16, 24)), []
+    for start, end in pairwise([0, *places, NUM_FRAMES]):
+        out, state = model.step(video[:, start:end], state)
+        features.append(out.features)
+    assert relative_error(torch.cat(features, dim=1), model(video).features) < TOLERANCE
+
+
+def test_every_answer_on_the_way_is_that_of_the_video_so_far():
+    model, video = tiny_model(), random_video(2, 8)
+    answers, _ = run(model, video, list(range(1, 8)))
+    for length, answer in enumerate(answers, start=1):
+        assert relative_error(answer, model(video[:, :length]).logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(masks=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=4), seed=st.integers(0, 9))
+@settings(max_examples=10, deadline=None)
+def test_a_reset_row_starts_exactly_as_a_new_video_and_the_others_go_on(variant, masks, seed):
+    model = MODELS[variant]
+    state = model.init_state(3, image_size=(16, 24))
+    histories = [torch.zeros(1, 0, 3, 16, 24, dtype=torch.uint8)] * 3
+    for number, mask in enumerate(masks):
+        piece = random_video(3, 2 + (seed + number) % 3, seed=seed * 10 + number)
+        out, state = model.step(piece, state)
+        histories = [torch.cat([history, piece[row : row + 1]], dim=1) for row, history in enumerate(histories)]
+        for row, history in enumerate(histories):
+            if model.config.num_classes and history.shape[1] >= model.config.temporal_patch_size:
+                assert relative_error(out.logits[row : row + 1], model(history).logits) < TOLERANCE
+        state = state.reset(mask)
+        histories = [history[:, :0] if mask[row] else history for row, history in enumerate(histories)]
+    assert torch.equal(state.frames_seen, torch.tensor([history.shape[1] for history in histories]))
+    for row, is_reset in enumerate(masks[-1]):
+        if is_reset:
+            assert all(
+                torch.equal(tensor, fresh)
+                for tensor, fresh in zip(
+                    state.select([row])._tensors().values(),
+                    model.init_state(1, image_size=(16, 24))._tensors().values(),
+                    strict=True,
+                )
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=5))
+@settings(max_examples=10, deadline=None)
+def test_rows_can_be_dropped_moved_repeated_and_joined_in_mid_stream(dtype, rows):
+    model = tiny_model().to(dtype)
+    first, second = random_video(4, 3, seed=1), random_video(4, 4, seed=2)
+    _, state = run(model, first, [1])
+    chosen = state.select(rows)
+    assert chosen.batch_size == len(rows)
+    (answer,), _ = run(model, second[rows], [], chosen)
+    tolerance = TOLERANCE if dtype == torch.float32 else 2e-2  # sums of 8-bit numbers, blocked differently per batch
+    for place, row in enumerate(rows):
+        (alone,), _ = run(model, second[row : row + 1], [], state.select([row]))
+        assert relative_error(answer[place : place + 1], alone) < tolerance
+    joined = State.cat([state.select([2]), state.select([0, 1]), state.select([3])])
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(joined._tensors().values(), state.select([2, 0, 1, 3])._tensors().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["plain", "complex", "patches_of_four_frames"])
+def test_a_saved_state_goes_on_bit_for_bit(tmp_path, variant, dtype):
+    model = tiny_model(**VARIANTS[variant]).to(dtype)
+    video = random_video(2, 9)
+    _, state = run(model, video[:, :5], [2])
+    state.save(tmp_path / "camera.state")
+    loaded = State.load(tmp_path / "camera.state")
+    assert loaded.config == state.config
+    (expected,), _ = run(model, video[:, 5:], [], state)
+    (got,), _ = run(model, video[:, 5:], [], loaded)
+    assert torch.equal(got, expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["camera.state"]
+
+
+def test_a_state_can_move_to_a_model_of_another_dtype():
+    video = random_video(1, 8)
+    exact, coarse = tiny_model(), tiny_model().to(torch.bfloat16)
+    _, state = run(exact, video[:, :4], [])
+    moved = state.to("cpu", torch.bfloat16)
+    assert moved.dtype == torch.bfloat16
+    assert all(layer.hidden.dtype == torch.float32 for layer in moved.layers)
+    (answer,), _ = run(coarse, video[:, 4:], [], moved)
+    assert relative_error(answer, exact(video).logits) < 0.05
+
+
+def test_methods_leave_the_state_as_it_is():
+    model = tiny_model()
+    _, state = run(model, random_video(2, 3), [])
+    copies = {name: tensor.clone() for name, tensor in state._tensors().items()}
+    state.reset([True, False])
+    state.select([0])
+    state.to(dtype=torch.bfloat16)
+    model.step(random_video(2, 2), state)
+    assert all(torch.equal(tensor, copies[name]) for name, tensor in state._tensors().items())
+
+
+def test_the_size_of_a_state_does_not_depend_on_the_frames_seen():
+    model = tiny_model()
+    _, short = run(model, random_video(1, 1), [])
+    _, long = run(model, random_video(1, 60), list(range(1, 60)))
+    assert short.nbytes == long.nbytes == model.init_state(1, image_size=(16, 24)).nbytes
+    assert model.init_state(3, image_size=(16, 24)).nbytes == 3 * short.nbytes
+
+
+@pytest.mark.parametrize("variant", ["plain", "complex", "patches_of_four_frames", "temporal_mlp"])
+def test_gradients_flow_through_a_carried_state(variant):
+    model = MODELS[variant].double()
+    try:
+        video = random_video(2, 8).double() / 255
+        weights = list(model.parameters())
+
+        def loss(places: list[int]) -> Tensor:
+            state = model.init_state(2, image_size=(16, 24))
+            for start, end in pairwise([0, *places, 8]):
+                _, state = model.step(video[:, start:end], state)
+            return state.evidence.square().sum() + sum(layer.hidden.square().sum() for layer in state.layers)
+
+        whole = torch.autograd.grad(loss([]), weights, allow_unused=True)
+        pieces = torch.autograd.grad(loss([3, 4]), weights, allow_unused=True)
+        for (name, _), got, expected in zip(model.named_parameters(), pieces, whole, strict=True):
+            assert (got is None) == (expected is None), name
+            if expected is not None:
+                assert relative_error(got, expected) < 1e-9, name
+        cut = model.step(video, model.init_state(2, image_size=(16, 24)))[1].detach()
+        assert not any(tensor.requires_grad for tensor in cut._tensors().values())
+    finally:
+        model.float()
+
+
+def test_a_very_long_stream_keeps_listening():
+    """After 20 million frames a float32 sum no longer takes up what comes; the running mean is not forgotten."""
+    model = tiny_model()
+    _, state = run(model, random_video(1, 2), [])
+    aged = state.replace(frames_seen=torch.tensor([20_000_000]))
+    _, after = run(model, random_video(1, 1, seed=5), [], aged)
+    assert relative_error(after.evidence, state.evidence) < 1e-5
+
+
+# ---- states that do not fit ----
+
+
+def test_states_that_do_not_fit_are_refused_with_what_to_do():
+    model = tiny_model()
+    video = random_video(2, 2)
+    state = model.init_state(2, image_size=(16, 24))
+    with pytest.raises(StateError, match=r"holds 3 streams, the frames 2.*state\.select"):
+        model.step(video, model.init_state(3, image_size=(16, 24)))
+    with pytest.raises(StateError, match=r"another model.*conv_width 4 and 2"):
+        model.step(video, tiny_model(conv_width=2).init_state(2, image_size=(16, 24)))
+    with pytest.raises(StateError, match="begun with 16x24 frames, got 16x8"):
+        model.step(video[..., :8], state)
+    with pytest.raises(StateError, match=r"torch.bfloat16 model.*state\.to\(dtype=torch.float32\)"):
+        model.step(video, state.to(dtype=torch.bfloat16))
+    with pytest.raises(StateError, match="on meta, the model on cpu"):
+        model.step(video, state.to("meta"))
+    with pytest.raises(InputError, match="patch_size=8 divides, got 16x20"):
+        model.init_state(1, image_size=(16, 20))
+
+
+def test_a_model_with_other_classes_may_go_on_with_the_state():
+    _, state = run(tiny_model(), random_video(2, 3), [])
+    tiny_model(num_classes=7).step(random_video(2, 1), state)
+
+
+def test_wrong_rows_are_refused():
+    state = tiny_model().init_state(2, image_size=(16, 24))
+    with pytest.raises(StateError, match="one bool for each of 2 streams"):
+        state.reset([True])
+    with pytest.raises(StateError, match=r"rows \[2\] go beyond the 2 streams"):
+        state.select([2])
+    with pytest.raises(StateError, match="row numbers or 2 bools"):
+        state.select([True, False, True])
+    assert state.select([]).batch_size == 0
+    assert torch.equal(state.select([False, True]).frames_seen, state.select([1]).frames_seen)
+    assert state.select([-1]).batch_size == 1
+
+
+def test_states_that_do_not_belong_together_are_not_joined():
+    state = tiny_model().init_state(1, image_size=(16, 24))
+    with pytest.raises(StateError, match="at least one state"):
+        State.cat([])
+    with pytest.raises(StateError, match=r"states 0 and 1.*depth 2 and 1"):
+        State.cat([state, tiny_model(depth=1).init_state(1, image_size=(16, 24))])
+    with pytest.raises(StateError, match="image_size"):
+        State.cat([state, tiny_model().init_state(1, image_size=(16, 8))])
+    with pytest.raises(StateError, match="dtype"):
+        State.cat([state, state.to(dtype=torch.bfloat16)])
+
+
+def test_files_that_are_not_states_are_refused(tmp_path):
+    model = tiny_model()
+    path = tmp_path / "state"
+    with pytest.raises(StateError, match=r"written by State\.save"):
+        State.load(path)
+    path.write_bytes(b"not a state")
+    with pytest.raises(StateError, match=r"written by State\.save"):
+        State.load(path)
+    model.init_state(1, image_size=(16, 24)).save(path)
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 9, 0):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StateError):
+            State.load(path)
+    model.save(tmp_path / "model")
+    with pytest.raises(StateError, match="expected the format"):
+        State.load(tmp_path / "model" / "model.safetensors")
