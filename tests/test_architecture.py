@@ -24,6 +24,7 @@ LINES = [
     {"evaluate"},
     {"train", "runtime"},
     {"cli"},
+    {"__main__"},
 ]
 LINE_OF = {room: number for number, line in enumerate(LINES) for room in line}
 BLIND = {("model", "video"), ("video", "config")}

@@ -28,7 +28,7 @@ from trecvit.errors import DataError, InputError, MissingPackageError
 
 @pytest.fixture
 def supply() -> Supply:
-    return Supply(5, (), picture_share=0.5, surface_px=96)
+    return Supply(5, (), picture_share=0.5, plain_share=0.0, surface_px=96)
 
 
 @pytest.mark.parametrize("kind", range(13))
@@ -107,7 +107,7 @@ def test_recolour_and_palette_stay_in_range() -> None:
 
 
 def test_bank_does_not_depend_on_the_order(supply: Supply) -> None:
-    other = Supply(5, (), picture_share=0.5, surface_px=96)
+    other = Supply(5, (), picture_share=0.5, plain_share=0.0, surface_px=96)
     for seed in (1, 2, 3):
         supply.surface(np.random.default_rng(seed), 20, 20)
     for seed in (3, 1, 2):
@@ -184,10 +184,17 @@ def test_invisible_cut_outs_are_refused() -> None:
 
 def test_backgrounds_that_move_are_not_empty() -> None:
     grey = np.repeat(np.linspace(105, 140, 80).astype(np.uint8)[:, None, None], 80, axis=1).repeat(3, axis=2)
-    supply = Supply(0, [grey], picture_share=1.0, surface_px=96)
+    supply = Supply(0, [grey], picture_share=1.0, plain_share=0.0, surface_px=96)
     for seed in range(10):
         rng = np.random.default_rng(seed)
         texture = supply.background(rng, 60, 70, irregular=True)
         assert texture.shape == (4, 60, 70)
         assert (texture[3] == 1).all()
         assert texture[:3].std(dim=(1, 2)).max() > 0.08
+
+
+def test_plain_surfaces_have_one_colour_unless_motion_must_show():
+    supply = Supply(0, (), picture_share=0.5, plain_share=1.0, surface_px=96)
+    rng = np.random.default_rng(0)
+    assert np.ptp(supply.surface(rng, 20, 30), axis=(0, 1)).max() == 0
+    assert np.ptp(supply.surface(rng, 20, 30, irregular=True), axis=(0, 1)).max() > 0.02

@@ -93,6 +93,7 @@ def classify(
 
     network = _load(model, device)
     table = Table("video", "class", "probability", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
     failures = 0
     with _progress("videos", len(sources), hidden=as_json or len(sources) == 1) as advance:
         for number, source in enumerate(sources, start=1):
@@ -458,7 +459,8 @@ def _download_progress() -> Iterator[Callable[[int, int | None], None]]:
     try:
         yield advance
     finally:
-        bar.stop()
+        if task is not None:
+            bar.stop()
 
 
 @contextmanager

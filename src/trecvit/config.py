@@ -117,7 +117,7 @@ class ModelConfig:
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; an unknown field is a ConfigError that names the nearest one."""
-        _refuse_unknown(type(self), changes)
+        refuse_unknown(type(self), changes)
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
-        _refuse_unknown(cls, values)
+        refuse_unknown(cls, values)
         return cls(**values)
 
 
@@ -169,17 +169,18 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
-        _refuse_unknown(cls, values)
+        refuse_unknown(cls, values)
         return cls(**values)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The words ", did you mean 'x'?" for the most similar of `names`, or nothing when none is similar."""
+    """The words ", did you mean 'x'" for the most similar of `names`, or nothing when none is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f", did you mean {matches[0]!r}?" if matches else ""
+    return f", did you mean {matches[0]!r}" if matches else ""
 
 
-def _refuse_unknown(config_class: type, values: Mapping[str, Any]) -> None:
+def refuse_unknown(config_class: type, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a key that is no field of a dataclass, naming the nearest one."""
     fields = [field.name for field in dataclasses.fields(config_class)]
     for name in values:
         if name not in fields:

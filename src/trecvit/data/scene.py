@@ -319,40 +319,6 @@ def scene_tracks(
     return points_xy, visible
 
 
-def scene_motion(scene: Scene, points_xy: Float[np.ndarray, "q 2"]) -> Float[np.ndarray, "t q 2"]:
-    """By how much what is seen at fixed points of the frame has moved since the frame before (backward optical flow).
-
-    Args:
-        scene: Any.
-        points_xy: Places in the frame, `[Q, 2]`, the same in every frame.
-
-    Returns:
-        `[T, Q, 2]`, (x, y) in pixels: `motion[t, q]` is where the thing at point q in frame t lies, minus where it lay
-        in frame t - 1, seen or not. Zero in the first frame.
-    """
-    motion = np.zeros((scene.num_frames, len(points_xy), 2))
-    for layer in scene.layers:
-        inverse = invert(layer.transforms)
-        on_texture = np.einsum("tij,qj->tqi", inverse[:, :, :2], points_xy) + inverse[:, None, :, 2]
-        before = layer.transforms[:-1]
-        lay = np.einsum("tij,tqj->tqi", before[:, :, :2], on_texture[1:]) + before[:, None, :, 2]
-        covered = _covered(layer, on_texture[1:])
-        motion[1:][covered] = (points_xy - lay)[covered]
-    return motion
-
-
-def _covered(layer: Layer, on_texture: np.ndarray) -> np.ndarray:
-    """Where points of the texture are opaque, by the nearest texel."""
-    if layer.reflect:
-        return np.ones(on_texture.shape[:-1], bool)
-    _, height, width = layer.texture.shape
-    x, y = np.moveaxis(np.rint(on_texture), -1, 0)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    column, row = np.where(inside, x, 0).astype(np.int64), np.where(inside, y, 0).astype(np.int64)
-    covered: np.ndarray = inside & (layer.texture[3].numpy()[row, column] > 0.5)
-    return covered
-
-
 def _checked(scene: Scene, queries: np.ndarray) -> np.ndarray:
     if queries.ndim != 2 or queries.shape[1] != 3:
         raise InputError(f"query_points_tyx must have shape [Q, 3], not {list(queries.shape)}")

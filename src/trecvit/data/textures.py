@@ -478,14 +478,18 @@ class Supply:
         seed: At least 0.
         pictures: uint8 `[H, W, 3]`, or `[H, W, 4]` for cut-outs.
         picture_share: Share of surfaces taken from pictures, if there are any.
+        plain_share: Share of surfaces of one colour.
         surface_px: Side of the surfaces in the bank.
     """
 
     BANK = 130
 
-    def __init__(self, seed: int, pictures: Sequence[NDArray[Any]], *, picture_share: float, surface_px: int) -> None:
+    def __init__(
+        self, seed: int, pictures: Sequence[NDArray[Any]], *, picture_share: float, plain_share: float, surface_px: int
+    ) -> None:
         self.seed = seed
         self.picture_share = picture_share
+        self.plain_share = plain_share
         self.surface_px = surface_px
         self._bank: dict[int, Image.Image] = {}
         self._pictures: list[Image.Image] = []
@@ -540,6 +544,8 @@ class Supply:
             zoom: The piece's part of what fits into its source, drawn from this range.
             irregular: Nothing that repeats: shifted by its period, a pattern looks as if it moved the other way.
         """
+        if not irregular and self.plain_share and rng.random() < self.plain_share:
+            return np.full((height, width, 3), rng.uniform(0.05, 0.95, 3), np.float32)
         source, freedom = self._source(rng, irregular)
         part = min(source.width / width, source.height / height) * rng.uniform(*zoom)
         reach_x, reach_y = width * part, height * part

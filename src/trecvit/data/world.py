@@ -27,7 +27,6 @@ from trecvit.data.scene import (
     expose,
     invert,
     render,
-    scene_motion,
     scene_tracks,
 )
 from trecvit.data.textures import SHAPES, TURNABLE, Sprite, Supply, shatter
@@ -77,6 +76,7 @@ class WorldConfig:
         light_drift: Largest change of brightness within a clip, as a part of 1, below 0.5.
         noise: Largest standard deviation of the sensor's noise, in 8-bit levels.
         picture_share: Share of surfaces that come from pictures, if the world has any.
+        plain_share: Share of surfaces that have one colour and no pattern, where something is to be seen all the same.
         whole_scene_share: Share of clips of the first four pairs in which the whole picture moves, as if the camera
             turned, came nearer or rolled.
     """
@@ -88,6 +88,7 @@ class WorldConfig:
     light_drift: float = 0.15
     noise: float = 8.0
     picture_share: float = 0.5
+    plain_share: float = 0.3
     whole_scene_share: float = 0.3
 
     def __post_init__(self) -> None:
@@ -103,6 +104,7 @@ class WorldConfig:
             ("light_drift", self.light_drift, 0, 0.5),
             ("noise", self.noise, 0, 64),
             ("picture_share", self.picture_share, 0, 1),
+            ("plain_share", self.plain_share, 0, 1),
             ("whole_scene_share", self.whole_scene_share, 0, 1),
         )
         for name, value, low, high in ranges:
@@ -133,7 +135,13 @@ class World:
         self.seed = seed
         self.labels = LABELS
         surface_px = min(max(round(1.6 * max(config.image_size)), 96), 320)
-        self._supply = Supply(seed, pictures, picture_share=config.picture_share, surface_px=surface_px)
+        self._supply = Supply(
+            seed,
+            pictures,
+            picture_share=config.picture_share,
+            plain_share=config.plain_share,
+            surface_px=surface_px,
+        )
 
     def scene(self, index: int) -> Scene:
         """The scene of an item.
@@ -166,11 +174,6 @@ class World:
         clean = compose(first)
         other = clean.flip(0) if first.partner_swap is None else compose(second)
         return torch.stack([expose(clean, first), expose(other, second)]), (first.label, second.label)
-
-    def pair_motion(self, number: int, points_xy: NDArray[Any]) -> Float[np.ndarray, "2 t q 2"]:
-        """How what is seen at points `[Q, 2]` of both items of a pair moves; see `scene_motion`."""
-        first = self._first_of_pair(number)
-        return np.stack([scene_motion(scene, points_xy) for scene in (first, first.partner())])
 
     def tracks(
         self, index: int, query_points_tyx: NDArray[Any]

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from trecvit.config import ModelConfig, Preprocessing, model_config, nearest
+from trecvit.config import ModelConfig, Preprocessing, model_config, refuse_unknown
 from trecvit.data.world import LABELS, WorldConfig
 from trecvit.errors import ConfigError
 
@@ -27,9 +27,6 @@ class Optimisation:
         warmup_steps: Updates until the peak.
         label_smoothing: Share of the target spread over all classes.
         clip_norm: Largest norm of the whole gradient.
-        motion_weight: Weight of a second loss that teaches the tokens how what they see moves; 0 leaves it out. The
-            world knows the answer for every pixel, and a small model finds motion much sooner when told than from one
-            label per clip. The layer that answers is thrown away after training.
         bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
     """
 
@@ -40,12 +37,9 @@ class Optimisation:
     warmup_steps: int = 100
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
-    motion_weight: float = 0.0
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.motion_weight < 0:
-            raise ConfigError(f"optimisation.motion_weight: expected 0 or more, got {self.motion_weight}")
         if self.num_steps < 1 or self.batch_size < 2 or self.batch_size % 2 or self.warmup_steps < 0:
             raise ConfigError(
                 "optimisation: expected num_steps >= 1, warmup_steps >= 0 and an even batch_size >= 2, got "
@@ -88,10 +82,6 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.model.num_classes != len(LABELS):
             raise ConfigError(f"model.num_classes: the world has {len(LABELS)} classes, got {self.model.num_classes}")
-        if self.optimisation.motion_weight and self.model.temporal_patch_size != 1:
-            raise ConfigError(
-                "optimisation.motion_weight needs one token per frame: set model.temporal_patch_size to 1"
-            )
         if self.world.image_size != self.preprocessing.image_size:
             raise ConfigError(
                 f"world.image_size {self.world.image_size} and preprocessing.image_size "
@@ -149,18 +139,20 @@ def _override(content: dict[str, Any], word: str) -> None:
 def _recipe(content: Mapping[str, Any]) -> Recipe:
     sections = {"model", "preprocessing", "world", "optimisation"}
     plain = {key: value for key, value in content.items() if key not in sections}
-    for key in plain:
-        names = [field.name for field in dataclasses.fields(Recipe)]
-        if key not in names:
-            raise ConfigError(f"a recipe has no key {key!r}{nearest(key, names)}; its keys are {', '.join(names)}")
+    refuse_unknown(Recipe, content)
+    for key, value in plain.items():
+        if isinstance(value, (dict, list)):
+            raise ConfigError(f"{key!r} is a value, not a section; got {value!r}")
     model = dict(content.get("model", {}))
-    world = dict(content.get("world", {}))
+    world, optimisation = dict(content.get("world", {})), content.get("optimisation", {})
+    refuse_unknown(WorldConfig, world)
+    refuse_unknown(Optimisation, optimisation)
     if "image_size" in world:
         world["image_size"] = tuple(world["image_size"])
     return Recipe(
         model=model_config(model.pop("preset", "tiny"), **model),
         preprocessing=Preprocessing.from_dict(content.get("preprocessing", {})),
         world=WorldConfig(**world),
-        optimisation=Optimisation(**content.get("optimisation", {})),
+        optimisation=Optimisation(**optimisation),
         **plain,
     )

@@ -1,0 +1,5 @@
+"""`python -m trecvit` is `trecvit`."""
+
+from trecvit.cli import main
+
+main()

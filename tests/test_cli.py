@@ -1,0 +1,243 @@
+"""The command line as people and programs meet it: real processes, their output, their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train import SMALL
+from typer.testing import CliRunner
+
+from trecvit.cli import app
+from trecvit.data.world import LABELS
+from trecvit.video.decode import probe, read_frames
+from trecvit.video.encode import VideoWriter
+
+
+def trecvit(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trecvit", *map(str, words)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("videos") / "a video.mp4"
+    with VideoWriter(path, 12) as writer:
+        for level in range(0, 240, 10):
+            writer.write(np.full((70, 90, 3), level, np.uint8))
+    return path
+
+
+def test_help_is_quick_and_names_every_command():
+    begun_s = time.perf_counter()
+    done = trecvit("--help")
+    elapsed_s = time.perf_counter() - begun_s
+    bare_s = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import typer, rich"], check=True)
+    bare_s = time.perf_counter() - bare_s
+    assert done.returncode == 0
+    for command in ("classify", "stream", "demo", "info", "convert", "train", "doctor", "data", "eval", "bench"):
+        assert re.search(rf"\b{command}\b", done.stdout), command
+    # A machine's speed is its own; what is ours to keep is that help costs little more than its library.
+    assert elapsed_s < 4 * bare_s + 0.2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["classify"], ["stream"], ["demo"], ["info"], ["convert"], ["train"], ["doctor"], ["data", "render"],
+     ["eval", "world"], ["bench", "stream"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_command_explains_itself(words):
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+    assert len(result.stdout.splitlines()) > 5
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from trecvit.cli import app; "
+        "CliRunner().invoke(app, ['--help']); print([m for m in ('torch', 'av', 'numpy') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_classify_goes_on_past_bad_files_lists_them_and_fails(video, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    done = trecvit("classify", video, broken, tmp_path / "missing.mp4", video, "--json", "--top", 2)
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(line["source"]).name for line in lines] == ["a video.mp4", "broken.mp4", "missing.mp4", "a video.mp4"]
+    assert [("top" in line, "error" in line) for line in lines] == [
+        (True, False), (False, True), (False, True), (True, False)]  # fmt: skip
+    assert lines[0]["top"] == lines[3]["top"]
+    assert {entry["label"] for entry in lines[0]["top"]} <= set(LABELS)
+    assert "2 of 4 videos could not be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_classify_prints_a_table_for_people(video):
+    done = trecvit("classify", video, "--top", 2)
+    assert done.returncode == 0, done.stderr
+    assert "probability" in done.stdout
+    assert done.stdout.count("%") == 2
+
+
+def test_stream_prints_a_json_line_per_frame_looked_at(video):
+    done = trecvit("stream", video, "--stride", 3, "--restart-every", 4)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(0, 24, 3))
+    assert [line["frames_seen"] for line in lines] == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert lines[4]["time_s"] == pytest.approx(1.0)
+    for line in lines:
+        probabilities = [entry["probability"] for entry in line["top"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_stream_saves_an_annotated_video(video, tmp_path):
+    out = tmp_path / "out.webm"
+    done = trecvit("stream", video, "--save", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {out}" in done.stderr.replace("\n", "")
+    about = probe(out)
+    assert about.average_fps == 12
+    frames = [frame.image for frame in read_frames(out)]
+    assert len(frames) == 24
+    # Our frames are of one colour: whatever varies within one was drawn.
+    assert float(frames[20].std()) > 5
+
+
+def test_stream_keeps_what_was_readable_of_a_damaged_file(tmp_path):
+    path = tmp_path / "cut.webm"
+    rng = np.random.default_rng(0)
+    with VideoWriter(path, 12) as writer:
+        for _ in range(30):
+            writer.write(rng.integers(0, 256, (64, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = trecvit("stream", path, "--save", tmp_path / "out.mp4", "--json")
+    assert done.returncode == 1
+    assert done.stderr.strip().count("\n") <= 1
+    assert "cut.webm" in done.stderr
+    read = len(done.stdout.splitlines())
+    assert 5 < read < 30
+    assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == read
+
+
+def test_a_users_error_is_one_line_and_exit_code_1(tmp_path):
+    for words in (
+        ["info", "base_k40"],
+        ["classify", "x.mp4", "--model", tmp_path],
+        ["train", tmp_path / "none.yaml"],
+        ["stream", "nothing.mp4"],
+        ["data", "render", tmp_path, "--train", 3],
+    ):
+        done = trecvit(*words)
+        assert done.returncode == 1, words
+        assert done.stderr.startswith("trecvit: "), words
+        assert done.stderr.strip().count("\n") == 0, done.stderr
+    assert "did you mean 'base_k400'" in trecvit("info", "base_k40").stderr
+    assert "Traceback" in trecvit("--debug", "info", "base_k40").stderr
+    assert trecvit("info").returncode == 2
+    assert trecvit("stream", "x", "--stride", 0).returncode == 2
+
+
+def test_a_reader_that_goes_away_is_no_error(video):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trecvit", "stream", str(video)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    words = process.stderr.read().decode()
+    process.stderr.close()
+    process.wait()
+    assert "Traceback" not in words
+    assert "Exception ignored" not in words
+
+
+def test_info_tells_the_facts():
+    facts = json.loads(trecvit("info", "motions", "--json").stdout)
+    assert facts["labels"] == list(LABELS)
+    assert facts["parameters"] > 100_000
+    assert "parameters" in trecvit("info", "motions").stdout
+
+
+def test_convert_there_and_back(tmp_path):
+    golden = Path(__file__).parent / "golden" / "small_gap_clips.npz"
+    assert trecvit("convert", golden, tmp_path / "folder").returncode == 0
+    assert trecvit("convert", tmp_path / "folder", tmp_path / "back.npz").returncode == 0
+    before, after = np.load(golden), np.load(tmp_path / "back.npz")
+    assert all(np.array_equal(before[name], after[name]) for name in before.files)
+
+
+def test_train_runs_a_recipe(tmp_path):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(SMALL)
+    done = trecvit("train", recipe, "optimisation.num_steps=4", "--to", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "step 4/4" in done.stdout
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["optimisation"]["num_steps"] == 4
+
+
+def test_data_render_writes_the_layout_of_something_something(tmp_path):
+    folder = tmp_path / "world"
+    done = trecvit("data", "render", folder, "--train", 6, "--validation", 2, "--size", 48, "--frames", 5)
+    assert done.returncode == 0, done.stderr
+    labels = json.loads((folder / "labels.json").read_text())
+    assert labels == {name: str(number) for number, name in enumerate(LABELS)}
+    train, validation = (json.loads((folder / f"{split}.json").read_text()) for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (6, 2)
+    assert not {entry["id"] for entry in train} & {entry["id"] for entry in validation}
+    for entry in train + validation:
+        assert entry["template"] in labels
+        about = probe(folder / "videos" / f"{entry['id']}.webm")
+        assert (about.width_px, about.height_px, about.codec) == (48, 48, "vp9")
+        assert sum(1 for _ in read_frames(folder / "videos" / f"{entry['id']}.webm")) == 5
+    again = trecvit("data", "render", folder)
+    assert again.returncode == 1
+    assert "empty folder" in again.stderr
+
+
+def test_bench_stream_prints_both_peaks():
+    done = trecvit("bench", "stream", "--frames", 60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^ +6 frames +peak memory +[\d.]+ MB", done.stdout, re.MULTILINE)
+    assert re.search(r"^ +60 frames", done.stdout, re.MULTILINE)
+
+
+def test_eval_world_reports_every_test(video, tmp_path):
+    done = trecvit("eval", "world", "--clips", 36, "--footage", video, "--save", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert [test["num_clips"] for test in report["tests"]] == [36, 36, 36]
+    assert len(report["tests"][0]["by_class"]) == 18
+    assert len(report["tests"][2]["by_class"]) == 8
+    assert "held-out scenes" in done.stdout
+
+
+def test_doctor_finds_nothing_wrong(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "trecvit", "doctor"],
+        capture_output=True, text=True, env={**os.environ, "TRECVIT_CACHE": str(tmp_path), "COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "PyTorch" in done.stdout
+    assert "not downloaded" in done.stdout
+
+
+def test_the_demo_writes_a_video(tmp_path, video):
+    done = trecvit("demo", video, "--save", tmp_path / "out.mp4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == 24

@@ -1,0 +1,192 @@
+"""A model's folder: nothing lost on the way, nothing loaded half, no code run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from models import TINY, random_video, tiny_model
+
+from trecvit.config import ModelConfig, Preprocessing
+from trecvit.errors import CheckpointError, ConfigError
+from trecvit.model.trecvit import TRecViT
+from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from trecvit.weights.load import BUNDLED, convert, load
+
+
+@pytest.fixture
+def model() -> TRecViT:
+    plan = Preprocessing(image_size=(16, 24), num_frames=8, frame_stride=3, frame_rate_fps=12.5)
+    made = TRecViT(ModelConfig(**TINY), preprocessing=plan, labels=list("abcde"), provenance={"source": "a test"})
+    made.load_state_dict(tiny_model().state_dict())
+    return made.eval()
+
+
+def assert_same(got: TRecViT, expected: TRecViT) -> None:
+    assert got.config == expected.config
+    assert got.preprocessing == expected.preprocessing
+    assert got.labels == expected.labels
+    assert got.provenance == expected.provenance
+    assert not got.training
+    assert torch.equal(got(random_video()).logits, expected(random_video()).logits)
+    assert all(parameter.requires_grad for parameter in got.parameters())
+
+
+def test_a_folder_holds_everything(tmp_path, model):
+    folder = model.save(tmp_path / "deep" / "folder")
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert_same(TRecViT.load(folder), model)
+    assert_same(load(folder), model)
+    assert_same(load(str(folder)), model)
+
+
+def test_the_hubs_methods_read_and_write_the_same_folder(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    assert_same(TRecViT.from_pretrained(tmp_path), model)
+    assert_same(load(tmp_path), model)
+    assert "library_name: trecvit" in (tmp_path / "README.md").read_text()
+
+
+def test_push_to_hub_uploads_the_folder(tmp_path, model, monkeypatch):
+    uploads = []
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Url", (), {"repo_id": repo_id})()
+
+        def upload_folder(self, *, repo_id, folder_path, **_):
+            uploads.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+            return "url of the commit"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert model.push_to_hub("someone/model") == "url of the commit"
+    assert uploads == [("someone/model", ["README.md", CONFIG_FILE, WEIGHTS_FILE])]
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_come_back_as_float32_unless_asked_otherwise(tmp_path, model, stored):
+    model.to(stored).save(tmp_path)
+    assert load(tmp_path).dtype == torch.float32
+    assert load(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_labels_can_be_given_when_converting(tmp_path, model):
+    names = tmp_path / "names.txt"
+    names.write_text("one\ntwo\nthree\nfour\nfünf\n", encoding="utf-8")
+    model.save(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "named", labels=names)
+    assert load(tmp_path / "named").labels == ("one", "two", "three", "four", "fünf")
+    with pytest.raises(ConfigError, match="expected 5 labels, one per class, got 400"):
+        convert(tmp_path / "model", tmp_path / "k400", labels="kinetics400")
+    with pytest.raises(CheckpointError, match="holds no class names"):
+        convert(tmp_path / "model", tmp_path / "model.npz", labels=names)
+    tiny_model(temporal_mixer="none").save(tmp_path / "blind")
+    with pytest.raises(CheckpointError, match="temporal_mixer='none'"):
+        convert(tmp_path / "blind", tmp_path / "blind.npz")
+
+
+def change_description(folder, change) -> None:
+    path = folder / CONFIG_FILE
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(format="other"), "expected the format 'trecvit-1', got 'other'"),
+        (lambda d: d.update(architecture="ViViT"), "expected architecture 'TRecViT', got 'ViViT'"),
+        (lambda d: d["model"].update(widht=3), "no field 'widht', did you mean 'width'"),
+        (lambda d: d["model"].update(width="16"), "width: expected a whole number"),
+        (lambda d: d["model"].update(width=32), "of another shape or type"),
+        (lambda d: d["model"].update(depth=3), r"missing: blocks\.2\."),
+        (lambda d: d["model"].update(depth=1), r"left over: blocks\.1\."),
+        (lambda d: d.update(labels=["a"]), "1 labels for 5 classes"),
+        (lambda d: d.update(labels=[1, 2, 3, 4, 5]), "every label to be text"),
+        (lambda d: d.pop("preprocessing"), "expected 'preprocessing' to be a dict"),
+        (lambda d: d["preprocessing"].update(num_frames=0), "num_frames: expected a whole number >= 1"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(tmp_path, model, change, words):
+    model.save(tmp_path)
+    change_description(tmp_path, change)
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path)
+
+
+def test_a_description_that_asks_for_too_much_allocates_nothing(tmp_path, model):
+    model.save(tmp_path)
+    change_description(tmp_path, lambda d: d["model"].update(width=2**22, mlp_width=2**22, head_width=2**22))
+    with pytest.raises(CheckpointError, match="of another shape"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"format": "trecvit-1"}', b"[" * 100_000])
+def test_damaged_descriptions_are_refused(tmp_path, model, content):
+    model.save(tmp_path)
+    (tmp_path / CONFIG_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=CONFIG_FILE):
+        load(tmp_path)
+
+
+def test_damaged_weights_are_refused(tmp_path, model):
+    model.save(tmp_path)
+    whole = (tmp_path / WEIGHTS_FILE).read_bytes()
+    for content in (b"", b"x" * 100, whole[: len(whole) // 2], whole[:-1], b"\xff" * 8 + whole[8:]):
+        (tmp_path / WEIGHTS_FILE).write_bytes(content)
+        with pytest.raises(CheckpointError, match=WEIGHTS_FILE):
+            load(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path, model):
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file; a model's folder holds"):
+        load(tmp_path)
+    model.save(tmp_path)
+    (tmp_path / WEIGHTS_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: no such file"):
+        load(tmp_path)
+
+
+def test_an_interrupted_save_leaves_the_old_model_whole(tmp_path, model, monkeypatch):
+    model.save(tmp_path)
+    other = tiny_model(depth=1)
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        other.save(tmp_path)
+    assert_same(load(tmp_path), model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_unknown_names_are_refused_with_the_nearest(tmp_path):
+    with pytest.raises(CheckpointError, match=r"did you mean 'motions'.*base_k400"):
+        load("motion")
+    (tmp_path / "video.mp4").touch()
+    with pytest.raises(CheckpointError, match=r"expected a folder with model\.safetensors"):
+        load(tmp_path / "video.mp4")
+    with pytest.raises(CheckpointError, match=r"its own config\.json says what it is; got also width"):
+        load(BUNDLED, width=3)
+
+
+def test_the_bundled_model_is_small_and_answers():
+    model = load(BUNDLED)
+    assert len(model.labels) == 18
+    video = torch.zeros(1, 4, 3, *model.preprocessing.image_size, dtype=torch.uint8)
+    assert torch.isfinite(model(video).logits).all()
+
+
+def test_models_can_be_copied_and_moved_between_processes(model):
+    import copy
+    import io
+
+    assert_same(copy.deepcopy(model), model)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    again = TRecViT(model.config)
+    again.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(again(random_video()).logits, model(random_video()).logits)

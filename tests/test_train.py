@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trecvit.data.world import LABELS, World, WorldConfig
+from trecvit.errors import CheckpointError, ConfigError
+from trecvit.model.trecvit import TRecViT
+from trecvit.train.initialise import scale_convolutions, whiten_patches
+from trecvit.train.loop import learning_rate, train
+from trecvit.train.recipe import Optimisation, load_recipe
+from trecvit.weights.load import load
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+SMALL = """
+model:
+  {preset: tiny, width: 16, depth: 1, num_heads: 2, mlp_width: 16, head_width: 8, patch_size: 16, image_size: 32,
+   num_classes: 18, pooling: mean}
+preprocessing: {image_size: 32, num_frames: 4, frame_stride: 1}
+world: {num_frames: 4, image_size: [32, 32]}
+optimisation: {num_steps: 6, batch_size: 4, warmup_steps: 2}
+photographs: false
+num_workers: 0
+log_every: 2
+checkpoint_every: 2
+"""
+
+
+@pytest.fixture
+def recipe_path(tmp_path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_builds(path):
+    recipe = load_recipe(path)
+    with torch.device("meta"):
+        model = TRecViT(recipe.model, preprocessing=recipe.preprocessing, labels=LABELS)
+    assert sum(parameter.numel() for parameter in model.parameters()) * 2 <= 6_000_000  # stored in float16
+    assert recipe.optimisation.batch_size % 2 == 0
+
+
+def test_a_run_leaves_a_model_a_log_and_the_resolved_recipe(tmp_path, recipe_path):
+    lines = []
+    model = train(load_recipe(recipe_path), tmp_path / "run", report=lines.append)
+    assert [line.step for line in lines] == [2, 4, 6]
+    assert all(np.isfinite(line.loss) for line in lines)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [2, 4, 6]
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["optimisation"]["num_steps"] == 6
+    again = load(tmp_path / "run" / "model")
+    assert again.labels == LABELS
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_the_same_recipe_gives_the_same_model(tmp_path, recipe_path):
+    first, second = (train(load_recipe(recipe_path), tmp_path / name) for name in ("one", "two"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    other = train(load_recipe(recipe_path, ["seed=1"]), tmp_path / "three")
+    assert not torch.equal(first.norm.weight, other.norm.weight)
+
+
+def test_a_killed_run_goes_on_to_the_same_model(tmp_path, recipe_path):
+    expected = train(load_recipe(recipe_path, ["optimisation.num_steps=40"]), tmp_path / "whole")
+    code = (
+        "import sys; from trecvit.train.loop import train; from trecvit.train.recipe import load_recipe; "
+        "train(load_recipe(sys.argv[1], ['optimisation.num_steps=40']), sys.argv[2])"
+    )
+    run = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", code, str(recipe_path), str(run)])
+    while not (run / "checkpoint.pt").exists():
+        time.sleep(0.01)
+        assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "model").exists()
+    got = train(load_recipe(recipe_path, ["optimisation.num_steps=40"]), run)
+    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused(tmp_path, recipe_path):
+    run = tmp_path / "run"
+    train(load_recipe(recipe_path), run)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        train(load_recipe(recipe_path, ["optimisation.num_steps=8"]), run)
+    (run / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="damaged checkpoint"):
+        train(load_recipe(recipe_path), run)
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero():
+    plan = Optimisation(num_steps=110, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(step, plan) for step in range(110)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[-1] < 1e-3
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_a_small_model_can_learn_a_few_clips_by_heart():
+    torch.manual_seed(0)
+    recipe = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 32, "head_width": 16, "patch_size": 8}
+    from trecvit.config import model_config
+
+    model = TRecViT(model_config("tiny", **recipe, image_size=32, num_classes=18, pooling="mean"))
+    world = World(WorldConfig(num_frames=6, image_size=(32, 32)), seed=0)
+    videos, labels = zip(*(world.pair(number) for number in range(4)), strict=True)
+    clips, classes = torch.cat(videos), torch.tensor([label for pair in labels for label in pair])
+    whiten_patches(model, clips)
+    scale_convolutions(model, 10.0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(model(clips).logits, classes)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert torch.equal(model(clips).logits.argmax(dim=1), classes)
+
+
+def test_whitened_patches_are_uncorrelated_and_of_one_size():
+    from trecvit.config import model_config
+
+    model = TRecViT(model_config("tiny", width=24, num_heads=2, patch_size=8, image_size=32, depth=1, pooling="mean"))
+    world = World(WorldConfig(num_frames=4, image_size=(32, 32)), seed=0)
+    videos = torch.cat([world.pair(number)[0] for number in range(40)])
+    whiten_patches(model, videos)
+    with torch.no_grad():
+        tokens = model.tokenizer(videos.float() / 255) - model.tokenizer.positions
+    covariance = tokens.flatten(0, 2).T.cov()
+    # Small components stay small on purpose, so the whole is not quite the identity.
+    assert torch.allclose(tokens.flatten(0, 2).mean(dim=0), torch.zeros(24), atol=1e-3)
+    assert 0.5 < float(covariance.diagonal().mean()) <= 1.01
+    assert float((covariance - covariance.diagonal().diag()).abs().max()) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["optimisation.num_step=3"], "did you mean 'num_steps'"),
+        (["model.widht=3"], "did you mean 'width'"),
+        (["optimizer.lr=1"], "no field 'optimizer', did you mean 'optimisation'"),
+        (["model.num_classes=5"], "the world has 18 classes, got 5"),
+        (["world.image_size=[64, 64]"], "must be the same"),
+        (["optimisation.batch_size=3"], "even batch_size"),
+        (["seed"], r"expected section\.key=value"),
+        (["seed.x=1"], "is a value, not a section"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(recipe_path, words, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load_recipe(recipe_path, words)
+
+
+def test_files_that_are_no_recipes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="expected a recipe in YAML"):
+        load_recipe(tmp_path / "none.yaml")
+    for text in ("[1, 2]", "a: [", "!!python/object/apply:os.getcwd []"):
+        (tmp_path / "odd.yaml").write_text(text)
+        with pytest.raises(ConfigError, match="expected a recipe in YAML"):
+            load_recipe(tmp_path / "odd.yaml")
