@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from trecvit.cli import app
+from trecvit.runtime.stream import stream
+from trecvit.video.encode import VideoWriter
+from trecvit.weights.load import load
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
@@ -50,3 +56,20 @@ def test_documents_name_only_what_is_there(path):
         r"`((?:src|tests|docs|recipes|scripts|benchmarks)/[\w./]+)`", path.read_text(encoding="utf-8")
     ):
         assert (ROOT / name).exists(), name
+
+
+def test_the_example_with_many_streams_gives_each_video_its_own_answer(tmp_path):
+    videos = []
+    rng = np.random.default_rng(0)
+    for number, length in enumerate((5, 9, 4)):
+        videos.append(tmp_path / f"{number}.mkv")
+        with VideoWriter(videos[-1], 12) as writer:
+            for _ in range(length):
+                writer.write(rng.integers(0, 256, (64, 64, 3), np.uint8))
+    example = ROOT / "examples" / "many_streams.py"
+    done = subprocess.run([sys.executable, str(example), *map(str, videos)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = load("motions")
+    for video, length in zip(videos, (5, 9, 4), strict=True):
+        best = list(stream(model, video))[-1].top(model.labels, 1)[0]
+        assert f"{video}: {best[0]} ({best[1]:.0%} after {length} frames)" in done.stdout

@@ -465,12 +465,12 @@ def _download_progress() -> Iterator[Callable[[int, int | None], None]]:
 
 @contextmanager
 def _progress(what: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr for long work, with the time left."""
+    """A bar on stderr for long work, with the time left; nothing where nobody looks."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=_console(stderr=True), disable=hidden, transient=True) as bar:
+    with Bar(*columns, console=_console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 

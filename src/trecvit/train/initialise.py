@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from trecvit.model.trecvit import TRecViT
 
@@ -35,7 +35,6 @@ def whiten_patches(model: TRecViT, videos: UInt8[Tensor, "B T 3 H W"]) -> None:
 @torch.no_grad()
 def scale_convolutions(model: TRecViT, factor: float) -> None:
     """Multiplies the initial weights of the temporal convolutions, which the paper begins close to zero."""
-    for block in model.blocks:
-        convolution = block.temporal.conv if block.temporal is not None else None
-        if isinstance(convolution, nn.Module):
-            convolution.weight.mul_(factor)
+    for name, parameter in model.named_parameters():
+        if name.endswith("temporal.conv.weight"):
+            parameter.mul_(factor)
