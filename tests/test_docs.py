@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -73,3 +74,13 @@ def test_the_example_with_many_streams_gives_each_video_its_own_answer(tmp_path)
     for video, length in zip(videos, (5, 9, 4), strict=True):
         best = list(stream(model, video))[-1].top(model.labels, 1)[0]
         assert f"{video}: {best[0]} ({best[1]:.0%} after {length} frames)" in done.stdout
+
+
+@pytest.mark.parametrize("document", ["README.md", "src/trecvit/weights/motions/README.md"])
+def test_the_bundled_models_figures_are_the_measured_ones(document):
+    report = json.loads((ROOT / "benchmarks" / "motions.json").read_text())
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for test in report["tests"]:
+        row = f"| {test['name']} | {test['num_clips']:,} | {test['top1']:.1%} | {test['pair']:.1%} |".replace("%", " %")
+        assert row in text
+    assert report["parameters"] == sum(parameter.numel() for parameter in load("motions").parameters())
