@@ -1,4 +1,4 @@
-"""Shapes are checked while the tests run, memory that was never written is NaN, and every test has its own seed."""
+"""Shapes are checked while the tests run, memory never written is NaN, and each test begins with the same seed."""
 
 from __future__ import annotations
 

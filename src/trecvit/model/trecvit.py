@@ -395,7 +395,7 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[Tensor, "P D"
 def _attend(
     queries: Float[Tensor, "S G N d"], keys: Float[Tensor, "S G N d"], values: Float[Tensor, "S G N d"]
 ) -> Float[Tensor, "S G N d"]:
-    """Softmax attention. PyTorch's fused CPU kernel loses to three plain products when there are few tokens."""
+    """Softmax attention: three plain products for few tokens on the CPU, else PyTorch's fused kernel."""
     if queries.device.type != "cpu" or queries.shape[2] > _MAX_TOKENS_FOR_PRODUCTS:
         return F.scaled_dot_product_attention(queries, keys, values)
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
