@@ -17,7 +17,7 @@ SOURCE = Path(trecvit.__file__).parent
 LINES = [
     {"errors"},
     {"config"},
-    {"pretrained", "video"},
+    {"pretrained", "video", "download"},
     {"model"},
     {"data"},
     {"weights"},

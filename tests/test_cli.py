@@ -53,7 +53,8 @@ def test_help_is_quick_and_names_every_command():
 @pytest.mark.parametrize(
     "words",
     [["classify"], ["stream"], ["demo"], ["info"], ["convert"], ["train"], ["doctor"], ["data", "render"],
-     ["eval", "world"], ["bench", "stream"]],
+     ["data", "check"], ["data", "shard"], ["eval", "world"], ["eval", "videos"], ["eval", "early"],
+     ["bench", "stream"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_command_explains_itself(words):
@@ -125,7 +126,7 @@ def test_stream_keeps_what_was_readable_of_a_damaged_file(tmp_path):
         for _ in range(30):
             writer.write(rng.integers(0, 256, (64, 64, 3), np.uint8))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    done = trecvit("stream", path, "--save", tmp_path / "out.mp4", "--json")
+    done = trecvit("stream", path, "--save", tmp_path / "out.mp4", "--json", "--stride", 1)
     assert done.returncode == 1
     assert done.stderr.strip().count("\n") <= 1
     assert "cut.webm" in done.stderr
@@ -241,3 +242,63 @@ def test_the_demo_writes_a_video(tmp_path, video):
     done = trecvit("demo", video, "--save", tmp_path / "out.mp4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == 24
+
+
+@pytest.fixture(scope="module")
+def something(tmp_path_factory) -> Path:
+    """The world as real files, one of them cut short and one deleted."""
+    folder = tmp_path_factory.mktemp("data") / "world"
+    done = trecvit("data", "render", folder, "--train", 4, "--validation", 18, "--size", 64, "--frames", 8, "--fps", 6)
+    assert done.returncode == 0, done.stderr
+    cut = folder / "videos" / "9.webm"
+    cut.write_bytes(cut.read_bytes()[:200])
+    (folder / "videos" / "12.webm").unlink()
+    return folder
+
+
+def test_data_check_lists_what_is_wrong_and_what_is_left(something, tmp_path):
+    done = trecvit("data", "check", something / "validation.json", "--to", tmp_path / "out", "--min-frames", 4)
+    assert done.returncode == 1
+    assert "9: " in done.stderr
+    assert re.search(r"missing\s+1\b", done.stdout)
+    assert re.search(r"cannot be decoded\s+1\b", done.stdout)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["missing"] == ["12"]
+    assert len((tmp_path / "out" / "clean.txt").read_text().splitlines()) == 16
+
+
+def test_data_shard_and_eval_videos_agree_with_the_files(something, tmp_path):
+    results = {}
+    checked = trecvit("data", "check", something / "validation.json", "--to", tmp_path / "checked")
+    assert checked.returncode == 1
+    clean, labels = tmp_path / "checked" / "clean.txt", something / "labels.json"
+    packed = trecvit("data", "shard", clean, tmp_path / "shards", "--labels", labels)
+    assert packed.returncode == 0, packed.stderr
+    assert "16 videos in 1 shards" in packed.stdout
+    for name, data in {"files": something / "validation.json", "shards": tmp_path / "shards"}.items():
+        done = trecvit("eval", "videos", data, "--to", tmp_path / name, "--clips", 2, "--crops", 1, "--workers", 0)
+        assert done.returncode == (1 if name == "files" else 0), done.stderr
+        results[name] = json.loads((tmp_path / name / "result.json").read_text())
+    assert results["files"]["failed"][0]["name"] == "9"
+    assert results["files"]["protocol"]["missing"] == 1
+    for name in ("top1", "top5", "mean_class_accuracy", "calibration_error", "per_class"):
+        assert results["files"][name] == results["shards"][name]
+    assert results["files"]["protocol"]["label_map_sha256"] == results["shards"]["protocol"]["label_map_sha256"]
+
+
+def test_eval_early_writes_a_result_for_each_readout_and_part(something, tmp_path):
+    done = trecvit("eval", "early", something / "validation.json", "--to", tmp_path / "early", "--window", 4)
+    assert done.returncode == 1  # the damaged file
+    assert "9: " in done.stderr
+    assert len(list((tmp_path / "early").glob("*/result.json"))) == 12
+    assert "exponential" in done.stdout
+    last = json.loads((tmp_path / "early" / "window_1.00" / "result.json").read_text())
+    assert (last["protocol"]["readout"], last["protocol"]["window"], last["good"]) == ("window", 4, 16)
+
+
+def test_data_of_other_classes_than_the_models_is_refused(video, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{video} 400\n")
+    done = trecvit("eval", "videos", tmp_path / "list.txt", "--to", tmp_path / "out")
+    assert done.returncode == 1
+    assert "has 401 classes, the model only 18" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

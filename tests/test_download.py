@@ -25,11 +25,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trecvit.download import cache_folder, download
 from trecvit.errors import CheckpointError, ConfigError, DownloadError, InputError
-from trecvit.weights.download import download
-from trecvit.weights.zoo import ZOO, ZooEntry, cache_folder, zoo_path
+from trecvit.weights.zoo import ZOO, ZooEntry, zoo_path
 
-download_module = importlib.import_module("trecvit.weights.download")
+download_module = importlib.import_module("trecvit.download")
 zoo_module = importlib.import_module("trecvit.weights.zoo")
 
 BODY = bytes(range(256)) * 40
@@ -40,7 +40,7 @@ LONGEST_HANG_S = 20.0
 CHILD = """
 import sys
 from pathlib import Path
-from trecvit.weights.download import download
+from trecvit.download import download
 print("ready", flush=True)
 download(sys.argv[1], Path(sys.argv[2]))
 """

@@ -12,7 +12,7 @@ from trecvit.data.world import LABELS
 from trecvit.errors import ConfigError, InputError, VideoError
 from trecvit.model.trecvit import TRecViT
 from trecvit.runtime.bench import StreamMemory, stream_memory
-from trecvit.runtime.demo import SCENE_FRAMES, render_scenes
+from trecvit.runtime.demo import render_scenes
 from trecvit.runtime.describe import describe, flops_per_frame
 from trecvit.runtime.doctor import examine
 from trecvit.runtime.predict import class_labels, classify
@@ -164,7 +164,7 @@ def test_rendered_scenes_hold_one_scene_of_each_pair(tmp_path):
     assert sorted(LABELS.index(truth) // 2 for truth in truths) == list(range(9))
     assert {LABELS.index(truth) % 2 for truth in truths} == {0, 1}
     assert probe(tmp_path / "scenes.mp4").average_fps == 12
-    assert sum(1 for _ in read_frames(tmp_path / "scenes.mp4")) == 9 * SCENE_FRAMES
+    assert sum(1 for _ in read_frames(tmp_path / "scenes.mp4")) == 9 * 16
 
 
 def test_the_doctor_finds_this_machine_well():

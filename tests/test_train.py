@@ -16,9 +16,13 @@ import torch
 from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.trecvit import TRecViT
-from trecvit.train.initialise import scale_convolutions, whiten_patches
-from trecvit.train.loop import learning_rate, train
+from trecvit.train.checkpoints import Checkpoints
+from trecvit.train.feed import Share
+from trecvit.train.initialise import scale_first_weights, whiten_patches
+from trecvit.train.loop import train
+from trecvit.train.optimise import schedule
 from trecvit.train.recipe import Optimisation, load_recipe
+from trecvit.train.scenes import SceneFeed
 from trecvit.weights.load import load
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -27,9 +31,10 @@ model:
   {preset: tiny, width: 16, depth: 1, num_heads: 2, mlp_width: 16, head_width: 8, patch_size: 16, image_size: 32,
    num_classes: 18, pooling: mean}
 preprocessing: {image_size: 32, num_frames: 4, frame_stride: 1}
-world: {num_frames: 4, image_size: [32, 32]}
+scenes:
+  world: {num_frames: 4, image_size: [32, 32]}
+  photographs: false
 optimisation: {num_steps: 6, batch_size: 4, warmup_steps: 2}
-photographs: false
 num_workers: 0
 log_every: 2
 checkpoint_every: 2
@@ -81,7 +86,7 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path, recipe_path):
     )
     run = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", code, str(recipe_path), str(run)])
-    while not (run / "checkpoint.pt").exists():
+    while not list(run.glob("checkpoints/*/whole.json")):
         time.sleep(0.01)
         assert process.poll() is None, "the run ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
@@ -96,14 +101,57 @@ def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused(tmp_path, re
     train(load_recipe(recipe_path), run)
     with pytest.raises(CheckpointError, match="another recipe"):
         train(load_recipe(recipe_path, ["optimisation.num_steps=8"]), run)
-    (run / "checkpoint.pt").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="damaged checkpoint"):
+    for path in (run / "checkpoints").iterdir():
+        (path / "whole.json").write_bytes(b"damaged")
+    with (
+        pytest.warns(UserWarning, match="going on from the checkpoint before it"),
+        pytest.raises(CheckpointError, match="every checkpoint is damaged"),
+    ):
         train(load_recipe(recipe_path), run)
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut short", "one bit", "no list"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, recipe_path, damage):
+    words = ["optimisation.num_steps=6", "checkpoint_every=2"]
+    expected = train(load_recipe(recipe_path, words), tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-00000006"
+    (weights,) = newest.glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "cut short":
+        weights.write_bytes(content[:-1])
+    elif damage == "one bit":
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+    else:
+        (newest / "whole.json").unlink()
+    lines = []
+    with pytest.warns(UserWarning, match=r"step-00000006.*going on from the checkpoint before it"):
+        got = train(load_recipe(recipe_path, words), tmp_path / "run", report=lines.append)
+    assert [line.step for line in lines] == [6]  # from step 4 on
+    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
+
+
+def test_the_last_few_checkpoints_are_kept(tmp_path, recipe_path):
+    words = ["optimisation.num_steps=6", "checkpoint_every=1", "keep_checkpoints=2"]
+    train(load_recipe(recipe_path, words), tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000005", "step-00000006"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, recipe_path):
+    recipe = load_recipe(recipe_path)
+    train(recipe, tmp_path / "run")
+    model = TRecViT(recipe.model.replace(depth=2))
+    optimiser = torch.optim.AdamW(model.parameters())
+    with pytest.raises(CheckpointError, match="not a checkpoint of this model"):
+        Checkpoints(tmp_path / "run" / "checkpoints", keep=1).resume(model, [optimiser])
+
+
 def test_the_learning_rate_warms_up_and_decays_to_zero():
-    plan = Optimisation(num_steps=110, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate(step, plan) for step in range(110)]
+    plan = Optimisation(num_steps=110, warmup_steps=10)
+    rates = [schedule(step, plan, 110) for step in range(110)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
     assert rates[10] == 1.0
     assert rates[60] == pytest.approx(0.5)
@@ -121,7 +169,7 @@ def test_a_small_model_can_learn_a_few_clips_by_heart():
     videos, labels = zip(*(world.pair(number) for number in range(4)), strict=True)
     clips, classes = torch.cat(videos), torch.tensor([label for pair in labels for label in pair])
     whiten_patches(model, clips)
-    scale_convolutions(model, 10.0)
+    scale_first_weights(model, convolutions=10.0, positions=5.0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
         loss = torch.nn.functional.cross_entropy(model(clips).logits, classes)
@@ -154,8 +202,17 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size():
         (["model.widht=3"], "did you mean 'width'"),
         (["optimizer.lr=1"], "no field 'optimizer', did you mean 'optimisation'"),
         (["model.num_classes=5"], "the world has 18 classes, got 5"),
-        (["world.image_size=[64, 64]"], "must be the same"),
-        (["optimisation.batch_size=3"], "even batch_size"),
+        (["scenes.world.image_size=[64, 64]"], "must be the same"),
+        (["optimisation.batch_size=3"], "expected a multiple of 2, got 3"),
+        (["optimisation.epochs=3"], "one of them above 0, got 6 and 3"),
+        (["optimisation.num_steps=0", "optimisation.epochs=3"], "without end"),
+        (["optimisation.ema_decay=1.0"], "ema_decay"),
+        (["videos={train: x}"], "`scenes` or `videos`, one of them"),
+        (["scenes=3"], "is a section, not a value"),
+        (["start.vitt=x"], "did you mean 'vit'"),
+        (["scenes.views_per_scene=3"], "expected a multiple of 6, got 4"),
+        (["scenes.views_per_scene=2", "scenes.world.image_size=[32, 64]"], "only square scenes"),
+        (["scenes.easy_world={num_frames: 5}"], "as long and as large"),
         (["seed"], r"expected section\.key=value"),
         (["seed.x=1"], "is a value, not a section"),
     ],
@@ -172,3 +229,76 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
         (tmp_path / "odd.yaml").write_text(text)
         with pytest.raises(ConfigError, match="expected a recipe in YAML"):
             load_recipe(tmp_path / "odd.yaml")
+
+
+def scene_feed(recipe) -> SceneFeed:
+    return SceneFeed(recipe, recipe.scenes)
+
+
+def test_every_scene_is_shown_as_often_as_the_recipe_says_each_time_another_way(recipe_path):
+    words = ["optimisation.num_steps=300", "optimisation.batch_size=8", "scenes.views_per_scene=4"]
+    feed = scene_feed(load_recipe(recipe_path, words))
+    shown = [view for step in range(300) for view in feed.views(step)]
+    assert len(shown) == len(set(shown)) == 300 * 4
+    assert {number for number, _ in shown} == set(range(300))
+    assert all(len({number for number, _ in feed.views(step)}) == 4 for step in range(300))
+    plain = scene_feed(load_recipe(recipe_path))
+    assert sorted(number for step in range(6) for number, _ in plain.views(step)) == list(range(12))
+
+
+def test_a_step_shows_the_same_clips_wherever_the_run_began(recipe_path):
+    words = ["optimisation.num_steps=130", "scenes.views_per_scene=2", "scenes.easy_steps=100"]
+    feed = scene_feed(load_recipe(recipe_path, [*words, "scenes.easy_world={noise: 0.0}"]))
+    whole, late = list(feed.batches(0, Share())), list(feed.batches(127, Share()))
+    assert (len(whole), len(late)) == (130, 3)
+    for batch, again in zip(whole[127:], late, strict=True):
+        assert torch.equal(batch.videos, again.videos)
+        assert torch.equal(batch.labels, again.labels)
+        assert torch.equal(batch.labels[::2] ^ 1, batch.labels[1::2])
+
+
+def test_processes_share_every_step_without_overlap(recipe_path):
+    feed = scene_feed(load_recipe(recipe_path, ["optimisation.batch_size=8", "scenes.views_per_scene=2"]))
+    alone = list(feed.batches(0, Share()))
+    shared = [list(feed.batches(0, Share(number, 2))) for number in (0, 1)]
+    for whole, *parts in zip(alone, *shared, strict=True):
+        clips = [clip.numpy().tobytes() for part in parts for clip in part.videos]
+        assert sorted(clips) == sorted(clip.numpy().tobytes() for clip in whole.videos)
+    with pytest.raises(ConfigError, match="3 processes cannot share 4 pairs"):
+        next(feed.batches(0, Share(0, 3)))
+
+
+def test_easier_scenes_come_first(recipe_path):
+    """An easier scene is told from the others by having no noise, where the others have much."""
+    words = ["optimisation.num_steps=60", "scenes.world.noise=60.0", "scenes.easy_world={noise: 0.0}"]
+    easier, hard = (
+        scene_feed(load_recipe(recipe_path, [*words, f"scenes.easy_steps={steps}"])).batches(0, Share())
+        for steps in (60, 0)
+    )
+    easy = [not torch.equal(one.videos, other.videos) for one, other in zip(easier, hard, strict=True)]
+    assert easy[0]
+    assert sum(easy[:20]) >= 15
+    assert 0 < sum(easy[40:]) < sum(easy[:20])
+
+
+def test_muon_moves_the_linear_maps_of_the_blocks_and_nothing_else(tmp_path, recipe_path):
+    still = ["optimisation.num_steps=1", "optimisation.learning_rate=0.0"]
+    start = train(load_recipe(recipe_path, still), tmp_path / "start")
+    moved = train(load_recipe(recipe_path, [*still, "optimisation.muon_learning_rate=0.02"]), tmp_path / "moved")
+    changed = {
+        name
+        for (name, before), after in zip(start.named_parameters(), moved.parameters(), strict=True)
+        if not torch.equal(before, after)
+    }
+    linear = {f"blocks.{n}.weight" for n, layer in start.blocks.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert changed == linear
+
+
+def test_first_weights_are_scaled_where_said(recipe_path):
+    recipe = load_recipe(recipe_path)
+    model = TRecViT(recipe.model)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    scale_first_weights(model, convolutions=10.0, positions=5.0)
+    for name, after in model.named_parameters():
+        factor = 10.0 if name.endswith("temporal.conv.weight") else 5.0 if name == "tokenizer.positions" else 1.0
+        assert torch.equal(after, before[name] * factor), name

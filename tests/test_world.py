@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from trecvit.data.scene import Layer, Scene, compose, render, scene_tracks
-from trecvit.data.world import LABELS, PAIRS, World, WorldConfig, partner
+from trecvit.data.world import LABELS, NUM_SYMMETRIES, PAIRS, World, WorldConfig, mirrored, partner
 from trecvit.errors import ConfigError, InputError
 
 ROUNDS = 12  # how many scenes of each pair the truth of labels is checked on
@@ -260,7 +260,7 @@ def test_approaching(scenes: dict[int, list[Scene]], label: int, sign: int) -> N
 def test_turning(scenes: dict[int, list[Scene]], label: int, sign: int) -> None:
     for scene in scenes[label]:
         turn = angles(subject(scene))
-        assert np.radians(35) < sign * (turn[-1] - turn[0]) < np.radians(185)
+        assert np.radians(55) < sign * (turn[-1] - turn[0]) < np.radians(205)
 
 
 def test_clockwise_is_clockwise_as_seen(scenes: dict[int, list[Scene]]) -> None:
@@ -431,3 +431,40 @@ def test_world_tracks(world: World) -> None:
         assert visible[np.arange(20), queries[:, 0].astype(int)].all()
         again = scene_tracks(world.scene(index), queries)
         assert np.array_equal(points_xy, again[0])
+
+
+@pytest.mark.parametrize("symmetry", range(NUM_SYMMETRIES))
+def test_mirrored_clips_get_the_label_of_what_they_show(symmetry: int) -> None:
+    turn = np.linspace(0, 1.5, 6)
+    middle = np.full(6, 16.0)
+    ways = {  # label -> where a dot is in each frame, as (x, y) with y downwards
+        0: (24 - 12 * turn, middle),
+        1: (8 + 12 * turn, middle),
+        2: (middle, 24 - 12 * turn),
+        3: (middle, 8 + 12 * turn),
+        6: (16 + 10 * np.cos(turn), 16 + 10 * np.sin(turn)),
+        7: (16 + 10 * np.cos(-turn), 16 + 10 * np.sin(-turn)),
+    }
+    for label, (x, y) in ways.items():
+        video = torch.zeros(1, 6, 3, 32, 32, dtype=torch.uint8)
+        for frame in range(6):
+            video[0, frame, :, round(y[frame]), round(x[frame])] = 255
+        seen, (named,) = mirrored(video, [label], symmetry)
+        _, rows, columns = torch.nonzero(seen[0, :, 0], as_tuple=True)
+        dx, dy = float(columns[-1] - columns[0]), float(rows[-1] - rows[0])
+        if label < 4:
+            shown = (0 if dx < 0 else 1) if abs(dx) > abs(dy) else (2 if dy < 0 else 3)
+        else:
+            start, end = (complex(columns[at] - 15.5, rows[at] - 15.5) for at in (0, -1))
+            shown = 6 if (end / start).imag > 0 else 7
+        assert named == shown
+
+
+def test_mirrored_keeps_the_other_labels_and_makes_eight_different_pictures(world: World) -> None:
+    videos, labels = world.pair(next(n for n in range(9) if world.pair(n)[1][0] >= 8))
+    views = [mirrored(videos, labels, symmetry) for symmetry in range(NUM_SYMMETRIES)]
+    assert all(named == labels for _, named in views)
+    assert torch.equal(views[0][0], videos)
+    assert len({view.numpy().tobytes() for view, _ in views}) == NUM_SYMMETRIES
+    with pytest.raises(InputError, match="from 0 to 7, not 8"):
+        mirrored(videos, labels, 8)

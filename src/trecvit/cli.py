@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trecvit.errors import TRecViTError, VideoError
+from trecvit.errors import Interrupted, TRecViTError, VideoError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from trecvit.data.manifest import Manifest
     from trecvit.model.trecvit import TRecViT
     from trecvit.runtime.stream import Update
+    from trecvit.train.recipe import Recipe
 
 app = typer.Typer(
     name="trecvit",
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Make, check and pack data sets.")
 eval_app = typer.Typer(no_args_is_help=True, help="Measure how well a model does.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure what a model costs.")
 app.add_typer(data_app, name="data")
@@ -43,6 +45,16 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="A name ('motions' ships with the package), a folder, or an original .npz."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A folder per class, a 'path label' list, Kinetics' csv, Something-Something's JSON, or tar shards."
+    ),
+]
+VideosOption = Annotated[str | None, typer.Option(help="Folder of the videos, where a list is not beside them.")]
+LabelsOption = Annotated[
+    str | None, typer.Option(help="kinetics400, something_something_v2, or a file with a class per line.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 
 
@@ -53,6 +65,9 @@ def main() -> None:
         sys.argv.remove("--debug")
     try:
         app()
+    except Interrupted as error:
+        print(f"trecvit: {error}", file=sys.stderr)
+        sys.exit(143)  # as a process that SIGTERM has ended
     except TRecViTError as error:
         if debug:
             raise
@@ -156,20 +171,21 @@ def demo(
     """Stream a video through the bundled model and write it with the answers drawn in."""
     import tempfile
 
-    from trecvit.runtime.demo import SCENE_FRAMES, render_scenes
+    from trecvit.runtime.demo import render_scenes
 
     network = _load("motions", "cpu")
+    restart_every = network.preprocessing.num_frames  # a scene lasts as long as a training clip
     if video is not None:
-        _run_stream(network, video, top=3, stride=None, restart_every=SCENE_FRAMES, save=save, as_json=False)
+        _run_stream(network, video, top=3, stride=None, restart_every=restart_every, save=save, as_json=False)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scenes.mp4"
         truths = render_scenes(path, seed=seed)
         answers = _run_stream(
-            network, str(path), top=3, stride=1, restart_every=SCENE_FRAMES, save=save, as_json=False, truths=truths
+            network, str(path), top=3, stride=None, restart_every=restart_every, save=save, as_json=False, truths=truths
         )
     right = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
-    _console().print(f"{right} of {len(truths)} scenes were named right at their last frame.")
+    _console(stderr=True).print(f"{right} of {len(truths)} scenes were named right at their last frame.")
 
 
 @app.command()
@@ -209,24 +225,63 @@ def train(
     to: Annotated[Path, typer.Option(help="The run folder; an interrupted run in it is continued.")] = Path(
         "runs/train"
     ),
+    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to spread the weights.")] = "ddp",
 ) -> None:
-    """Train a model by a recipe. Interrupted, the same command goes on where it stopped."""
-    from trecvit.train.loop import Progress
-    from trecvit.train.loop import train as run_training
+    """Train a model by a recipe. Interrupted, the same command goes on where it stopped.
+
+    Several processes: torchrun --nproc-per-node 8 -m trecvit train RECIPE --to FOLDER
+    """
     from trecvit.train.recipe import load_recipe
 
-    plan = load_recipe(recipe, overrides or [])
+    _run_training(load_recipe(recipe, overrides or []), to, parallel)
 
-    def report(line: Progress) -> None:
-        left_s = (line.num_steps - line.step) * plan.optimisation.batch_size / line.clips_per_s
-        print(
-            f"step {line.step}/{line.num_steps}  loss {line.loss:.3f}  accuracy {line.accuracy:.3f}  "
-            f"{line.clips_per_s:.1f} clips/s  {left_s / 60:.0f} min left",
-            flush=True,
-        )
 
-    run_training(plan, to, report=report)
-    print(to / "model")
+@app.command()
+def finetune(
+    data: DataArgument,
+    to: Annotated[Path, typer.Option("--to", help="The run folder; an interrupted run in it is continued.")],
+    model: ModelOption = "motions",
+    validation: Annotated[str | None, typer.Option(help="Videos to test the result on, in any of the forms.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the videos.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per update.")] = 8,
+    learning_rate: Annotated[float, typer.Option("--lr", help="The peak.")] = 5e-4,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the clips, but for classes that speak of sides.")] = True,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Same architecture, but fresh weights: to compare.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Teach a trained model the classes of your own videos: a folder of videos for each class is enough.
+
+    Interrupted, the same command goes on where it stopped. The recipe it makes is in the run folder.
+    """
+    from trecvit.data.manifest import DataSource, read_manifest
+    from trecvit.train.recipe import recipe_from_dict
+
+    manifest = read_manifest(DataSource(path=data))
+    trained = _load(model, "cpu")
+    steps = epochs * (len(manifest.videos) // batch_size)
+    videos = {
+        "train": data,
+        "validation": validation,
+        "augmentation": {"scale": [0.875, 1.33], "flip": flip and bool(manifest.labels)},
+    }
+    plan = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "warmup_steps": steps // 10}
+    recipe = recipe_from_dict(
+        {
+            "model": {**trained.config.to_dict(), "num_classes": manifest.num_classes},
+            "preprocessing": trained.preprocessing.to_dict(),
+            "videos": videos,
+            "start": {} if scratch else {"weights": model},
+            "optimisation": plan,
+            "num_workers": workers,
+            "seed": seed,
+            "log_every": 5,
+            "checkpoint_every": 50,
+        }
+    )
+    _run_training(recipe, to, "ddp")
 
 
 @data_app.command("render")
@@ -258,6 +313,146 @@ def data_render(
             report=advance,
         )
     print(folder)
+
+
+@data_app.command("check")
+def data_check(
+    data: DataArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder for the journal, the report and the clean list.")],
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
+    min_frames: Annotated[int, typer.Option(min=1, help="Call videos with fewer frames too short.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 2,
+) -> None:
+    """Decode every video of a data set and list what is damaged, too short, double or missing.
+
+    Goes on where it was interrupted. Exit code 1 if anything is wrong; for data in
+    files clean.txt lists what is good.
+    """
+    from trecvit.data.check import check_videos
+
+    manifest = _manifest(data, videos, labels)
+    with _progress("videos", len(manifest.videos)) as advance:
+        report = check_videos(
+            manifest, to, min_frames=min_frames, num_workers=workers, report=lambda done, _: advance(done)
+        )
+    counts = {
+        "listed": report["listed"],
+        "missing": len(report["missing"]),
+        "cannot be decoded": len(report["failed"]),
+        "too short": len(report["too_short"]),
+        "there more than once": len(report["duplicates"]),
+        "of these, with different classes": sum(not group["agree"] for group in report["duplicates"]),
+        "classes without a video": len(report["classes_without_video"]),
+        "can be decoded": report["good"],
+    }
+    _print_facts(counts)
+    for failure in report["failed"][:10]:
+        _complain(f"{failure['name']}: {failure['reason']}")
+    print(to / "report.json")
+    if len(report["missing"]) + len(report["failed"]) + len(report["too_short"]) + len(report["duplicates"]):
+        raise typer.Exit(1)
+
+
+@data_app.command("shard")
+def data_shard(
+    data: DataArgument,
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
+    shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="Close a shard at this size.")] = 1000,
+) -> None:
+    """Pack a data set into tar shards, as WebDataset reads and writes them."""
+    from trecvit.data.shards import write_shards
+
+    manifest = _manifest(data, videos, labels)
+    with _progress("videos", len(manifest.videos)) as advance:
+        shards = write_shards(manifest, folder, shard_bytes=shard_mb * 1_000_000, report=advance)
+    print(f"{folder}: {len(manifest.videos):,} videos in {len(shards):,} shards")
+
+
+@eval_app.command("videos")
+def eval_videos(
+    data: DataArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder for result.json and scores.npz.")],
+    model: ModelOption = "motions",
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips of each video.")] = 4,
+    crops: Annotated[int, typer.Option(min=1, help="Crops of each clip, 1 or 3.")] = 3,
+    views_at_once: Annotated[int, typer.Option(min=1, help="Views in one batch; fewer need less memory.")] = 12,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Classify every video of a data set: top-1, top-5, mean class accuracy, calibration, confusions.
+
+    A video that cannot be read is listed by name and makes the exit code 1; it is never replaced by another.
+    """
+    from trecvit.evaluate.scores import write_result
+    from trecvit.evaluate.videos import evaluate_videos, protocol, views_protocol
+
+    network, manifest = _load(model, device), _manifest(data, videos, labels)
+    with _progress("videos", len(manifest.videos)) as advance:
+        scores, failures = evaluate_videos(
+            network,
+            manifest,
+            num_clips=clips,
+            num_crops=crops,
+            views_at_once=views_at_once,
+            num_workers=workers,
+            report=lambda done, _: advance(done),
+        )
+    said = protocol(network, manifest, checkpoint=model, looked_at=views_protocol(clips, crops))
+    result = write_result(to, scores, said, failures)
+    shares = {name: f"{result[name]:.2%}" for name in ("top1", "top5", "mean_class_accuracy", "calibration_error")}
+    _print_facts({"videos": result["good"], "failed": len(failures), "missing": len(manifest.missing), **shares})
+    print(to / "result.json")
+    for failure in failures:
+        _complain(f"{failure.name}: {failure.reason}")
+    if failures:
+        raise typer.Exit(1)
+
+
+@eval_app.command("early")
+def eval_early(
+    data: DataArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder for a result per readout and part.")],
+    model: ModelOption = "motions",
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
+    half_life: Annotated[float, typer.Option(help="Of the exponential readout, in frames seen.")] = 8.0,
+    window: Annotated[int, typer.Option(min=1, help="Of the windowed readout, in frames seen.")] = 16,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Stream every video of a data set: how often is the answer right after 25, 50, 75 and 100 % of it?"""
+    from rich.table import Table
+
+    from trecvit.evaluate.early import READOUTS, Readouts, evaluate_early
+    from trecvit.evaluate.scores import write_result
+    from trecvit.evaluate.videos import protocol
+
+    network, manifest = _load(model, device), _manifest(data, videos, labels)
+    parts = (0.25, 0.5, 0.75, 1.0)
+    readouts = Readouts(half_life=half_life, window=window)
+    with _progress("videos", len(manifest.videos)) as advance:
+        found, failures = evaluate_early(
+            network, manifest, parts=parts, readouts=readouts, report=lambda done, _: advance(done)
+        )
+    looked_at = {"sampler": "streamed once, middle crop", "half_life": half_life, "window": window}
+    said = protocol(network, manifest, checkpoint=model, looked_at=looked_at)
+    table = Table("readout", *(f"{part:.0%}" for part in parts), box=None, pad_edge=False)
+    for name in READOUTS:
+        top1 = []
+        for part in parts:
+            asked = {**said, "readout": name, "part": part}
+            result = write_result(to / f"{name}_{part:.2f}", found[name, part], asked, failures)
+            top1.append(f"{result['top1']:.1%}")
+        table.add_row(name, *top1)
+    _console().print(table)
+    for failure in failures:
+        _complain(f"{failure.name}: {failure.reason}")
+    if failures:
+        raise typer.Exit(1)
 
 
 @eval_app.command("world")
@@ -424,6 +619,38 @@ def _view(
             live.update(Panel(table, title=source, subtitle=words, width=min(_console().width, 90)))
 
         yield draw
+
+
+def _run_training(recipe: Recipe, to: Path, parallel: str) -> None:
+    """Trains with a bar where somebody looks, else with a line now and then; prints where the model is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from trecvit.train.loop import Progress, train
+    from trecvit.train.parallel import Processes, joined
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with joined(), Bar(*columns, console=_console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        processes = Processes(parallel)
+        task = bar.add_task("", total=None)
+
+        def report(line: Progress) -> None:
+            words = f"loss {line.loss:.3f}  accuracy {line.accuracy:.1%}  {line.clips_per_s:.1f} clips/s"
+            words += f"  {line.failed} unreadable" if line.failed else ""
+            bar.update(task, completed=line.step, total=line.num_steps, description=words)
+            if not sys.stderr.isatty():
+                left_s = (line.num_steps - line.step) * line.elapsed_s / max(line.step - line.first_step, 1)
+                print(f"step {line.step}/{line.num_steps}  {words}  {left_s / 60:.1f} min left", flush=True)
+
+        train(recipe, to, processes=processes, report=report)
+    if processes.first:
+        print(to / "model")
+
+
+def _manifest(data: str, videos: str | None, labels: str | None) -> Manifest:
+    from trecvit.data.manifest import DataSource, read_manifest
+
+    return read_manifest(DataSource(path=data, videos=videos, labels=labels))
 
 
 def _load(model: str, device: str) -> TRecViT:

@@ -8,6 +8,7 @@ TRecViTError
 ├── DownloadError        a file that could not be fetched
 ├── VideoError           a video that could not be read or written
 ├── DataError            a data set, scene or label list that does not hold together
+├── Interrupted          work that was told to stop, and can go on from where it was
 └── MissingPackageError  an optional package that is needed here and not installed
 
 Every message says what was expected, what came, where, and what to do.
@@ -42,6 +43,10 @@ class DownloadError(TRecViTError):
 
 class DataError(TRecViTError):
     """A data set, scene or label list that does not hold together."""
+
+
+class Interrupted(TRecViTError):
+    """Work that was told to stop, and can go on from where it was."""
 
 
 class MissingPackageError(TRecViTError, ImportError):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trecvit.config import ModelConfig, Preprocessing, model_config
 from trecvit.errors import InputError, StateError
@@ -183,6 +184,7 @@ class TRecViT(Pretrained):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
         self.head = Head(config) if config.num_classes else None
+        self.checkpoint_activations = False  # True: each block is computed again in the backward pass
 
     @property
     def device(self) -> torch.device:
@@ -303,7 +305,9 @@ class TRecViT(Pretrained):
         patches_seen = state.frames_seen // self.config.temporal_patch_size
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            if tokens.shape[1]:
+            if tokens.shape[1] and self.checkpoint_activations and torch.is_grad_enabled():
+                tokens, layer = checkpoint(block, tokens, layer, patches_seen == 0, use_reentrant=False)
+            elif tokens.shape[1]:
                 tokens, layer = block(tokens, layer, patches_seen == 0)
             layers.append(layer)
         features = self.norm(tokens)

@@ -7,7 +7,7 @@ from pathlib import Path
 from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.video.encode import VideoWriter
 
-SCENE_FRAMES = 16
+_SCENE_FRAMES = 16
 _SCENE_FPS = 12
 _SIDE_PX = 288
 
@@ -19,7 +19,7 @@ def render_scenes(path: Path, *, seed: int) -> list[str]:
         path: An `.mp4` or `.webm` file.
         seed: Which scenes; even pair members and odd ones alternate by it.
     """
-    world = World(WorldConfig(num_frames=SCENE_FRAMES, image_size=(_SIDE_PX, _SIDE_PX)), seed=1_000_000 + seed)
+    world = World(WorldConfig(num_frames=_SCENE_FRAMES, image_size=(_SIDE_PX, _SIDE_PX)), seed=1_000_000 + seed)
     truths = []
     with VideoWriter(path, _SCENE_FPS) as writer:
         for number in range(len(LABELS) // 2):

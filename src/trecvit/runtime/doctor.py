@@ -90,7 +90,7 @@ def _bundled_model() -> str:
 
 
 def _cache_folder() -> str:
-    from trecvit.weights.zoo import cache_folder
+    from trecvit.download import cache_folder
 
     folder = cache_folder()
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -121,7 +121,8 @@ def _photographs() -> Finding:
 
 
 def _zoo() -> Iterator[Finding]:
-    from trecvit.weights.zoo import ZOO, cache_folder
+    from trecvit.download import cache_folder
+    from trecvit.weights.zoo import ZOO
 
     for name, entry in ZOO.items():
         path = cache_folder() / entry.filename

@@ -1,40 +1,103 @@
-"""First weights for a small model that starts from nothing, where the paper starts from ImageNet's."""
+"""First weights: of a model trained before, of an image model as in the paper, or such that a small one soon learns."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
+from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.trecvit import TRecViT
+from trecvit.train.feed import Feed
+from trecvit.train.recipe import Recipe
+from trecvit.weights.imagenet import initialise_from_vit
+from trecvit.weights.load import load
 
 _FLOOR = 1e-3  # of a component's variance, pixels in [0,1]: what lies below is noise, and is not blown up
 
 
+def first_model(recipe: Recipe, feed: Feed) -> tuple[TRecViT, str]:
+    """The model before the first update, made as the recipe's `start` says, and words about what it was made of.
+
+    Raises:
+        ConfigError: when the recipe's model and the data differ in their number of classes.
+        CheckpointError: when weights to start from are not to be had, or do not fit.
+    """
+    start = recipe.start
+    if recipe.model.num_classes != len(feed.labels):
+        raise ConfigError(
+            f"model.num_classes: the data have {len(feed.labels)} classes, got {recipe.model.num_classes}"
+        )
+    model = TRecViT(recipe.model, preprocessing=recipe.preprocessing, labels=feed.labels)
+    if start.whiten_grain_px:
+        whiten_patches(model, feed.examples(), grain_px=start.whiten_grain_px)
+    scale_first_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
+    made_of = []
+    if start.vit:
+        made_of.append(str(initialise_from_vit(model, start.vit)))
+    if start.weights:
+        made_of.append(go_on_from(model, load(start.weights), source=start.weights))
+    return model, "\n".join(made_of) or "fresh weights"
+
+
+def go_on_from(model: TRecViT, trained: TRecViT, *, source: str) -> str:
+    """Takes over a trained model's weights, its head only if it has the same classes, and says so in words.
+
+    Raises:
+        CheckpointError: when the models differ in anything but the head.
+    """
+    weights = dict(trained.state_dict())
+    if trained.labels != model.labels:
+        weights = {name: weight for name, weight in weights.items() if not name.startswith("head.classifier.")}
+    own = model.state_dict()
+    wrong = [
+        f"{name}: {list(weight.shape)} there, {list(own[name].shape) if name in own else 'nothing'} here"
+        for name, weight in weights.items()
+        if name not in own or weight.shape != own[name].shape
+    ]
+    wrong += [f"{name}: nothing there" for name in own if name not in weights and not name.startswith("head.")]
+    if wrong:
+        raise CheckpointError(f"{source}: not a model of this architecture: {'; '.join(wrong[:5])}")
+    model.load_state_dict(weights, strict=False)
+    fresh = [name for name in own if name not in weights]
+    return f"{source}: {len(weights)} tensors taken, left fresh: {', '.join(fresh) or 'none'}"
+
+
 @torch.no_grad()
-def whiten_patches(model: TRecViT, videos: UInt8[Tensor, "B T 3 H W"]) -> None:
+def whiten_patches(model: TRecViT, videos: UInt8[Tensor, "B T 3 H W"], *, grain_px: int = 1) -> None:
     """Sets the patch embedding so that the tokens of these videos have uncorrelated channels of equal size.
 
     Neighbouring pixels are so alike that a random embedding sees little but brightness, and motion moves what is left.
     The embedding becomes the principal components of the patches, each brought to variance one, randomly turned.
+
+    Args:
+        model: Whose embedding is set.
+        videos: What it is going to see.
+        grain_px: Side of the squares of pixels that are averaged first; divides the patch size. Detail that moves by
+            more than half its own length from frame to frame tells nothing about direction, and is better left for
+            training to find.
     """
     embedding, width = model.tokenizer.embedding, model.config.width
-    frames = videos.flatten(0, 1).float() / 255.0
-    side, extent = model.config.patch_size, model.config.temporal_patch_size
+    frames = F.avg_pool2d(videos.flatten(0, 1).float() / 255.0, grain_px)
+    side, extent = model.config.patch_size // grain_px, model.config.temporal_patch_size
     patches = frames.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
     mean = patches.mean(dim=0)
     variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
     count = min(width, patches.shape[1])
     kept = directions.flip(1)[:, :count] / (variances.flip(0)[:count].clamp(min=0) + _FLOOR).sqrt()
     turned = kept @ torch.linalg.qr(torch.randn(width, count))[0].T  # [pixels, width]
-    weight = turned.T.reshape(width, 3, 1, side * side).expand(-1, -1, extent, -1) / extent
+    coarse = turned.T.reshape(width, 3, 1, side, side).expand(-1, -1, extent, -1, -1) / extent
+    weight = coarse.repeat_interleave(grain_px, 3).repeat_interleave(grain_px, 4) / grain_px**2
     embedding.weight.copy_(weight.flatten(1))
     embedding.bias.copy_(-turned.T @ mean)
 
 
 @torch.no_grad()
-def scale_convolutions(model: TRecViT, factor: float) -> None:
-    """Multiplies the initial weights of the temporal convolutions, which the paper begins close to zero."""
+def scale_first_weights(model: TRecViT, *, convolutions: float, positions: float) -> None:
+    """Multiplies the initial temporal convolutions and positions, which the paper begins close to zero."""
     for name, parameter in model.named_parameters():
         if name.endswith("temporal.conv.weight"):
-            parameter.mul_(factor)
+            parameter.mul_(convolutions)
+        elif name == "tokenizer.positions":
+            parameter.mul_(positions)

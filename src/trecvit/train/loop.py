@@ -1,32 +1,43 @@
-"""The training loop: supervised classification of the synthetic world.
+"""The training loop: supervised classification, on one process or many.
 
-A run lives in a folder: `recipe.json` (resolved), `metrics.jsonl`, `checkpoint.pt` and, at the end, `model/`. Killed at
-any moment and started again with the same recipe, it goes on from its checkpoint.
+A run lives in a folder: `recipe.json` (resolved), `run.json` (versions, commit, machine), `metrics.jsonl`,
+`failures.jsonl` if videos could not be read, `checkpoints/` and, at the end, `model/` and `evaluation/`. Killed at any
+moment and started again with the same recipe, it goes on from its last checkpoint, to the same bit on a CPU.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import platform
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from trecvit.data.textures import photographs
-from trecvit.data.world import World
-from trecvit.errors import CheckpointError, DataError
+from trecvit.data.manifest import Manifest, read_manifest
+from trecvit.errors import DataError, Interrupted
+from trecvit.evaluate.scores import write_result
+from trecvit.evaluate.videos import check_labels, evaluate_videos, protocol, views_protocol
 from trecvit.model.trecvit import Output, TRecViT
-from trecvit.train.initialise import scale_convolutions, whiten_patches
-from trecvit.train.recipe import Optimisation, Recipe
+from trecvit.train.checkpoints import Checkpoints
+from trecvit.train.feed import Batch, Feed
+from trecvit.train.initialise import first_model
+from trecvit.train.optimise import RunningMean, optimisers_of, schedule
+from trecvit.train.parallel import Processes
+from trecvit.train.recipe import Recipe, Videos
+from trecvit.train.run_folder import claim, log_failures
+from trecvit.train.scenes import SceneFeed
+from trecvit.train.videos import VideoFeed
+
+_NO_CLASS = -100  # what cross-entropy leaves out of account
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,12 @@ class Progress:
         step: Updates done.
         num_steps: Updates in all.
         loss: Cross-entropy with label smoothing.
-        accuracy: Share of training clips answered right, each clip being new.
+        accuracy: Share of training clips answered right.
         learning_rate: Now.
-        clips_per_s: Throughput.
+        clips_per_s: Throughput of all processes.
         elapsed_s: Of this process, since the loop began.
+        failed: Videos that could not be read since the last line.
+        first_step: The step that this process went on from.
     """
 
     step: int
@@ -50,177 +63,200 @@ class Progress:
     learning_rate: float
     clips_per_s: float
     elapsed_s: float
+    failed: int
+    first_step: int
 
 
-def train(recipe: Recipe, folder: str | Path, *, report: Callable[[Progress], None] = lambda _: None) -> TRecViT:
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    processes: Processes | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> TRecViT:
     """Trains a model and leaves it in `folder`/model.
 
     Args:
         recipe: What to train.
         folder: The run folder. One that holds the beginning of the same run is continued.
-        report: Called with every line of the log.
+        processes: How several processes share the work; by default this one is alone.
+        report: Called with every line of the log, by the first process.
 
     Raises:
-        CheckpointError: when the folder holds another recipe's run, or its checkpoint is damaged.
-        DataError: when the loss is no longer a finite number.
+        CheckpointError: when the folder holds another recipe's run, or all its checkpoints are damaged.
+        DataError: when the loss is no longer a finite number, or too many videos cannot be read.
+        Interrupted: after SIGTERM; a checkpoint of that moment has been written.
     """
+    processes = processes or Processes()
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, recipe)
+    if processes.first:
+        claim(folder, recipe)
+    processes.wait()
     torch.manual_seed(recipe.seed)
-    world = _world(recipe)
-    model = TRecViT(recipe.model, preprocessing=recipe.preprocessing, labels=world.labels)
-    if recipe.whiten:
-        whiten_patches(model, torch.cat([world.pair(number)[0][:, ::5] for number in range(256)]))
-    scale_convolutions(model, recipe.conv_scale)
-    optimiser = torch.optim.AdamW(_parameter_groups(model, recipe.optimisation), fused=True)
-    step = _resume(folder, model, optimiser)
-    if step < recipe.optimisation.num_steps:
-        _run(recipe, folder, model, optimiser, _batches(recipe, world, step), step, report)
-    model.provenance = {"source": f"trained for {recipe.optimisation.num_steps} steps on the synthetic world"}
-    model.save(folder / "model")
+    feed: Feed
+    if recipe.scenes is not None:
+        feed = SceneFeed(recipe, recipe.scenes)
+    else:
+        assert recipe.videos is not None, "a recipe has scenes or videos"
+        feed = VideoFeed(recipe, recipe.videos)
+    validation = read_manifest(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
+    model, made_of = first_model(recipe, feed)
+    if validation is not None:
+        check_labels(model, validation)  # now, and not after hours of training
+    if processes.first:
+        (folder / "start.txt").write_text(made_of + "\n", encoding="utf-8")
+    loop = _Loop(recipe, folder, feed, model, processes, report)
+    loop.run()
+    model.provenance = {"source": f"trained for {feed.num_steps} steps", "data": loop.data_name}
+    processes.save_model(model, loop.mean, folder / "model")
+    if recipe.videos is not None and validation is not None and processes.first:
+        _validate(TRecViT.load(folder / "model"), validation, recipe.videos, folder, recipe.num_workers)
+    processes.wait()
     return model.eval()
 
 
-def learning_rate(step: int, optimisation: Optimisation) -> float:
-    """Rate of update number `step`, counted from 0: linear warm-up, then half a cosine down to zero."""
-    if step < optimisation.warmup_steps:
-        return optimisation.learning_rate * (step + 1) / optimisation.warmup_steps
-    share = (step - optimisation.warmup_steps) / max(optimisation.num_steps - optimisation.warmup_steps, 1)
-    return optimisation.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
+def _validate(model: TRecViT, manifest: Manifest, videos: Videos, folder: Path, num_workers: int) -> None:
+    clips, crops = videos.eval_clips, videos.eval_crops
+    scores, failures = evaluate_videos(model, manifest, num_clips=clips, num_crops=crops, num_workers=num_workers)
+    said = protocol(model, manifest, checkpoint=folder / "model", looked_at=views_protocol(clips, crops))
+    write_result(folder / "evaluation", scores, said, failures)
 
 
-class _Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Scene number -> both clips of the scene [2,T,3,H,W] and their classes [2]."""
+class _Loop:
+    """All that a run holds while it goes."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        feed: Feed,
+        model: TRecViT,
+        processes: Processes,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.recipe, self.plan, self.folder, self.feed = recipe, recipe.optimisation, folder, feed
+        self.processes, self.report = processes, report
+        self.data_name = recipe.videos.train.path if recipe.videos else "the synthetic world"
+        model.checkpoint_activations = self.plan.checkpoint_activations
+        self.model = model.train()
+        self.network = processes.spread(model)
+        if self.plan.compile:
+            self.network.compile()
+        self.optimisers = optimisers_of(model, self.plan)
+        self.mean = RunningMean(model, self.plan.ema_decay) if self.plan.ema_decay else None
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        videos, labels = self.world.pair(number)
-        return videos, torch.tensor(labels)
+    def run(self) -> None:
+        """From the last checkpoint, if there is one, to the end."""
+        first_step = self.checkpoints.resume(self.model, self.optimisers, self.mean)
+        if first_step == self.feed.num_steps:
+            return
+        begun_s = last_s = time.perf_counter()
+        sums = torch.zeros(4, dtype=torch.float64)  # loss, right, clips, failures
+        with _sigterm() as told_to_stop:
+            batches = self.feed.batches(first_step, self.processes.share)
+            for step, batch in enumerate(batches, start=first_step):
+                sums += self._update(batch, step)
+                log_failures(self.folder, step, batch.failures)
+                done = step + 1
+                last = done == self.feed.num_steps
+                stop = self.processes.any(told_to_stop())
+                if done % self.recipe.checkpoint_every == 0 or last or stop:
+                    self.checkpoints.save(done, self.model, self.optimisers, self.mean)
+                if done % self.recipe.log_every == 0 or last:
+                    loss, right, clips, failed = self.processes.total(sums).tolist()
+                    now_s = time.perf_counter()
+                    self._log(
+                        Progress(
+                            step=done,
+                            num_steps=self.feed.num_steps,
+                            loss=loss / max(clips, 1),
+                            accuracy=right / max(clips, 1),
+                            learning_rate=schedule(step, self.plan, self.feed.num_steps) * self.plan.learning_rate,
+                            clips_per_s=clips / (now_s - last_s),
+                            elapsed_s=now_s - begun_s,
+                            failed=int(failed),
+                            first_step=first_step,
+                        )
+                    )
+                    last_s = now_s
+                    sums.zero_()
+                if stop and not last:
+                    raise Interrupted(f"{self.folder}: stopped at step {done} as asked; start it again to go on")
 
-
-def _world(recipe: Recipe) -> World:
-    pictures = photographs("train") if recipe.photographs else ()
-    return World(recipe.world, seed=recipe.world_seed, pictures=pictures)
-
-
-def _batches(recipe: Recipe, world: World, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The clips of each step. Step s shows scenes that depend on s alone, so a continued run sees what it missed."""
-    pairs_per_step = recipe.optimisation.batch_size // 2
-    numbers = range(first_step * pairs_per_step, recipe.optimisation.num_steps * pairs_per_step)
-    loader = DataLoader(
-        _Pairs(world),
-        batch_size=pairs_per_step,
-        sampler=numbers,
-        num_workers=recipe.num_workers,
-        multiprocessing_context="spawn" if recipe.num_workers else None,
-        prefetch_factor=4 if recipe.num_workers else None,
-    )
-    for videos, labels in loader:
-        yield videos.flatten(0, 1), labels.flatten()
-
-
-def _run(
-    recipe: Recipe,
-    folder: Path,
-    model: TRecViT,
-    optimiser: torch.optim.Optimizer,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    first_step: int,
-    report: Callable[[Progress], None],
-) -> None:
-    plan = recipe.optimisation
-    begun_s = last_s = time.perf_counter()
-    loss_sum, num_right, num_clips = 0.0, 0, 0
-    model.train()
-    for step, (videos, labels) in enumerate(batches, start=first_step):
-        loss, right = _update(model, optimiser, videos, labels, step, plan)
-        loss_sum, num_right, num_clips = loss_sum + loss * len(labels), num_right + right, num_clips + len(labels)
-        done = step + 1
-        if done % recipe.checkpoint_every == 0 or done == plan.num_steps:
-            _save(folder, model, optimiser, done)
-        if done % recipe.log_every == 0 or done == plan.num_steps:
-            now_s = time.perf_counter()
-            progress = Progress(
-                step=done,
-                num_steps=plan.num_steps,
-                loss=loss_sum / num_clips,
-                accuracy=num_right / num_clips,
-                learning_rate=learning_rate(step, plan),
-                clips_per_s=num_clips / (now_s - last_s),
-                elapsed_s=now_s - begun_s,
-            )
-            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+    def _log(self, progress: Progress) -> None:
+        if self.processes.first:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(progress.__dict__) + "\n")
-            report(progress)
-            last_s, loss_sum, num_right, num_clips = now_s, 0.0, 0, 0
+            self.report(progress)
+
+    def _update(self, batch: Batch, step: int) -> Tensor:
+        """One step; returns the sums that the log is made of: loss, right answers, clips, failures."""
+        rate = schedule(step, self.plan, self.feed.num_steps)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak_lr"] * rate
+        self.model.zero_grad(set_to_none=True)
+        num_clips = max(float(self.processes.total(torch.tensor(float(len(batch.labels))))), 1.0)
+        sums = torch.tensor([0.0, 0.0, len(batch.labels), len(batch.failures)], dtype=torch.float64)
+        for videos, labels in self._parts(batch):
+            loss, right = self._backward(videos, labels, num_clips)
+            sums[0] += loss
+            sums[1] += right
+        if not math.isfinite(float(self.processes.total(sums)[0])):
+            self._give_up(batch, step)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        if self.mean is not None:
+            self.mean.update(self.model)
+        return sums
+
+    def _backward(self, videos: Tensor, labels: Tensor, num_clips: float) -> tuple[float, int]:
+        """Adds a part's gradient; returns the sum of its losses, and how many clips were answered right."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
+            out: Output = self.network(videos)
+        assert out.logits is not None, "a recipe's model has a head"
+        loss = F.cross_entropy(
+            out.logits, labels, label_smoothing=self.plan.label_smoothing, reduction="sum", ignore_index=_NO_CLASS
+        )
+        # Processes average their gradients; what is wanted is the mean over all clips of all of them.
+        (loss * (self.processes.share.count / num_clips)).backward()
+        return loss.item(), int((out.logits.argmax(dim=1) == labels).sum())
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batch in the parts that go through the model together."""
+        if not len(batch.labels):
+            # Every process has to take part in every step: one without a clip shows a blank one that counts nothing.
+            plan = self.recipe.preprocessing
+            blank = torch.zeros(1, plan.num_frames, 3, *plan.image_size, dtype=torch.uint8)
+            return iter([(blank, torch.full((1,), _NO_CLASS))])
+        size = math.ceil(len(batch.labels) / self.plan.accumulation)
+        return zip(batch.videos.split(size), batch.labels.split(size), strict=True)
+
+    def _give_up(self, batch: Batch, step: int) -> None:
+        """Leaves everything that is needed to compute this step again."""
+        left = self.folder / f"failed-step-{step:08d}"
+        Checkpoints(left, keep=1).save(step, self.model, self.optimisers, self.mean)
+        name = f"batch-{self.processes.share.number}.safetensors"
+        save_file({"videos": batch.videos.contiguous(), "labels": batch.labels}, left / name)
+        raise DataError(
+            f"step {step}: the loss is not a finite number; weights before the step and its batch are in {left}. "
+            "Try a smaller learning rate or a longer warm-up"
+        )
 
 
-def _update(
-    model: TRecViT, optimiser: torch.optim.Optimizer, videos: Tensor, labels: Tensor, step: int, plan: Optimisation
-) -> tuple[float, int]:
-    """One step: returns the loss, and how many clips were answered right."""
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, plan)
-    with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
-        out: Output = model(videos)
-    assert out.logits is not None, "a recipe's model has a head"
-    loss = F.cross_entropy(out.logits, labels, label_smoothing=plan.label_smoothing)
-    if not math.isfinite(value := loss.item()):
-        raise DataError(f"step {step}: the loss is {value}; scenes {step * len(labels) // 2} and following")
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
-    optimiser.step()
-    return value, int((out.logits.argmax(dim=1) == labels).sum())
+@contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come, as schedulers send it before they kill."""
+    came = False
 
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
 
-def _parameter_groups(model: nn.Module, plan: Optimisation) -> list[dict[str, Any]]:
-    """Weight decay on matrices; none on what scales, shifts, places, or sets the recurrence's eigenvalues."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_matrix = parameter.dim() >= 2 and not name.endswith(("positions", "bias"))
-        (matrices if is_matrix else others).append(parameter)
-    return [
-        {"params": matrices, "weight_decay": plan.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-
-
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Writes the resolved recipe, or checks that the folder's run is of the same one."""
-    path = folder / "recipe.json"
-    text = json.dumps(recipe.to_dict(), indent=2) + "\n"
-    if path.exists():
-        if path.read_text(encoding="utf-8") != text:
-            raise CheckpointError(f"{path}: the folder holds a run of another recipe; give another folder")
-        return
-    path.write_text(text, encoding="utf-8")
-    machine = {
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-    }
-    (folder / "machine.json").write_text(json.dumps(machine, indent=2) + "\n", encoding="utf-8")
-
-
-def _save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    part = folder / "checkpoint.part"
-    torch.save({"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}, part)
-    part.replace(folder / "checkpoint.pt")
-
-
-def _resume(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return 0
+    before = signal.signal(signal.SIGTERM, note)
     try:
-        checkpoint = torch.load(path, weights_only=True)
-        model.load_state_dict(checkpoint["model"])
-        optimiser.load_state_dict(checkpoint["optimiser"])
-        return int(checkpoint["step"])
-    except Exception as exc:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(f"{path}: damaged checkpoint ({exc}); remove it to begin anew") from exc
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from trecvit.config import ModelConfig, Preprocessing, model_config, refuse_unknown
-from trecvit.data.world import LABELS, WorldConfig
+from trecvit.data.augment import Augmentation
+from trecvit.data.manifest import DataSource
+from trecvit.data.world import LABELS, NUM_SYMMETRIES, WorldConfig
 from trecvit.errors import ConfigError
 
 
@@ -19,83 +21,221 @@ from trecvit.errors import ConfigError
 class Optimisation:
     """How the weights are moved. AdamW, linear warm-up, cosine decay to zero (paper, Table 9, and Table 10's AdamW).
 
+    A small model that starts from nothing learns several times faster if the matrices of its blocks are moved by Muon
+    (Jordan et al. 2024, `torch.optim.Muon`): steps of equal size in all directions of a matrix.
+
     Attributes:
-        num_steps: Updates in all.
-        batch_size: Clips per update; even, because clips come in contrasting pairs.
+        num_steps: Updates in all; 0 if `epochs` says it.
+        epochs: Passes over the videos; 0 if `num_steps` says it. Scenes are without end and have none.
+        batch_size: Clips per update, all processes together.
+        accumulation: Parts that a batch is cut into, one after the other, to need less memory; the update is the same.
         learning_rate: The peak.
+        muon_learning_rate: The peak for the linear maps within the blocks, then moved by Muon; 0 leaves them to AdamW.
+        embedding_rate: The patch embedding's rate as a factor on the others'. It has many inputs, and with the same
+            steps as everything else it would lose what it began with before anything is learnt from it.
         weight_decay: On matrices only; norms, biases, positions and the recurrence's eigenvalues are left alone.
         warmup_steps: Updates until the peak.
         label_smoothing: Share of the target spread over all classes.
         clip_norm: Largest norm of the whole gradient.
         bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
+        ema_decay: Keep a running mean of the weights that forgets by this factor per update, and save that; 0 for none.
+        checkpoint_activations: Compute each block again in the backward pass instead of keeping what is in it.
+        compile: Compile the model with torch.compile.
     """
 
-    num_steps: int
+    num_steps: int = 0
+    epochs: int = 0
     batch_size: int = 32
+    accumulation: int = 1
     learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.0
+    embedding_rate: float = 1.0
     weight_decay: float = 0.05
     warmup_steps: int = 100
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
     bf16: bool = False
+    ema_decay: float = 0.0
+    checkpoint_activations: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.batch_size < 2 or self.batch_size % 2 or self.warmup_steps < 0:
+        if (self.num_steps > 0) == (self.epochs > 0) or min(self.num_steps, self.epochs) < 0:
             raise ConfigError(
-                "optimisation: expected num_steps >= 1, warmup_steps >= 0 and an even batch_size >= 2, got "
-                f"{self.num_steps}, {self.warmup_steps} and {self.batch_size}"
+                "optimisation: expected num_steps or epochs, one of them above 0, "
+                f"got {self.num_steps} and {self.epochs}"
             )
+        if self.batch_size < 1 or self.warmup_steps < 0 or self.accumulation < 1:
+            raise ConfigError(
+                "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
+                f"{self.batch_size}, {self.accumulation} and {self.warmup_steps}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenes:
+    """Clips of the synthetic world.
+
+    Attributes:
+        world: What they look like.
+        easy_world: What easier scenes look like that come first.
+        easy_steps: Steps over which the share of easier scenes falls from all to none; 0 for none at all.
+        views_per_scene: How often a scene is shown, each time mirrored or turned another way; divides half the batch.
+        photographs: Whether textures are also cut from photographs (scikit-image's, the training split).
+        seed: Of the scenes.
+    """
+
+    world: WorldConfig
+    easy_world: WorldConfig
+    easy_steps: int = 0
+    views_per_scene: int = 1
+    photographs: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.views_per_scene <= NUM_SYMMETRIES:
+            raise ConfigError(f"views_per_scene: expected 1 to {NUM_SYMMETRIES}, got {self.views_per_scene}")
+        height, width = self.world.image_size
+        if self.views_per_scene > 1 and height != width:
+            raise ConfigError(f"views_per_scene: only square scenes can be turned, got {height} x {width}")
+        if (self.easy_world.num_frames, self.easy_world.image_size) != (self.world.num_frames, self.world.image_size):
+            raise ConfigError("easy_world: its clips must be as long and as large as the world's")
+
+    @classmethod
+    def from_value(cls, value: Any) -> Scenes:
+        """From a recipe; `easy_world` names what differs from `world`."""
+        values = _mapping(cls, value, "scenes")
+        world = values.pop("world", {})
+        easy_world = {**world, **values.pop("easy_world", {})}
+        return cls(world=_world(world), easy_world=_world(easy_world), **values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Videos:
+    """Clips of real videos.
+
+    Attributes:
+        train: Where the training videos are.
+        validation: Where videos are to test the model on when it is trained, if anywhere.
+        augmentation: How training clips are varied.
+        max_failed_share: The run stops once more than this share of the videos could not be read.
+        eval_clips: Clips of each validation video (paper, Table 9: 4).
+        eval_crops: Crops of each clip, 1 or 3 (paper, Table 9: 3).
+    """
+
+    train: DataSource
+    validation: DataSource | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    max_failed_share: float = 0.01
+    eval_clips: int = 4
+    eval_crops: int = 3
+
+    @classmethod
+    def from_value(cls, value: Any) -> Videos:
+        """From a recipe."""
+        values = _mapping(cls, value, "videos")
+        if "train" not in values:
+            raise ConfigError("videos: expected `train`, the path of the training data")
+        for split in ("train", "validation"):
+            if values.get(split) is not None:
+                values[split] = DataSource.from_value(values[split])
+        augmentation = _mapping(Augmentation, values.pop("augmentation", {}), "augmentation")
+        if isinstance(augmentation.get("scale"), list):
+            augmentation["scale"] = tuple(augmentation["scale"])
+        return cls(augmentation=Augmentation(**augmentation), **values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What the first weights are.
+
+    Attributes:
+        weights: A trained model to go on from, as `trecvit.load` takes it; its head is taken if its classes are the
+            data's, else begun anew.
+        vit: A published ViT for the spatial half, see `trecvit.weights.imagenet`.
+        whiten_grain_px: Begin with a patch embedding that whitens the data's patches down to this grain, see
+            `whiten_patches`; 0 leaves it at random.
+        conv_scale: Factor on the initial weights of the temporal convolutions.
+        positions_scale: Factor on the initial positions.
+    """
+
+    weights: str = ""
+    vit: str = ""
+    whiten_grain_px: int = 0
+    conv_scale: float = 1.0
+    positions_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A training run on the synthetic world.
+    """A training run.
 
     Attributes:
         model: The architecture.
         preprocessing: What the trained model will expect of videos.
-        world: The scenes.
-        photographs: Whether textures are also cut from photographs (scikit-image's, the training split).
         optimisation: How the weights are moved.
-        whiten: Begin with a patch embedding that whitens the world's patches, see `whiten_patches`.
-        conv_scale: Factor on the initial weights of the temporal convolutions.
-        seed: Of the initial weights; the world's scenes have `world_seed`.
-        world_seed: Of the training scenes.
-        num_workers: Processes that render scenes beside the training process.
+        scenes: The data, if they are the synthetic world's.
+        videos: The data, if they are files. One of the two.
+        start: What the first weights are.
+        seed: Of the initial weights, the order of the videos and their augmentation.
+        num_workers: Processes that make clips beside each training process.
         log_every: Steps between two lines of the log.
         checkpoint_every: Steps between two checkpoints.
+        keep_checkpoints: How many of them to keep, the newest.
     """
 
     model: ModelConfig
     preprocessing: Preprocessing
-    world: WorldConfig
     optimisation: Optimisation
-    photographs: bool = True
-    whiten: bool = False
-    conv_scale: float = 1.0
+    scenes: Scenes | None = None
+    videos: Videos | None = None
+    start: Start = field(default_factory=Start)
     seed: int = 0
-    world_seed: int = 0
     num_workers: int = 1
     log_every: int = 20
     checkpoint_every: int = 200
+    keep_checkpoints: int = 3
 
     def __post_init__(self) -> None:
+        if (self.scenes is None) == (self.videos is None):
+            raise ConfigError("expected `scenes` or `videos`, one of them")
+        if self.scenes is not None:
+            self._check_scenes(self.scenes)
+        if min(self.log_every, self.checkpoint_every, self.keep_checkpoints) < 1 or self.num_workers < 0:
+            raise ConfigError(
+                "log_every, checkpoint_every, keep_checkpoints: expected 1 or more; num_workers: 0 or more"
+            )
+        grain = self.start.whiten_grain_px
+        if grain < 0 or (grain and self.model.patch_size % grain):
+            raise ConfigError(
+                f"whiten_grain_px: expected 0 or a divisor of patch_size={self.model.patch_size}, got {grain}"
+            )
+
+    def _check_scenes(self, scenes: Scenes) -> None:
         if self.model.num_classes != len(LABELS):
             raise ConfigError(f"model.num_classes: the world has {len(LABELS)} classes, got {self.model.num_classes}")
-        if self.world.image_size != self.preprocessing.image_size:
+        if scenes.world.image_size != self.preprocessing.image_size:
             raise ConfigError(
-                f"world.image_size {self.world.image_size} and preprocessing.image_size "
+                f"world.image_size {scenes.world.image_size} and preprocessing.image_size "
                 f"{self.preprocessing.image_size} must be the same"
+            )
+        if not self.optimisation.num_steps:
+            raise ConfigError("optimisation: scenes are without end; say num_steps and not epochs")
+        size, views = self.optimisation.batch_size, scenes.views_per_scene
+        if size % (2 * views):
+            raise ConfigError(
+                f"batch_size: clips of scenes come in pairs, each shown {views} times; expected a multiple of "
+                f"{2 * views}, got {size}"
             )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything resolved, as plain JSON values."""
         return {
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            **dataclasses.asdict(self),
             "model": self.model.to_dict(),
             "preprocessing": self.preprocessing.to_dict(),
-            "world": dataclasses.asdict(self.world),
-            "optimisation": dataclasses.asdict(self.optimisation),
         }
 
 
@@ -118,9 +258,35 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for word in overrides:
         _override(content, word)
     try:
-        return _recipe(content)
+        return recipe_from_dict(content)
     except (ConfigError, TypeError) as exc:
         raise ConfigError(f"{path}: {exc}") from exc
+
+
+def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from the values that its YAML file would hold.
+
+    Raises:
+        ConfigError: for unknown keys, with the nearest one, and for impossible values.
+    """
+    refuse_unknown(Recipe, content)
+    values = dict(content)
+    model = _mapping(None, values.pop("model", {}), "model")
+    optimisation = _mapping(Optimisation, values.pop("optimisation", {}), "optimisation")
+    sections: dict[str, Any] = {
+        "model": model_config(model.pop("preset", "tiny"), **model),
+        "preprocessing": Preprocessing.from_dict(_mapping(None, values.pop("preprocessing", {}), "preprocessing")),
+        "optimisation": Optimisation(**optimisation),
+        "start": Start(**_mapping(Start, values.pop("start", {}), "start")),
+    }
+    if (scenes := values.pop("scenes", None)) is not None:
+        sections["scenes"] = Scenes.from_value(scenes)
+    if (videos := values.pop("videos", None)) is not None:
+        sections["videos"] = Videos.from_value(videos)
+    for key, value in values.items():
+        if isinstance(value, (dict, list)):
+            raise ConfigError(f"{key!r} is a value, not a section; got {value!r}")
+    return Recipe(**sections, **values)
 
 
 def _override(content: dict[str, Any], word: str) -> None:
@@ -133,26 +299,33 @@ def _override(content: dict[str, Any], word: str) -> None:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise ConfigError(f"{word!r}: {section!r} is a value, not a section")
-    target[key] = yaml.safe_load(value)
+    try:
+        target[key] = yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{word!r}: expected a value in YAML: {exc}") from exc
 
 
-def _recipe(content: Mapping[str, Any]) -> Recipe:
-    sections = {"model", "preprocessing", "world", "optimisation"}
-    plain = {key: value for key, value in content.items() if key not in sections}
-    refuse_unknown(Recipe, content)
-    for key, value in plain.items():
-        if isinstance(value, (dict, list)):
-            raise ConfigError(f"{key!r} is a value, not a section; got {value!r}")
-    model = dict(content.get("model", {}))
-    world, optimisation = dict(content.get("world", {})), content.get("optimisation", {})
-    refuse_unknown(WorldConfig, world)
-    refuse_unknown(Optimisation, optimisation)
-    if "image_size" in world:
-        world["image_size"] = tuple(world["image_size"])
-    return Recipe(
-        model=model_config(model.pop("preset", "tiny"), **model),
-        preprocessing=Preprocessing.from_dict(content.get("preprocessing", {})),
-        world=WorldConfig(**world),
-        optimisation=Optimisation(**optimisation),
-        **plain,
-    )
+def _mapping(section: type | None, value: Any, name: str) -> dict[str, Any]:
+    """A copy of a section's values; refuses what is no section, and keys that are no fields."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name!r} is a section, not a value; got {value!r}")
+    if section is None:
+        return dict(value)
+    refuse_unknown(section, value)
+    # YAML takes 1e-3 for a word and 0 for a whole number; where a plain number is wanted, both are one.
+    reals = {entry.name for entry in dataclasses.fields(section) if isinstance(entry.default, float)}
+    return {key: _real(key, entry) if key in reals else entry for key, entry in value.items()}
+
+
+def _real(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key}: expected a number, got {value!r}") from None
+
+
+def _world(given: Mapping[str, Any]) -> WorldConfig:
+    values = _mapping(WorldConfig, given, "world")
+    if "image_size" in values:
+        values["image_size"] = tuple(values["image_size"])
+    return WorldConfig(**values)

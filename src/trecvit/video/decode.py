@@ -19,7 +19,9 @@ import re
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from io import BufferedIOBase, BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, overload
@@ -46,9 +48,46 @@ from trecvit.video.frames import (
 )
 from trecvit.video.stills import Folder, Stills, open_array, open_npy
 
-__all__ = ["UNTIMED_FPS", "Frame", "Source", "VideoInfo", "probe", "read_frames", "read_frames_at"]
+__all__ = [
+    "UNTIMED_FPS",
+    "FilePart",
+    "Frame",
+    "Source",
+    "VideoInfo",
+    "count_frames",
+    "probe",
+    "read_frames",
+    "read_frames_at",
+]
 
-Source: TypeAlias = str | Path | npt.NDArray[np.uint8]
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A video that is a part of another file, as a member of a tar is.
+
+    Attributes:
+        path: The file.
+        start_bytes: Where the part begins in it.
+        num_bytes: How long it is.
+        name: Its own name, for messages.
+    """
+
+    path: Path
+    start_bytes: int
+    num_bytes: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}"
+
+    def read(self) -> bytes:
+        """All of it."""
+        with self.path.open("rb") as file:
+            file.seek(self.start_bytes)
+            return file.read(self.num_bytes)
+
+
+Source: TypeAlias = str | Path | FilePart | npt.NDArray[np.uint8]
 
 # Frame rate of sources that state no times: folders, arrays and bare streams. FFmpeg assumes the same.
 UNTIMED_FPS = Fraction(25)
@@ -111,7 +150,7 @@ def read_frames(
 
     Args:
         source: Path of a video file or `.npy` file; folder of images (`.png .jpg .jpeg .bmp .webp`, in natural
-            order); array uint8 `[T, H, W, 3]`; or address of a stream (`http https rtsp tcp udp`).
+            order); array uint8 `[T, H, W, 3]`; `FilePart`; or address of a stream (`http https rtsp tcp udp`).
         start_frame: Index of the first frame to give.
         start_s: Instead of `start_frame`: the first frame given is the first with `time_s >= start_s`. Its `index` is
             its place in the whole video.
@@ -176,6 +215,25 @@ def read_frames_at(
     return np.stack([frame.image for frame in frames]), np.array([frame.time_s for frame in frames])
 
 
+def count_frames(source: Source) -> int:
+    """How many frames `read_frames` gives, found without decoding where the file's time stamps prove it.
+
+    What a container states may be more: a file cut by an edit list holds frames that are not shown.
+
+    Raises:
+        VideoError: If the source cannot be opened, or is so damaged that it has to be decoded and cannot.
+    """
+    stills = _open_stills(source, UNTIMED_FPS)
+    if stills is not None:
+        return len(stills)
+    if not _scheme(source):
+        with _open_video(source, UNTIMED_FPS) as video:
+            order = _presentation_order(video, lambda pts: False)
+            if order is not None:
+                return len(order.pts)
+    return sum(1 for _ in read_frames(source, short_side_px=16))
+
+
 def _scheme(source: Source) -> str:
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", source) if isinstance(source, str) else None
     return match[1].lower() if match else ""
@@ -184,6 +242,8 @@ def _scheme(source: Source) -> str:
 def _open_stills(source: Source, fps: Fraction) -> Stills | None:
     if isinstance(source, np.ndarray):
         return open_array(source, fps)
+    if isinstance(source, FilePart):
+        return None
     if not isinstance(source, str | Path):
         raise InputError(f"source: expected a path, an address or an array, got {type(source).__name__}")
     if _scheme(source):
@@ -200,7 +260,12 @@ def _open_video(source: Source, fps: Fraction) -> Iterator[_Video]:
     label = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", str(source))
     with ExitStack() as stack:
         try:
-            container = _open_address(str(source), label) if _scheme(source) else _open_file(Path(str(source)), stack)
+            if isinstance(source, FilePart):
+                container = _open_bytes(BytesIO(source.read()))
+            elif _scheme(source):
+                container = _open_address(str(source), label)
+            else:
+                container = _open_file(Path(str(source)), stack)
         except (av.FFmpegError, OSError) as exc:
             raise VideoError(
                 label,
@@ -234,6 +299,10 @@ def _open_file(path: Path, stack: ExitStack) -> av.container.InputContainer:
         opened = stack.enter_context(path.open("rb"))
     except (OSError, ValueError) as exc:  # ValueError: a path with a null character
         raise VideoError(str(path), f"the file could not be opened: {exc}") from exc
+    return _open_bytes(opened)
+
+
+def _open_bytes(opened: BufferedIOBase) -> av.container.InputContainer:
     # A "video" may be a playlist in disguise, naming addresses or other files of this machine. FFmpeg is handed the
     # opened file and allowed no protocol at all, so it can reach nothing but this one file.
     return av.open(opened, "r", container_options={"protocol_whitelist": "none"}, metadata_errors="replace")

@@ -10,10 +10,10 @@ import torch
 
 from trecvit.config import nearest
 from trecvit.data.class_names import class_names
+from trecvit.download import Progress
 from trecvit.errors import CheckpointError
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, build
-from trecvit.weights.download import Progress
 from trecvit.weights.official import read_official, write_official
 from trecvit.weights.zoo import ZOO, zoo_path
 

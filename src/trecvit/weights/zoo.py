@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from trecvit.config import nearest
-from trecvit.errors import CheckpointError, ConfigError
-from trecvit.weights.download import Progress, download
+from trecvit.download import Progress, cache_folder, download
+from trecvit.errors import CheckpointError
 
 # As the README of google-deepmind/trecvit words it; it names no separate licence for the weights.
 _LICENCE = "google-deepmind/trecvit: software Apache-2.0, all other materials CC-BY 4.0"
@@ -56,22 +55,6 @@ ZOO: dict[str, ZooEntry] = {
         ),
     )
 }
-
-
-def cache_folder() -> Path:
-    """Where downloaded weights are kept: $TRECVIT_CACHE, else $XDG_CACHE_HOME/trecvit, else ~/.cache/trecvit.
-
-    The folder need not exist yet.
-    """
-    try:
-        if chosen := os.environ.get("TRECVIT_CACHE"):
-            return Path(chosen).expanduser()
-        # The XDG rules: a path that is not absolute is to be ignored.
-        if (shared := os.environ.get("XDG_CACHE_HOME")) and os.path.isabs(shared):
-            return Path(shared) / "trecvit"
-        return Path.home() / ".cache" / "trecvit"
-    except RuntimeError as exc:  # an account without a home, as in some containers
-        raise ConfigError(f"no cache folder: {exc}. Set TRECVIT_CACHE to a folder for downloaded weights.") from exc
 
 
 def zoo_path(name: str, *, progress: Progress | None = None) -> Path:

@@ -37,7 +37,7 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from pathlib import Path
 from typing import IO
 
-from trecvit.errors import DownloadError, InputError
+from trecvit.errors import ConfigError, DownloadError, InputError
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes on disk and the bytes in all (None while unknown)."""
@@ -49,6 +49,22 @@ _LONGEST_PAUSE_S = 30.0
 _POLL_S = 0.1
 _RETRIED_STATUSES = frozenset({408, 425, 429})  # besides every 5xx
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)")
+
+
+def cache_folder() -> Path:
+    """Where downloaded files are kept: $TRECVIT_CACHE, else $XDG_CACHE_HOME/trecvit, else ~/.cache/trecvit.
+
+    The folder need not exist yet.
+    """
+    try:
+        if chosen := os.environ.get("TRECVIT_CACHE"):
+            return Path(chosen).expanduser()
+        # The XDG rules: a path that is not absolute is to be ignored.
+        if (shared := os.environ.get("XDG_CACHE_HOME")) and os.path.isabs(shared):
+            return Path(shared) / "trecvit"
+        return Path.home() / ".cache" / "trecvit"
+    except RuntimeError as exc:  # an account without a home, as in some containers
+        raise ConfigError(f"no cache folder: {exc}. Set TRECVIT_CACHE to a folder for downloaded files.") from exc
 
 
 def download(

@@ -1,0 +1,170 @@
+"""Augmentation of clips: what is drawn is drawn once for a clip and done alike to all its frames."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from PIL import ImageEnhance, ImageOps
+from PIL.Image import Image as Picture
+
+from trecvit.errors import ConfigError
+from trecvit.video.frames import Image
+
+# Words in a class name that a mirror makes untrue.
+_SIDED = re.compile(r"\b(left|right|clockwise|counter-?clockwise|anti-?clockwise)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """How training clips are varied. The defaults vary nothing but the place of the crop.
+
+    Attributes:
+        scale: The short side is drawn from this range, as a factor on `resize_px` (paper, Table 9: 0.875 to 1.33).
+        resize_px: Short side in pixels before the crop; 0 takes the crop's side over 0.875, which makes the smallest
+            factor of Table 9 just fit a crop (256 for 224).
+        flip: Mirror half of the clips, but never one whose class speaks of left, right or (counter-)clockwise.
+        rand_augment_ops: Operations of RandAugment on each clip (Cubuk et al. 2020); 0 for none.
+        rand_augment_magnitude: Their strength, from 0 to 10.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    resize_px: int = 0
+    flip: bool = False
+    rand_augment_ops: int = 0
+    rand_augment_magnitude: float = 5.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", tuple(self.scale))
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ConfigError(f"scale: expected two factors, the smaller first, got {self.scale}")
+        if self.resize_px < 0 or self.rand_augment_ops < 0:
+            raise ConfigError(
+                f"resize_px and rand_augment_ops: expected 0 or more, got {self.resize_px} and {self.rand_augment_ops}"
+            )
+        if not 0 <= self.rand_augment_magnitude <= 10:
+            raise ConfigError(f"rand_augment_magnitude: expected 0 to 10, got {self.rand_augment_magnitude}")
+
+    def short_side_px(self, rng: np.random.Generator, image_size: tuple[int, int]) -> int:
+        """Draws the short side to decode to, never smaller than the crop."""
+        base = self.resize_px or round(max(image_size) / 0.875)
+        return max(round(base * rng.uniform(*self.scale)), *image_size)
+
+    def __call__(self, frames: Image, rng: np.random.Generator, image_size: tuple[int, int], label: str = "") -> Image:
+        """Crops at random, and flips and distorts as the fields say.
+
+        Args:
+            frames: `[T, H, W, 3]`, at least as large as the crop.
+            rng: What decides.
+            image_size: Height and width of the crop.
+            label: The class's name, which decides whether it may be mirrored.
+
+        Returns:
+            `[T, height, width, 3]`, contiguous.
+        """
+        height, width = image_size
+        top = int(rng.integers(frames.shape[1] - height + 1))
+        left = int(rng.integers(frames.shape[2] - width + 1))
+        cropped = frames[:, top : top + height, left : left + width]
+        if self.flip and may_be_mirrored(label) and rng.random() < 0.5:
+            cropped = cropped[:, :, ::-1]
+        clip: Image = np.ascontiguousarray(cropped)
+        return rand_augment(clip, rng, self.rand_augment_ops, self.rand_augment_magnitude)
+
+
+def may_be_mirrored(label: str) -> bool:
+    """Whether a class means the same in a mirror, as far as its name tells."""
+    return _SIDED.search(label) is None
+
+
+def rand_augment(frames: Image, rng: np.random.Generator, num_ops: int, magnitude: float) -> Image:
+    """RandAugment (Cubuk et al. 2020): some operations drawn with repeats, all of one strength, the same on all frames.
+
+    The operations and their ranges are those of the paper's policy space, done by Pillow. Where an operation looks at
+    the statistics of a picture (contrast, equalising ...), it looks at the whole clip, so that nothing flickers.
+
+    Args:
+        frames: `[T, H, W, 3]` uint8.
+        rng: What decides.
+        num_ops: How many.
+        magnitude: From 0 to 10.
+    """
+    for name in rng.choice(sorted(_OPERATIONS), size=num_ops):
+        sign = 1 if rng.random() < 0.5 else -1
+        frames = _OPERATIONS[str(name)](frames, magnitude / 10, sign)
+    return frames
+
+
+def _on_clip(change: Callable[[Picture, float], Picture]) -> Callable[..., Image]:
+    """A change of colours, done to all frames as one tall picture."""
+
+    def changed(frames: Image, strength: float, sign: int) -> Image:
+        tall = PIL.Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
+        return np.array(change(tall, strength * sign)).reshape(frames.shape)  # a copy: Pillow's own is read-only
+
+    return changed
+
+
+def _on_frames(change: Callable[[Picture, float], Picture]) -> Callable[..., Image]:
+    """A change that looks at neighbouring pixels, done to each frame by itself."""
+
+    def changed(frames: Image, strength: float, sign: int) -> Image:
+        pictures = (PIL.Image.fromarray(frame) for frame in frames)
+        return np.stack([np.asarray(change(picture, strength * sign)) for picture in pictures])
+
+    return changed
+
+
+def _affine(picture: Picture, matrix: tuple[float, ...]) -> Picture:
+    """Maps about the middle of the picture; (a, b, c, d, e, f) as Pillow takes them, from output to input."""
+    a, b, c, d, e, f = matrix
+    x, y = picture.width / 2, picture.height / 2  # Pillow counts from the edges of pixels
+    about = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
+    return picture.transform(
+        picture.size, PIL.Image.Transform.AFFINE, about, PIL.Image.Resampling.BILINEAR, fillcolor=(128, 128, 128)
+    )
+
+
+def _enhanced(enhancer: Callable[[Picture], Any]) -> Callable[[Picture, float], Picture]:
+    def change(picture: Picture, strength: float) -> Picture:
+        enhanced: Picture = enhancer(picture).enhance(1 + 0.9 * strength)
+        return enhanced
+
+    return change
+
+
+def _posterised(picture: Picture, strength: float) -> Picture:
+    return ImageOps.posterize(picture, 8 - round(4 * abs(strength)))
+
+
+def _solarised(picture: Picture, strength: float) -> Picture:
+    return ImageOps.solarize(picture, round(256 * (1 - abs(strength))))
+
+
+_OPERATIONS: dict[str, Callable[..., NDArray[np.uint8]]] = {
+    "identity": lambda frames, strength, sign: frames,
+    "auto_contrast": _on_clip(lambda picture, _: ImageOps.autocontrast(picture)),
+    "equalise": _on_clip(lambda picture, _: ImageOps.equalize(picture)),
+    "posterise": _on_clip(_posterised),
+    "solarise": _on_clip(_solarised),
+    "colour": _on_clip(_enhanced(ImageEnhance.Color)),
+    "contrast": _on_clip(_enhanced(ImageEnhance.Contrast)),
+    "brightness": _on_clip(_enhanced(ImageEnhance.Brightness)),
+    "sharpness": _on_frames(_enhanced(ImageEnhance.Sharpness)),
+    "rotate": _on_frames(lambda picture, strength: picture.rotate(
+        30 * strength, PIL.Image.Resampling.BILINEAR, fillcolor=(128, 128, 128)
+    )),
+    "shear_x": _on_frames(lambda picture, strength: _affine(picture, (1.0, 0.3 * strength, 0.0, 0.0, 1.0, 0.0))),
+    "shear_y": _on_frames(lambda picture, strength: _affine(picture, (1.0, 0.0, 0.0, 0.3 * strength, 1.0, 0.0))),
+    "translate_x": _on_frames(
+        lambda picture, strength: _affine(picture, (1.0, 0.0, 0.45 * strength * picture.width, 0.0, 1.0, 0.0))
+    ),
+    "translate_y": _on_frames(
+        lambda picture, strength: _affine(picture, (1.0, 0.0, 0.0, 0.0, 1.0, 0.45 * strength * picture.height))
+    ),
+}  # fmt: skip

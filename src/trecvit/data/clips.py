@@ -1,0 +1,174 @@
+"""Clips of real videos for training and evaluation: decoded, cut, augmented; the same again for the same numbers.
+
+A video that cannot be read is never replaced by another. It comes out as a `Failure` with its name and the reason, and
+whoever asked decides what that means: training counts and goes on, evaluation lists it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trecvit.config import Preprocessing
+from trecvit.data.augment import Augmentation
+from trecvit.data.manifest import Manifest
+from trecvit.errors import ConfigError, VideoError
+from trecvit.video.decode import Source, count_frames, probe, read_frames_at
+from trecvit.video.sampling import clip_indices, evaluation_clips, spatial_crops
+from trecvit.video.transforms import crop
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A training clip.
+
+    Attributes:
+        video: uint8 `[T, 3, H, W]`.
+        label: The number of its class.
+        name: Of the video, as in the manifest.
+    """
+
+    video: Tensor
+    label: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """All views of one video for evaluation.
+
+    Attributes:
+        videos: uint8 `[V, T, 3, H, W]`: clips, and within each clip its crops.
+        label: The number of its class.
+        name: Of the video, as in the manifest.
+    """
+
+    videos: Tensor
+    label: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A video that could not be read.
+
+    Attributes:
+        name: As in the manifest.
+        reason: One line.
+    """
+
+    name: str
+    reason: str
+
+
+class TrainingClips(Dataset[Sample | Failure]):
+    """(epoch, index) -> a clip of the manifest's video `index`, cut and augmented as seed, epoch and index say.
+
+    Args:
+        manifest: The videos.
+        preprocessing: Length, stride and size of the clips.
+        augmentation: How they are varied.
+        seed: Of all that is drawn.
+    """
+
+    def __init__(
+        self, manifest: Manifest, preprocessing: Preprocessing, augmentation: Augmentation, *, seed: int
+    ) -> None:
+        if augmentation.flip and not manifest.labels:
+            raise ConfigError(
+                f"{manifest.source} has numbers only: without the names of its classes nobody knows which may be "
+                "mirrored; give `labels`, or flip=false"
+            )
+        self.manifest, self.preprocessing, self.augmentation = manifest, preprocessing, augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.manifest.videos)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample | Failure:
+        epoch, index = epoch_and_index
+        rng = np.random.default_rng([self.seed, epoch, index])
+        video = self.manifest.videos[index]
+        plan = self.preprocessing
+        try:
+            num_frames, fps = length_and_rate(video.source)
+            stride = plan.stride_for(fps)
+            room = max(0, num_frames - ((plan.num_frames - 1) * stride + 1))
+            indices = clip_indices(num_frames, plan.num_frames, stride, int(rng.integers(room + 1)))
+            short_side_px = self.augmentation.short_side_px(rng, plan.image_size)
+            frames, _ = read_frames_at(video.source, indices, short_side_px=short_side_px)
+        except VideoError as exc:
+            return Failure(video.name, exc.reason)
+        names = self.manifest.labels
+        label = names[video.label] if names else ""
+        clip = self.augmentation(frames, rng, plan.image_size, label)
+        return Sample(torch.from_numpy(clip).permute(0, 3, 1, 2), video.label, video.name)
+
+
+class EvaluationViews(Dataset[Views | Failure]):
+    """index -> all views of the manifest's video `index`: clips spread evenly over it, crops along its longer side.
+
+    Args:
+        manifest: The videos.
+        preprocessing: Length, stride and size of the clips.
+        num_clips: Clips of each video (paper, Table 9: 4).
+        num_crops: Crops of each clip, 1 or 3 (paper, Table 9: 3).
+    """
+
+    def __init__(self, manifest: Manifest, preprocessing: Preprocessing, *, num_clips: int, num_crops: int) -> None:
+        height, width = preprocessing.image_size
+        if height != width or num_clips < 1 or num_crops not in (1, 3):
+            raise ConfigError(
+                f"expected square clips, num_clips >= 1 and num_crops 1 or 3; got {height} x {width} pixels, "
+                f"{num_clips} clips and {num_crops} crops"
+            )
+        self.manifest, self.preprocessing = manifest, preprocessing
+        self.num_clips, self.num_crops = num_clips, num_crops
+
+    def __len__(self) -> int:
+        return len(self.manifest.videos)
+
+    def __getitem__(self, index: int) -> Views | Failure:
+        video = self.manifest.videos[index]
+        try:
+            views = evaluation_views(video.source, self.preprocessing, self.num_clips, self.num_crops)
+        except VideoError as exc:
+            return Failure(video.name, exc.reason)
+        return Views(views, video.label, video.name)
+
+
+def evaluation_views(
+    source: Source, plan: Preprocessing, num_clips: int, num_crops: int
+) -> UInt8[Tensor, "views t 3 h w"]:
+    """The views of one video, clip by clip and within each crop by crop.
+
+    The short side is resized to that of the crop, as the released model's input was, and the crops lie at both ends
+    and in the middle of the longer side. Clips are square.
+
+    Raises:
+        VideoError: When the video cannot be read.
+    """
+    num_frames, fps = length_and_rate(source)
+    indices = evaluation_clips(num_frames, plan.num_frames, plan.stride_for(fps), num_clips)
+    side = plan.image_size[0]
+    images, _ = read_frames_at(source, indices.reshape(-1), short_side_px=side)
+    video = torch.from_numpy(images).permute(0, 3, 1, 2).unflatten(0, indices.shape)
+    corners = spatial_crops(images.shape[1], images.shape[2], side, num_crops)
+    # [clips, crops, T, 3, H, W]
+    views = torch.stack([crop(video, top, left, side, side) for top, left in corners], dim=1)
+    return views.flatten(0, 1).contiguous()
+
+
+def length_and_rate(source: Source) -> tuple[int, float | None]:
+    """How many frames of a video are shown, and its average frame rate if known.
+
+    Raises:
+        VideoError: When it cannot be read, or is so damaged that its frames cannot be counted.
+    """
+    info = probe(source)
+    return count_frames(source), float(info.average_fps) if info.average_fps else None

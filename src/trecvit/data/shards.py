@@ -1,0 +1,81 @@
+"""Tar shards in WebDataset's layout: a few large files instead of very many small ones."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from trecvit.data.manifest import VIDEO_SUFFIXES, Manifest, Video
+from trecvit.errors import DataError
+from trecvit.video.decode import FilePart
+
+
+def write_shards(
+    manifest: Manifest,
+    folder: str | Path,
+    *,
+    shard_bytes: int = 1_000_000_000,
+    report: Callable[[int], None] = lambda _: None,
+) -> list[Path]:
+    """Writes `shard-000000.tar` … and `labels.txt`. The videos' bytes are kept as they are.
+
+    Each video becomes the members `{key}.mp4`, under its own suffix, and `{key}.cls`, the number of its class as text;
+    the key is its place in the manifest and its name, with everything that WebDataset would misread replaced. Dates
+    and owners are left out, so that the same data give the same bytes.
+
+    Args:
+        manifest: What to pack.
+        folder: A new or an empty one.
+        shard_bytes: A shard is closed once it is as long as this.
+        report: Called with the number of videos written.
+
+    Raises:
+        DataError: For a folder that is not empty, folders of frames, or a file that cannot be read.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: expected a new or an empty folder; remove it or give another")
+    for video in manifest.videos:
+        if Path(video.source.name).suffix.lower() not in VIDEO_SUFFIXES:
+            raise DataError(f"{video.source}: expected a file with one of {' '.join(VIDEO_SUFFIXES)}")
+    # Under another name until all is written: what an interrupted run leaves must not look like a smaller data set.
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    names: list[str] = []
+    number = 0
+    while number < len(manifest.videos):
+        names.append(f"shard-{len(names):06d}.tar")
+        with tarfile.open(part / names[-1], "w") as tar:
+            while number < len(manifest.videos) and tar.offset < shard_bytes:
+                _add(tar, manifest.videos[number], number)
+                number += 1
+                report(number)
+    if manifest.labels:
+        (part / "labels.txt").write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    part.rename(folder)
+    return [folder / name for name in names]
+
+
+def _add(tar: tarfile.TarFile, video: Video, number: int) -> None:
+    source = video.source
+    suffix = Path(source.name).suffix.lower()
+    try:
+        content = source.read() if isinstance(source, FilePart) else source.read_bytes()
+    except OSError as exc:
+        raise DataError(f"{source}: could not be read: {exc}; `trecvit data check` finds all such videos") from exc
+    stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(video.name).stem)
+    key = f"{number:09d}_{stem[:80]}"
+    _add_bytes(tar, f"{key}{suffix}", content)
+    _add_bytes(tar, f"{key}.cls", str(video.label).encode())
+
+
+def _add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

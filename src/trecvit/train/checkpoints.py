@@ -1,0 +1,158 @@
+"""Checkpoints of a run: whole or not there at all, the last few of them, and the one before if the newest is damaged.
+
+Each is a folder of safetensors files written by torch.distributed.checkpoint, one file per process, so that a model
+whose weights are spread over processes is saved without ever being in one place. No pickle is involved. `whole.json`
+holds the step and the hash of every file; a folder without it, or with a file that does not fit, is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
+
+from trecvit.errors import CheckpointError
+from trecvit.train.optimise import RunningMean
+
+_WHOLE = "whole.json"
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+        folder: Where they are; made when the first is saved.
+        keep: How many to keep.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None = None) -> None:
+        """Writes what is needed to go on after `step` updates; every process of a run calls this.
+
+        What is set by the recipe, such as rates, is not in it; the state of torch's random numbers is.
+        """
+        target, part = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.part"
+        if _rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        _wait_for_all()
+        tensors, _ = _tensors(model, optimisers, mean)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            writer = HuggingFaceStorageWriter(path=str(part), save_distributed=True)
+            save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+        _wait_for_all()
+        if _rank() == 0:
+            hashes = {file.name: _hash(file) for file in sorted(part.iterdir())}
+            (part / _WHOLE).write_text(json.dumps({"step": step, "sha256": hashes}, indent=1) + "\n", encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+            for old in self._steps()[: -self.keep]:
+                shutil.rmtree(old)
+        _wait_for_all()
+
+    def resume(self, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None = None) -> int:
+        """Loads the newest whole checkpoint and returns its step; 0, and nothing changed, if there is none.
+
+        A damaged one is passed over with a warning.
+
+        Raises:
+            CheckpointError: When there are checkpoints, but all are damaged or not of this model.
+        """
+        found = self._steps()
+        for path in reversed(found):
+            try:
+                step = _step_if_whole(path)
+            except CheckpointError as exc:
+                warnings.warn(f"{exc}; going on from the checkpoint before it", stacklevel=2)
+                continue
+            _load(path, model, optimisers, mean)
+            return step
+        if found:
+            raise CheckpointError(f"{self.folder}: every checkpoint is damaged; remove the folder to begin anew")
+        return 0
+
+    def _steps(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.name.endswith(".part"))
+
+
+def _tensors(
+    model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All tensors of a run by name, and the optimisers' whole flat state, of which the rest is the recipe's."""
+    weights, optimiser_state = get_state_dict(model, optimisers, options=_FLAT)
+    tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
+    tensors |= {f"optimiser.{name}": value for name, value in optimiser_state.items() if isinstance(value, Tensor)}
+    if mean is not None:
+        tensors |= {f"mean.{name}": value for name, value in mean.weights.items()}
+        tensors["num_mean_updates"] = mean.num_updates
+    tensors[f"random.{_rank()}"] = torch.get_rng_state()
+    return tensors, dict(optimiser_state)
+
+
+def _load(path: Path, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None) -> None:
+    tensors, optimiser_state = _tensors(model, optimisers, mean)  # the mean's are read in place
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            reader = HuggingFaceStorageReader(path=str(path))
+            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    except (CheckpointException, KeyError, RuntimeError, ValueError) as exc:
+        raise CheckpointError(f"{path}: not a checkpoint of this model: {exc}") from exc
+    set_state_dict(
+        model,
+        optimisers,
+        model_state_dict=_under("model.", tensors),
+        optim_state_dict={**optimiser_state, **_under("optimiser.", tensors)},
+        options=_FLAT,
+    )
+    torch.set_rng_state(tensors[f"random.{_rank()}"])
+
+
+def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _step_if_whole(path: Path) -> int:
+    try:
+        said = json.loads((path / _WHOLE).read_text(encoding="utf-8"))
+        for name, digest in said["sha256"].items():
+            if _hash(path / name) != digest:
+                raise CheckpointError(f"{path}: {name} is damaged")
+        return int(said["step"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise CheckpointError(f"{path}: damaged checkpoint ({exc})") from exc
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,68 @@
+"""Where a training loop gets its batches from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from trecvit.data.clips import Failure
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several processes that share every batch.
+
+    Attributes:
+        number: From 0.
+        count: How many there are.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def of(self, items: Sequence[_Item]) -> Sequence[_Item]:
+        """Every `count`-th item; together the processes have each once."""
+        return items[self.number :: self.count]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process sees in one step.
+
+    Attributes:
+        videos: uint8 `[B, T, 3, H, W]`.
+        labels: `[B]`.
+        failures: Videos that should have been there too and could not be read. The batch is smaller by them.
+    """
+
+    videos: Tensor
+    labels: Tensor
+    failures: tuple[Failure, ...] = ()
+
+
+class Feed(ABC):
+    """Batches by the number of the step.
+
+    Attributes:
+        labels: The names of the classes.
+        num_steps: Steps in all.
+    """
+
+    def __init__(self, *, labels: tuple[str, ...], num_steps: int) -> None:
+        self.labels = labels
+        self.num_steps = num_steps
+
+    @abstractmethod
+    def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
+        """What a process sees in each step from `first_step` to the last; step s depends on nothing but s."""
+
+    @abstractmethod
+    def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
+        """Some clips, to set first weights by."""

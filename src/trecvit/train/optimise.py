@@ -1,0 +1,78 @@
+"""What moves the weights: the schedule, the optimisers, and the running mean of the weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trecvit.model.trecvit import TRecViT
+from trecvit.train.recipe import Optimisation
+
+
+def schedule(step: int, plan: Optimisation, num_steps: int) -> float:
+    """Share of the peak rate at update number `step`, from 0 on: linear warm-up, then half a cosine down to zero."""
+    if step < plan.warmup_steps:
+        return (step + 1) / plan.warmup_steps
+    share = (step - plan.warmup_steps) / max(num_steps - plan.warmup_steps, 1)
+    return 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def optimisers_of(model: TRecViT, plan: Optimisation) -> list[Optimizer]:
+    """AdamW, and Muon for the blocks' linear maps if the plan has a rate for it. Groups carry their `peak_lr`.
+
+    Weight decay is on matrices only; what scales, shifts, places, or sets the recurrence's eigenvalues has none.
+    """
+    in_blocks = {id(layer.weight) for layer in model.blocks.modules() if isinstance(layer, nn.Linear)}
+    embedding: list[nn.Parameter] = []
+    by_muon: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter is model.tokenizer.embedding.weight:
+            embedding.append(parameter)
+        elif plan.muon_learning_rate and id(parameter) in in_blocks:
+            by_muon.append(parameter)
+        elif parameter.dim() >= 2 and not name.endswith(("positions", "bias")):
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    rate, decay = plan.learning_rate, plan.weight_decay
+    groups = [
+        {"params": embedding, "peak_lr": rate * plan.embedding_rate, "weight_decay": decay},
+        {"params": matrices, "peak_lr": rate, "weight_decay": decay},
+        {"params": others, "peak_lr": rate, "weight_decay": 0.0},
+    ]
+    optimisers: list[Optimizer] = [torch.optim.AdamW(groups, fused=True)]
+    if by_muon:
+        group = {"params": by_muon, "peak_lr": plan.muon_learning_rate, "weight_decay": decay}
+        optimisers.append(torch.optim.Muon([group]))
+    return optimisers
+
+
+class RunningMean:
+    """An exponential moving average of the weights.
+
+    The first updates are averaged with equal shares, so that the initial weights are soon forgotten: the factor of
+    update n is the smaller of `decay` and n / (n + 9) (as in TensorFlow's ExponentialMovingAverage).
+
+    Args:
+        model: Whose weights.
+        decay: The factor by which the past is forgotten in each update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = torch.zeros((), dtype=torch.long)
+        self.weights: dict[str, Tensor] = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes the weights as they are now into the mean."""
+        self.num_updates += 1
+        count = int(self.num_updates)
+        factor = min(self.decay, count / (count + 9))
+        for name, weight in model.named_parameters():
+            self.weights[name].lerp_(weight.detach(), 1 - factor)

@@ -1,0 +1,107 @@
+"""Which clips of which videos each training step shows, and what happens when one cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from trecvit.data.clips import Failure, Sample, TrainingClips
+from trecvit.data.manifest import Manifest, read_manifest
+from trecvit.errors import DataError
+from trecvit.train.feed import Batch, Feed, Share
+from trecvit.train.recipe import Recipe, Videos
+
+
+class VideoFeed(Feed):
+    """Batches of clips of real videos: each video once per epoch, in an order of each epoch's own.
+
+    The last videos of an epoch that do not fill a batch are left out of it; the next epoch has another order.
+    """
+
+    def __init__(self, recipe: Recipe, videos: Videos) -> None:
+        self.manifest = _with_classes(read_manifest(videos.train))
+        plan = recipe.optimisation
+        self.steps_per_epoch = len(self.manifest.videos) // plan.batch_size
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"{self.manifest.source}: {len(self.manifest.videos)} videos do not fill one batch of "
+                f"{plan.batch_size}; take a smaller batch_size"
+            )
+        names = self.manifest.labels or tuple(f"class {number}" for number in range(self.manifest.num_classes))
+        super().__init__(labels=names, num_steps=plan.num_steps or plan.epochs * self.steps_per_epoch)
+        self.videos = videos
+        self.seed = recipe.seed
+        self.batch_size = plan.batch_size
+        self.num_workers = recipe.num_workers
+        self.clips = TrainingClips(self.manifest, recipe.preprocessing, videos.augmentation, seed=recipe.seed)
+
+    def items(self, step: int) -> list[tuple[int, int]]:
+        """The epoch and the videos of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.manifest.videos))
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        return [(epoch, int(index)) for index in chosen]
+
+    def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
+        """What a process sees in each step.
+
+        Raises:
+            DataError: Once more than the recipe's share of the videos could not be read.
+        """
+        allowed = self.videos.max_failed_share * len(self.manifest.videos) / share.count
+        failed: dict[str, str] = {}
+        loader = DataLoader(
+            self.clips,
+            batch_sampler=_Steps(self, first_step, share),
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            multiprocessing_context="spawn" if self.num_workers else None,
+            prefetch_factor=2 if self.num_workers else None,
+        )
+        for batch in loader:
+            failed |= {failure.name: failure.reason for failure in batch.failures}
+            if len(failed) > allowed:
+                name, reason = next(iter(failed.items()))
+                raise DataError(
+                    f"{self.manifest.source}: {len(failed)} videos could not be read, more than max_failed_share="
+                    f"{self.videos.max_failed_share:g} allows, such as {name}: {reason}; `trecvit data check` lists "
+                    "them all and writes a clean list"
+                )
+            yield batch
+
+    def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
+        """The clips of the first step, in the first epoch."""
+        return _collate([self.clips[item] for item in self.items(0)]).videos
+
+
+class _Steps:
+    """The items of each step, as a sampler of batches; the order of an epoch is made when it begins."""
+
+    def __init__(self, feed: VideoFeed, first_step: int, share: Share) -> None:
+        self.feed, self.first_step, self.share = feed, first_step, share
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first_step, self.feed.num_steps):
+            yield list(self.share.of(self.feed.items(step)))
+
+    def __len__(self) -> int:
+        return self.feed.num_steps - self.first_step
+
+
+def _collate(items: Sequence[Sample | Failure]) -> Batch:
+    samples = [item for item in items if isinstance(item, Sample)]
+    failures = tuple(item for item in items if isinstance(item, Failure))
+    videos = torch.stack([sample.video for sample in samples]) if samples else torch.zeros(0, dtype=torch.uint8)
+    return Batch(videos, torch.tensor([sample.label for sample in samples], dtype=torch.long), failures)
+
+
+def _with_classes(manifest: Manifest) -> Manifest:
+    without = [video.name for video in manifest.videos if video.label < 0]
+    if without:
+        raise DataError(f"{manifest.source}: {len(without)} videos have no class, such as {without[0]}")
+    return manifest

@@ -1,0 +1,311 @@
+"""Training on real files: what is shown when, what happens to files that cannot be read, and what is started from."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from trecvit.config import model_config
+from trecvit.errors import CheckpointError, ConfigError, DataError, Interrupted
+from trecvit.model.trecvit import TRecViT
+from trecvit.train.checkpoints import Checkpoints
+from trecvit.train.feed import Share
+from trecvit.train.initialise import go_on_from
+from trecvit.train.loop import train
+from trecvit.train.optimise import RunningMean, optimisers_of
+from trecvit.train.recipe import Optimisation, Recipe, load_recipe
+from trecvit.train.videos import VideoFeed
+from trecvit.video.encode import VideoWriter
+from trecvit.weights.load import load
+
+NETWORK = {
+    "preset": "tiny", "width": 16, "depth": 2, "num_heads": 2, "mlp_width": 16, "head_width": 8, "patch_size": 16,
+    "image_size": 32, "pooling": "mean",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for number in range(11):
+        folder = root / ("dark", "light")[number % 2]
+        folder.mkdir(exist_ok=True)
+        with VideoWriter(folder / f"{number:02d}.mp4", 12) as writer:
+            for _ in range(5 + number):
+                writer.write(rng.integers(0, 80 + 120 * (number % 2), (40, 56, 3), np.uint8))
+    return root
+
+
+@pytest.fixture
+def recipe_path(tmp_path, data) -> Path:
+    content = {
+        "model": {**NETWORK, "num_classes": 2},
+        "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
+        "videos": {"train": str(data), "augmentation": {"scale": [0.9, 1.1], "rand_augment_ops": 1}},
+        "optimisation": {"epochs": 3, "batch_size": 4, "warmup_steps": 1},
+        "num_workers": 0,
+        "log_every": 1,
+        "checkpoint_every": 2,
+    }
+    path = tmp_path / "videos.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def feed_of(recipe: Recipe) -> VideoFeed:
+    assert recipe.videos is not None
+    return VideoFeed(recipe, recipe.videos)
+
+
+def same_weights(one: TRecViT, other: TRecViT) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_every_epoch_shows_each_video_at_most_once_in_an_order_of_its_own(recipe_path):
+    feed = feed_of(load_recipe(recipe_path))
+    assert (feed.num_steps, feed.steps_per_epoch, feed.labels) == (6, 2, ("dark", "light"))
+    epochs = [[item for step in (2 * epoch, 2 * epoch + 1) for item in feed.items(step)] for epoch in range(3)]
+    for number, shown in enumerate(epochs):
+        assert {epoch for epoch, _ in shown} == {number}
+        assert len({index for _, index in shown}) == 8
+    assert len({tuple(index for _, index in shown) for shown in epochs}) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_shows_the_same_clips_wherever_the_run_began_and_whoever_decodes(recipe_path, workers):
+    feed = feed_of(load_recipe(recipe_path))
+    helped = feed_of(load_recipe(recipe_path, [f"num_workers={workers}"]))
+    whole, late = list(feed.batches(0, Share())), list(helped.batches(4, Share()))
+    assert (len(whole), len(late)) == (6, 2)
+    for batch, again in zip(whole[4:], late, strict=True):
+        assert torch.equal(batch.videos, again.videos)
+        assert torch.equal(batch.labels, again.labels)
+
+
+def test_processes_share_every_step_without_overlap(recipe_path):
+    feed = feed_of(load_recipe(recipe_path))
+    for step in range(6):
+        shares = [feed.items(step)[number::2] for number in (0, 1)]
+        assert sorted(shares[0] + shares[1]) == sorted(feed.items(step))
+    parts = [next(feed.batches(0, Share(number, 2))) for number in (0, 1)]
+    whole = next(feed.batches(0, Share()))
+    assert torch.equal(torch.cat([parts[0].videos, parts[1].videos]), whole.videos[[0, 2, 1, 3]])
+
+
+def test_a_video_that_cannot_be_read_is_left_out_counted_and_logged(tmp_path, data, recipe_path):
+    broken = tmp_path / "some"
+    for path in data.glob("*/*.mp4"):
+        copy = broken / path.relative_to(data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"no video" if path.name == "03.mp4" else path.read_bytes())
+    words = [f"videos.train={broken}", "videos.max_failed_share=0.1", "optimisation.epochs=4"]
+    recipe = load_recipe(recipe_path, words)
+    lines = []
+    train(recipe, tmp_path / "run", report=lines.append)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "failures.jsonl").read_text().splitlines()]
+    assert {entry["name"] for entry in logged} == {"light/03.mp4"}
+    assert sum(line.failed for line in lines) == len(logged) >= 2
+    assert all("expected a video that FFmpeg can read" in entry["reason"] for entry in logged)
+    batches = list(feed_of(recipe).batches(0, Share()))
+    assert all(len(batch.labels) + len(batch.failures) == 4 for batch in batches)
+    assert all(len(batch.labels) == len(batch.videos) for batch in batches)
+
+
+def test_a_run_with_too_many_unreadable_videos_stops(tmp_path, data, recipe_path):
+    broken = tmp_path / "some"
+    for path in data.glob("*/*.mp4"):
+        copy = broken / path.relative_to(data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"no video" if path.name in ("03.mp4", "04.mp4") else path.read_bytes())
+    words = [f"videos.train={broken}", "videos.max_failed_share=0.1"]
+    with pytest.raises(DataError, match=r"2 videos could not be read, more than max_failed_share=0.1"):
+        train(load_recipe(recipe_path, words), tmp_path / "run")
+
+
+def test_batches_of_which_nothing_can_be_read_move_nothing(tmp_path, data, recipe_path):
+    broken = tmp_path / "all"
+    for path in data.glob("*/*.mp4"):
+        copy = broken / path.relative_to(data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"no video")
+    words = [f"videos.train={broken}", "videos.max_failed_share=1.0", "optimisation.weight_decay=0.0"]
+    recipe = load_recipe(recipe_path, words)
+    torch.manual_seed(recipe.seed)
+    untouched = TRecViT(recipe.model)
+    lines = []
+    assert same_weights(train(recipe, tmp_path / "run", report=lines.append), untouched)
+    assert all((line.failed, line.loss, line.accuracy) == (4, 0.0, 0.0) for line in lines)
+
+
+def test_too_few_videos_or_none_with_a_class_are_refused(tmp_path, data, recipe_path):
+    with pytest.raises(DataError, match="11 videos do not fill one batch of 12"):
+        feed_of(load_recipe(recipe_path, ["optimisation.batch_size=12"]))
+    with pytest.raises(ConfigError, match="the data have 2 classes, got 3"):
+        train(load_recipe(recipe_path, ["model.num_classes=3"]), tmp_path / "run")
+    (tmp_path / "test.json").write_text(json.dumps([{"id": f"{n:02d}"} for n in range(11)]))
+    with pytest.raises(DataError, match="11 videos have no class"):
+        feed_of(load_recipe(recipe_path, [f"videos.train={{path: {tmp_path / 'test.json'}, videos: {data}}}"]))
+
+
+def test_accumulation_gives_the_big_batchs_update(tmp_path, recipe_path):
+    """Seen by the losses of the steps that follow: AdamW turns rounding of a gradient near zero into a whole step."""
+    losses: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    for count, found in losses.items():
+        words = ["optimisation.learning_rate=0.01", f"optimisation.accumulation={count}"]
+        train(
+            load_recipe(recipe_path, words), tmp_path / str(count), report=lambda line, to=found: to.append(line.loss)
+        )
+    assert len(losses[1]) == 6
+    assert losses[1][-1] != pytest.approx(losses[1][0], rel=1e-2)
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[3] == pytest.approx(losses[1], rel=1e-4)  # parts of 2 and 2 clips
+
+
+def test_checkpointed_activations_change_nothing(tmp_path, recipe_path):
+    plain = train(load_recipe(recipe_path), tmp_path / "plain")
+    again = train(load_recipe(recipe_path, ["optimisation.checkpoint_activations=true"]), tmp_path / "again")
+    assert same_weights(plain, again)
+
+
+def test_the_running_mean_is_what_it_is_said_to_be_and_is_what_is_saved(tmp_path, recipe_path):
+    model = torch.nn.Linear(3, 2)
+    mean = RunningMean(model, decay=0.5)
+    expected = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for count in range(1, 15):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+        mean.update(model)
+        factor = min(0.5, count / (count + 9))
+        for name, weight in model.named_parameters():
+            expected[name] = factor * expected[name] + (1 - factor) * weight.detach()
+    for name, weight in mean.weights.items():
+        torch.testing.assert_close(weight, expected[name])
+    plain = train(load_recipe(recipe_path), tmp_path / "plain")
+    averaged = train(load_recipe(recipe_path, ["optimisation.ema_decay=0.9"]), tmp_path / "averaged")
+    assert not same_weights(plain, averaged)
+    saved = TRecViT.load(tmp_path / "averaged" / "model")
+    assert same_weights(saved, averaged)
+    # The weights under the mean went their way untouched by it.
+    (newest,) = (tmp_path / "averaged" / "checkpoints" / "step-00000006").glob("*.safetensors")
+    tensors = load_file(newest)
+    for name, weight in plain.named_parameters():
+        assert torch.equal(tensors[f"model.{name}"], weight)
+    for name, weight in averaged.named_parameters():
+        assert torch.equal(tensors[f"mean.{name}"], weight)
+
+
+SLEEPER = """
+import sys, time
+import trecvit.train.loop as loop
+from trecvit.errors import Interrupted
+from trecvit.train.recipe import load_recipe
+def report(line):
+    print(line.step, flush=True)
+    time.sleep(0.2)
+if __name__ == "__main__":
+    try:
+        loop.train(load_recipe(sys.argv[1], sys.argv[3:]), sys.argv[2], report=report)
+    except Interrupted as told:
+        print(told, flush=True)
+        sys.exit(143)
+"""
+EVERYTHING = ["optimisation.epochs=8", "optimisation.ema_decay=0.9", "optimisation.muon_learning_rate=0.01"]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, ending):
+    expected = train(load_recipe(recipe_path, EVERYTHING), tmp_path / "whole")
+    (tmp_path / "go.py").write_text(SLEEPER)
+    run = tmp_path / "run"
+    words = [sys.executable, str(tmp_path / "go.py"), str(recipe_path), str(run), *EVERYTHING]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == 5:
+                os.kill(process.pid, ending)
+                break
+        rest = process.stdout.read()
+    steps = sorted(path.name for path in (run / "checkpoints").iterdir() if not path.name.endswith(".part"))
+    if ending == signal.SIGTERM:
+        assert process.returncode == 143
+        assert "stopped at step 6 as asked; start it again to go on" in rest
+        assert steps[-1] == "step-00000006"
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert steps[-1] == "step-00000004"
+    assert not (run / "model").exists()
+    got = train(load_recipe(recipe_path, EVERYTHING), run)
+    assert same_weights(got, expected)
+
+
+def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, recipe_path):
+    words = ["optimisation.learning_rate=1.0e30", "optimisation.clip_norm=1.0e30"]
+    with pytest.raises(DataError, match=r"the loss is not a finite number; weights before the step and its batch are"):
+        train(load_recipe(recipe_path, words), tmp_path / "run")
+    (left,) = (tmp_path / "run").glob("failed-step-*")
+    batch = load_file(left / "batch-0.safetensors")
+    recipe = load_recipe(recipe_path, words)
+    model = TRecViT(recipe.model)
+    step = Checkpoints(left, keep=1).resume(model, optimisers_of(model, recipe.optimisation))
+    assert left.name == f"failed-step-{step:08d}"
+    loss = torch.nn.functional.cross_entropy(model(batch["videos"]).logits, batch["labels"])
+    assert not torch.isfinite(loss)
+
+
+def test_interrupted_is_an_error_of_ours():
+    assert issubclass(Interrupted, Exception)
+    with pytest.raises(ConfigError, match="one of them above 0"):
+        Optimisation()
+
+
+def test_a_model_goes_on_from_another_and_keeps_its_head_only_for_the_same_classes():
+    fields = {key: value for key, value in NETWORK.items() if key != "preset"}
+    trained = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("a", "b"))
+    same = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("a", "b"))
+    go_on_from(same, trained, source="x")
+    assert same_weights(same, trained)
+    other = TRecViT(model_config("tiny", **fields, num_classes=3), labels=("a", "b", "c"))
+    head = other.head.classifier.weight.clone()
+    go_on_from(other, trained, source="x")
+    assert torch.equal(other.head.classifier.weight, head)
+    for name, weight in other.named_parameters():
+        if not name.startswith("head.classifier."):
+            assert torch.equal(weight, trained.get_parameter(name)), name
+    renamed = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("c", "d"))
+    head = renamed.head.classifier.weight.clone()
+    go_on_from(renamed, trained, source="x")
+    assert torch.equal(renamed.head.classifier.weight, head)
+    deeper = TRecViT(model_config("tiny", **{**fields, "depth": 3}, num_classes=2))
+    with pytest.raises(CheckpointError, match=r"x: not a model of this architecture: blocks\.2.*nothing there"):
+        go_on_from(deeper, trained, source="x")
+
+
+def test_a_trained_run_is_tested_on_its_validation_videos(tmp_path, data, recipe_path):
+    words = [f"videos.validation={data}", "videos.eval_clips=2", "videos.eval_crops=1"]
+    train(load_recipe(recipe_path, words), tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())
+    assert result["good"] == 11
+    assert (result["protocol"]["clips"], result["protocol"]["crops"]) == (2, 1)
+    assert load(tmp_path / "run" / "model").labels == ("dark", "light")
+
+
+def test_the_run_folder_says_what_it_ran_on(tmp_path, recipe_path):
+    began = time.time()
+    train(load_recipe(recipe_path), tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["torch"] == torch.__version__
+    assert set(about) == {"trecvit", "commit", "torch", "python", "machine", "cpus", "gpus"}
+    assert (tmp_path / "run" / "run.json").stat().st_mtime >= began - 1
