@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trecvit.data.augment import _OPERATIONS, Augmentation, may_be_mirrored, rand_augment
+from trecvit.data.augment import _OPERATIONS, Augmentation, opposite, rand_augment
 from trecvit.data.class_names import class_names
+from trecvit.data.world import LABELS
 from trecvit.errors import ConfigError
 
 
@@ -67,7 +68,7 @@ def test_magnitude_nought_changes_next_to_nothing_and_ten_changes_much():
 def test_the_same_seed_gives_the_same_clip():
     plan = Augmentation(scale=(0.875, 1.33), flip=True, rand_augment_ops=2)
     frames = np.random.default_rng(1).integers(0, 256, (3, 64, 80, 3), np.uint8)
-    clips = [plan(frames, np.random.default_rng(seed), (32, 32)) for seed in (3, 3, 4)]
+    clips = [plan(frames, np.random.default_rng(seed), (32, 32), may_flip=True)[0] for seed in (3, 3, 4)]
     assert clips[0].shape == (3, 32, 32, 3)
     assert clips[0].flags.c_contiguous
     assert np.array_equal(clips[0], clips[1])
@@ -78,22 +79,41 @@ def test_crops_reach_every_corner():
     frames = np.zeros((1, 6, 7, 3), np.uint8)
     frames[0, :, :, 0], frames[0, :, :, 1] = np.arange(6)[:, None], np.arange(7)
     plan = Augmentation()
-    corners = {tuple(plan(frames, np.random.default_rng(seed), (4, 4))[0, 0, 0, :2]) for seed in range(200)}
+    corners = {
+        tuple(plan(frames, np.random.default_rng(seed), (4, 4), may_flip=False)[0][0, 0, 0, :2]) for seed in range(200)
+    }
     assert corners == {(top, left) for top in range(3) for left in range(4)}
 
 
 def test_only_classes_without_sides_are_mirrored():
     names = class_names("something_something_v2")
-    sided = [name for name in names if not may_be_mirrored(name)]
+    assert Augmentation().in_mirror(names) == (None,) * len(names)
+    in_mirror = Augmentation(flip=True).in_mirror(names)
+    sided = [name for name, mirrored in zip(names, in_mirror, strict=True) if mirrored is None]
     assert len(sided) == sum(bool({"left", "right"} & set(name.lower().split())) for name in names) > 0
     assert "Pushing something from left to right" in sided
-    assert may_be_mirrored("Putting something upright on the table")  # "right" within a word is no side
-    assert not may_be_mirrored("turning counter-clockwise")
+    assert "Putting something upright on the table" not in sided  # "right" within a word is no side
+    assert all(mirrored in (None, number) for number, mirrored in enumerate(in_mirror))
     frames = np.arange(8, dtype=np.uint8)[None, None, :, None].repeat(8, 1).repeat(3, 3)
     plan = Augmentation(flip=True)
-    for label, ways in (("moving left", {False}), ("jumping", {False, True})):
-        seen = {bool(plan(frames, np.random.default_rng(s), (8, 8), label)[0, 0, 0, 0]) for s in range(30)}
+    for may_flip, ways in ((False, {False}), (True, {False, True})):
+        seen = set()
+        for seed in range(30):
+            clip, flipped = plan(frames, np.random.default_rng(seed), (8, 8), may_flip=may_flip)
+            assert flipped == bool(clip[0, 0, 0, 0])
+            seen.add(flipped)
         assert seen == ways
+
+
+def test_a_class_with_an_opposite_becomes_it_in_a_mirror_if_that_is_asked_for():
+    labels = ("moving left", "moving right", "turning clockwise", "Turning counter-clockwise", "jumping", "going left")
+    mirrored = Augmentation(flip=True, flip_sided=True).in_mirror(labels)
+    # The opposite of the third is named otherwise, and the last has none: neither may be mirrored.
+    assert mirrored == (1, 0, None, None, 4, None)
+    assert opposite("Turning counter-clockwise, from left to Right") == "Turning clockwise, from right to Left"
+    assert Augmentation(flip=True, flip_sided=True).in_mirror(LABELS)[:8] == (1, 0, 2, 3, 4, 5, 7, 6)
+    with pytest.raises(ConfigError, match="flip is off"):
+        Augmentation(flip_sided=True)
 
 
 def test_scale_jitter_of_table_9_never_leaves_less_than_a_crop():

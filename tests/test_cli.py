@@ -52,7 +52,7 @@ def test_help_is_quick_and_names_every_command():
 
 @pytest.mark.parametrize(
     "words",
-    [["classify"], ["stream"], ["demo"], ["info"], ["convert"], ["train"], ["doctor"], ["data", "render"],
+    [["classify"], ["stream"], ["demo"], ["info"], ["convert"], ["train"], ["finetune"], ["doctor"], ["data", "render"],
      ["data", "check"], ["data", "shard"], ["eval", "world"], ["eval", "videos"], ["eval", "early"],
      ["bench", "stream"]],
     ids=" ".join,
@@ -190,6 +190,27 @@ def test_train_runs_a_recipe(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stdout
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["optimisation"]["num_steps"] == 4
+
+
+def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        path = tmp_path / "mine" / ("dark", "light")[number % 2] / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with VideoWriter(path, 6) as writer:
+            for _ in range(8):
+                writer.write(rng.integers(0, 60 + 150 * (number % 2), (64, 64, 3), np.uint8))
+    words = ["finetune", tmp_path / "mine", "--epochs", 2, "--batch-size", 3, "--validation", tmp_path / "mine"]
+    done = trecvit(*words, "--to", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "model")
+    assert "left fresh: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
+    assert json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["good"] == 6
+    seen = trecvit("classify", tmp_path / "mine" / "dark" / "0.mp4", "--model", tmp_path / "run" / "model", "--json")
+    assert {entry["label"] for entry in json.loads(seen.stdout)["top"]} == {"dark", "light"}
+    scratch = trecvit(*words, "--to", tmp_path / "scratch", "--scratch")
+    assert scratch.returncode == 0, scratch.stderr
+    assert (tmp_path / "scratch" / "start.txt").read_text() == "fresh weights\n"
 
 
 def test_data_render_writes_the_layout_of_something_something(tmp_path):

@@ -8,9 +8,13 @@ import torch
 
 from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
-from trecvit.data.clips import EvaluationViews, Failure, Sample, TrainingClips, Views, evaluation_views, length_and_rate
+from trecvit.data.clips import EvaluationViews, Failure, Sample, TrainingClips, evaluation_views
 from trecvit.data.manifest import read_manifest
+from trecvit.errors import VideoError
+from trecvit.runtime.predict import classify
+from trecvit.video.decode import length_and_rate, read_frames
 from trecvit.video.encode import VideoWriter
+from trecvit.weights.load import load
 
 PLAN = Preprocessing(image_size=(32, 32), num_frames=4, frame_stride=2)
 
@@ -21,6 +25,14 @@ def write_numbered(path: Path, frames: int, size: tuple[int, int] = (48, 64)) ->
     with VideoWriter(path, 12) as writer:
         for number in range(frames):
             writer.write(np.full((*size, 3), 8 * number, np.uint8))
+
+
+def write_noise(path: Path, frames: int) -> None:
+    path.parent.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with VideoWriter(path, 12) as writer:
+        for _ in range(frames):
+            writer.write(rng.integers(0, 256, (64, 64, 3), np.uint8))
 
 
 def numbers(video: torch.Tensor) -> list[int]:
@@ -45,10 +57,10 @@ def test_a_clip_is_the_same_again_for_the_same_epoch_and_index(data):
     for epoch in range(12):
         sample = clips[epoch, 0]
         assert isinstance(sample, Sample)
-        assert torch.equal(sample.video, again[epoch, 0].video)
-        starts.add(sample.video.numpy().tobytes())
+        assert torch.equal(sample.pixels, again[epoch, 0].pixels)
+        starts.add(sample.pixels.numpy().tobytes())
     assert len(starts) > 6
-    assert any(not torch.equal(clips[epoch, 0].video, other[epoch, 0].video) for epoch in range(3))
+    assert any(not torch.equal(clips[epoch, 0].pixels, other[epoch, 0].pixels) for epoch in range(3))
 
 
 def test_training_clips_have_their_stride_and_stay_in_the_video(data):
@@ -56,14 +68,14 @@ def test_training_clips_have_their_stride_and_stay_in_the_video(data):
     begun = set()
     for epoch in range(150):
         sample = clips[epoch, 0]
-        assert sample.video.shape == (4, 3, 32, 32)
-        assert sample.video.dtype == torch.uint8
-        shown = numbers(sample.video)
+        assert sample.pixels.shape == (4, 3, 32, 32)
+        assert sample.pixels.dtype == torch.uint8
+        shown = numbers(sample.pixels)
         assert np.diff(shown).tolist() == [2, 2, 2]
         begun.add(shown[0])
     assert begun == set(range(24))  # the last clip is frames 23, 25, 27, 29
-    assert numbers(clips[0, 1].video) == [0, 2, 2, 2]  # drawn out by its last frame
-    assert numbers(clips[0, 3].video) == [0, 2, 4, 6]
+    assert numbers(clips[0, 1].pixels) == [0, 2, 2, 2]  # drawn out by its last frame
+    assert numbers(clips[0, 3].pixels) == [0, 2, 4, 6]
     assert (clips[0, 0].label, clips[0, 0].name) == (0, "moving left/long.mp4")
 
 
@@ -76,6 +88,23 @@ def test_a_video_that_cannot_be_read_is_a_failure_and_never_another_video(data):
         assert isinstance(item, Failure)
         assert item.name == "resting/broken.mp4"
         assert "expected a video that FFmpeg can read" in item.reason
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".mkv", ".mp4"])
+def test_a_file_cut_short_is_a_failure_although_its_beginning_can_be_read(tmp_path, suffix):
+    path = tmp_path / "resting" / f"cut{suffix}"
+    write_noise(path, 60)
+    whole = path.read_bytes()
+    assert length_and_rate(path)[0] == 60
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    if suffix != ".mp4":  # an mp4's table of contents is at its end, without which nothing can be read
+        with pytest.raises(VideoError, match="truncated"):
+            sum(1 for _ in read_frames(path))
+    manifest = read_manifest(tmp_path)
+    assert isinstance(TrainingClips(manifest, PLAN, Augmentation(), seed=0)[0, 0], Failure)
+    assert isinstance(EvaluationViews(manifest, PLAN, num_clips=2, num_crops=1)[0], Failure)
+    with pytest.raises(VideoError):
+        classify(load("motions"), path)
 
 
 def test_evaluation_views_are_clips_by_crops(tmp_path):
@@ -101,7 +130,7 @@ def test_the_frame_rate_decides_the_stride_where_the_model_has_one(tmp_path):
     write_numbered(tmp_path / "a" / "x.mp4", 31)
     plan = Preprocessing(image_size=(32, 32), num_frames=4, frame_stride=1, frame_rate_fps=4)
     sample = TrainingClips(read_manifest(tmp_path), plan, Augmentation(), seed=0)[0, 0]
-    assert np.diff(numbers(sample.video)).tolist() == [3, 3, 3]
+    assert np.diff(numbers(sample.pixels)).tolist() == [3, 3, 3]
     assert length_and_rate(tmp_path / "a" / "x.mp4") == (31, 12.0)
 
 
@@ -109,5 +138,5 @@ def test_views_come_in_the_manifests_order(data):
     views = EvaluationViews(read_manifest(data), PLAN, num_clips=4, num_crops=3)
     assert len(views) == 4
     assert [views[number].name for number in range(4)] == [video.name for video in read_manifest(data).videos]
-    assert isinstance(views[0], Views)
-    assert views[0].videos.shape == (12, 4, 3, 32, 32)
+    assert isinstance(views[0], Sample)
+    assert views[0].pixels.shape == (12, 4, 3, 32, 32)

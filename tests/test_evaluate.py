@@ -178,6 +178,19 @@ def test_early_answers_are_those_of_the_stream(data):
         np.testing.assert_allclose(found["mean", 0.5].probs[number], half, atol=1e-5)
 
 
+def test_data_of_which_nothing_can_be_asked_are_refused_alike(tmp_path):
+    from trecvit.data.manifest import Video
+
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    unreadable = Manifest((Video("broken", tmp_path / "broken.mp4", 0),), LABELS, (), "x")
+    unlabelled = Manifest((Video("broken", tmp_path / "broken.mp4", -1),), LABELS, (), "x")
+    for ask in (evaluate_videos, evaluate_early):
+        with pytest.raises(DataError, match="none of 1 videos could be read; the first, broken"):
+            ask(network(), unreadable)
+        with pytest.raises(DataError, match="no video has a class"):
+            ask(network(), unlabelled)
+
+
 def test_readouts_are_what_they_are_said_to_be():
     evidence = torch.randn(40, 5, dtype=torch.float64)
     readouts = Readouts(half_life=4.0, window=6)

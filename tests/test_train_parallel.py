@@ -48,8 +48,8 @@ def test_two_processes_give_the_losses_and_the_weights_of_one(tmp_path, recipe_p
     shared = load(tmp_path / kind / "model")
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    files = sorted(path.name for path in (tmp_path / kind / "checkpoints" / "step-00000008").glob("*.safetensors"))
-    assert len(files) == (2 if kind == "fsdp" else len(files))
+    if kind == "fsdp":  # each process has written its part
+        assert len(list((tmp_path / kind / "checkpoints" / "step-00000008").glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

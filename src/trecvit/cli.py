@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from trecvit.errors import Interrupted, TRecViTError, VideoError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from trecvit.data.clips import Failure
     from trecvit.data.manifest import Manifest
     from trecvit.model.trecvit import TRecViT
     from trecvit.runtime.stream import Update
@@ -295,6 +296,10 @@ def data_render(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     suffix: Annotated[str, typer.Option(help=".webm or .mp4")] = ".webm",
     photographs: Annotated[bool, typer.Option(help="Cut surfaces from scikit-image's photographs too.")] = False,
+    easy: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of training scenes with nothing in them but what happens.")
+    ] = 0.0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 2,
 ) -> None:
     """Write the synthetic world as real video files, in the layout of Something-Something-v2."""
     from trecvit.data.render import render_data_set
@@ -308,8 +313,10 @@ def data_render(
             world,
             folder,
             num_clips={"train": num_train, "validation": num_validation},
+            easy_share=easy,
             fps=fps,
             suffix=suffix,
+            num_workers=workers,
             report=advance,
         )
     print(folder)
@@ -326,16 +333,13 @@ def data_check(
 ) -> None:
     """Decode every video of a data set and list what is damaged, too short, double or missing.
 
-    Goes on where it was interrupted. Exit code 1 if anything is wrong; for data in
-    files clean.txt lists what is good.
+    Goes on where it was interrupted. Exit code 1 if anything is wrong; for data in files clean.txt lists what is good.
     """
     from trecvit.data.check import check_videos
 
     manifest = _manifest(data, videos, labels)
     with _progress("videos", len(manifest.videos)) as advance:
-        report = check_videos(
-            manifest, to, min_frames=min_frames, num_workers=workers, report=lambda done, _: advance(done)
-        )
+        report = check_videos(manifest, to, min_frames=min_frames, num_workers=workers, report=advance)
     counts = {
         "listed": report["listed"],
         "missing": len(report["missing"]),
@@ -400,17 +404,14 @@ def eval_videos(
             num_crops=crops,
             views_at_once=views_at_once,
             num_workers=workers,
-            report=lambda done, _: advance(done),
+            report=advance,
         )
     said = protocol(network, manifest, checkpoint=model, looked_at=views_protocol(clips, crops))
     result = write_result(to, scores, said, failures)
     shares = {name: f"{result[name]:.2%}" for name in ("top1", "top5", "mean_class_accuracy", "calibration_error")}
     _print_facts({"videos": result["good"], "failed": len(failures), "missing": len(manifest.missing), **shares})
     print(to / "result.json")
-    for failure in failures:
-        _complain(f"{failure.name}: {failure.reason}")
-    if failures:
-        raise typer.Exit(1)
+    _name_failures(failures)
 
 
 @eval_app.command("early")
@@ -435,9 +436,7 @@ def eval_early(
     parts = (0.25, 0.5, 0.75, 1.0)
     readouts = Readouts(half_life=half_life, window=window)
     with _progress("videos", len(manifest.videos)) as advance:
-        found, failures = evaluate_early(
-            network, manifest, parts=parts, readouts=readouts, report=lambda done, _: advance(done)
-        )
+        found, failures = evaluate_early(network, manifest, parts=parts, readouts=readouts, report=advance)
     looked_at = {"sampler": "streamed once, middle crop", "half_life": half_life, "window": window}
     said = protocol(network, manifest, checkpoint=model, looked_at=looked_at)
     table = Table("readout", *(f"{part:.0%}" for part in parts), box=None, pad_edge=False)
@@ -449,10 +448,7 @@ def eval_early(
             top1.append(f"{result['top1']:.1%}")
         table.add_row(name, *top1)
     _console().print(table)
-    for failure in failures:
-        _complain(f"{failure.name}: {failure.reason}")
-    if failures:
-        raise typer.Exit(1)
+    _name_failures(failures)
 
 
 @eval_app.command("world")
@@ -647,6 +643,14 @@ def _run_training(recipe: Recipe, to: Path, parallel: str) -> None:
         print(to / "model")
 
 
+def _name_failures(failures: Sequence[Failure]) -> None:
+    """Lists videos that could not be read, and makes the exit code 1 if there are any."""
+    for failure in failures:
+        _complain(f"{failure.name}: {failure.reason}")
+    if failures:
+        raise typer.Exit(1)
+
+
 def _manifest(data: str, videos: str | None, labels: str | None) -> Manifest:
     from trecvit.data.manifest import DataSource, read_manifest
 
@@ -691,15 +695,22 @@ def _download_progress() -> Iterator[Callable[[int, int | None], None]]:
 
 
 @contextmanager
-def _progress(what: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr for long work, with the time left; nothing where nobody looks."""
+def _progress(what: str, total: int, *, hidden: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar on stderr for long work, with the time left; nothing where nobody looks.
+
+    It is moved by the number of things done and, where some can fail, of those that failed.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=_console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+
+        def advance(done: int, failed: int = 0) -> None:
+            bar.update(task, completed=done, description=f"{what}, {failed} failed" if failed else what)
+
+        yield advance
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

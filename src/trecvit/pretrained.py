@@ -7,7 +7,6 @@ and where the weights come from.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from trecvit.config import ModelConfig, Preprocessing
 from trecvit.errors import CheckpointError, ConfigError
+from trecvit.files import write_text, write_whole
 
 FORMAT = "trecvit-1"
 WEIGHTS_FILE = "model.safetensors"
@@ -89,8 +89,8 @@ class Pretrained(
             "provenance": self.provenance,
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-        _write_whole(folder / WEIGHTS_FILE, lambda part: safetensors.torch.save_file(tensors, part, {"format": "pt"}))
-        _write_whole(folder / CONFIG_FILE, lambda part: part.write_text(text, encoding="utf-8"))
+        write_whole(folder / WEIGHTS_FILE, lambda part: safetensors.torch.save_file(tensors, part, {"format": "pt"}))
+        write_text(folder / CONFIG_FILE, text)
         return folder
 
     @classmethod
@@ -245,12 +245,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file; a model's folder holds {WEIGHTS_FILE} and {CONFIG_FILE}") from exc
     except (OSError, safetensors.SafetensorError, ValueError) as exc:
         raise CheckpointError(f"{path}: expected a safetensors file: {exc}") from exc
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ class Augmentation:
         resize_px: Short side in pixels before the crop; 0 takes the crop's side over 0.875, which makes the smallest
             factor of Table 9 just fit a crop (256 for 224).
         flip: Mirror half of the clips, but never one whose class speaks of left, right or (counter-)clockwise.
+        flip_sided: With `flip`, mirror those too if the opposite (left for right, clockwise for counter-clockwise) is
+            itself a class of the data, and call the mirrored clip that.
         rand_augment_ops: Operations of RandAugment on each clip (Cubuk et al. 2020); 0 for none.
         rand_augment_magnitude: Their strength, from 0 to 10.
     """
@@ -36,6 +38,7 @@ class Augmentation:
     scale: tuple[float, float] = (1.0, 1.0)
     resize_px: int = 0
     flip: bool = False
+    flip_sided: bool = False
     rand_augment_ops: int = 0
     rand_augment_magnitude: float = 5.0
 
@@ -47,6 +50,8 @@ class Augmentation:
             raise ConfigError(
                 f"resize_px and rand_augment_ops: expected 0 or more, got {self.resize_px} and {self.rand_augment_ops}"
             )
+        if self.flip_sided and not self.flip:
+            raise ConfigError("flip_sided: says what `flip` may do, and flip is off")
         if not 0 <= self.rand_augment_magnitude <= 10:
             raise ConfigError(f"rand_augment_magnitude: expected 0 to 10, got {self.rand_augment_magnitude}")
 
@@ -55,31 +60,50 @@ class Augmentation:
         base = self.resize_px or round(max(image_size) / 0.875)
         return max(round(base * rng.uniform(*self.scale)), *image_size)
 
-    def __call__(self, frames: Image, rng: np.random.Generator, image_size: tuple[int, int], label: str = "") -> Image:
+    def in_mirror(self, labels: Sequence[str]) -> tuple[int | None, ...]:
+        """For each class the number of the class that a mirrored clip of it shows; None if it must not be mirrored."""
+        numbers = {label: number for number, label in enumerate(labels)}
+        if not self.flip:
+            return (None,) * len(labels)
+        return tuple(
+            number if _SIDED.search(label) is None else numbers.get(opposite(label)) if self.flip_sided else None
+            for label, number in numbers.items()
+        )
+
+    def __call__(
+        self, frames: Image, rng: np.random.Generator, image_size: tuple[int, int], *, may_flip: bool
+    ) -> tuple[Image, bool]:
         """Crops at random, and flips and distorts as the fields say.
 
         Args:
             frames: `[T, H, W, 3]`, at least as large as the crop.
             rng: What decides.
             image_size: Height and width of the crop.
-            label: The class's name, which decides whether it may be mirrored.
+            may_flip: Whether this clip may be mirrored, see `in_mirror`.
 
         Returns:
-            `[T, height, width, 3]`, contiguous.
+            `[T, height, width, 3]`, contiguous, and whether it was mirrored.
         """
         height, width = image_size
         top = int(rng.integers(frames.shape[1] - height + 1))
         left = int(rng.integers(frames.shape[2] - width + 1))
         cropped = frames[:, top : top + height, left : left + width]
-        if self.flip and may_be_mirrored(label) and rng.random() < 0.5:
+        flipped = may_flip and bool(rng.random() < 0.5)
+        if flipped:
             cropped = cropped[:, :, ::-1]
         clip: Image = np.ascontiguousarray(cropped)
-        return rand_augment(clip, rng, self.rand_augment_ops, self.rand_augment_magnitude)
+        return rand_augment(clip, rng, self.rand_augment_ops, self.rand_augment_magnitude), flipped
 
 
-def may_be_mirrored(label: str) -> bool:
-    """Whether a class means the same in a mirror, as far as its name tells."""
-    return _SIDED.search(label) is None
+def opposite(label: str) -> str:
+    """The name of what a mirror shows of a class: left for right, clockwise for counter-clockwise, and back."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0].lower()
+        swapped = {"left": "right", "right": "left", "clockwise": "counter-clockwise"}.get(word, "clockwise")
+        return swapped.capitalize() if found[0][0].isupper() else swapped
+
+    return _SIDED.sub(other, label)
 
 
 def rand_augment(frames: Image, rng: np.random.Generator, num_ops: int, magnitude: float) -> Image:

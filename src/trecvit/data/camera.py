@@ -55,7 +55,8 @@ def _zoom(stage: Stage) -> NDArray[Any]:
 
 
 def _roll(stage: Stage) -> NDArray[Any]:
-    angle = (stage.progress() - 0.5) * math.radians(stage.between(40.0, 140.0))
+    turn = stage.turn(40.0, 140.0)
+    angle = turn - turn[-1] / 2
     about = stage.centre + stage.rng.uniform(-0.2, 0.2, 2) * stage.size
     shift = np.stack([stage.wobble(0.02), stage.wobble(0.02)], axis=1) * stage.unit
     return similarity(stage, shift, angle, 1 + stage.wobble(0.03), about)

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trecvit.data.manifest import Manifest, Video
+from trecvit.data.manifest import Manifest, Video, write_labels
 from trecvit.errors import DataError, VideoError
+from trecvit.files import write_text
 from trecvit.video.decode import FilePart, probe, read_frames
 
 
@@ -95,15 +96,16 @@ def check_videos(
             journal.flush()
             report(len(outcomes), failed)
     summary = _summary(manifest, outcomes, min_frames)
-    _write(folder / "report.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "report.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     bad = {entry["name"] for kind in ("failed", "too_short") for entry in summary[kind]}
     for group in summary["duplicates"]:
         bad |= set(group["names"][1:] if group["agree"] else group["names"])
     good = [video for video in manifest.videos if video.name not in bad]
     if not any(isinstance(video.source, FilePart) for video in manifest.videos):
-        _write(folder / "clean.txt", "".join(f"{Path(str(video.source)).absolute()} {video.label}\n" for video in good))
+        lines = (f"{Path(str(video.source)).absolute()} {video.label}\n" for video in good)
+        write_text(folder / "clean.txt", "".join(lines))
         if manifest.labels:
-            _write(folder / "labels.txt", "".join(f"{label}\n" for label in manifest.labels))
+            write_labels(folder / "labels.txt", manifest.labels)
     return summary
 
 
@@ -207,7 +209,7 @@ def _journal(path: Path) -> dict[str, Outcome]:
         return {}
     lines = path.read_text(encoding="utf-8").split("\n")
     if lines[-1]:
-        _write(path, "".join(f"{line}\n" for line in lines[:-1]))
+        write_text(path, "".join(f"{line}\n" for line in lines[:-1]))
     try:
         outcomes: Iterable[Outcome] = [Outcome(**json.loads(line)) for line in lines[:-1]]
     except (TypeError, ValueError) as exc:
@@ -234,9 +236,3 @@ def _stamp(source: Path | FilePart) -> str:
         return "cannot be read"
     place = f"@{source.start_bytes}" if isinstance(source, FilePart) else ""
     return f"{status.st_size}:{status.st_mtime_ns}{place}"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

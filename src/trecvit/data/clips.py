@@ -18,37 +18,23 @@ from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, VideoError
-from trecvit.video.decode import Source, count_frames, probe, read_frames_at
+from trecvit.video.decode import Source, length_and_rate, read_frames_at
 from trecvit.video.sampling import clip_indices, evaluation_clips, spatial_crops
 from trecvit.video.transforms import crop
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A training clip.
+    """What was taken from one video.
 
     Attributes:
-        video: uint8 `[T, 3, H, W]`.
+        pixels: uint8; a clip to train on `[T, 3, H, W]`, or all views for evaluation `[V, T, 3, H, W]`: clips, and
+            within each clip its crops.
         label: The number of its class.
         name: Of the video, as in the manifest.
     """
 
-    video: Tensor
-    label: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Views:
-    """All views of one video for evaluation.
-
-    Attributes:
-        videos: uint8 `[V, T, 3, H, W]`: clips, and within each clip its crops.
-        label: The number of its class.
-        name: Of the video, as in the manifest.
-    """
-
-    videos: Tensor
+    pixels: Tensor
     label: int
     name: str
 
@@ -85,6 +71,7 @@ class TrainingClips(Dataset[Sample | Failure]):
                 "mirrored; give `labels`, or flip=false"
             )
         self.manifest, self.preprocessing, self.augmentation = manifest, preprocessing, augmentation
+        self.in_mirror = augmentation.in_mirror(manifest.labels)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -104,13 +91,14 @@ class TrainingClips(Dataset[Sample | Failure]):
             frames, _ = read_frames_at(video.source, indices, short_side_px=short_side_px)
         except VideoError as exc:
             return Failure(video.name, exc.reason)
-        names = self.manifest.labels
-        label = names[video.label] if names else ""
-        clip = self.augmentation(frames, rng, plan.image_size, label)
-        return Sample(torch.from_numpy(clip).permute(0, 3, 1, 2), video.label, video.name)
+        # Without names nothing is mirrored, and nothing says what a mirror would show.
+        mirrored = self.in_mirror[video.label] if self.in_mirror else None
+        clip, flipped = self.augmentation(frames, rng, plan.image_size, may_flip=mirrored is not None)
+        label = mirrored if flipped and mirrored is not None else video.label
+        return Sample(torch.from_numpy(clip).permute(0, 3, 1, 2), label, video.name)
 
 
-class EvaluationViews(Dataset[Views | Failure]):
+class EvaluationViews(Dataset[Sample | Failure]):
     """index -> all views of the manifest's video `index`: clips spread evenly over it, crops along its longer side.
 
     Args:
@@ -133,13 +121,13 @@ class EvaluationViews(Dataset[Views | Failure]):
     def __len__(self) -> int:
         return len(self.manifest.videos)
 
-    def __getitem__(self, index: int) -> Views | Failure:
+    def __getitem__(self, index: int) -> Sample | Failure:
         video = self.manifest.videos[index]
         try:
             views = evaluation_views(video.source, self.preprocessing, self.num_clips, self.num_crops)
         except VideoError as exc:
             return Failure(video.name, exc.reason)
-        return Views(views, video.label, video.name)
+        return Sample(views, video.label, video.name)
 
 
 def evaluation_views(
@@ -162,13 +150,3 @@ def evaluation_views(
     # [clips, crops, T, 3, H, W]
     views = torch.stack([crop(video, top, left, side, side) for top, left in corners], dim=1)
     return views.flatten(0, 1).contiguous()
-
-
-def length_and_rate(source: Source) -> tuple[int, float | None]:
-    """How many frames of a video are shown, and its average frame rate if known.
-
-    Raises:
-        VideoError: When it cannot be read, or is so damaged that its frames cannot be counted.
-    """
-    info = probe(source)
-    return count_frames(source), float(info.average_fps) if info.average_fps else None

@@ -24,6 +24,7 @@ from trecvit.config import nearest, refuse_unknown
 from trecvit.data.class_names import class_names
 from trecvit.download import cache_folder, download
 from trecvit.errors import ConfigError, DataError
+from trecvit.files import write_text
 from trecvit.video.decode import FilePart
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
@@ -312,7 +313,10 @@ def read_labels(name: str | Path) -> tuple[str, ...]:
     if not path.is_file():
         return class_names(str(name))
     if path.suffix != ".json":
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        try:
+            return tuple(path.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as exc:
+            raise DataError(f"{path}: expected one class name per line, as text: {exc}") from exc
     content = _json(path)
     if isinstance(content, list) and all(isinstance(label, str) for label in content):
         return tuple(content)
@@ -321,6 +325,11 @@ def read_labels(name: str | Path) -> tuple[str, ...]:
         return tuple(by_number[number] for number in range(len(content)))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError(f"{path}: expected a list of names, or an object of names and numbers from 0 on") from None
+
+
+def write_labels(path: Path, labels: Sequence[str]) -> None:
+    """Writes names as `read_labels` reads them, one per line."""
+    write_text(path, "".join(f"{label}\n" for label in labels))
 
 
 def label_hash(labels: Sequence[str]) -> str:

@@ -46,8 +46,7 @@ def _turning(stage: Stage) -> Play:
         if stage.chance(0.7)
         else stage.object(0.4, 0.9, SHAPES[:3], flat=0.25)
     )
-    turn = math.radians(stage.between(60.0, 200.0))
-    angle = stage.between(0.0, 2 * math.pi) + stage.progress() * turn
+    angle = stage.between(0.0, 2 * math.pi) + stage.turn(60.0, 200.0)
     pivot = (0.0, 0.0)
     if stage.chance(0.4):
         x, y = stage.rng.uniform(-0.5, 0.5, 2)
@@ -214,7 +213,8 @@ def _colliding(stage: Stage) -> Play:
     aside = np.array([-ahead[1], ahead[0]]) * stage.between(-0.2, 0.2) * min(sprite.radius_px for sprite in sprites)
     touching = _touching(sprites, turns, heading, aside)
     gap = stage.between(0.25, 0.6) * stage.unit * (1 - stage.progress())
-    share = float(stage.rng.choice([0.0, 1.0, 0.5, 0.5, stage.between(0.25, 0.75)]))
+    # Both move: if one lay still, nothing would set it apart from a thing that has no part in what happens.
+    share = stage.between(0.25, 0.75)
     near = (-share * gap)[:, None] * ahead - ahead * touching / 2 - aside / 2
     far = ((1 - share) * gap)[:, None] * ahead + ahead * touching / 2 + aside / 2
     shift = stage.fit((near, 0.8 * sprites[0].radius_px), (far, 0.8 * sprites[1].radius_px))
@@ -278,7 +278,7 @@ def _scattering(stage: Stage) -> Play:
 
 
 def _passing(stage: Stage) -> Play:
-    sprites = [stage.object(0.28, 0.44), stage.object(0.28, 0.44)]
+    sprites = [stage.object(0.3, 0.46), stage.object(0.3, 0.46)]
     # The second was made to stand out from the first; neither part in the play is given away by that.
     resting, moving = sprites if stage.chance(0.5) else sprites[::-1]
     clear = resting.radius_px + moving.radius_px
@@ -291,8 +291,8 @@ def _passing(stage: Stage) -> Play:
     directions = np.stack([np.cos(headings), np.sin(headings)], axis=1)
     ends = spot + np.concatenate([-before * directions, after * directions], axis=1).reshape(5, 2, 2)
     ahead = directions[np.argmin((np.maximum(-ends, 0) + np.maximum(ends - stage.size, 0)).sum(axis=(1, 2)))]
-    aside = np.array([-ahead[1], ahead[0]]) * stage.between(-0.3, 0.3) * resting.radius_px
-    path = spot + aside + (stage.progress() * (before + after) - before)[:, None] * ahead
+    aside = np.array([-ahead[1], ahead[0]]) * stage.between(-0.2, 0.2) * resting.radius_px
+    path = spot + aside + (stage.progress(shortest=0.65) * (before + after) - before)[:, None] * ahead
     angle = stage.between(0.0, 2 * math.pi) + stage.wobble(math.radians(8) if stage.chance(0.4) else 0.0)
     rest = stage.place(resting, stage.still(spot), role="rest", angle=stage.between(0.0, 2 * math.pi))
     return Play([rest, stage.place(moving, path, role="mover", angle=angle)], swap_last_two=True)

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from trecvit.data.manifest import VIDEO_SUFFIXES, Manifest, Video
+from trecvit.data.manifest import VIDEO_SUFFIXES, Manifest, Video, write_labels
 from trecvit.errors import DataError
 from trecvit.video.decode import FilePart
 
@@ -55,7 +55,7 @@ def write_shards(
                 number += 1
                 report(number)
     if manifest.labels:
-        (part / "labels.txt").write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
+        write_labels(part / "labels.txt", manifest.labels)
     if folder.exists():
         folder.rmdir()
     part.rename(folder)

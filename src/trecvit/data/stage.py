@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from trecvit.data.scene import Layer
 from trecvit.data.textures import SHAPES, Sprite, Supply
 from trecvit.errors import ConfigError
 
-Path = NDArray[np.float64]  # [T, 2]: (x, y) in pixels
+Way = NDArray[np.float64]  # [T, 2]: (x, y) in pixels
+
+_MAX_TURN_DEG = 35.0  # from one frame to the next
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,18 @@ class WorldConfig:
             if name in ("num_frames", "max_distractors", "image_size[0]", "image_size[1]") and int(value) != value:
                 raise ConfigError(f"{name} must be a whole number, not {value!r}")
 
+    def easy(self) -> WorldConfig:
+        """Of the same size, with nothing in it but what happens: plain surfaces, a still hand, a steady light."""
+        return replace(
+            self,
+            max_distractors=0,
+            camera_jitter_px=0.0,
+            light_drift=0.0,
+            noise=0.0,
+            picture_share=0.0,
+            plain_share=1.0,
+        )
+
 
 class Stage:
     """One scene in the making: its generator, its measures, and what has been put on it so far."""
@@ -93,9 +107,13 @@ class Stage:
         """1 or -1."""
         return 1.0 if self.chance(0.5) else -1.0
 
-    def progress(self) -> NDArray[np.float64]:
-        """From 0 to 1, never back: starts late, ends early, hastens, slows down, or rests on the way."""
-        length = self.between(0.45, 1.0)
+    def progress(self, shortest: float = 0.45) -> NDArray[np.float64]:
+        """From 0 to 1, never back: starts late, ends early, hastens, slows down, or rests on the way.
+
+        Args:
+            shortest: Least share of the clip that it takes.
+        """
+        length = self.between(shortest, 1.0)
         start = self.between(0.0, 1.0 - length)
         time = np.linspace(0, 1, self.frames)
         part = np.clip((time - start) / length, 0, 1)
@@ -110,6 +128,16 @@ class Stage:
             return 1 - (1 - part) ** self.between(1.2, 2.0)
         pause, wait = self.between(0.3, 0.7), self.between(0.1, 0.3)
         return np.interp(part, [0, pause * (1 - wait), pause * (1 - wait) + wait, 1], [0, pause, pause, 1])
+
+    def turn(self, low: float, high: float) -> NDArray[np.float64]:
+        """Radians `[T]` from 0 up to `low` to `high` degrees, never so fast that a person could not tell which way.
+
+        Of things that look the same after half a turn, boards and bars, a step of a quarter turn tells nothing.
+        """
+        progress = self.progress()
+        fastest = float(np.diff(progress).max())
+        turn: NDArray[np.float64] = progress * math.radians(min(self.between(low, high), _MAX_TURN_DEG / fastest))
+        return turn
 
     def wobble(self, reach: float) -> NDArray[np.float64]:
         """A slow to and fro within plus and minus `reach`; forwards and backwards it looks alike."""
@@ -139,14 +167,14 @@ class Stage:
         self.colours.append(sprite.colour)
         return sprite
 
-    def still(self, point: NDArray[np.float64]) -> Path:
+    def still(self, point: NDArray[np.float64]) -> Way:
         """A way that stays where it is."""
         return np.tile(point, (self.frames, 1))
 
     def place(
         self,
         sprite: Sprite,
-        path: Path,
+        path: Way,
         *,
         role: str,
         angle: NDArray[Any] | float = 0.0,
@@ -177,7 +205,7 @@ class Stage:
         transforms[:, :, 2] = path - linear @ fixed
         return Layer(texture=sprite.texture, transforms=transforms, role=role)
 
-    def line(self, heading: float, travel: float, progress: NDArray[Any], radius: float) -> Path:
+    def line(self, heading: float, travel: float, progress: NDArray[Any], radius: float) -> Way:
         """A way through the frame, straight or slightly bent, whose ends may lie just outside.
 
         Args:
@@ -193,10 +221,10 @@ class Stage:
         reach = np.maximum(self.size / 2 + room - np.abs(half), 0)
         middle = self.centre + self.rng.uniform(-1, 1, 2) * reach
         bend = self.between(-0.08, 0.08) * travel * np.sin(math.pi * progress)
-        path: Path = middle + (2 * progress - 1)[:, None] * half + bend[:, None] * np.array([-ahead[1], ahead[0]])
+        path: Way = middle + (2 * progress - 1)[:, None] * half + bend[:, None] * np.array([-ahead[1], ahead[0]])
         return path
 
-    def fit(self, *ways: tuple[Path, float]) -> NDArray[np.float64]:
+    def fit(self, *ways: tuple[Way, float]) -> NDArray[np.float64]:
         """A shift (x, y) that brings things of given radii and their ways into the frame, anywhere they fit."""
         low = np.min([path.min(axis=0) - radius for path, radius in ways], axis=0)
         high = np.max([path.max(axis=0) + radius for path, radius in ways], axis=0)

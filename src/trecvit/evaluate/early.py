@@ -23,7 +23,7 @@ from trecvit.data.clips import Failure
 from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, VideoError
 from trecvit.evaluate.scores import Scores
-from trecvit.evaluate.videos import check_labels
+from trecvit.evaluate.videos import check_labels, refuse_if_none, with_class
 from trecvit.model.trecvit import TRecViT
 from trecvit.video.decode import Source, probe, read_frames
 from trecvit.video.transforms import to_clip
@@ -85,7 +85,7 @@ def evaluate_early(
 
     Raises:
         ConfigError: When the model has no head, or a part is impossible.
-        DataError: When its classes are not the data's.
+        DataError: When its classes are not the data's, no video has one, or none could be read.
     """
     check_labels(model, manifest)
     if not parts or not all(0 < part <= 1 for part in parts):
@@ -96,7 +96,7 @@ def evaluate_early(
     probs: dict[tuple[str, float], list[np.ndarray]] = {(name, part): [] for name in READOUTS for part in parts}
     failures: list[Failure] = []
     model.eval()
-    wanted = [video for video in manifest.videos if video.label >= 0]
+    wanted = [manifest.videos[number] for number in with_class(manifest)]
     for done, video in enumerate(wanted, start=1):
         try:
             evidence = torch.cat(list(_evidence(model, video.source)))
@@ -113,11 +113,12 @@ def evaluate_early(
                 logits = model.head(readouts(so_far, name)[None])
                 rows.append(logits.softmax(dim=-1)[0].cpu().numpy())
         report(done, len(failures))
+    refuse_if_none(names, manifest, failures)
     labels = model.labels or manifest.labels
-    return {
-        key: Scores(tuple(names), np.array(classes, np.int64), np.stack(rows) if rows else np.zeros((0, 1)), labels)
-        for key, rows in probs.items()
-    }, failures
+    found = {
+        key: Scores(tuple(names), np.array(classes, np.int64), np.stack(rows), labels) for key, rows in probs.items()
+    }
+    return found, failures
 
 
 def _evidence(model: TRecViT, source: Source) -> Iterator[Float[Tensor, "T R"]]:

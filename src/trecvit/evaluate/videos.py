@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
-from trecvit.data.clips import EvaluationViews, Failure, Views
+from trecvit.data.clips import EvaluationViews, Failure, Sample
 from trecvit.data.manifest import Manifest, label_hash
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.scores import Scores
@@ -50,9 +50,7 @@ def evaluate_videos(
         DataError: When its classes are not the data's.
     """
     check_labels(model, manifest)
-    if all(video.label < 0 for video in manifest.videos):
-        raise DataError(f"{manifest.source}: no video has a class, so there is nothing to compare with")
-    wanted = [number for number, video in enumerate(manifest.videos) if video.label >= 0]
+    wanted = with_class(manifest)
     views = EvaluationViews(manifest, model.preprocessing, num_clips=num_clips, num_crops=num_crops)
     loader = DataLoader(
         Subset(views, wanted),
@@ -60,7 +58,7 @@ def evaluate_videos(
         num_workers=num_workers,
         multiprocessing_context="spawn" if num_workers else None,
     )
-    found: list[Views] = []
+    found: list[Sample] = []
     probs: list[NDArray[np.float32]] = []
     failures: list[Failure] = []
     model.eval()
@@ -68,14 +66,10 @@ def evaluate_videos(
         if isinstance(item, Failure):
             failures.append(item)
         else:
-            probs.append(_mean_probs(model, item.videos, views_at_once))
+            probs.append(_mean_probs(model, item.pixels, views_at_once))
             found.append(item)
         report(done, len(failures))
-    if not found:
-        raise DataError(
-            f"{manifest.source}: none of {len(failures)} videos could be read; the first, {failures[0].name}: "
-            f"{failures[0].reason}"
-        )
+    refuse_if_none(found, manifest, failures)
     scores = Scores(
         names=tuple(item.name for item in found),
         classes=np.array([item.label for item in found], np.int64),
@@ -83,6 +77,27 @@ def evaluate_videos(
         labels=model.labels or manifest.labels,
     )
     return scores, failures
+
+
+def with_class(manifest: Manifest) -> list[int]:
+    """The numbers of the videos that have a class.
+
+    Raises:
+        DataError: When none has.
+    """
+    wanted = [number for number, video in enumerate(manifest.videos) if video.label >= 0]
+    if not wanted:
+        raise DataError(f"{manifest.source}: no video has a class, so there is nothing to compare with")
+    return wanted
+
+
+def refuse_if_none(found: Sequence[object], manifest: Manifest, failures: Sequence[Failure]) -> None:
+    """Raises DataError when not one video could be read."""
+    if not found:
+        raise DataError(
+            f"{manifest.source}: none of {len(failures)} videos could be read; the first, {failures[0].name}: "
+            f"{failures[0].reason}"
+        )
 
 
 def check_labels(model: TRecViT, manifest: Manifest) -> None:

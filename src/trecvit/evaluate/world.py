@@ -23,6 +23,7 @@ from trecvit.config import Preprocessing
 from trecvit.data.textures import photographs
 from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.errors import DataError
+from trecvit.evaluate.scores import Scores, figures
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.video.decode import probe, read_frames
 from trecvit.video.frames import Image
@@ -75,28 +76,25 @@ def accuracy(
     """
     if model.labels != LABELS:
         raise DataError(f"expected a model with the world's {len(LABELS)} classes, got {len(model.labels)} others")
-    confusion = np.zeros((len(LABELS), len(LABELS)), np.int64)
-    num_pair_right = 0
+    classes: list[Tensor] = []
+    probs: list[Tensor] = []
     for videos, labels in clips:
         out: Output = model(videos.to(model.device))
-        assert out.logits is not None, "a model with labels has a head"
-        logits = out.logits.cpu()
-        np.add.at(confusion, (labels.numpy(), logits.argmax(dim=1).numpy()), 1)
-        own, opposite = logits.gather(1, labels[:, None]), logits.gather(1, (labels ^ 1)[:, None])
-        num_pair_right += int((own > opposite).sum())
-        report(int(confusion.sum()))
-    totals = confusion.sum(axis=1)
-    wrong = confusion - np.diag(np.diag(confusion))
-    occurred = [number for number in range(len(LABELS)) if totals[number]]
+        assert out.probs is not None, "a model with labels has a head"
+        probs.append(out.probs.float().cpu())
+        classes.append(labels)
+        report(sum(len(some) for some in classes))
+    right = torch.cat(classes)
+    scores = Scores(tuple(map(str, range(len(right)))), right.numpy(), torch.cat(probs).numpy(), LABELS)
+    found = figures(scores)
+    opposite = scores.probs[np.arange(len(right)), scores.classes ^ 1]
     return Accuracy(
         name=name,
-        num_clips=int(totals.sum()),
-        top1=float(np.diag(confusion).sum() / totals.sum()),
-        pair=num_pair_right / int(totals.sum()),
-        by_class={LABELS[number]: float(confusion[number, number] / totals[number]) for number in occurred},
-        confused_with={
-            LABELS[number]: LABELS[int(wrong[number].argmax())] if wrong[number].any() else "" for number in occurred
-        },
+        num_clips=found["videos"],
+        top1=found["top1"],
+        pair=float((scores.probs[np.arange(len(right)), scores.classes] > opposite).mean()),
+        by_class={entry["class"]: entry["top1"] for entry in found["per_class"]},
+        confused_with={entry["class"]: entry["most_taken_for"] for entry in found["per_class"]},
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from trecvit.config import ModelConfig
 from trecvit.errors import ConfigError, StateError
+from trecvit.files import write_whole
 from trecvit.model.lru import LayerState
 
 _FORMAT = "trecvit-state-1"
@@ -176,14 +176,8 @@ class State:
             "config": json.dumps(self.config.to_dict()),
             "image_size": json.dumps(self.image_size),
         }
-        path = Path(path)
-        part = path.with_name(f"{path.name}.part-{os.getpid()}")
         tensors = {name: tensor.detach().contiguous() for name, tensor in self._tensors().items()}
-        try:
-            safetensors.torch.save_file(tensors, part, metadata)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(Path(path), lambda part: safetensors.torch.save_file(tensors, part, metadata))
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> State:

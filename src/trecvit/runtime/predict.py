@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trecvit.errors import ConfigError, InputError
 from trecvit.model.trecvit import Output, TRecViT
-from trecvit.video.decode import Source, probe, read_frames, read_frames_at
+from trecvit.video.decode import Source, length_and_rate, probe, read_frames_at
 from trecvit.video.sampling import evaluation_clips
 from trecvit.video.transforms import to_clip
 
@@ -54,9 +54,9 @@ def classify(model: TRecViT, source: Source, *, num_clips: int = 4, top_k: int =
     if num_clips < 1 or top_k < 1:
         raise InputError(f"expected num_clips >= 1 and top_k >= 1, got {num_clips} and {top_k}")
     info = probe(source)
-    num_video_frames = info.stated_frames or sum(1 for _ in read_frames(source, short_side_px=16))
+    num_video_frames, fps = length_and_rate(source)
     plan = model.preprocessing
-    stride = plan.stride_for(float(info.average_fps) if info.average_fps else None)
+    stride = plan.stride_for(fps)
     if num_video_frames <= plan.num_frames * stride:
         num_clips = 1
     indices = evaluation_clips(num_video_frames, plan.num_frames, stride, num_clips)

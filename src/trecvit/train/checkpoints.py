@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from trecvit.errors import CheckpointError
 from trecvit.train.optimise import RunningMean
+from trecvit.train.parallel import Processes
 
 _WHOLE = "whole.json"
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -37,11 +38,13 @@ class Checkpoints:
 
     Args:
         folder: Where they are; made when the first is saved.
+        processes: Of the run; all of them save and resume together.
         keep: How many to keep.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, processes: Processes, *, keep: int) -> None:
         self.folder = folder
+        self.processes = processes
         self.keep = keep
 
     def save(self, step: int, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None = None) -> None:
@@ -50,24 +53,24 @@ class Checkpoints:
         What is set by the recipe, such as rates, is not in it; the state of torch's random numbers is.
         """
         target, part = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.part"
-        if _rank() == 0:
+        if self.processes.first:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-        _wait_for_all()
-        tensors, _ = _tensors(model, optimisers, mean)
+        self.processes.wait()
+        tensors, _ = self._tensors(model, optimisers, mean)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             writer = HuggingFaceStorageWriter(path=str(part), save_distributed=True)
             save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
-        _wait_for_all()
-        if _rank() == 0:
+        self.processes.wait()
+        if self.processes.first:
             hashes = {file.name: _hash(file) for file in sorted(part.iterdir())}
             (part / _WHOLE).write_text(json.dumps({"step": step, "sha256": hashes}, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             for old in self._steps()[: -self.keep]:
                 shutil.rmtree(old)
-        _wait_for_all()
+        self.processes.wait()
 
     def resume(self, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None = None) -> int:
         """Loads the newest whole checkpoint and returns its step; 0, and nothing changed, if there is none.
@@ -84,7 +87,7 @@ class Checkpoints:
             except CheckpointError as exc:
                 warnings.warn(f"{exc}; going on from the checkpoint before it", stacklevel=2)
                 continue
-            _load(path, model, optimisers, mean)
+            self._load(path, model, optimisers, mean)
             return step
         if found:
             raise CheckpointError(f"{self.folder}: every checkpoint is damaged; remove the folder to begin anew")
@@ -95,38 +98,36 @@ class Checkpoints:
             return []
         return sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.name.endswith(".part"))
 
+    def _tensors(
+        self, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All tensors of a run by name, and the optimisers' whole flat state, of which the rest is the recipe's."""
+        weights, optimiser_state = get_state_dict(model, optimisers, options=_FLAT)
+        tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
+        tensors |= {f"optimiser.{name}": value for name, value in optimiser_state.items() if isinstance(value, Tensor)}
+        if mean is not None:
+            tensors |= {f"mean.{name}": value for name, value in mean.weights.items()}
+            tensors["num_mean_updates"] = mean.num_updates
+        tensors[f"random.{self.processes.share.number}"] = torch.get_rng_state()
+        return tensors, dict(optimiser_state)
 
-def _tensors(
-    model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All tensors of a run by name, and the optimisers' whole flat state, of which the rest is the recipe's."""
-    weights, optimiser_state = get_state_dict(model, optimisers, options=_FLAT)
-    tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
-    tensors |= {f"optimiser.{name}": value for name, value in optimiser_state.items() if isinstance(value, Tensor)}
-    if mean is not None:
-        tensors |= {f"mean.{name}": value for name, value in mean.weights.items()}
-        tensors["num_mean_updates"] = mean.num_updates
-    tensors[f"random.{_rank()}"] = torch.get_rng_state()
-    return tensors, dict(optimiser_state)
-
-
-def _load(path: Path, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None) -> None:
-    tensors, optimiser_state = _tensors(model, optimisers, mean)  # the mean's are read in place
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            reader = HuggingFaceStorageReader(path=str(path))
-            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-    except (CheckpointException, KeyError, RuntimeError, ValueError) as exc:
-        raise CheckpointError(f"{path}: not a checkpoint of this model: {exc}") from exc
-    set_state_dict(
-        model,
-        optimisers,
-        model_state_dict=_under("model.", tensors),
-        optim_state_dict={**optimiser_state, **_under("optimiser.", tensors)},
-        options=_FLAT,
-    )
-    torch.set_rng_state(tensors[f"random.{_rank()}"])
+    def _load(self, path: Path, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None) -> None:
+        tensors, optimiser_state = self._tensors(model, optimisers, mean)  # the mean's are read in place
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+                reader = HuggingFaceStorageReader(path=str(path))
+                load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        except (CheckpointException, KeyError, RuntimeError, ValueError) as exc:
+            raise CheckpointError(f"{path}: not a checkpoint of this model: {exc}") from exc
+        set_state_dict(
+            model,
+            optimisers,
+            model_state_dict=_under("model.", tensors),
+            optim_state_dict={**optimiser_state, **_under("optimiser.", tensors)},
+            options=_FLAT,
+        )
+        torch.set_rng_state(tensors[f"random.{self.processes.share.number}"])
 
 
 def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,12 +148,3 @@ def _step_if_whole(path: Path) -> int:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _wait_for_all() -> None:
-    if dist.is_initialized():
-        dist.barrier()

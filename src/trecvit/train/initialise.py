@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.trecvit import TRecViT
+from trecvit.pretrained import mismatch
 from trecvit.train.feed import Feed
 from trecvit.train.recipe import Recipe
 from trecvit.weights.imagenet import initialise_from_vit
@@ -51,14 +52,11 @@ def go_on_from(model: TRecViT, trained: TRecViT, *, source: str) -> str:
     if trained.labels != model.labels:
         weights = {name: weight for name, weight in weights.items() if not name.startswith("head.classifier.")}
     own = model.state_dict()
-    wrong = [
-        f"{name}: {list(weight.shape)} there, {list(own[name].shape) if name in own else 'nothing'} here"
-        for name, weight in weights.items()
-        if name not in own or weight.shape != own[name].shape
-    ]
-    wrong += [f"{name}: nothing there" for name in own if name not in weights and not name.startswith("head.")]
-    if wrong:
-        raise CheckpointError(f"{source}: not a model of this architecture: {'; '.join(wrong[:5])}")
+    missing = [name for name in own if name not in weights and not name.startswith("head.")]
+    left_over = [name for name in weights if name not in own]
+    other = [name for name in weights if name in own and weights[name].shape != own[name].shape]
+    if reasons := mismatch(missing, left_over, other):
+        raise CheckpointError(f"{source}: not a model of this architecture: {reasons}")
     model.load_state_dict(weights, strict=False)
     fresh = [name for name in own if name not in weights]
     return f"{source}: {len(weights)} tensors taken, left fresh: {', '.join(fresh) or 'none'}"

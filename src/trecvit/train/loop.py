@@ -1,8 +1,9 @@
 """The training loop: supervised classification, on one process or many.
 
-A run lives in a folder: `recipe.json` (resolved), `run.json` (versions, commit, machine), `metrics.jsonl`,
-`failures.jsonl` if videos could not be read, `checkpoints/` and, at the end, `model/` and `evaluation/`. Killed at any
-moment and started again with the same recipe, it goes on from its last checkpoint, to the same bit on a CPU.
+A run lives in a folder: `recipe.json` (resolved), `run.json` (versions, commit, machine), `start.txt` (what the first
+weights were made of), `metrics.jsonl`, `failures.jsonl` if videos could not be read, `checkpoints/` and, at the end,
+`model/` and `evaluation/`. Killed at any moment and started again with the same recipe, it goes on from its last
+checkpoint, to the same bit on a CPU.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class _Loop:
             self.network.compile()
         self.optimisers = optimisers_of(model, self.plan)
         self.mean = RunningMean(model, self.plan.ema_decay) if self.plan.ema_decay else None
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
+        self.checkpoints = Checkpoints(folder / "checkpoints", processes, keep=recipe.keep_checkpoints)
 
     def run(self) -> None:
         """From the last checkpoint, if there is one, to the end."""
@@ -237,7 +238,7 @@ class _Loop:
     def _give_up(self, batch: Batch, step: int) -> None:
         """Leaves everything that is needed to compute this step again."""
         left = self.folder / f"failed-step-{step:08d}"
-        Checkpoints(left, keep=1).save(step, self.model, self.optimisers, self.mean)
+        Checkpoints(left, self.processes, keep=1).save(step, self.model, self.optimisers, self.mean)
         name = f"batch-{self.processes.share.number}.safetensors"
         save_file({"videos": batch.videos.contiguous(), "labels": batch.labels}, left / name)
         raise DataError(

@@ -80,15 +80,13 @@ class Scenes:
 
     Attributes:
         world: What they look like.
-        easy_world: What easier scenes look like that come first.
-        easy_steps: Steps over which the share of easier scenes falls from all to none; 0 for none at all.
+        easy_steps: Steps over which the share of easy scenes (`WorldConfig.easy`) falls from all to none.
         views_per_scene: How often a scene is shown, each time mirrored or turned another way; divides half the batch.
         photographs: Whether textures are also cut from photographs (scikit-image's, the training split).
         seed: Of the scenes.
     """
 
     world: WorldConfig
-    easy_world: WorldConfig
     easy_steps: int = 0
     views_per_scene: int = 1
     photographs: bool = True
@@ -100,16 +98,12 @@ class Scenes:
         height, width = self.world.image_size
         if self.views_per_scene > 1 and height != width:
             raise ConfigError(f"views_per_scene: only square scenes can be turned, got {height} x {width}")
-        if (self.easy_world.num_frames, self.easy_world.image_size) != (self.world.num_frames, self.world.image_size):
-            raise ConfigError("easy_world: its clips must be as long and as large as the world's")
 
     @classmethod
     def from_value(cls, value: Any) -> Scenes:
-        """From a recipe; `easy_world` names what differs from `world`."""
+        """From a recipe."""
         values = _mapping(cls, value, "scenes")
-        world = values.pop("world", {})
-        easy_world = {**world, **values.pop("easy_world", {})}
-        return cls(world=_world(world), easy_world=_world(easy_world), **values)
+        return cls(world=_world(values.pop("world", {})), **values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

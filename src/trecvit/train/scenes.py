@@ -75,7 +75,7 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
         pictures = photographs("train") if scenes.photographs else []
         self.scenes = scenes
         self.world = World(scenes.world, seed=scenes.seed, pictures=pictures)
-        self.easy_world = World(scenes.easy_world, seed=scenes.seed, pictures=pictures)
+        self.easy_world = World(scenes.world.easy(), seed=scenes.seed, pictures=pictures)
         self.num_easy = scenes.easy_steps * new_per_step
         self.num_kept = scenes.views_per_scene * _STEPS_BETWEEN_VIEWS * new_per_step
         self.kept: OrderedDict[int, tuple[Tensor, tuple[int, int]]] = OrderedDict()

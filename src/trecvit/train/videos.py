@@ -16,6 +16,8 @@ from trecvit.errors import DataError
 from trecvit.train.feed import Batch, Feed, Share
 from trecvit.train.recipe import Recipe, Videos
 
+_EXAMPLES = 256
+
 
 class VideoFeed(Feed):
     """Batches of clips of real videos: each video once per epoch, in an order of each epoch's own.
@@ -75,8 +77,9 @@ class VideoFeed(Feed):
             yield batch
 
     def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
-        """The clips of the first step, in the first epoch."""
-        return _collate([self.clips[item] for item in self.items(0)]).videos
+        """The clips of the first steps, some hundred."""
+        num_steps = min(-(-_EXAMPLES // self.batch_size), self.steps_per_epoch)
+        return _collate([self.clips[item] for step in range(num_steps) for item in self.items(step)]).videos
 
 
 class _Steps:
@@ -96,7 +99,7 @@ class _Steps:
 def _collate(items: Sequence[Sample | Failure]) -> Batch:
     samples = [item for item in items if isinstance(item, Sample)]
     failures = tuple(item for item in items if isinstance(item, Failure))
-    videos = torch.stack([sample.video for sample in samples]) if samples else torch.zeros(0, dtype=torch.uint8)
+    videos = torch.stack([sample.pixels for sample in samples]) if samples else torch.zeros(0, dtype=torch.uint8)
     return Batch(videos, torch.tensor([sample.label for sample in samples], dtype=torch.long), failures)
 
 

@@ -54,7 +54,7 @@ __all__ = [
     "Frame",
     "Source",
     "VideoInfo",
-    "count_frames",
+    "length_and_rate",
     "probe",
     "read_frames",
     "read_frames_at",
@@ -215,23 +215,28 @@ def read_frames_at(
     return np.stack([frame.image for frame in frames]), np.array([frame.time_s for frame in frames])
 
 
-def count_frames(source: Source) -> int:
-    """How many frames `read_frames` gives, found without decoding where the file's time stamps prove it.
+def length_and_rate(source: Source) -> tuple[int, float | None]:
+    """How many frames `read_frames` gives, and how many a second if that is known.
 
-    What a container states may be more: a file cut by an edit list holds frames that are not shown.
+    Nothing is decoded where the file's time stamps prove the number. What a container states may be more: a file cut by
+    an edit list holds frames that are not shown.
 
     Raises:
-        VideoError: If the source cannot be opened, or is so damaged that it has to be decoded and cannot.
+        VideoError: If the source cannot be opened, is cut short, or has to be decoded and is damaged.
     """
     stills = _open_stills(source, UNTIMED_FPS)
     if stills is not None:
-        return len(stills)
-    if not _scheme(source):
-        with _open_video(source, UNTIMED_FPS) as video:
-            order = _presentation_order(video, lambda pts: False)
-            if order is not None:
-                return len(order.pts)
-    return sum(1 for _ in read_frames(source, short_side_px=16))
+        return len(stills), _rate(stills.fps)
+    with _open_video(source, UNTIMED_FPS) as video:
+        rate = _rate(video.average_fps)
+        order = None if _scheme(source) else _presentation_order(video, lambda pts: False)
+        if order is not None and not video.missing(len(order.pts), int(order.pts[-1])):
+            return len(order.pts), rate
+    return sum(1 for _ in read_frames(source, short_side_px=16)), rate
+
+
+def _rate(fps: Fraction | None) -> float | None:
+    return float(fps) if fps else None
 
 
 def _scheme(source: Source) -> str:

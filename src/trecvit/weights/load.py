@@ -10,6 +10,7 @@ import torch
 
 from trecvit.config import nearest
 from trecvit.data.class_names import class_names
+from trecvit.data.manifest import read_labels
 from trecvit.download import Progress
 from trecvit.errors import CheckpointError
 from trecvit.model.trecvit import TRecViT
@@ -77,19 +78,19 @@ def convert(
     Args:
         source: As for `load`.
         target: The file or folder to write.
-        labels: Class names for a folder: a data set that `class_names` knows, or a text file with one name per line.
+        labels: Class names for a folder, as `read_labels` takes them.
         progress: As for `load`.
 
     Raises:
         CheckpointError: as `load`, and when the official format has no place for the model or for names.
         ConfigError: when the number of names is not the number of classes.
+        DataError: when the names cannot be read.
     """
     model = load(source, progress=progress)
     target = Path(target)
     if target.suffix != ".npz":
         if labels is not None:
-            names = _read_labels(labels)
-            model.relabel(names)
+            model.relabel(read_labels(labels))
         return model.save(target)
     if labels is not None:
         raise CheckpointError(f"{target}: the original format holds no class names; convert to a folder instead")
@@ -97,16 +98,6 @@ def convert(
         raise CheckpointError(f"the original format knows no temporal_mixer={model.config.temporal_mixer!r}")
     write_official(target, model.config, model.state_dict())
     return target
-
-
-def _read_labels(labels: str | Path) -> tuple[str, ...]:
-    path = Path(labels)
-    if not path.is_file():
-        return class_names(str(labels))
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise CheckpointError(f"{path}: expected one class name per line, as text: {exc}") from exc
 
 
 def _load_from_zoo(

@@ -8,7 +8,6 @@ listed by name. Both directions only move values about, so a round trip is exact
 from __future__ import annotations
 
 import math
-import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from trecvit.config import ModelConfig
 from trecvit.errors import CheckpointError, ConfigError
+from trecvit.files import write_whole
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import mismatch
 
@@ -301,15 +301,13 @@ def read_official(path: str | Path, **overrides: Any) -> tuple[ModelConfig, dict
 
 def write_official(path: str | Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
     """Writes a state dict as an official `.npz`, which appears whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
-    try:
+    arrays: dict[str, Any] = to_official(config, weights)
+
+    def write(part: Path) -> None:
         with part.open("wb") as file:
-            arrays: dict[str, Any] = to_official(config, weights)
             np.savez(file, **arrays)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+
+    write_whole(Path(path), write)
 
 
 def _table(config: ModelConfig) -> list[_Entry]:

@@ -1,0 +1,83 @@
+"""The world as files: the same whoever renders, easy where that was asked for, and what becomes of damaged ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trecvit.data.manifest import read_manifest
+from trecvit.data.render import render_data_set
+from trecvit.data.world import World, WorldConfig
+from trecvit.errors import DataError
+from trecvit.video.decode import read_frames
+
+CONFIG = WorldConfig(num_frames=3, image_size=(32, 32), noise=40.0)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.stack([frame.image for frame in read_frames(path)]).astype(float)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_workers_change_nothing(tmp_path):
+    counts = {"train": 20, "validation": 4}
+    for name, workers in (("here", 0), ("there", 2)):
+        done: list[int] = []
+        render_data_set(
+            World(CONFIG, seed=3), tmp_path / name, num_clips=counts, easy_share=0.5, num_workers=workers,
+            suffix=".mp4", report=done.append,
+        )  # fmt: skip
+        assert done == list(range(2, 25, 2))
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert set(contents(here)) == set(contents(there))
+    for name in ("train.json", "validation.json", "labels.json"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+    for number in range(24):
+        # The encoder itself may give other bytes for the same frames, which decode to all but the same.
+        one, other = (pixels(folder / "videos" / f"{number}.mp4") for folder in (here, there))
+        assert np.abs(one - other).mean() < 2
+
+
+def test_easy_scenes_are_in_the_training_split_only_and_keep_their_labels(tmp_path):
+    counts = {"train": 16, "validation": 6}
+    world = World(CONFIG, seed=0)
+    files = {}
+    for share in (0.0, 0.5, 1.0):
+        folder = render_data_set(world, tmp_path / str(share), num_clips=counts, easy_share=share, suffix=".mp4")
+        files[share] = {number: pixels(folder / "videos" / f"{number}.mp4") for number in range(22)}
+        assert [entry["label"] for entry in json.loads((folder / "train.json").read_text())] == [
+            world.labels[world.scene(number).label] for number in range(16)
+        ]
+    changed = {
+        share: [number for number in range(22) if np.abs(files[share][number] - files[0.0][number]).mean() > 2]
+        for share in (0.5, 1.0)
+    }
+    assert changed[1.0] == list(range(16))  # much noise makes every other scene another file
+    assert 0 < len(changed[0.5]) < 16
+    with pytest.raises(DataError, match="easy_share"):
+        render_data_set(world, tmp_path / "x", num_clips=counts, easy_share=1.5)
+
+
+def test_damaged_files_are_found(tmp_path):
+    folder = render_data_set(World(CONFIG, seed=0), tmp_path / "world", num_clips={"train": 12})
+    script = Path(__file__).parents[1] / "scripts" / "damage"
+    before = contents(folder)
+    done = subprocess.run([script, folder / "videos", "4"], capture_output=True, text=True, check=True)
+    damaged = {str(Path(line).relative_to(folder)) for line in done.stdout.splitlines()}
+    after = contents(folder)
+    assert {name for name in before if before[name] != after[name]} == damaged
+    assert len(damaged) == 3
+    emptied, cut, _ = sorted(damaged)
+    assert len(after[emptied]) == 0
+    assert len(after[cut]) == len(before[cut]) // 2
+    for name in (emptied, cut):
+        with pytest.raises(Exception, match=r"empty|truncated|damaged|FFmpeg"):
+            sum(1 for _ in read_frames(folder / name))
+    assert len(read_manifest(folder / "train.json").videos) == 12
