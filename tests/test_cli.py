@@ -52,9 +52,9 @@ def test_help_is_quick_and_names_every_command():
 
 @pytest.mark.parametrize(
     "words",
-    [["classify"], ["stream"], ["demo"], ["info"], ["convert"], ["train"], ["finetune"], ["doctor"], ["data", "render"],
-     ["data", "check"], ["data", "shard"], ["eval", "world"], ["eval", "videos"], ["eval", "early"],
-     ["bench", "stream"]],
+    [["classify"], ["stream"], ["demo"], ["info"], ["convert"], ["train"], ["finetune"], ["curves"], ["doctor"],
+     ["data", "render"], ["data", "check"], ["data", "shard"], ["eval", "world"], ["eval", "videos"], ["eval", "early"],
+     ["bench", "stream"], ["bench", "train"], ["bench", "loader"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_command_explains_itself(words):
@@ -211,6 +211,12 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     scratch = trecvit(*words, "--to", tmp_path / "scratch", "--scratch")
     assert scratch.returncode == 0, scratch.stderr
     assert (tmp_path / "scratch" / "start.txt").read_text() == "fresh weights\n"
+    drawn = trecvit("curves", tmp_path / "run", tmp_path / "scratch", "--save", tmp_path / "both.png")
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+    nothing = trecvit("curves", tmp_path)
+    assert nothing.returncode == 1
+    assert "expected a run folder" in nothing.stderr
 
 
 def test_data_render_writes_the_layout_of_something_something(tmp_path):

@@ -14,7 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from trecvit.cli import app
+from trecvit.data.manifest import read_manifest
 from trecvit.runtime.stream import stream
+from trecvit.video.decode import read_frames
 from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load
 
@@ -74,6 +76,19 @@ def test_the_example_with_many_streams_gives_each_video_its_own_answer(tmp_path)
     for video, length in zip(videos, (5, 9, 4), strict=True):
         best = list(stream(model, video))[-1].top(model.labels, 1)[0]
         assert f"{video}: {best[0]} ({best[1]:.0%} after {length} frames)" in done.stdout
+
+
+def test_the_example_with_new_motions_writes_a_folder_per_class(tmp_path):
+    example = ROOT / "examples" / "new_motions.py"
+    done = subprocess.run([sys.executable, str(example), str(tmp_path / "new")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    train, validation = (read_manifest(tmp_path / "new" / split) for split in ("train", "validation"))
+    assert train.labels == validation.labels
+    assert not set(train.labels) & set(load("motions").labels)
+    assert (len(train.videos), len(validation.videos)) == (6 * 12, 6 * 40)
+    frames = [np.stack([frame.image for frame in read_frames(video.source)]) for video in train.videos[::12]]
+    assert all(clip.shape == (8, 64, 64, 3) for clip in frames)
+    assert all(np.abs(clip[0].astype(int) - clip[3]).mean() > 0.5 for clip in frames)
 
 
 @pytest.mark.parametrize("document", ["README.md", "src/trecvit/weights/motions/README.md"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,21 +12,26 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trecvit.config import model_config
+from trecvit.data.manifest import read_manifest
 from trecvit.errors import CheckpointError, ConfigError, DataError, Interrupted, TRecViTError
+from trecvit.evaluate.scores import figures
+from trecvit.evaluate.videos import evaluate_videos
 from trecvit.model.trecvit import TRecViT
+from trecvit.processes import Processes, Share
 from trecvit.train.checkpoints import Checkpoints
-from trecvit.train.feed import Share
 from trecvit.train.initialise import go_on_from
 from trecvit.train.loop import train
 from trecvit.train.optimise import RunningMean, optimisers_of
-from trecvit.train.parallel import Processes
 from trecvit.train.recipe import Optimisation, Recipe, load_recipe
+from trecvit.train.run_folder import read_lines
 from trecvit.train.videos import VideoFeed
 from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load
@@ -226,21 +232,26 @@ if __name__ == "__main__":
 EVERYTHING = ["optimisation.epochs=8", "optimisation.ema_decay=0.9", "optimisation.muon_learning_rate=0.01"]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
+@pytest.mark.parametrize("ending", ["killed", "told to stop", "told to stop with its workers"])
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, ending):
-    expected = train(load_recipe(recipe_path, EVERYTHING), tmp_path / "whole")
+    # Schedulers tell all processes of a job to stop, and the workers that decode must not be gone before the loop.
+    plan = [*EVERYTHING, f"num_workers={int(ending.endswith('workers'))}"]
+    expected = train(load_recipe(recipe_path, plan), tmp_path / "whole")
     (tmp_path / "go.py").write_text(SLEEPER)
     run = tmp_path / "run"
-    words = [sys.executable, str(tmp_path / "go.py"), str(recipe_path), str(run), *EVERYTHING]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    words = [sys.executable, str(tmp_path / "go.py"), str(recipe_path), str(run), *plan]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) == 5:
-                os.kill(process.pid, ending)
+                if ending.endswith("workers"):
+                    os.killpg(process.pid, signal.SIGTERM)
+                else:
+                    os.kill(process.pid, signal.SIGKILL if ending == "killed" else signal.SIGTERM)
                 break
         rest = process.stdout.read()
     steps = sorted(path.name for path in (run / "checkpoints").iterdir() if not path.name.endswith(".part"))
-    if ending == signal.SIGTERM:
+    if ending != "killed":
         assert process.returncode == 143
         assert "stopped at step 6 as asked; start it again to go on" in rest
         assert steps[-1] == "step-00000006"
@@ -248,7 +259,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, en
         assert process.returncode == -signal.SIGKILL
         assert steps[-1] == "step-00000004"
     assert not (run / "model").exists()
-    got = train(load_recipe(recipe_path, EVERYTHING), run)
+    got = train(load_recipe(recipe_path, plan), run)
     assert same_weights(got, expected)
 
 
@@ -301,6 +312,64 @@ def test_a_trained_run_is_tested_on_its_validation_videos(tmp_path, data, recipe
     assert result["good"] == 11
     assert (result["protocol"]["clips"], result["protocol"]["crops"]) == (2, 1)
     assert load(tmp_path / "run" / "model").labels == ("dark", "light")
+
+
+def test_a_run_keeps_the_model_that_did_best_and_draws_its_curves(tmp_path, data, recipe_path):
+    words = [f"videos.validation={data}", "videos.validate_every=2", "videos.eval_clips=1", "videos.eval_crops=1"]
+    run = tmp_path / "run"
+    train(load_recipe(recipe_path, words), run)
+    lines = read_lines(run / "validation.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    best = max(lines, key=lambda line: line["top1"])
+    kept = load(run / "best")
+    assert kept.provenance["source"] == f"trained for {best['step']} steps"
+    scores, _ = evaluate_videos(kept, read_manifest(data), num_clips=1, num_crops=1)
+    assert figures(scores)["top1"] == best["top1"]
+    assert not (run / "tested").exists()
+    with PIL.Image.open(run / "curves.png") as picture:
+        assert picture.width > 800
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("validation/top1")] == [2, 4, 6]
+    losses = {line["step"]: line["loss"] for line in read_lines(run / "metrics.jsonl")}
+    assert {event.step: event.value for event in events.Scalars("training/loss")} == pytest.approx(losses)
+
+
+def test_a_run_that_goes_on_has_the_figures_of_one_that_was_not_stopped(tmp_path, data, recipe_path):
+    words = [
+        f"videos.validation={data}", "videos.validate_every=2", "checkpoint_every=3", "optimisation.head_dropout=0.3",
+        "videos.eval_clips=1", "videos.eval_crops=1", "log_every=1",
+    ]  # fmt: skip
+    recipe = load_recipe(recipe_path, words)
+    whole = train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    again = train(recipe, tmp_path / "run")
+    assert same_weights(whole, again)
+    for name, keys in (("metrics.jsonl", ("step", "loss")), ("validation.jsonl", ("step", "top1"))):
+        one, other = (read_lines(tmp_path / run / name) for run in ("whole", "run"))
+        assert [[line[key] for key in keys] for line in one] == [[line[key] for key in keys] for line in other]
+    assert same_weights(load(tmp_path / "whole" / "best"), load(tmp_path / "run" / "best"))
+
+
+def test_validation_that_cannot_be_is_refused(recipe_path):
+    with pytest.raises(ConfigError, match=r"no videos\.validation"):
+        load_recipe(recipe_path, ["videos.validate_every=2"])
+
+
+def test_head_dropout_hides_evidence_in_training_only():
+    fields = {key: value for key, value in NETWORK.items() if key != "preset"}
+    model = TRecViT(model_config("tiny", **fields, num_classes=2))
+    model.head.dropout = 0.5
+    evidence = torch.ones(4000, 8)
+    with torch.no_grad():
+        model.head.classifier.weight.fill_(1.0)
+        model.head.classifier.bias.zero_()
+    with torch.no_grad():
+        shown = model.train().head(evidence)[:, 0]
+    assert set((shown / 2).unique().tolist()) <= set(range(9))  # what is left counts double
+    assert float(shown.mean()) == pytest.approx(8, abs=0.3)
+    assert torch.equal(model.eval().head(evidence), torch.full((4000, 2), 8.0))
 
 
 def test_the_run_folder_says_what_it_ran_on(tmp_path, recipe_path):

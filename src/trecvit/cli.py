@@ -46,6 +46,7 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="A name ('motions' ships with the package), a folder, or an original .npz."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
+TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 DataArgument = Annotated[
     str,
     typer.Argument(
@@ -227,6 +228,7 @@ def train(
         "runs/train"
     ),
     parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to spread the weights.")] = "ddp",
+    device: TrainingDeviceOption = "auto",
 ) -> None:
     """Train a model by a recipe. Interrupted, the same command goes on where it stopped.
 
@@ -234,7 +236,7 @@ def train(
     """
     from trecvit.train.recipe import load_recipe
 
-    _run_training(load_recipe(recipe, overrides or []), to, parallel)
+    _run_training(load_recipe(recipe, overrides or []), to, device, parallel)
 
 
 @app.command()
@@ -252,10 +254,12 @@ def finetune(
     ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: TrainingDeviceOption = "auto",
 ) -> None:
     """Teach a trained model the classes of your own videos: a folder of videos for each class is enough.
 
-    Interrupted, the same command goes on where it stopped. The recipe it makes is in the run folder.
+    Interrupted, the same command goes on where it stopped. The recipe it makes is in the run folder, and so are the
+    curves; with --validation, FOLDER/best is the model that did best on it.
     """
     from trecvit.data.manifest import DataSource, read_manifest
     from trecvit.train.recipe import recipe_from_dict
@@ -266,6 +270,7 @@ def finetune(
     videos = {
         "train": data,
         "validation": validation,
+        "validate_every": len(manifest.videos) // batch_size if validation else 0,
         "augmentation": {"scale": [0.875, 1.33], "flip": flip and bool(manifest.labels)},
     }
     plan = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "warmup_steps": steps // 10}
@@ -282,7 +287,19 @@ def finetune(
             "checkpoint_every": 50,
         }
     )
-    _run_training(recipe, to, "ddp")
+    _run_training(recipe, to, device)
+
+
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, drawn over each other.")],
+    save: Annotated[Path, typer.Option(help="The picture to write, a .png file.")] = Path("curves.png"),
+) -> None:
+    """Draw loss and accuracy of training runs, finished or not."""
+    from trecvit.train.run_folder import draw_curves
+
+    draw_curves({run.name: run for run in runs}, save)
+    print(save)
 
 
 @data_app.command("render")
@@ -391,21 +408,31 @@ def eval_videos(
     """Classify every video of a data set: top-1, top-5, mean class accuracy, calibration, confusions.
 
     A video that cannot be read is listed by name and makes the exit code 1; it is never replaced by another.
+
+    Several processes: torchrun --nproc-per-node 8 -m trecvit eval videos DATA --to FOLDER
     """
     from trecvit.evaluate.scores import write_result
     from trecvit.evaluate.videos import evaluate_videos, protocol, views_protocol
+    from trecvit.processes import Processes, joined
 
-    network, manifest = _load(model, device), _manifest(data, videos, labels)
-    with _progress("videos", len(manifest.videos)) as advance:
-        scores, failures = evaluate_videos(
-            network,
-            manifest,
-            num_clips=clips,
-            num_crops=crops,
-            views_at_once=views_at_once,
-            num_workers=workers,
-            report=advance,
-        )
+    manifest = _manifest(data, videos, labels)
+    with joined():
+        processes = Processes(device)
+        network = _load(model, str(processes.device))
+        num_mine = len(processes.share.of(manifest.videos))
+        with _progress("videos", num_mine, hidden=not processes.first) as advance:
+            scores, failures = evaluate_videos(
+                network,
+                manifest,
+                num_clips=clips,
+                num_crops=crops,
+                views_at_once=views_at_once,
+                num_workers=workers,
+                processes=processes,
+                report=advance,
+            )
+    if not processes.first:
+        return
     said = protocol(network, manifest, checkpoint=model, looked_at=views_protocol(clips, crops))
     result = write_result(to, scores, said, failures)
     shares = {name: f"{result[name]:.2%}" for name in ("top1", "top5", "mean_class_accuracy", "calibration_error")}
@@ -498,6 +525,63 @@ def bench_stream(
     if not memory.is_flat:
         _complain(f"memory grew by {memory.peak_bytes[-1] - memory.peak_bytes[0]:,} bytes")
         raise typer.Exit(1)
+
+
+@bench_app.command("train")
+def bench_train(
+    sizes: Annotated[list[str] | None, typer.Option("--size", help="Presets; tiny, small and base by default.")] = None,
+    frames: Annotated[list[int] | None, typer.Option(help="Frames per clip; 8 and 32 by default.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips of an update.")] = 1,
+    image_px: Annotated[int, typer.Option("--image-size", help="Side of the frames in pixels.")] = 224,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
+    device: DeviceOption = "cpu",
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+) -> None:
+    """Memory and speed of training updates: sizes, clip lengths, with and without activation checkpointing."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from trecvit.train.bench import update_costs
+
+    sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
+    table = Table("size", "frames", "checkpointing", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
+    costs = []
+    with _progress("measurements", 2 * len(sizes) * len(frames)) as advance:
+        for cost in update_costs(sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device):
+            costs.append(cost)
+            advance(len(costs))
+            words = ("not enough", "", "")
+            if cost.memory_bytes is not None and cost.updates_per_s is not None:
+                memory, rate = f"{cost.memory_bytes / 1e9:.2f} GB", cost.updates_per_s
+                words = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
+            table.add_row(cost.size, str(cost.num_frames), "on" if cost.checkpointing else "off", *words)
+    if save:
+        content = {"device": device, "image_px": image_px, "bf16": bf16, "costs": [asdict(cost) for cost in costs]}
+        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _console().print(table)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    recipe: Annotated[Path, typer.Argument(help="A recipe with videos.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    workers: Annotated[list[int] | None, typer.Option(help="Worker processes to try; 0, 1 and 2 by default.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Batches to time.")] = 20,
+    device: DeviceOption = "cpu",
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+) -> None:
+    """Clips per second that are decoded and augmented, beside what the model takes."""
+    from trecvit.train.bench import loader_speed
+    from trecvit.train.recipe import load_recipe
+
+    plan, counts = load_recipe(recipe, overrides or []), workers or [0, 1, 2]
+    with _progress("measurements", len(counts) + 1) as advance:
+        speed = loader_speed(plan, workers=counts, num_steps=steps, device=device, report=advance)
+    if save:
+        save.write_text(json.dumps({"made": speed.made, "used": speed.used}, indent=1) + "\n", encoding="utf-8")
+    facts = {f"decoded and augmented, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
+    _print_facts({**facts, "the model takes": f"{speed.used:.1f} clips/s"})
 
 
 @app.command()
@@ -617,17 +701,17 @@ def _view(
         yield draw
 
 
-def _run_training(recipe: Recipe, to: Path, parallel: str) -> None:
+def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") -> None:
     """Trains with a bar where somebody looks, else with a line now and then; prints where the model is."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from trecvit.processes import Processes, joined
     from trecvit.train.loop import Progress, train
-    from trecvit.train.parallel import Processes, joined
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with joined(), Bar(*columns, console=_console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        processes = Processes(parallel)
+        processes = Processes(device)
         task = bar.add_task("", total=None)
 
         def report(line: Progress) -> None:
@@ -638,7 +722,7 @@ def _run_training(recipe: Recipe, to: Path, parallel: str) -> None:
                 left_s = (line.num_steps - line.step) * line.elapsed_s / max(line.step - line.first_step, 1)
                 print(f"step {line.step}/{line.num_steps}  {words}  {left_s / 60:.1f} min left", flush=True)
 
-        train(recipe, to, processes=processes, report=report)
+        train(recipe, to, processes=processes, parallel=parallel, report=report)
     if processes.first:
         print(to / "model")
 

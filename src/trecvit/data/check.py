@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from trecvit.data.manifest import Manifest, Video, write_labels
 from trecvit.errors import DataError, VideoError
 from trecvit.files import write_text
 from trecvit.video.decode import FilePart, probe, read_frames
+from trecvit.workers import worker_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _decode_all(videos: list[Video], num_workers: int) -> Iterator[Outcome]:
     suspects: list[Video] = []
     waiting = deque(videos)
     while waiting:
-        with _pool(num_workers) as pool:
+        with worker_pool(num_workers) as pool:
             running: dict[Future[Outcome], Video] = {}
             try:
                 pool.submit(int).result()
@@ -149,14 +149,10 @@ def _decode_all(videos: list[Video], num_workers: int) -> Iterator[Outcome]:
                 suspects += running.values()
     for video in suspects:
         try:
-            with _pool(1) as pool:
+            with worker_pool(1) as pool:
                 yield pool.submit(decode_whole, video).result()
         except BrokenProcessPool:
             yield Outcome(video.name, _stamp(video.source), 0, 0, 0, 0.0, "", "the decoder crashed on it")
-
-
-def _pool(num_workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _collect(running: dict[Future[Outcome], Video]) -> Iterator[Outcome]:

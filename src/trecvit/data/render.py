@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from trecvit.data.world import World
 from trecvit.errors import DataError
 from trecvit.video.encode import VideoWriter
+from trecvit.workers import worker_pool
 
 SPLITS = ("train", "validation")
 
@@ -104,7 +103,7 @@ def _written(writer: _PairWriter, num_pairs: int, num_workers: int, report: Call
     with ExitStack() as stack:
         pairs: Iterator[tuple[int, int]] = map(writer, range(num_pairs))
         if num_workers:
-            pool = stack.enter_context(ProcessPoolExecutor(num_workers, get_context("spawn"), _prepare, (writer,)))
+            pool = stack.enter_context(worker_pool(num_workers, _prepare, writer))
             pairs = pool.map(_write_here, range(num_pairs), chunksize=8)
         for number, labels in enumerate(pairs, start=1):
             yield from labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
-from trecvit.data.clips import EvaluationViews, Failure, Sample
+from trecvit.data.clips import EvaluationViews, Failure
 from trecvit.data.manifest import Manifest, label_hash
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.scores import Scores
 from trecvit.model.trecvit import Output, TRecViT
+from trecvit.processes import Processes
 
 
 @torch.inference_mode()
@@ -29,6 +30,7 @@ def evaluate_videos(
     num_crops: int = 3,
     views_at_once: int = 12,
     num_workers: int = 0,
+    processes: Processes | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Scores, list[Failure]]:
     """The probabilities of every video, averaged over its views.
@@ -40,40 +42,42 @@ def evaluate_videos(
         num_crops: Crops of each clip, 1 or 3.
         views_at_once: How many views go through the model together: what limits the memory.
         num_workers: Processes that decode.
-        report: Called with the number of videos done and how many of them failed.
+        processes: Those that share the videos, each with the whole model; by default this one is alone.
+        report: Called with the number of videos that this process has done, and how many of them failed.
 
     Returns:
-        The scores of the videos that could be read, in the manifest's order, and the others.
+        The scores of the videos that could be read, in the manifest's order, and the others; in every process those of
+        all.
 
     Raises:
         ConfigError: When the model has no head.
         DataError: When its classes are not the data's.
     """
     check_labels(model, manifest)
-    wanted = with_class(manifest)
+    processes = processes or Processes()
+    mine = processes.share.of(with_class(manifest))
     views = EvaluationViews(manifest, model.preprocessing, num_clips=num_clips, num_crops=num_crops)
     loader = DataLoader(
-        Subset(views, wanted),
+        Subset(views, mine),
         batch_size=None,
         num_workers=num_workers,
         multiprocessing_context="spawn" if num_workers else None,
     )
-    found: list[Sample] = []
-    probs: list[NDArray[np.float32]] = []
-    failures: list[Failure] = []
+    found: dict[int, Failure | NDArray[np.float32]] = {}
+    num_failed = 0
     model.eval()
-    for done, item in enumerate(loader, start=1):
-        if isinstance(item, Failure):
-            failures.append(item)
-        else:
-            probs.append(_mean_probs(model, item.pixels, views_at_once))
-            found.append(item)
-        report(done, len(failures))
-    refuse_if_none(found, manifest, failures)
+    for done, (number, item) in enumerate(zip(mine, loader, strict=True), start=1):
+        found[number] = item if isinstance(item, Failure) else _mean_probs(model, item.pixels, views_at_once)
+        num_failed += isinstance(item, Failure)
+        report(done, num_failed)
+    everything = {number: item for some in processes.gather(found) for number, item in some.items()}
+    failures = [item for _, item in sorted(everything.items()) if isinstance(item, Failure)]
+    probs = {number: item for number, item in sorted(everything.items()) if not isinstance(item, Failure)}
+    refuse_if_none(probs, manifest, failures)
     scores = Scores(
-        names=tuple(item.name for item in found),
-        classes=np.array([item.label for item in found], np.int64),
-        probs=np.stack(probs),
+        names=tuple(manifest.videos[number].name for number in probs),
+        classes=np.array([manifest.videos[number].label for number in probs], np.int64),
+        probs=np.stack(list(probs.values())),
         labels=model.labels or manifest.labels,
     )
     return scores, failures
@@ -91,7 +95,7 @@ def with_class(manifest: Manifest) -> list[int]:
     return wanted
 
 
-def refuse_if_none(found: Sequence[object], manifest: Manifest, failures: Sequence[Failure]) -> None:
+def refuse_if_none(found: Sized, manifest: Manifest, failures: Sequence[Failure]) -> None:
     """Raises DataError when not one video could be read."""
     if not found:
         raise DataError(

@@ -149,6 +149,7 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.pooling = config.pooling
+        self.dropout = 0.0  # share of the evidence that is hidden in training (paper, Table 9, "cls dropout")
         self.pre_logits = nn.Linear(config.width, config.head_width)
         self.classifier = nn.Linear(config.head_width, config.num_classes)
         _init_lecun(self.pre_logits)
@@ -161,6 +162,7 @@ class Head(nn.Module):
 
     def forward(self, mean_evidence: Float[Tensor, "B R"]) -> Float[Tensor, "B V"]:
         """Logits of the mean of all frames' evidence, float32."""
+        mean_evidence = F.dropout(mean_evidence, self.dropout, self.training)
         logits: Tensor = self.classifier(mean_evidence.to(self.classifier.weight.dtype))
         return logits.float()
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from trecvit.errors import InputError
+from trecvit.memory import resident_bytes
 from trecvit.model.trecvit import TRecViT
 
 _TOLERANCE_BYTES = 2 << 20  # allocators round up and keep pages; 9,000 kept frames would be hundreds of megabytes
@@ -66,18 +64,10 @@ def stream_memory(model: TRecViT, *, num_frames: int, report: Callable[[int], No
     for done in range(1, num_frames + 1):
         frame = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         _, state = model.step(frame.to(model.device), state)
-        peak_bytes = max(peak_bytes, _resident_bytes())
+        peak_bytes = max(peak_bytes, resident_bytes())
         if done in readings:
             peaks.append(peak_bytes)
             sizes.append(state.nbytes)
         if done % 100 == 0 or done == num_frames:
             report(done)
     return StreamMemory(readings, tuple(peaks), tuple(sizes), num_frames / (time.perf_counter() - begun_s))
-
-
-def _resident_bytes() -> int:
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # elsewhere only the peak since the start is known
-    return peak if sys.platform == "darwin" else peak * 1024

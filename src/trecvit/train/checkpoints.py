@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -26,8 +25,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from trecvit.errors import CheckpointError
+from trecvit.processes import Processes
 from trecvit.train.optimise import RunningMean
-from trecvit.train.parallel import Processes
 
 _WHOLE = "whole.json"
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -50,7 +49,7 @@ class Checkpoints:
     def save(self, step: int, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None = None) -> None:
         """Writes what is needed to go on after `step` updates; every process of a run calls this.
 
-        What is set by the recipe, such as rates, is not in it; the state of torch's random numbers is.
+        What the recipe and the step determine, such as rates and random numbers, is not in it.
         """
         target, part = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.part"
         if self.processes.first:
@@ -108,7 +107,6 @@ class Checkpoints:
         if mean is not None:
             tensors |= {f"mean.{name}": value for name, value in mean.weights.items()}
             tensors["num_mean_updates"] = mean.num_updates
-        tensors[f"random.{self.processes.share.number}"] = torch.get_rng_state()
         return tensors, dict(optimiser_state)
 
     def _load(self, path: Path, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None) -> None:
@@ -127,7 +125,6 @@ class Checkpoints:
             optim_state_dict={**optimiser_state, **_under("optimiser.", tensors)},
             options=_FLAT,
         )
-        torch.set_rng_state(tensors[f"random.{self.processes.share.number}"])
 
 
 def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:

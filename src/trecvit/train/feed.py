@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from trecvit.data.clips import Failure
-
-_Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True)
-class Share:
-    """One of several processes that share every batch.
-
-    Attributes:
-        number: From 0.
-        count: How many there are.
-    """
-
-    number: int = 0
-    count: int = 1
-
-    def of(self, items: Sequence[_Item]) -> Sequence[_Item]:
-        """Every `count`-th item; together the processes have each once."""
-        return items[self.number :: self.count]
+from trecvit.processes import Share
 
 
 @dataclass(frozen=True)
@@ -45,6 +27,10 @@ class Batch:
     videos: Tensor
     labels: Tensor
     failures: tuple[Failure, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return replace(self, videos=self.videos.to(device), labels=self.labels.to(device))
 
 
 class Feed(ABC):

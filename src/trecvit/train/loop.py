@@ -1,23 +1,25 @@
 """The training loop: supervised classification, on one process or many.
 
 A run lives in a folder: `recipe.json` (resolved), `run.json` (versions, commit, machine), `start.txt` (what the first
-weights were made of), `metrics.jsonl`, `failures.jsonl` if videos could not be read, `checkpoints/` and, at the end,
-`model/` and `evaluation/`. Killed at any moment and started again with the same recipe, it goes on from its last
-checkpoint, to the same bit on a CPU.
+weights were made of), `metrics.jsonl`, `validation.jsonl` and the same as TensorBoard's events, `failures.jsonl` if
+videos could not be read, `checkpoints/`, `best/` and, at the end, `model/`, `evaluation/` and `curves.png`. Killed at
+any moment and started again with the same recipe, it goes on from its last checkpoint, to the same bit on a CPU.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -25,16 +27,17 @@ from torch import Tensor, nn
 
 from trecvit.data.manifest import Manifest, read_manifest
 from trecvit.errors import DataError, Interrupted
-from trecvit.evaluate.scores import write_result
+from trecvit.evaluate.scores import figures, write_result
 from trecvit.evaluate.videos import check_labels, evaluate_videos, protocol, views_protocol
 from trecvit.model.trecvit import Output, TRecViT
+from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.feed import Batch, Feed
 from trecvit.train.initialise import first_model
 from trecvit.train.optimise import RunningMean, optimisers_of, schedule
-from trecvit.train.parallel import Processes
-from trecvit.train.recipe import Recipe, Videos
-from trecvit.train.run_folder import claim, log_failures
+from trecvit.train.parallel import save_whole, spread
+from trecvit.train.recipe import Recipe
+from trecvit.train.run_folder import Journal, claim, draw_curves, log_failures
 from trecvit.train.scenes import SceneFeed
 from trecvit.train.videos import VideoFeed
 
@@ -73,6 +76,7 @@ def train(
     folder: str | Path,
     *,
     processes: Processes | None = None,
+    parallel: str = "ddp",
     report: Callable[[Progress], None] = lambda _: None,
 ) -> TRecViT:
     """Trains a model and leaves it in `folder`/model.
@@ -80,7 +84,8 @@ def train(
     Args:
         recipe: What to train.
         folder: The run folder. One that holds the beginning of the same run is continued.
-        processes: How several processes share the work; by default this one is alone.
+        processes: Those that share the work, and the device; by default this one is alone, on the CPU.
+        parallel: How several share it, "ddp" or "fsdp".
         report: Called with every line of the log, by the first process.
 
     Raises:
@@ -106,24 +111,30 @@ def train(
         check_labels(model, validation)  # now, and not after hours of training
     if processes.first:
         (folder / "start.txt").write_text(made_of + "\n", encoding="utf-8")
-    loop = _Loop(recipe, folder, feed, model, processes, report)
+    loop = Loop(recipe, folder, feed, validation, model.to(processes.device), processes, parallel, report)
     loop.run()
-    model.provenance = {"source": f"trained for {feed.num_steps} steps", "data": loop.data_name}
-    processes.save_model(model, loop.mean, folder / "model")
-    if recipe.videos is not None and validation is not None and processes.first:
-        _validate(TRecViT.load(folder / "model"), validation, recipe.videos, folder, recipe.num_workers)
+    loop.export(feed.num_steps, folder / "model")
+    trained = TRecViT.load(folder / "model", device=processes.device)
+    if recipe.videos is not None and validation is not None:
+        clips, crops = recipe.videos.eval_clips, recipe.videos.eval_crops
+        scores, failures = evaluate_videos(
+            trained,
+            validation,
+            num_clips=clips,
+            num_crops=crops,
+            num_workers=recipe.num_workers,
+            processes=processes,
+        )
+        if processes.first:
+            said = protocol(trained, validation, checkpoint=folder / "model", looked_at=views_protocol(clips, crops))
+            write_result(folder / "evaluation", scores, said, failures)
+    if processes.first and find_spec("matplotlib"):
+        draw_curves({folder.name: folder}, folder / "curves.png")
     processes.wait()
-    return model.eval()
+    return trained
 
 
-def _validate(model: TRecViT, manifest: Manifest, videos: Videos, folder: Path, num_workers: int) -> None:
-    clips, crops = videos.eval_clips, videos.eval_crops
-    scores, failures = evaluate_videos(model, manifest, num_clips=clips, num_crops=crops, num_workers=num_workers)
-    said = protocol(model, manifest, checkpoint=folder / "model", looked_at=views_protocol(clips, crops))
-    write_result(folder / "evaluation", scores, said, failures)
-
-
-class _Loop:
+class Loop:
     """All that a run holds while it goes."""
 
     def __init__(
@@ -131,16 +142,19 @@ class _Loop:
         recipe: Recipe,
         folder: Path,
         feed: Feed,
+        validation: Manifest | None,
         model: TRecViT,
         processes: Processes,
+        parallel: str,
         report: Callable[[Progress], None],
     ) -> None:
         self.recipe, self.plan, self.folder, self.feed = recipe, recipe.optimisation, folder, feed
-        self.processes, self.report = processes, report
-        self.data_name = recipe.videos.train.path if recipe.videos else "the synthetic world"
+        self.validation, self.processes, self.report = validation, processes, report
         model.checkpoint_activations = self.plan.checkpoint_activations
+        if model.head is not None:
+            model.head.dropout = self.plan.head_dropout
         self.model = model.train()
-        self.network = processes.spread(model)
+        self.network = spread(model, processes, parallel)
         if self.plan.compile:
             self.network.compile()
         self.optimisers = optimisers_of(model, self.plan)
@@ -152,47 +166,88 @@ class _Loop:
         first_step = self.checkpoints.resume(self.model, self.optimisers, self.mean)
         if first_step == self.feed.num_steps:
             return
+        journal = Journal(self.folder, first_step) if self.processes.first else None
+        try:
+            self._go_on(first_step, journal)
+        finally:
+            if journal is not None:
+                journal.close()
+
+    def export(self, step: int, folder: Path) -> None:
+        """Writes the model as it is after `step` updates, or the running mean of its weights."""
+        data = self.recipe.videos.train.path if self.recipe.videos else "the synthetic world"
+        self.model.provenance = {"source": f"trained for {step} steps", "data": data}
+        with self.mean.in_place_of(self.model) if self.mean is not None else nullcontext():
+            save_whole(self.model, folder, self.processes)
+
+    def _go_on(self, first_step: int, journal: Journal | None) -> None:
         begun_s = last_s = time.perf_counter()
         sums = torch.zeros(4, dtype=torch.float64)  # loss, right, clips, failures
         with _sigterm() as told_to_stop:
             batches = self.feed.batches(first_step, self.processes.share)
             for step, batch in enumerate(batches, start=first_step):
-                sums += self._update(batch, step)
+                sums += self.update(batch, step)
                 log_failures(self.folder, step, batch.failures)
                 done = step + 1
                 last = done == self.feed.num_steps
                 stop = self.processes.any(told_to_stop())
-                if done % self.recipe.checkpoint_every == 0 or last or stop:
-                    self.checkpoints.save(done, self.model, self.optimisers, self.mean)
                 if done % self.recipe.log_every == 0 or last:
                     loss, right, clips, failed = self.processes.total(sums).tolist()
                     now_s = time.perf_counter()
-                    self._log(
-                        Progress(
-                            step=done,
-                            num_steps=self.feed.num_steps,
-                            loss=loss / max(clips, 1),
-                            accuracy=right / max(clips, 1),
-                            learning_rate=schedule(step, self.plan, self.feed.num_steps) * self.plan.learning_rate,
-                            clips_per_s=clips / (now_s - last_s),
-                            elapsed_s=now_s - begun_s,
-                            failed=int(failed),
-                            first_step=first_step,
-                        )
+                    progress = Progress(
+                        step=done,
+                        num_steps=self.feed.num_steps,
+                        loss=loss / max(clips, 1),
+                        accuracy=right / max(clips, 1),
+                        learning_rate=schedule(step, self.plan, self.feed.num_steps) * self.plan.learning_rate,
+                        clips_per_s=clips / (now_s - last_s),
+                        elapsed_s=now_s - begun_s,
+                        failed=int(failed),
+                        first_step=first_step,
                     )
+                    if journal is not None:
+                        journal.training(progress.__dict__)
+                        self.report(progress)
                     last_s = now_s
                     sums.zero_()
+                if self.recipe.validates_at(done):
+                    self._validate(done, journal)
+                # After log and validation: a run that goes on from here has them behind it.
+                if done % self.recipe.checkpoint_every == 0 or last or stop:
+                    self.checkpoints.save(done, self.model, self.optimisers, self.mean)
                 if stop and not last:
                     raise Interrupted(f"{self.folder}: stopped at step {done} as asked; start it again to go on")
 
-    def _log(self, progress: Progress) -> None:
-        if self.processes.first:
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(progress.__dict__) + "\n")
-            self.report(progress)
+    def _validate(self, step: int, journal: Journal | None) -> None:
+        """One middle crop of one clip of every validation video; the best model so far is kept in `best`."""
+        assert self.validation is not None, "a recipe that validates has validation videos"
+        tested = self.folder / "tested"
+        self.export(step, tested)
+        model = TRecViT.load(tested, device=self.processes.device)
+        scores, failures = evaluate_videos(
+            model,
+            self.validation,
+            num_clips=1,
+            num_crops=1,
+            num_workers=self.recipe.num_workers,
+            processes=self.processes,
+        )
+        self.processes.wait()  # all have loaded it
+        if journal is None:
+            return
+        top1 = figures(scores)["top1"]
+        if top1 > journal.best():
+            shutil.rmtree(self.folder / "best", ignore_errors=True)
+            tested.rename(self.folder / "best")
+        else:
+            shutil.rmtree(tested)
+        journal.validation({"step": step, "top1": top1, "videos": len(scores.names), "failed": len(failures)})
 
-    def _update(self, batch: Batch, step: int) -> Tensor:
+    def update(self, batch: Batch, step: int) -> Tensor:
         """One step; returns the sums that the log is made of: loss, right answers, clips, failures."""
+        # What is drawn in a step depends on nothing but the step, whatever was drawn before it.
+        draws = np.random.SeedSequence([self.recipe.seed, 6, step, self.processes.share.number])
+        torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
         rate = schedule(step, self.plan, self.feed.num_steps)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -200,7 +255,7 @@ class _Loop:
         self.model.zero_grad(set_to_none=True)
         num_clips = max(float(self.processes.total(torch.tensor(float(len(batch.labels))))), 1.0)
         sums = torch.tensor([0.0, 0.0, len(batch.labels), len(batch.failures)], dtype=torch.float64)
-        for videos, labels in self._parts(batch):
+        for videos, labels in self._parts(batch.to(self.processes.device)):
             loss, right = self._backward(videos, labels, num_clips)
             sums[0] += loss
             sums[1] += right
@@ -215,7 +270,7 @@ class _Loop:
 
     def _backward(self, videos: Tensor, labels: Tensor, num_clips: float) -> tuple[float, int]:
         """Adds a part's gradient; returns the sum of its losses, and how many clips were answered right."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.plan.bf16):
             out: Output = self.network(videos)
         assert out.logits is not None, "a recipe's model has a head"
         loss = F.cross_entropy(
@@ -231,7 +286,7 @@ class _Loop:
             # Every process has to take part in every step: one without a clip shows a blank one that counts nothing.
             plan = self.recipe.preprocessing
             blank = torch.zeros(1, plan.num_frames, 3, *plan.image_size, dtype=torch.uint8)
-            return iter([(blank, torch.full((1,), _NO_CLASS))])
+            return iter([(blank.to(batch.labels.device), torch.full((1,), _NO_CLASS, device=batch.labels.device))])
         size = math.ceil(len(batch.labels) / self.plan.accumulation)
         return zip(batch.videos.split(size), batch.labels.split(size), strict=True)
 

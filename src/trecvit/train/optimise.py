@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -76,3 +78,19 @@ class RunningMean:
         factor = min(self.decay, count / (count + 9))
         for name, weight in model.named_parameters():
             self.weights[name].lerp_(weight.detach(), 1 - factor)
+
+    @contextmanager
+    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+        """Gives the model these weights for a while, and then its own again."""
+        own = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        try:
+            _copy(self.weights, model)
+            yield
+        finally:
+            _copy(own, model)
+
+
+@torch.no_grad()
+def _copy(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    for name, weight in model.named_parameters():
+        weight.copy_(weights[name])

@@ -36,6 +36,7 @@ class Optimisation:
         weight_decay: On matrices only; norms, biases, positions and the recurrence's eigenvalues are left alone.
         warmup_steps: Updates until the peak.
         label_smoothing: Share of the target spread over all classes.
+        head_dropout: Share of the head's evidence that is hidden from the classifier (paper, Table 9, "cls dropout").
         clip_norm: Largest norm of the whole gradient.
         bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
         ema_decay: Keep a running mean of the weights that forgets by this factor per update, and save that; 0 for none.
@@ -53,6 +54,7 @@ class Optimisation:
     weight_decay: float = 0.05
     warmup_steps: int = 100
     label_smoothing: float = 0.1
+    head_dropout: float = 0.0
     clip_norm: float = 1.0
     bf16: bool = False
     ema_decay: float = 0.0
@@ -72,6 +74,8 @@ class Optimisation:
             )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
+        if not 0 <= self.head_dropout < 1:
+            raise ConfigError(f"optimisation.head_dropout: expected 0 up to but not 1, got {self.head_dropout}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +116,9 @@ class Videos:
 
     Attributes:
         train: Where the training videos are.
-        validation: Where videos are to test the model on when it is trained, if anywhere.
+        validation: Where videos are to test the model on, if anywhere.
+        validate_every: Steps between two short tests on one view of each validation video; the model that does best is
+            kept. 0 tests the trained model only.
         augmentation: How training clips are varied.
         max_failed_share: The run stops once more than this share of the videos could not be read.
         eval_clips: Clips of each validation video (paper, Table 9: 4).
@@ -122,6 +128,7 @@ class Videos:
     train: DataSource
     validation: DataSource | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
+    validate_every: int = 0
     max_failed_share: float = 0.01
     eval_clips: int = 4
     eval_crops: int = 3
@@ -135,6 +142,8 @@ class Videos:
         for split in ("train", "validation"):
             if values.get(split) is not None:
                 values[split] = DataSource.from_value(values[split])
+        if values.get("validate_every") and values.get("validation") is None:
+            raise ConfigError("videos.validate_every: there are no videos.validation to test on")
         augmentation = _mapping(Augmentation, values.pop("augmentation", {}), "augmentation")
         if isinstance(augmentation.get("scale"), list):
             augmentation["scale"] = tuple(augmentation["scale"])
@@ -223,6 +232,11 @@ class Recipe:
                 f"batch_size: clips of scenes come in pairs, each shown {views} times; expected a multiple of "
                 f"{2 * views}, got {size}"
             )
+
+    def validates_at(self, step: int) -> bool:
+        """Whether the model is tested after `step` updates."""
+        every = self.videos.validate_every if self.videos is not None else 0
+        return every > 0 and step % every == 0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything resolved, as plain JSON values."""

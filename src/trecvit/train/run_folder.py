@@ -6,15 +6,21 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trecvit.data.clips import Failure
-from trecvit.errors import CheckpointError
+from trecvit.errors import CheckpointError, DataError, MissingPackageError
+from trecvit.files import write_text
 from trecvit.train.recipe import Recipe
+
+_METRICS, _VALIDATION = "metrics.jsonl", "validation.jsonl"
 
 
 def claim(folder: Path, recipe: Recipe) -> None:
@@ -43,12 +49,105 @@ def claim(folder: Path, recipe: Recipe) -> None:
     (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
+class Journal:
+    """The figures of a run as it goes: JSON lines, and TensorBoard's events if that is installed.
+
+    Args:
+        folder: Of the run.
+        first_step: Where the run goes on; lines of later steps, which are going to be done again, are dropped.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder = folder
+        for name in (_METRICS, _VALIDATION):
+            if (folder / name).exists():
+                kept = [line for line in read_lines(folder / name) if line["step"] <= first_step]
+                write_text(folder / name, "".join(json.dumps(line) + "\n" for line in kept))
+        self._events: Any = None
+        if find_spec("tensorboard"):
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        else:
+            warnings.warn("no TensorBoard events: pip install 'trecvit[train]'", stacklevel=2)
+
+    def training(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl`."""
+        self._add(_METRICS, "training", line)
+
+    def validation(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to `validation.jsonl`."""
+        self._add(_VALIDATION, "validation", line)
+
+    def best(self) -> float:
+        """The highest top-1 of all validations so far; below 0 if there was none."""
+        path = self.folder / _VALIDATION
+        return max((line["top1"] for line in read_lines(path)), default=-1.0) if path.exists() else -1.0
+
+    def close(self) -> None:
+        """Writes out what is waiting to be written."""
+        if self._events is not None:
+            self._events.close()
+
+    def _add(self, name: str, kind: str, line: Mapping[str, Any]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            for key, value in line.items():
+                if isinstance(value, float):
+                    self._events.add_scalar(f"{kind}/{key}", value, line["step"])
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What a file of JSON lines holds, a last line cut off by a killed process left out."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
 def log_failures(folder: Path, step: int, failures: Sequence[Failure]) -> None:
     """Adds videos that could not be read to `failures.jsonl`."""
     if failures:
         with (folder / "failures.jsonl").open("a", encoding="utf-8") as log:
             for failure in failures:
                 log.write(json.dumps({"step": step, "name": failure.name, "reason": failure.reason}) + "\n")
+
+
+def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
+    """Draws loss and accuracy of one run, or of several over each other, from what their folders hold.
+
+    Args:
+        runs: Run folders by the name to write at their curves.
+        target: The PNG file to write.
+
+    Raises:
+        DataError: when a folder holds no run.
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingPackageError("matplotlib", needed_for="curves", extra="train") from error
+
+    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (name, folder) in enumerate(runs.items()):
+        if not (folder / _METRICS).is_file():
+            raise DataError(f"{folder}: expected a run folder, with a {_METRICS}")
+        lines, colour = read_lines(folder / _METRICS), f"C{number}"
+        steps = [line["step"] for line in lines]
+        left.plot(steps, [line["loss"] for line in lines], color=colour, label=name)
+        right.plot(
+            steps, [line["accuracy"] for line in lines], color=colour, alpha=0.5, label=f"{name}, training clips"
+        )
+        if (folder / _VALIDATION).exists() and (tested := read_lines(folder / _VALIDATION)):
+            steps, top1 = [line["step"] for line in tested], [line["top1"] for line in tested]
+            right.plot(steps, top1, color=colour, marker="o", label=f"{name}, validation videos")
+    left.set(xlabel="step", ylabel="training loss")
+    right.set(xlabel="step", ylabel="accuracy", ylim=(0, 1))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(target, dpi=100)
 
 
 def _commit() -> str:

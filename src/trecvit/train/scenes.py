@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from trecvit.data.textures import photographs
 from trecvit.data.world import LABELS, NUM_SYMMETRIES, World, mirrored
 from trecvit.errors import ConfigError
-from trecvit.train.feed import Batch, Feed, Share
+from trecvit.processes import Share
+from trecvit.train.feed import Batch, Feed
 from trecvit.train.recipe import Recipe, Scenes
+from trecvit.workers import ignore_sigterm
 
 # Most numbers of workers divide this one, so that the worker that rendered a scene is the one that shows it again.
 _STEPS_BETWEEN_VIEWS = 64
@@ -49,6 +51,7 @@ class SceneFeed(Feed):
             batch_size=pairs_per_step // share.count,
             sampler=[view for step in steps for view in share.of(self.views(step))],
             num_workers=self.num_workers,
+            worker_init_fn=ignore_sigterm,
             multiprocessing_context="spawn" if self.num_workers else None,
             prefetch_factor=4 if self.num_workers else None,
         )

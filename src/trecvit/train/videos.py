@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader
 from trecvit.data.clips import Failure, Sample, TrainingClips
 from trecvit.data.manifest import Manifest, read_manifest
 from trecvit.errors import DataError
-from trecvit.train.feed import Batch, Feed, Share
+from trecvit.processes import Share
+from trecvit.train.feed import Batch, Feed
 from trecvit.train.recipe import Recipe, Videos
+from trecvit.workers import ignore_sigterm
 
 _EXAMPLES = 256
 
@@ -61,6 +63,7 @@ class VideoFeed(Feed):
             self.clips,
             batch_sampler=_Steps(self, first_step, share),
             num_workers=self.num_workers,
+            worker_init_fn=ignore_sigterm,
             collate_fn=_collate,
             multiprocessing_context="spawn" if self.num_workers else None,
             prefetch_factor=2 if self.num_workers else None,

@@ -1,0 +1,199 @@
+"""What training costs: memory and time of an update, and whether the clips come as fast as the model takes them.
+
+Updates are the training loop's own (`Loop.update`), on random clips. Each measurement of memory is made in a process of
+its own, because a process never gives back its peak.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from trecvit.errors import ConfigError
+from trecvit.memory import peak_bytes
+from trecvit.processes import Processes, Share
+from trecvit.train.feed import Batch, Feed
+from trecvit.train.initialise import first_model
+from trecvit.train.loop import Loop
+from trecvit.train.recipe import Recipe, recipe_from_dict
+from trecvit.train.videos import VideoFeed
+from trecvit.workers import worker_pool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateCost:
+    """What one update takes.
+
+    Attributes:
+        size: The model's preset.
+        num_frames: Frames of a clip.
+        batch_size: Clips of an update.
+        checkpointing: Whether blocks are computed again in the backward pass.
+        memory_bytes: Peak of the process's memory (or of the GPU's) above what it had before there was a model:
+            weights, gradients, optimiser and what is kept for the backward pass. None if there was not enough of it.
+        updates_per_s: None likewise.
+    """
+
+    size: str
+    num_frames: int
+    batch_size: int
+    checkpointing: bool
+    memory_bytes: int | None
+    updates_per_s: float | None
+
+
+def update_costs(
+    sizes: Sequence[str],
+    frames: Sequence[int],
+    *,
+    batch_size: int = 1,
+    image_px: int = 224,
+    bf16: bool = False,
+    num_updates: int = 2,
+    device: str = "cpu",
+) -> Iterator[UpdateCost]:
+    """Memory and speed of an update for each size and length, without and with activation checkpointing.
+
+    Args:
+        sizes: Presets.
+        frames: Lengths of clips.
+        batch_size: Clips of an update.
+        image_px: Side of the frames.
+        bf16: Matrix products in bfloat16.
+        num_updates: How many are timed, after one that is not.
+        device: "cpu" or "cuda".
+    """
+    for size, num_frames, checkpointing in product(sizes, frames, (False, True)):
+        recipe = recipe_from_dict(
+            {
+                "model": {"preset": size, "image_size": image_px},
+                "preprocessing": {"num_frames": num_frames, "image_size": image_px},
+                "videos": {"train": "random clips"},
+                "optimisation": {
+                    "num_steps": num_updates + 1,
+                    "batch_size": batch_size,
+                    "checkpoint_activations": checkpointing,
+                    "bf16": bf16,
+                },
+            }
+        )
+        memory_bytes, updates_per_s = None, None
+        # A broken pool: the system has ended the process, because there was not memory enough.
+        with worker_pool(1) as pool, suppress(BrokenProcessPool):
+            memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device).result()
+        yield UpdateCost(
+            size=size,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            checkpointing=checkpointing,
+            memory_bytes=memory_bytes,
+            updates_per_s=updates_per_s,
+        )
+
+
+def _measure(recipe: Recipe, num_updates: int, device: str) -> tuple[int, float]:
+    """Peak memory in bytes, and updates per second, of this process."""
+    before_bytes = peak_bytes()
+    processes = Processes(device)
+    updates_per_s = _updates_per_s(recipe, num_updates, processes)
+    if processes.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(processes.device), updates_per_s
+    return peak_bytes() - before_bytes, updates_per_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderSpeed:
+    """Clips made and clips used, per second.
+
+    Attributes:
+        made: Decoded and augmented by this many worker processes beside an idle model: {workers: clips per second}.
+        used: By the model, given clips that are ready.
+    """
+
+    made: dict[int, float]
+    used: float
+
+
+def loader_speed(
+    recipe: Recipe,
+    *,
+    workers: Sequence[int],
+    num_steps: int = 20,
+    device: str = "cpu",
+    report: Callable[[int], None] = lambda _: None,
+) -> LoaderSpeed:
+    """Whether the loader keeps up with the model.
+
+    Args:
+        recipe: With videos.
+        workers: Numbers of worker processes to try; 0 decodes in the training process itself.
+        num_steps: Batches to time, after two that are not.
+        device: Where the model computes.
+        report: Called with the number of measurements done.
+
+    Raises:
+        ConfigError: when the recipe has no videos, or an epoch of them is shorter than what is to be timed.
+    """
+    if recipe.videos is None:
+        raise ConfigError("expected a recipe with videos: scenes are rendered, not loaded")
+    feed = VideoFeed(recipe, recipe.videos)
+    num_steps = min(num_steps, feed.num_steps - 2)
+    if num_steps < 1:
+        raise ConfigError(f"expected at least 3 steps to time, the recipe has {feed.num_steps}")
+    made = {}
+    for done, count in enumerate(workers, start=1):
+        batches = VideoFeed(replace(recipe, num_workers=count), recipe.videos).batches(0, Share())
+        for _ in range(2):
+            next(batches)
+        begun_s = time.perf_counter()
+        num_clips = sum(len(next(batches).labels) for _ in range(num_steps))
+        made[count] = num_clips / (time.perf_counter() - begun_s)
+        report(done)
+    used = _updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
+    report(len(workers) + 1)
+    return LoaderSpeed(made=made, used=used)
+
+
+def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> float:
+    """Speed of the training loop's updates on clips that are ready, after one that is not timed."""
+    recipe = replace(recipe, start=replace(recipe.start, weights="", vit="", whiten_grain_px=0))
+    feed = _RandomFeed(recipe)
+    model, _ = first_model(recipe, feed)
+    with TemporaryDirectory() as folder:
+        loop = Loop(recipe, Path(folder), feed, None, model.to(processes.device), processes, "ddp", lambda _: None)
+        batches = feed.batches(0, Share())
+        loop.update(next(batches), 0)
+        begun_s = time.perf_counter()
+        for step in range(1, num_updates + 1):
+            loop.update(next(batches), step)  # ends with the loss on the CPU, so a GPU has done its work too
+        return num_updates / (time.perf_counter() - begun_s)
+
+
+class _RandomFeed(Feed):
+    """One batch of random clips, again and again."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        names = tuple(f"class {number}" for number in range(recipe.model.num_classes))
+        super().__init__(labels=names, num_steps=max(recipe.optimisation.num_steps, 1))
+        plan, size = recipe.preprocessing, recipe.optimisation.batch_size
+        videos = torch.randint(0, 256, (size, plan.num_frames, 3, *plan.image_size), dtype=torch.uint8)
+        self.batch = Batch(videos, torch.arange(size) % recipe.model.num_classes)
+
+    def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
+        """The batch, without end."""
+        while True:
+            yield self.batch
+
+    def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
+        """Its clips."""
+        return self.batch.videos
