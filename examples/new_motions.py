@@ -1,7 +1,7 @@
 """A small data set of motions that the bundled model never saw, to fine-tune it on.
 
     python examples/new_motions.py new_motions
-    trecvit finetune new_motions/train --validation new_motions/validation --to runs/new_motions
+    trecvit finetune --data new_motions/train --validation new_motions/validation --to runs/new_motions
 
 Six classes, a folder of short videos for each: a few to learn from, more to test on. The things, their surfaces and the
 backgrounds differ from video to video; only the motion says which class it is.

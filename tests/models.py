@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_temporal_part": {"temporal_mixer": "none"},
     "pairs_of_frames": {"temporal_patch_size": 2},
     "patches_of_four_frames": {"temporal_patch_size": 4, "pooling": "mean"},
+    "patches_of_eight_frames": {"temporal_patch_size": 8},
     "no_head": {"num_classes": 0},
 }
 

@@ -61,3 +61,45 @@ def rg_lru(
             state = a[stream, frame] * state + scale * gated
             states[stream, frame] = state
     return states
+
+
+def rg_lru_gradients(
+    x: Array, input_gate: Array, recurrence_gate: Array, a_param: Array, hidden: Array, fresh: NDArray[np.bool_],
+    grad_states: Array,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Gradients of sum(grad_states * states) with respect to the first five arguments of `rg_lru`."""
+    r, i = sigmoid(recurrence_gate), sigmoid(input_gate)
+    softplus = np.logaddexp(0.0, a_param)
+    a = np.exp(-8.0 * r * softplus)
+    scale, slope = np.sqrt(1.0 - a**2), -(a**2) / np.sqrt(1.0 - a**2)  # d scale / d log a
+    scale[fresh, 0], slope[fresh, 0] = 1.0, 0.0
+    flat = [value.reshape(*x.shape[:2], -1) for value in (a, scale * i * x, grad_states)]
+    nothing = np.zeros_like(flat[2][:, 0])
+    grad_a, grad_inputs, grad_hidden = scan_gradients(flat[0], flat[1], hidden.reshape(len(x), -1), flat[2], nothing)
+    grad_a, grad_inputs = grad_a.reshape(x.shape), grad_inputs.reshape(x.shape)
+    grad_log_a = grad_a * a + grad_inputs * i * x * slope
+    return (
+        grad_inputs * scale * i,
+        grad_inputs * scale * x * i * (1.0 - i),
+        grad_log_a * -8.0 * softplus * r * (1.0 - r),
+        (grad_log_a * -8.0 * r).sum(axis=(0, 1, 2)) * sigmoid(a_param),
+        grad_hidden.reshape(hidden.shape),
+    )
+
+
+def complex_rg_lru(
+    x: Array, input_gate: Array, recurrence_gate: Array, a_param: Array, phase: Array, fresh: NDArray[np.bool_]
+) -> Array:
+    """All states for complex eigenvalues, from zeros; halves of the channels are real and imaginary parts."""
+    half = x.shape[-1] // 2
+    values = x[..., :half] + 1j * x[..., half:]
+    r = sigmoid(recurrence_gate)
+    a = sigmoid(-a_param) ** (8.0 * r) * np.exp(1j * r * phase)
+    state, states = np.zeros_like(values[:, 0]), []
+    for frame in range(x.shape[1]):
+        scale = np.sqrt(1.0 - np.abs(a[:, frame]) ** 2)
+        scale[fresh & (frame == 0)] = 1.0
+        state = a[:, frame] * state + scale * sigmoid(input_gate[:, frame]) * values[:, frame]
+        states.append(state)
+    stacked = np.stack(states, axis=1)
+    return np.concatenate([stacked.real, stacked.imag], axis=-1)

@@ -133,3 +133,16 @@ def test_scale_jitter_of_table_9_never_leaves_less_than_a_crop():
 def test_impossible_augmentations_are_refused(fields):
     with pytest.raises(ConfigError, match="expected"):
         Augmentation(**fields)
+
+
+@pytest.mark.parametrize(
+    "label", ["swipe_left", "TurnRight", "moving leftwards", "rotate_clockwise", "LEFT", "turnleft"]
+)
+def test_a_side_is_noticed_however_it_is_written(label):
+    assert Augmentation(flip=True).in_mirror([label, "bright", "standing upright", "leftovers"]) == (None, 1, 2, 3)
+
+
+def test_opposites_are_found_however_they_are_written():
+    labels = ["swipe_left", "swipe_right", "TurnLeft", "TurnRight", "anticlockwise", "clockwise"]
+    # Of clockwise and anticlockwise only one way leads to a name that is there; the other is not guessed.
+    assert Augmentation(flip=True, flip_sided=True).in_mirror(labels) == (1, 0, 3, 2, 5, None)

@@ -13,7 +13,7 @@ import pytest
 
 import trecvit.data.check as check_module
 from trecvit.data.check import check_videos, decode_whole
-from trecvit.data.manifest import read_manifest
+from trecvit.data.manifest import DataSource, read_manifest
 from trecvit.data.shards import write_shards
 from trecvit.errors import DataError
 from trecvit.video.encode import VideoWriter
@@ -145,3 +145,31 @@ def test_odd_arguments_and_journals(tmp_path, data):
     (tmp_path / "out" / "journal.jsonl").write_text("something else\n")
     with pytest.raises(DataError, match="not the journal of a check"):
         check_videos(read_manifest(data), tmp_path / "out")
+
+
+def test_classes_that_there_are_not_are_reported_and_not_the_end(tmp_path, data):
+    names = ["a/0.mp4 0", "a/1.mp4 2", "b/only.mp4 1", "a/2.mp4 -1"]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    source = DataSource(path=str(tmp_path / "list.txt"), videos=str(data))
+    with pytest.raises(DataError, match="expected a class from 0 to 1, got 2"):
+        read_manifest(source)
+    unknown: list[tuple[str, str]] = []
+    report = check_videos(read_manifest(source, unknown=unknown), tmp_path / "out", unknown=unknown)
+    assert report["unknown_class"] == [{"name": "a/1.mp4", "class": "2"}]
+    assert (report["found"], report["without_class"]) == (3, 1)
+    entries = [{"id": "0", "template": "[Something] a"}, {"id": "only", "template": "[Something] else"}]
+    (tmp_path / "train.json").write_text(json.dumps(entries))
+    (tmp_path / "labels.json").write_text(json.dumps({"Something a": "0"}))
+    unknown.clear()
+    found = read_manifest(DataSource(path=str(tmp_path / "train.json"), videos=str(data)), unknown=unknown)
+    assert ([video.name for video in found.videos], unknown) == (["0"], [("only", "Something else")])
+    unknown.clear()
+    found = read_manifest(DataSource(path=str(data), labels=str(one_class(tmp_path))), unknown=unknown)
+    assert {label for _, label in unknown} == {"b"}
+    assert {video.label for video in found.videos} == {0}
+
+
+def one_class(folder: Path) -> Path:
+    (folder / "only_a.txt").write_text("a\n")
+    return folder / "only_a.txt"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from typer.testing import CliRunner
 
 from trecvit.cli import app
 from trecvit.data.world import LABELS
+from trecvit.runtime.bench import StreamMemory
 from trecvit.video.decode import probe, read_frames
 from trecvit.video.encode import VideoWriter
 
@@ -200,7 +206,17 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
         with VideoWriter(path, 6) as writer:
             for _ in range(8):
                 writer.write(rng.integers(0, 60 + 150 * (number % 2), (64, 64, 3), np.uint8))
-    words = ["finetune", tmp_path / "mine", "--epochs", 2, "--batch-size", 3, "--validation", tmp_path / "mine"]
+    words = [
+        "finetune",
+        "--data",
+        tmp_path / "mine",
+        "--epochs",
+        2,
+        "--batch-size",
+        3,
+        "--validation",
+        tmp_path / "mine",
+    ]
     done = trecvit(*words, "--to", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "model")
@@ -329,3 +345,84 @@ def test_data_of_other_classes_than_the_models_is_refused(video, tmp_path):
     assert done.returncode == 1
     assert "has 401 classes, the model only 18" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def in_terminal(*words: object, cwd: Path, seconds: float = 60) -> str:
+    """What a person would see: the command's own output to a terminal of 100 columns."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    command = [sys.executable, "-m", "trecvit", *map(str, words)]
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, cwd=cwd) as process:
+        os.close(slave)
+        seen, until = b"", time.monotonic() + seconds
+        with contextlib.suppress(OSError):  # how a terminal says that everybody has gone
+            while time.monotonic() < until and (some := os.read(master, 65536)):
+                seen += some
+        os.close(master)
+    assert process.returncode == 0, seen.decode()
+    return seen.decode()
+
+
+def test_on_a_terminal_the_answers_are_drawn_live(video, tmp_path):
+    name = tmp_path / "[/tmp]x [bold].mp4"
+    name.write_bytes(video.read_bytes())
+    seen = in_terminal("stream", name.name, cwd=tmp_path)
+    assert "[/tmp]x [bold].mp4" in seen  # brackets in a name are no markup
+    assert "frames/s" in seen
+    assert seen.count("\x1b[2K") > 5  # drawn again and again in its place
+    assert "Traceback" not in seen
+
+
+def test_long_work_shows_a_bar_on_a_terminal(tmp_path):
+    seen = in_terminal("data", "render", "world", "--train", 4, "--validation", 2, "--size", 32, cwd=tmp_path)
+    assert "clips" in seen
+    assert "6/6" in seen
+
+
+def test_the_demo_renders_its_own_video(tmp_path):
+    done = trecvit("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "9 scenes were named right at their last frame" in done.stderr
+    assert probe(tmp_path / "demo.mp4").stated_frames > 9 * 8
+
+
+def test_a_video_is_never_saved_over_itself(video, tmp_path):
+    mine = tmp_path / "demo.mp4"
+    mine.write_bytes(video.read_bytes())
+    done = trecvit("demo", mine, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "would be overwritten; give --save another name" in done.stderr
+    assert mine.read_bytes() == video.read_bytes()
+
+
+@pytest.mark.parametrize("words", [
+    ("classify", "VIDEO", "--device", "cuda:7"),
+    ("convert", "motions", "taken"),
+    ("convert", "motions", "no/x.npz"),
+])  # fmt: skip
+def test_what_the_system_refuses_is_one_line_too(video, tmp_path, words):
+    (tmp_path / "taken").write_text("a file")
+    done = trecvit(*(video if word == "VIDEO" else word for word in words), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("trecvit: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_bench_stream_fails_if_memory_grew(monkeypatch):
+    grown = StreamMemory((100, 1000), (10**8, 2 * 10**8), (64, 64), 5.0)
+    monkeypatch.setattr("trecvit.runtime.bench.stream_memory", lambda *_, **__: grown)
+    result = CliRunner().invoke(app, ["bench", "stream"])
+    assert result.exit_code == 1
+    assert "memory grew by 100,000,000 bytes" in result.output
+
+
+def test_bench_loader_prints_both_speeds(tmp_path):
+    trecvit("data", "render", tmp_path / "world", "--train", 160, "--validation", 0, "--size", 32, "--suffix", ".mp4")
+    recipe = Path(__file__).parent.parent / "recipes" / "world_files.yaml"
+    done = trecvit(
+        "bench", "loader", recipe, f"videos.train={tmp_path / 'world' / 'train.json'}", "videos.validation=null",
+        "videos.validate_every=0", "--steps", 2, "--workers", 0, "--workers", 1, "--save", tmp_path / "speed.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "decoded and augmented, 1 workers" in done.stdout
+    assert set(json.loads((tmp_path / "speed.json").read_text())["made"]) == {"0", "1"}

@@ -9,10 +9,12 @@ import torch
 from models import TINY, random_video, tiny_model
 
 from trecvit.config import ModelConfig, Preprocessing
+from trecvit.data.class_names import class_names
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from trecvit.weights.load import BUNDLED, convert, load
+from trecvit.weights.zoo import ZOO
 
 
 @pytest.fixture
@@ -190,3 +192,37 @@ def test_models_can_be_copied_and_moved_between_processes(model):
     again = TRecViT(model.config)
     again.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(again(random_video()).logits, model(random_video()).logits)
+
+
+@pytest.mark.parametrize("field", ["width", "depth", "head_width"])
+def test_sizes_that_no_model_can_have_are_refused_at_once(tmp_path, model, field):
+    model.save(tmp_path)
+    change_description(tmp_path, lambda d: d["model"].update({field: 2**40 if field != "depth" else 10**9}))
+    with pytest.raises(CheckpointError):
+        TRecViT.load(tmp_path)
+
+
+def test_a_name_of_the_zoo_loads_with_its_classes_and_its_origin(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRECVIT_CACHE", str(tmp_path))
+    fields = {**TINY, "image_size": (16, 16), "num_classes": 400}
+    released = TRecViT(ModelConfig(**fields, lru_multiplier=2, min_radius=0.5))
+    released.save(tmp_path / "folder")
+    convert(tmp_path / "folder", tmp_path / ZOO["base_k400"].filename)
+    got = load("base_k400")
+    assert got.labels == class_names("kinetics400")
+    assert got.provenance["source"] == ZOO["base_k400"].url
+    assert torch.equal(got.tokenizer.embedding.weight, released.tokenizer.embedding.weight)
+
+
+def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path, model):
+    cached = tmp_path / "models--someone--trecvit"
+    model.save(cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    assert_same(TRecViT.from_pretrained("someone/trecvit", cache_dir=tmp_path, local_files_only=True), model)
+
+
+def test_a_device_that_there_is_not_is_refused(tmp_path, model):
+    for name in ("foo", "cuda:7"):
+        with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here"):
+            load(model.save(tmp_path), device=name)

@@ -107,3 +107,9 @@ def test_damaged_files_are_found(tmp_path):
         with pytest.raises(Exception, match=r"empty|truncated|damaged|FFmpeg"):
             sum(1 for _ in read_frames(folder / name))
     assert len(read_manifest(folder / "train.json").videos) == 12
+
+
+def test_a_format_that_is_none_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(DataError, match=r"suffix: expected one of .mp4, .webm, .mkv, got '.gif'"):
+        render_data_set(World(CONFIG, seed=0), tmp_path / "world", num_clips={"train": 2}, suffix=".gif")
+    assert not (tmp_path / "world").exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -9,12 +10,12 @@ from models import tiny_model
 
 from trecvit.config import Preprocessing
 from trecvit.data.world import LABELS
-from trecvit.errors import ConfigError, InputError, VideoError
+from trecvit.errors import ConfigError, InputError, MissingPackageError, VideoError
 from trecvit.model.trecvit import TRecViT
+from trecvit.runtime import doctor
 from trecvit.runtime.bench import StreamMemory, stream_memory
 from trecvit.runtime.demo import render_scenes
 from trecvit.runtime.describe import describe, flops_per_frame
-from trecvit.runtime.doctor import examine
 from trecvit.runtime.predict import class_labels, classify
 from trecvit.runtime.stream import annotate, stream
 from trecvit.video.decode import probe, read_frames
@@ -168,6 +169,29 @@ def test_rendered_scenes_hold_one_scene_of_each_pair(tmp_path):
 
 
 def test_the_doctor_finds_this_machine_well():
-    findings = {finding.name: finding for finding in examine()}
+    findings = {finding.name: finding for finding in doctor.examine()}
     for name in ("Python", "PyTorch", "decoding and encoding", "bundled model", "cache folder"):
         assert findings[name].works is True, findings[name].words
+
+
+def test_the_doctor_reports_what_is_broken_and_looks_at_the_rest(monkeypatch):
+    def broken() -> None:
+        raise OSError("no home")
+
+    monkeypatch.setattr(doctor, "_zoo", broken)
+    monkeypatch.setattr(doctor, "_video", broken)
+    found = {finding.name: finding for finding in doctor.examine()}
+    assert (found["weights"].works, found["weights"].words) == (False, "OSError: no home")
+    assert (found["decoding and encoding"].works, found["bundled model"].works) == (False, True)
+
+
+@pytest.mark.parametrize("error", [
+    VideoError("a.mp4", "is cut", frames_read=3, time_s=1.5),
+    MissingPackageError("x", needed_for="y", extra="z"),
+    ConfigError("no"),
+])  # fmt: skip
+def test_errors_come_whole_out_of_another_process(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+    assert getattr(again, "frames_read", None) == getattr(error, "frames_read", None)
+    assert getattr(again, "time_s", None) == getattr(error, "time_s", None)

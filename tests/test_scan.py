@@ -7,7 +7,9 @@ import torch
 from models import relative_error
 from torch import Tensor
 
+from trecvit.config import ModelConfig
 from trecvit.errors import InputError
+from trecvit.model.lru import RGLRU
 from trecvit.model.scan import (
     MAX_SQRT_GRADIENT,
     _check,
@@ -146,6 +148,31 @@ def test_gated_scan_matches_its_reference_in_every_gradient(dtype, gate, num_fra
     for name, got, want in zip(names, *results, strict=True):
         assert got.dtype == want.dtype, name
         assert relative_error(got, want) < tolerance, name
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 17, 64])
+@pytest.mark.parametrize("gate", [-6.0, 0.0, 6.0])
+def test_every_gradient_of_gated_scan_matches_the_oracle(gate, num_frames):
+    tensors = gated_inputs(num_frames, torch.float32, gate)
+    grad_states = torch.randn(tensors[0].shape)
+    states, _ = gated_scan(*tensors, FRESH)
+    gradients = torch.autograd.grad((states * grad_states).sum(), tensors)
+    arrays = [tensor.detach().double().numpy() for tensor in tensors]
+    expected = oracle.rg_lru_gradients(*arrays, FRESH.numpy(), grad_states.double().numpy())
+    names = ("x", "input_gate", "recurrence_gate", "a_param", "hidden")
+    for name, got, want in zip(names, gradients, expected, strict=True):
+        assert relative_error(got, torch.from_numpy(want)) < 1e-5, name
+
+
+def test_complex_recurrence_matches_the_oracle():
+    config = ModelConfig(width=8, depth=1, num_heads=2, lru_complex=True, image_size=16)
+    lru = RGLRU(config).double()
+    x = torch.randn(3, 20, 4, 8, dtype=torch.float64)
+    states, last = lru(x, torch.zeros(3, 4, 8, dtype=torch.float64), FRESH)
+    gates = (lru.input_gate(x), lru.a_gate(x), lru.a_param, lru.a_imag_param)
+    expected = oracle.complex_rg_lru(x.numpy(), *(gate.detach().numpy() for gate in gates), FRESH.numpy())
+    assert relative_error(states, torch.from_numpy(expected)) < 1e-12
+    assert torch.equal(last, states[:, -1])
 
 
 def test_gated_scan_is_differentiated_right():

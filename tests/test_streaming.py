@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
+import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import VARIANTS, random_video, relative_error, tiny_model
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trecvit.errors import InputError, StateError
@@ -267,3 +270,44 @@ def test_files_that_are_not_states_are_refused(tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(StateError, match="expected the format"):
         State.load(tmp_path / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("variant", ["plain", "pairs_of_frames"])
+def test_no_stream_at_all_is_a_batch_like_any_other(variant):
+    model = tiny_model(**VARIANTS[variant])
+    out, state = model.step(random_video(0, 3), model.init_state(0))
+    assert out.logits.shape == (0, 5)
+    assert state.batch_size == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, 1.01])
+def test_pixels_that_are_none_are_refused_before_they_spoil_a_state(value):
+    model = tiny_model()
+    frames = random_video(1, 2).float() / 255
+    frames[0, 1, 2, 3, 4] = value
+    with pytest.raises(InputError, match=r"floating-point pixels in \[0,1\]"):
+        model.step(frames, model.init_state(1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": '{"width": 1099511627776}'},
+        {"config": '{"depth": 1000000000}'},
+        {"image_size": '["a", 3]'},
+        {"image_size": "[16]"},
+        {"image_size": "[1099511627776, 1099511627776]"},
+    ],
+)
+def test_a_state_that_promises_too_much_is_refused_at_once(tmp_path, change):
+    tiny_model().init_state(1).save(tmp_path / "state")
+    with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for key, value in change.items():
+        metadata[key] = value if key == "image_size" else json.dumps({**json.loads(metadata[key]), **json.loads(value)})
+    save_file(tensors, tmp_path / "state", metadata)
+    with pytest.raises(StateError):
+        State.load(tmp_path / "state")
+    save_file({**tensors, "frames_seen": torch.tensor(3)}, tmp_path / "state", metadata)
+    with pytest.raises(StateError):
+        State.load(tmp_path / "state")

@@ -10,16 +10,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from trecvit.data.world import LABELS, World, WorldConfig
-from trecvit.errors import CheckpointError, ConfigError
+from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
-from trecvit.train.bench import update_costs
+from trecvit.train.bench import loader_speed, update_costs
 from trecvit.train.checkpoints import Checkpoints
-from trecvit.train.initialise import scale_first_weights, whiten_patches
+from trecvit.train.initialise import first_model, scale_first_weights, whiten_patches
 from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of, schedule
 from trecvit.train.recipe import Optimisation, load_recipe
@@ -329,3 +330,81 @@ def test_first_weights_are_scaled_where_said(recipe_path):
     for name, after in model.named_parameters():
         factor = 10.0 if name.endswith("temporal.conv.weight") else 5.0 if name == "tokenizer.positions" else 1.0
         assert torch.equal(after, before[name] * factor), name
+
+
+def test_a_compiled_model_is_trained_alike(tmp_path, recipe_path):
+    losses = {}
+    for words in ("false", "true"):
+        run = tmp_path / words
+        command = [sys.executable, "-m", "trecvit", "train", str(recipe_path), "--to", str(run)]
+        done = subprocess.run([*command, f"optimisation.compile={words}"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses[words] = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert load(run / "model").labels == LABELS
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
+
+
+def test_weight_decay_is_on_matrices_only(recipe_path):
+    model = TRecViT(load_recipe(recipe_path).model)
+    (adamw,) = optimisers_of(model, Optimisation(num_steps=1, weight_decay=0.3))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(p)] for group in adamw.param_groups if group["weight_decay"] for p in group["params"]}
+    spared = {names[id(p)] for group in adamw.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert decayed | spared == set(names.values())
+    assert decayed == {
+        name for name in names.values()
+        if name.endswith("weight") and "norm" not in name
+    }  # fmt: skip
+    assert {"blocks.0.temporal.lru.a_param", "tokenizer.positions", "blocks.0.temporal.norm.scale"} <= spared
+
+
+def test_gradients_are_clipped_and_labels_smoothed(tmp_path, recipe_path, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *given):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters])))
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    first = {}
+    for smoothing in (0.0, 0.5):
+        words = ["optimisation.clip_norm=0.01", f"optimisation.label_smoothing={smoothing}", "log_every=1"]
+        lines = []
+        train(load_recipe(recipe_path, words), tmp_path / str(smoothing), report=lines.append)
+        first[smoothing] = lines[0].loss
+    assert norms == pytest.approx([0.01] * 12, rel=1e-3)
+    # The same clips and weights: half of the target now stands on all classes alike.
+    recipe = load_recipe(recipe_path, ["optimisation.label_smoothing=0.5"])
+    torch.manual_seed(recipe.seed)
+    model, _ = first_model(recipe, scene_feed(recipe))
+    batch = next(scene_feed(recipe).batches(0, Share()))
+    log_probs = model(batch.videos).logits.detach().log_softmax(dim=1)
+    own, all_alike = -log_probs.gather(1, batch.labels[:, None]).mean(), -log_probs.mean()
+    assert first[0.0] == pytest.approx(float(own), rel=1e-5)
+    assert first[0.5] == pytest.approx(float(0.5 * own + 0.5 * all_alike), rel=1e-5)
+
+
+def test_the_loaders_speed_is_measured_beside_the_models(recipe_path):
+    done = []
+    recipe = load_recipe(recipe_path, ["optimisation.num_steps=12"])
+    speed = loader_speed(recipe, workers=[0, 1], num_steps=3, report=done.append)
+    assert set(speed.made) == {0, 1}
+    assert min(*speed.made.values(), speed.used) > 0
+    assert done == [1, 2, 3]
+    with pytest.raises(ConfigError, match="at least 3 steps to time"):
+        loader_speed(load_recipe(recipe_path, ["optimisation.num_steps=2"]), workers=[0])
+
+
+def test_scenes_may_be_made_of_anyones_pictures(tmp_path, recipe_path):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    (tmp_path / "pictures").mkdir()
+    PIL.Image.fromarray(picture).save(tmp_path / "pictures" / "mine.png")
+    plain, mine = (
+        next(scene_feed(load_recipe(recipe_path, words)).batches(0, Share())).videos
+        for words in ([], [f"scenes.pictures={tmp_path / 'pictures'}"])
+    )
+    assert not torch.equal(plain, mine)
+    with pytest.raises(DataError, match="no such folder"):
+        next(scene_feed(load_recipe(recipe_path, ["scenes.pictures=nowhere"])).batches(0, Share()))

@@ -19,6 +19,7 @@ from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
 from trecvit.train.loop import train
 from trecvit.train.recipe import load_recipe
+from trecvit.train.run_folder import read_lines
 from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load
 
@@ -30,6 +31,29 @@ def recipe_path(tmp_path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
     return path
+
+
+VIDEOS = """
+model:
+  {{preset: tiny, width: 16, depth: 1, num_heads: 2, mlp_width: 16, head_width: 8, patch_size: 16, image_size: 32,
+   num_classes: 2, pooling: mean}}
+preprocessing: {{image_size: 32, num_frames: 4, frame_stride: 1}}
+videos: {{train: "{data}", max_failed_share: 0.2}}
+optimisation: {{epochs: 4, batch_size: 5, warmup_steps: 2}}
+num_workers: 0
+log_every: 1
+"""
+
+
+def write_shades(folder: Path, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / ("dark", "light")[number % 2] / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with VideoWriter(path, 12) as writer:
+            for _ in range(4):
+                writer.write(rng.integers(0, 60 + 150 * (number % 2), (32, 32, 3), np.uint8))
+    return folder
 
 
 def torchrun(recipe: Path, run: Path, kind: str, *words: str) -> None:
@@ -72,15 +96,37 @@ def test_two_processes_go_on_from_their_checkpoint(tmp_path, recipe_path, kind):
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, kind):
+    """Batches in parts, of unequal size or empty in one of the processes, are still one process's batches."""
+    data = write_shades(tmp_path / "data", 9)
+    for number in (2, 5):
+        (data / "dark" / f"broken{number}.mp4").write_bytes(b"no video")
+    path = tmp_path / "videos.yaml"
+    path.write_text(VIDEOS.format(data=data))
+    words = ["optimisation.accumulation=2", "optimisation.checkpoint_activations=true"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
+        "train", str(path), *words, "--to", str(tmp_path / "both"), "--parallel", kind,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(load_recipe(path, words), tmp_path / "alone")
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    found, again = (read_lines(tmp_path / name / "failures.jsonl") for name in ("both", "alone"))
+    assert found
+    key = lambda line: (line["step"], line["name"])  # noqa: E731
+    assert sorted(found, key=key) == sorted(again, key=key)
+    # Two of eleven are more than a tenth, however the two processes came to see them.
+    done = subprocess.run([*command, "videos.max_failed_share=0.1", "--to", str(tmp_path / "other")],
+                          capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
+    assert done.returncode != 0
+    assert "2 videos could not be read, more than max_failed_share=0.1 allows" in done.stderr
+
+
 @pytest.mark.parametrize("num_broken", [0, 1])
 def test_two_processes_evaluate_each_video_once(tmp_path, num_broken):
-    rng = np.random.default_rng(0)
-    for number in range(5):
-        path = tmp_path / "data" / ("dark", "light")[number % 2] / f"{number}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with VideoWriter(path, 12) as writer:
-            for _ in range(4):
-                writer.write(rng.integers(0, 60 + 150 * (number % 2), (32, 32, 3), np.uint8))
+    write_shades(tmp_path / "data", 5)
     for number in range(num_broken):
         (tmp_path / "data" / "light" / f"{number}.mp4").write_bytes(b"no video")
     small = model_config(

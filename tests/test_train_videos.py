@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_imagenet import DEPTH, HEADS, MLP, PATCH, WIDTH, vit, written
 
 from trecvit.config import model_config
 from trecvit.data.manifest import read_manifest
@@ -28,7 +29,7 @@ from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.initialise import go_on_from
-from trecvit.train.loop import train
+from trecvit.train.loop import Loop, train
 from trecvit.train.optimise import RunningMean, optimisers_of
 from trecvit.train.recipe import Optimisation, Recipe, load_recipe
 from trecvit.train.run_folder import read_lines
@@ -265,7 +266,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, en
 
 def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, recipe_path):
     words = ["optimisation.learning_rate=1.0e30", "optimisation.clip_norm=1.0e30"]
-    with pytest.raises(DataError, match=r"the loss is not a finite number; weights before the step and its batch are"):
+    with pytest.raises(DataError, match=r"loss or gradient is not finite; weights before the step and its batch are"):
         train(load_recipe(recipe_path, words), tmp_path / "run")
     (left,) = (tmp_path / "run").glob("failed-step-*")
     batch = load_file(left / "batch-0.safetensors")
@@ -275,6 +276,120 @@ def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, rec
     assert left.name == f"failed-step-{step:08d}"
     loss = torch.nn.functional.cross_entropy(model(batch["videos"]).logits, batch["labels"])
     assert not torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("first_bad", [0, 2])
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_a_weight(
+    tmp_path, recipe_path, monkeypatch, first_bad
+):
+    """The loss looks well, as in float16 or where a root is taken of nothing; the first step is one like any other."""
+    recipe = load_recipe(recipe_path)
+    expected = train(recipe, tmp_path / "whole")
+    backward = Loop._backward
+    calls = []
+
+    def spoilt(self, videos, labels, num_clips):
+        sums = backward(self, videos, labels, num_clips)
+        if len(calls) == first_bad:
+            self.model.norm.weight.grad[0] = float("inf")
+        calls.append(sums)
+        return sums
+
+    monkeypatch.setattr(Loop, "_backward", spoilt)
+    with pytest.raises(DataError, match=f"step {first_bad}: loss or gradient"):
+        train(recipe, tmp_path / "run")
+    monkeypatch.setattr(Loop, "_backward", backward)
+    left = tmp_path / "run" / f"failed-step-{first_bad:08d}"
+    # Going on from what was left, with the gradient well, gives what the run would have given.
+    shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    shutil.copytree(left / f"step-{first_bad:08d}", tmp_path / "run" / "checkpoints" / f"step-{first_bad:08d}")
+    assert same_weights(train(recipe, tmp_path / "run"), expected)
+
+
+def test_failures_are_counted_over_interruptions(tmp_path, data, recipe_path):
+    """Each process's first steps show one broken video; a run that went on would else count from nothing each time."""
+    broken = tmp_path / "some"
+    for path in data.glob("*/*.mp4"):
+        copy = broken / path.relative_to(data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"no video" if path.name in ("02.mp4", "03.mp4", "04.mp4") else path.read_bytes())
+    words = [f"videos.train={broken}", "videos.max_failed_share=0.19", "optimisation.epochs=9", "checkpoint_every=1"]
+    recipe, run = load_recipe(recipe_path, words), tmp_path / "run"
+    with pytest.raises(DataError, match=r"3 videos could not be read, more than max_failed_share=0.19 allows"):
+        train(recipe, run)
+    logged = read_lines(run / "failures.jsonl")
+    assert len({line["name"] for line in logged}) == 3
+    steps = sorted(int(path.name[-8:]) for path in (run / "checkpoints").iterdir())
+    for path in (run / "checkpoints").iterdir():
+        if path.name != f"step-{steps[0]:08d}":
+            shutil.rmtree(path)
+    with pytest.raises(DataError, match="3 videos could not be read"):
+        train(recipe, run)
+    assert read_lines(run / "failures.jsonl") == logged  # what was done twice is listed once
+
+
+def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
+    seen = set()
+    backward = Loop._backward
+
+    def watched(self, videos, labels, num_clips):
+        hook = self.model.blocks[0].spatial.mlp_up.register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
+        try:
+            return backward(self, videos, labels, num_clips)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(Loop, "_backward", watched)
+    losses: dict[str, list[float]] = {"false": [], "true": []}
+    for word, found in losses.items():
+        recipe = load_recipe(recipe_path, [f"optimisation.bf16={word}"])
+        model = train(recipe, tmp_path / word, report=lambda line, to=found: to.append(line.loss))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert seen == {torch.bfloat16 if word == "true" else torch.float32}
+        seen.clear()
+    assert losses["true"] != losses["false"]
+    assert losses["true"] == pytest.approx(losses["false"], rel=0.03)
+
+
+def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data, recipe_path):
+    path = written(vit(), "timm", tmp_path)
+    words = [
+        f"start.vit={path}", f"model.width={WIDTH}", f"model.depth={DEPTH}", f"model.num_heads={HEADS}",
+        f"model.mlp_width={MLP}", f"model.patch_size={PATCH}", "model.pooling=cls", "optimisation.learning_rate=0.0",
+    ]  # fmt: skip
+    model = train(load_recipe(recipe_path, words), tmp_path / "run")
+    said = (tmp_path / "run" / "start.txt").read_text()
+    assert str(path) in said
+    assert "blocks.0.temporal" in said  # what was left fresh
+    torch.testing.assert_close(model.blocks[1].spatial.mlp_up.weight, vit()["blocks.1.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["videos.eval_crops=2"], "num_crops 1 or 3"),
+        (["preprocessing.image_size=[32, 48]"], "expected square clips"),
+        (["videos.validation={path: test.json, videos: DATA}"], "class"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_before_the_training(
+    tmp_path, data, recipe_path, monkeypatch, words, complaint
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test.json").write_text(json.dumps([{"id": f"{n:02d}"} for n in range(11)]))
+    (tmp_path / "labels.json").write_text(json.dumps({"dark": "0", "light": "1"}))
+    words = [f"videos.validation={data}", *(word.replace("DATA", str(data)) for word in words)]
+    with pytest.raises(TRecViTError, match=complaint):
+        train(load_recipe(recipe_path, words), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_listed_videos_without_a_file_are_spoken_of(tmp_path, data, recipe_path):
+    lines = [f"{path} {number % 2}" for number, path in enumerate(sorted(data.glob("*/*.mp4")))]
+    (tmp_path / "list.txt").write_text("\n".join([*lines, "gone.mp4 1"]))
+    with pytest.warns(UserWarning, match=r"list.txt: 1 of 12 videos have no file, such as gone.mp4"):
+        feed_of(load_recipe(recipe_path, [f"videos.train={tmp_path / 'list.txt'}"]))
 
 
 def test_interrupted_is_an_error_of_ours():
@@ -377,5 +492,7 @@ def test_the_run_folder_says_what_it_ran_on(tmp_path, recipe_path):
     train(load_recipe(recipe_path), tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["torch"] == torch.__version__
-    assert set(about) == {"trecvit", "commit", "torch", "python", "machine", "cpus", "gpus"}
+    versions = {"trecvit", "commit", "torch", "numpy", "av", "pillow", "python"}
+    assert set(about) == versions | {"machine", "cpus", "gpus", "processes", "device"}
+    assert (about["processes"], about["device"]) == (1, "cpu")
     assert (tmp_path / "run" / "run.json").stat().st_mtime >= began - 1

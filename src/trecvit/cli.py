@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trecvit.errors import Interrupted, TRecViTError, VideoError
+from trecvit.errors import ConfigError, Interrupted, TRecViTError, VideoError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,6 +63,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 def main() -> None:
     """Runs the command line. A user's error is one line on stderr and exit code 1; `--debug` shows where."""
+    warnings.formatwarning = lambda message, *_, **__: f"trecvit: {message}\n"
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -77,6 +79,11 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that is not there or may not be written
+        if debug:
+            raise
+        print(f"trecvit: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("trecvit: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -241,10 +248,14 @@ def train(
 
 @app.command()
 def finetune(
-    data: DataArgument,
+    data: Annotated[
+        str, typer.Option("--data", help="A folder with a folder of videos for each class, or any other form of data.")
+    ],
     to: Annotated[Path, typer.Option("--to", help="The run folder; an interrupted run in it is continued.")],
     model: ModelOption = "motions",
     validation: Annotated[str | None, typer.Option(help="Videos to test the result on, in any of the forms.")] = None,
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the videos.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per update.")] = 8,
     learning_rate: Annotated[float, typer.Option("--lr", help="The peak.")] = 5e-4,
@@ -264,12 +275,13 @@ def finetune(
     from trecvit.data.manifest import DataSource, read_manifest
     from trecvit.train.recipe import recipe_from_dict
 
-    manifest = read_manifest(DataSource(path=data))
+    where = {"videos": videos, "labels": labels}
+    manifest = read_manifest(DataSource(path=data, **where))
     trained = _load(model, "cpu")
     steps = epochs * (len(manifest.videos) // batch_size)
-    videos = {
-        "train": data,
-        "validation": validation,
+    clips = {
+        "train": {"path": data, **where},
+        "validation": {"path": validation, **where} if validation else None,
         "validate_every": len(manifest.videos) // batch_size if validation else 0,
         "augmentation": {"scale": [0.875, 1.33], "flip": flip and bool(manifest.labels)},
     }
@@ -278,7 +290,7 @@ def finetune(
         {
             "model": {**trained.config.to_dict(), "num_classes": manifest.num_classes},
             "preprocessing": trained.preprocessing.to_dict(),
-            "videos": videos,
+            "videos": clips,
             "start": {} if scratch else {"weights": model},
             "optimisation": plan,
             "num_workers": workers,
@@ -311,8 +323,11 @@ def data_render(
     frames: Annotated[int, typer.Option(min=2, help="Frames per clip.")] = 16,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second of the files.")] = 12.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    suffix: Annotated[str, typer.Option(help=".webm or .mp4")] = ".webm",
+    suffix: Annotated[str, typer.Option(help=".webm, .mp4, or .mkv without loss.")] = ".webm",
     photographs: Annotated[bool, typer.Option(help="Cut surfaces from scikit-image's photographs too.")] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(help="A folder of your own pictures, for surfaces; see-through ones become objects.")
+    ] = None,
     easy: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of training scenes with nothing in them but what happens.")
     ] = 0.0,
@@ -320,11 +335,13 @@ def data_render(
 ) -> None:
     """Write the synthetic world as real video files, in the layout of Something-Something-v2."""
     from trecvit.data.render import render_data_set
+    from trecvit.data.textures import load_pictures
     from trecvit.data.textures import photographs as read_photographs
     from trecvit.data.world import World, WorldConfig
 
-    pictures = read_photographs("train") if photographs else []
-    world = World(WorldConfig(num_frames=frames, image_size=(size, size)), seed=seed, pictures=pictures)
+    surfaces = read_photographs("train") if photographs else []
+    surfaces += load_pictures(pictures) if pictures else []
+    world = World(WorldConfig(num_frames=frames, image_size=(size, size)), seed=seed, pictures=surfaces)
     with _progress("clips", num_train + num_validation) as advance:
         render_data_set(
             world,
@@ -354,9 +371,10 @@ def data_check(
     """
     from trecvit.data.check import check_videos
 
-    manifest = _manifest(data, videos, labels)
+    unknown: list[tuple[str, str]] = []
+    manifest = _manifest(data, videos, labels, unknown)
     with _progress("videos", len(manifest.videos)) as advance:
-        report = check_videos(manifest, to, min_frames=min_frames, num_workers=workers, report=advance)
+        report = check_videos(manifest, to, unknown=unknown, min_frames=min_frames, num_workers=workers, report=advance)
     counts = {
         "listed": report["listed"],
         "missing": len(report["missing"]),
@@ -364,14 +382,18 @@ def data_check(
         "too short": len(report["too_short"]),
         "there more than once": len(report["duplicates"]),
         "of these, with different classes": sum(not group["agree"] for group in report["duplicates"]),
+        "of a class that there is not": len(unknown),
+        "without a class": report["without_class"],
         "classes without a video": len(report["classes_without_video"]),
         "can be decoded": report["good"],
     }
     _print_facts(counts)
     for failure in report["failed"][:10]:
         _complain(f"{failure['name']}: {failure['reason']}")
+    for name, label in unknown[:10]:
+        _complain(f"{name}: there is no class {label!r}")
     print(to / "report.json")
-    if len(report["missing"]) + len(report["failed"]) + len(report["too_short"]) + len(report["duplicates"]):
+    if any(report[kind] for kind in ("missing", "failed", "too_short", "duplicates", "unknown_class")):
         raise typer.Exit(1)
 
 
@@ -564,14 +586,14 @@ def bench_train(
 
 @bench_app.command("loader")
 def bench_loader(
-    recipe: Annotated[Path, typer.Argument(help="A recipe with videos.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     workers: Annotated[list[int] | None, typer.Option(help="Worker processes to try; 0, 1 and 2 by default.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Batches to time.")] = 20,
     device: DeviceOption = "cpu",
     save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
 ) -> None:
-    """Clips per second that are decoded and augmented, beside what the model takes."""
+    """Clips per second that are decoded and augmented, or rendered, beside what the model takes."""
     from trecvit.train.bench import loader_speed
     from trecvit.train.recipe import load_recipe
 
@@ -580,7 +602,8 @@ def bench_loader(
         speed = loader_speed(plan, workers=counts, num_steps=steps, device=device, report=advance)
     if save:
         save.write_text(json.dumps({"made": speed.made, "used": speed.used}, indent=1) + "\n", encoding="utf-8")
-    facts = {f"decoded and augmented, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
+    how = "rendered" if plan.scenes else "decoded and augmented"
+    facts = {f"{how}, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
     _print_facts({**facts, "the model takes": f"{speed.used:.1f} clips/s"})
 
 
@@ -588,12 +611,13 @@ def bench_loader(
 def doctor() -> None:
     """Say what works on this machine, what does not, and why."""
     from rich.table import Table
+    from rich.text import Text
 
     from trecvit.runtime.doctor import examine
 
     table = Table("", "what", "finding", box=None, pad_edge=False)
     findings = examine()
-    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]–[/]"}
+    marks = {True: Text("ok", "green"), False: Text("no", "red"), None: Text("–", "yellow")}
     for finding in findings:
         table.add_row(marks[finding.works], finding.name, finding.words)
     _console().print(table)
@@ -621,6 +645,8 @@ def _run_stream(
     from trecvit.video.decode import probe
     from trecvit.video.encode import VideoWriter
 
+    if save and Path(source).exists() and save.exists() and save.samefile(source):
+        raise ConfigError(f"{save} is the video to be read and would be overwritten; give --save another name")
     labels = class_labels(network)
     about = probe(source)
     rate = float(about.average_fps) if about.average_fps else None
@@ -628,27 +654,26 @@ def _run_stream(
     answers: list[str] = []
     previous = ""
     damage: VideoError | None = None
-    writer = VideoWriter(save, about.average_fps or Fraction(25)) if save else None
-    with _view(source, about.stated_frames, as_json=as_json) as show:
+
+    def readable() -> Iterator[Update]:
+        nonlocal damage
         try:
-            for update in stream_video(network, source, stride=stride, restart_every=restart_every):
-                best = update.top(labels, top)
-                if update.is_new:
-                    if update.frames_seen == 1 and previous:
-                        answers.append(previous)
-                    previous = best[0][0]
-                    show(update, best)
-                if writer:
-                    truth = f"truth: {truths[min(len(answers), len(truths) - 1)]}" if truths else ""
-                    writer.write(annotate(update, labels, top_k=top, footer=truth), update.time_s)
+            yield from stream_video(network, source, stride=stride, restart_every=restart_every)
         except VideoError as error:
             damage = error  # what could be read is shown and saved all the same
-        except BaseException as error:
+
+    saving = VideoWriter(save, about.average_fps or Fraction(25)) if save else nullcontext()
+    with _view(source, about.stated_frames, as_json=as_json) as show, saving as writer:
+        for update in readable():
+            best = update.top(labels, top)
+            if update.is_new:
+                if update.frames_seen == 1 and previous:
+                    answers.append(previous)
+                previous = best[0][0]
+                show(update, best)
             if writer:
-                writer.__exit__(type(error), error, error.__traceback__)
-            raise
-        if writer:
-            writer.__exit__(None, None, None)
+                truth = f"truth: {truths[min(len(answers), len(truths) - 1)]}" if truths else ""
+                writer.write(annotate(update, labels, top_k=top, footer=truth), update.time_s)
     if damage:
         raise damage
     if save:
@@ -680,6 +705,7 @@ def _view(
     from rich.live import Live
     from rich.panel import Panel
     from rich.table import Table
+    from rich.text import Text
 
     begun_s, looked_at = time.perf_counter(), 0
     with Live(console=_console(), refresh_per_second=12) as live:
@@ -690,13 +716,11 @@ def _view(
             table = Table.grid(padding=(0, 2))
             for rank, (label, probability) in enumerate(best):
                 style = "bold cyan" if rank == 0 else "dim"
-                table.add_row(
-                    f"[{style}]{label}[/]", f"[{style}]{probability:6.1%}[/]", f"[{style}]{_bar(probability)}[/]"
-                )
+                table.add_row(*(Text(words, style) for words in (label, f"{probability:6.1%}", _bar(probability))))
             speed = looked_at / (time.perf_counter() - begun_s)
             place = f"frame {update.index + 1}" + (f" of {num_frames}" if num_frames else "")
             words = f"{place} · {update.time_s:.1f} s · {speed:.0f} frames/s"
-            live.update(Panel(table, title=source, subtitle=words, width=min(_console().width, 90)))
+            live.update(Panel(table, title=Text(source), subtitle=words, width=min(_console().width, 90)))
 
         yield draw
 
@@ -710,8 +734,10 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
     from trecvit.train.loop import Progress, train
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with joined(), Bar(*columns, console=_console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with joined():
         processes = Processes(device)
+        looked_at = sys.stderr.isatty() and processes.first
+        bar = Bar(*columns, console=_console(stderr=True), disable=not looked_at)
         task = bar.add_task("", total=None)
 
         def report(line: Progress) -> None:
@@ -722,7 +748,8 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
                 left_s = (line.num_steps - line.step) * line.elapsed_s / max(line.step - line.first_step, 1)
                 print(f"step {line.step}/{line.num_steps}  {words}  {left_s / 60:.1f} min left", flush=True)
 
-        train(recipe, to, processes=processes, parallel=parallel, report=report)
+        with bar:
+            train(recipe, to, processes=processes, parallel=parallel, report=report)
     if processes.first:
         print(to / "model")
 
@@ -735,10 +762,12 @@ def _name_failures(failures: Sequence[Failure]) -> None:
         raise typer.Exit(1)
 
 
-def _manifest(data: str, videos: str | None, labels: str | None) -> Manifest:
+def _manifest(
+    data: str, videos: str | None, labels: str | None, unknown: list[tuple[str, str]] | None = None
+) -> Manifest:
     from trecvit.data.manifest import DataSource, read_manifest
 
-    return read_manifest(DataSource(path=data, videos=videos, labels=labels))
+    return read_manifest(DataSource(path=data, videos=videos, labels=labels), unknown=unknown)
 
 
 def _load(model: str, device: str) -> TRecViT:
@@ -799,6 +828,7 @@ def _progress(what: str, total: int, *, hidden: bool = False) -> Iterator[Callab
 
 def _print_facts(facts: dict[str, Any]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
@@ -808,7 +838,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
             words = ", ".join(str(item) for item in value)
         else:
             words = f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(f"[bold]{name}[/]", words)
+        table.add_row(Text(name, "bold"), words)
     _console().print(table, highlight=False)
 
 
@@ -837,4 +867,4 @@ def _complain(words: str) -> None:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    return Console(stderr=stderr, markup=False)  # names of files and classes may hold brackets

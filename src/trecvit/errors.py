@@ -16,6 +16,9 @@ Every message says what was expected, what came, where, and what to do.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class TRecViTError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -53,7 +56,12 @@ class MissingPackageError(TRecViTError, ImportError):
     """An optional package that is needed here and not installed."""
 
     def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
+        self._given = {"needed_for": needed_for, "extra": extra}
+        self.package = package
         super().__init__(f"{needed_for} needs the package {package!r}: pip install 'trecvit[{extra}]'")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self._given), (self.package,)
 
 
 class VideoError(TRecViTError):
@@ -71,3 +79,7 @@ class VideoError(TRecViTError):
         self.frames_read = frames_read
         self.time_s = time_s
         super().__init__(f"{source}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it can come out of another process
+        whole = partial(type(self), frames_read=self.frames_read, time_s=self.time_s)
+        return whole, (self.source, self.reason)

@@ -117,6 +117,9 @@ class Pretrained(
             preprocessing = Preprocessing.from_dict(description["preprocessing"])
         except (ConfigError, TypeError) as exc:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {exc}") from exc
+        tensors = _read_tensors(folder / WEIGHTS_FILE)
+        if config.depth > len(tensors):
+            raise CheckpointError(f"{folder}: {config.depth} layers cannot be made of {len(tensors)} tensors")
         return build(
             lambda: cls(
                 config,
@@ -124,7 +127,7 @@ class Pretrained(
                 labels=description["labels"],
                 provenance=description["provenance"],
             ),
-            _read_tensors(folder / WEIGHTS_FILE),
+            tensors,
             source=str(folder / WEIGHTS_FILE),
             device=device,
             dtype=dtype,
@@ -181,8 +184,11 @@ def build(
     Raises:
         CheckpointError: listing by name the tensors that are missing, left over or of another shape or kind.
     """
-    with torch.device("meta"):
-        model = factory()
+    try:
+        with torch.device("meta"):
+            model = factory()
+    except (RuntimeError, OverflowError) as exc:
+        raise CheckpointError(f"{source}: no model can have the sizes that its description asks for: {exc}") from exc
     expected = model.state_dict()
     missing = [f"{name} {tuple(tensor.shape)}" for name, tensor in expected.items() if name not in tensors]
     left_over = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if name not in expected]

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trecvit.errors import ConfigError
+
 _Item = TypeVar("_Item")
 
 
@@ -46,6 +48,8 @@ class Processes:
     def __init__(self, device: str = "cpu") -> None:
         self.share = Share(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Share()
         self.device = _device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # what FSDP computes on, whatever the weights are on
 
     @property
     def first(self) -> bool:
@@ -91,10 +95,26 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ConfigError: When there is none on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as exc:  # unknown to PyTorch, not built into it, or not plugged in
+        reason = str(exc).splitlines()[0]
+        raise ConfigError(
+            f"device {str(name)!r} cannot be used here ({reason}); `trecvit doctor` says what can"
+        ) from exc
+    return device
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return usable_device(name)

@@ -16,8 +16,9 @@ from PIL.Image import Image as Picture
 from trecvit.errors import ConfigError
 from trecvit.video.frames import Image
 
-# Words in a class name that a mirror makes untrue.
-_SIDED = re.compile(r"\b(left|right|clockwise|counter-?clockwise|anti-?clockwise)\b", re.IGNORECASE)
+# What a mirror makes untrue, wherever it stands in a class's name (swipe_left, TurnRight, leftwards), but for words in
+# which it means nothing. Better a class too many that is not mirrored than one under the wrong name.
+_SIDED = re.compile(r"(?<!b)(?<!up)(left(?!over)|right|(?:(?:counter|anti)[-_ ]?)?clockwise)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +102,7 @@ def opposite(label: str) -> str:
     def other(found: re.Match[str]) -> str:
         word = found[0].lower()
         swapped = {"left": "right", "right": "left", "clockwise": "counter-clockwise"}.get(word, "clockwise")
-        return swapped.capitalize() if found[0][0].isupper() else swapped
+        return swapped.capitalize() if found[0].istitle() else swapped
 
     return _SIDED.sub(other, label)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trecvit.data.manifest import Manifest, Video, write_labels
+from trecvit.data.manifest import Manifest, Unknown, Video, write_labels
 from trecvit.errors import DataError, VideoError
 from trecvit.files import write_text
 from trecvit.video.decode import FilePart, probe, read_frames
@@ -52,6 +52,7 @@ def check_videos(
     manifest: Manifest,
     folder: str | Path,
     *,
+    unknown: Unknown | None = None,
     min_frames: int = 1,
     num_workers: int = 2,
     report: Callable[[int, int], None] = lambda *_: None,
@@ -64,6 +65,7 @@ def check_videos(
     Args:
         manifest: What to check.
         folder: Where to write; one that holds an interrupted check of the same data is continued.
+        unknown: Listed videos whose class there is not, as `read_manifest` noted them; they are reported.
         min_frames: What a video must have so as not to be called too short.
         num_workers: Processes that decode.
         report: Called with the number of videos done and the number of failures so far.
@@ -96,6 +98,7 @@ def check_videos(
             journal.flush()
             report(len(outcomes), failed)
     summary = _summary(manifest, outcomes, min_frames)
+    summary["unknown_class"] = [{"name": name, "class": label} for name, label in unknown or ()]
     write_text(folder / "report.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     bad = {entry["name"] for kind in ("failed", "too_short") for entry in summary[kind]}
     for group in summary["duplicates"]:
@@ -191,6 +194,7 @@ def _summary(manifest: Manifest, outcomes: dict[str, Outcome], min_frames: int) 
             if len(names) > 1
         ],
         "missing": list(manifest.missing),
+        "without_class": sum(label < 0 for label in label_of.values()),
         "classes_without_video": [
             manifest.labels[number] if manifest.labels else str(number)
             for number, count in enumerate(per_class)

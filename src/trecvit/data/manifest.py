@@ -30,6 +30,8 @@ from trecvit.video.decode import FilePart
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
 NO_LABEL = -1
 
+Unknown = list[tuple[str, str]]  # names of videos, and what their classes are said to be
+
 Format = Literal["kinetics", "something", "list", "folders", "shards"]
 
 
@@ -116,11 +118,12 @@ class DataSource:
         return cls(**value)
 
 
-def read_manifest(source: DataSource | str | Path) -> Manifest:
+def read_manifest(source: DataSource | str | Path, *, unknown: Unknown | None = None) -> Manifest:
     """Reads one split of a data set in whatever form it is.
 
     Args:
         source: Where it is; a path alone if everything else can be found out from it.
+        unknown: If given, videos of a class that there is not are left out and noted here, instead of refused.
 
     Raises:
         DataError: When a list is not what its format asks for, names classes that are not known, or no video is there.
@@ -130,18 +133,20 @@ def read_manifest(source: DataSource | str | Path) -> Manifest:
     form = source.format or _recognised(source.path)
     names = read_labels(source.labels) if source.labels else None
     if form == "folders":
-        return read_folders(source.path, labels=names)
+        return read_folders(source.path, labels=names, unknown=unknown)
     if form == "shards":
-        return read_shards(shard_paths(source.path), labels=names, source=source.path)
+        return read_shards(shard_paths(source.path), labels=names, source=source.path, unknown=unknown)
     videos = source.videos or _default_videos(Path(source.path))
     if form == "kinetics":
-        return read_kinetics(source.path, videos, labels=names)
+        return read_kinetics(source.path, videos, labels=names, unknown=unknown)
     if form == "something":
-        return read_something(source.path, videos, labels=names)
-    return read_list(source.path, videos, labels=names)
+        return read_something(source.path, videos, labels=names, unknown=unknown)
+    return read_list(source.path, videos, labels=names, unknown=unknown)
 
 
-def read_kinetics(path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None) -> Manifest:
+def read_kinetics(
+    path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
+) -> Manifest:
     """Kinetics' official csv: columns label, youtube_id, time_start, time_end; the test list has no label.
 
     Args:
@@ -150,6 +155,7 @@ def read_kinetics(path: str | Path, videos: str | Path, *, labels: Sequence[str]
             per class.
         labels: Names in the order of their numbers. By default those of Kinetics-400 if the csv has no others, else
             the names of the csv, sorted.
+        unknown: See `read_manifest`.
     """
     path = Path(path)
     with _opened(path) as lines:
@@ -169,12 +175,16 @@ def read_kinetics(path: str | Path, videos: str | Path, *, labels: Sequence[str]
             name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
         except (TypeError, ValueError):
             raise DataError(f"{path}, line {line}: expected whole seconds, got {row}") from None
-        label = _number(numbers, row["label"], f"{path}, line {line}") if row.get("label") else NO_LABEL
+        label = NO_LABEL
+        if row.get("label") and (label := _number(numbers, row["label"], f"{path}, line {line}", name, unknown)) < 0:
+            continue
         entries.append((name, label))
     return _matched(entries, files, labels, path, videos)
 
 
-def read_something(path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None) -> Manifest:
+def read_something(
+    path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
+) -> Manifest:
     """Something-Something-v2's JSON lists: `id` and, but for the test list, `template`.
 
     Args:
@@ -182,6 +192,7 @@ def read_something(path: str | Path, videos: str | Path, *, labels: Sequence[str
         videos: Folder with files `{id}.webm`.
         labels: Names in the order of their numbers. By default those of `labels.json`, or of any one JSON file whose
             name ends so, beside the list; else the 174 of the data set.
+        unknown: See `read_manifest`.
     """
     path = Path(path)
     entries = _json(path)
@@ -196,13 +207,17 @@ def read_something(path: str | Path, videos: str | Path, *, labels: Sequence[str
     numbers = _numbers(labels)
     named = []
     for place, entry in enumerate(entries):
-        template = entry.get("template")
-        label = _number(numbers, _plain(template), f"{path}, entry {place}") if template else NO_LABEL
-        named.append((str(entry["id"]), label))
+        name, template, label = str(entry["id"]), entry.get("template"), NO_LABEL
+        where = f"{path}, entry {place}"
+        if template and (label := _number(numbers, _plain(template), where, name, unknown)) < 0:
+            continue
+        named.append((name, label))
     return _matched(named, _files_by_stem(videos), labels, path, videos)
 
 
-def read_list(path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None) -> Manifest:
+def read_list(
+    path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
+) -> Manifest:
     """A text file with a path and a class number per line, as SlowFast, VideoMAE and V-JEPA read them.
 
     The number is what stands after the last tab, space or comma, so paths may hold all of them. Empty lines are
@@ -212,6 +227,7 @@ def read_list(path: str | Path, videos: str | Path, *, labels: Sequence[str] | N
         path: The list.
         videos: Folder that relative paths start from.
         labels: Names in the order of the numbers; those of `labels.txt` beside the list by default.
+        unknown: See `read_manifest`.
     """
     path, videos = Path(path), Path(videos)
     if labels is None and (beside := path.parent / "labels.txt").is_file() and beside != path:
@@ -223,8 +239,8 @@ def read_list(path: str | Path, videos: str | Path, *, labels: Sequence[str] | N
             if not text.strip():
                 continue
             name, label = _path_and_label(text.rstrip("\r\n"), f"{path}, line {line}")
-            if labels is not None and label >= len(labels):
-                raise DataError(f"{path}, line {line}: expected a class from 0 to {len(labels) - 1}, got {label}")
+            if labels is not None and not _in_range(labels, label, f"{path}, line {line}", name, unknown):
+                continue
             file = videos / name
             if file.exists():
                 found.append(Video(name, file, label))
@@ -233,12 +249,15 @@ def read_list(path: str | Path, videos: str | Path, *, labels: Sequence[str] | N
     return Manifest(tuple(found), tuple(labels or ()), tuple(missing), str(path))
 
 
-def read_folders(folder: str | Path, *, labels: Sequence[str] | None = None) -> Manifest:
+def read_folders(
+    folder: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
+) -> Manifest:
     """A folder per class with the videos in it, at any depth.
 
     Args:
         folder: The folder of classes.
         labels: Names in the order of their numbers, one for each folder; the folders' names, sorted, by default.
+        unknown: See `read_manifest`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -249,13 +268,20 @@ def read_folders(folder: str | Path, *, labels: Sequence[str] | None = None) -> 
     numbers = _numbers(labels if labels is not None else classes)
     found = []
     for name in classes:
-        number = _number(numbers, name, str(folder / name))
-        files = sorted(file for file in _walk(folder / name) if file.suffix.lower() in VIDEO_SUFFIXES)
-        found += [Video(file.relative_to(folder).as_posix(), file, number) for file in files]
+        for file in sorted(file for file in _walk(folder / name) if file.suffix.lower() in VIDEO_SUFFIXES):
+            video = file.relative_to(folder).as_posix()
+            if (number := _number(numbers, name, str(folder / name), video, unknown)) >= 0:
+                found.append(Video(video, file, number))
     return Manifest(tuple(found), tuple(labels if labels is not None else classes), (), str(folder))
 
 
-def read_shards(shards: Sequence[Path], *, labels: Sequence[str] | None = None, source: str | None = None) -> Manifest:
+def read_shards(
+    shards: Sequence[Path],
+    *,
+    labels: Sequence[str] | None = None,
+    source: str | None = None,
+    unknown: Unknown | None = None,
+) -> Manifest:
     """Tar files as WebDataset writes them: members `{key}.mp4` and, with the class's number as text, `{key}.cls`.
 
     The videos stay where they are; their places in the shards are noted, so any can be had at once.
@@ -264,14 +290,15 @@ def read_shards(shards: Sequence[Path], *, labels: Sequence[str] | None = None, 
         shards: The tar files.
         labels: Names in the order of the numbers; those of `labels.txt` beside the first shard by default.
         source: For messages.
+        unknown: See `read_manifest`.
     """
     found: list[Video] = []
     for shard in shards:
         found += _read_shard(shard)
     if labels is None and shards and (beside := shards[0].parent / "labels.txt").is_file():
         labels = read_labels(beside)
-    if labels is not None and (wrong := [video for video in found if video.label >= len(labels)]):
-        raise DataError(f"{wrong[0].source}: expected a class from 0 to {len(labels) - 1}, got {wrong[0].label}")
+    if labels is not None:
+        found = [video for video in found if _in_range(labels, video.label, str(video.source), video.name, unknown)]
     return Manifest(tuple(found), tuple(labels or ()), (), source or str(shards[0] if shards else "no shards"))
 
 
@@ -382,10 +409,24 @@ def _numbers(labels: Sequence[str]) -> dict[str, int]:
     return {label: number for number, label in enumerate(labels)}
 
 
-def _number(numbers: Mapping[str, int], label: str, where: str) -> int:
-    if label not in numbers:
+def _number(numbers: Mapping[str, int], label: str, where: str, video: str, unknown: Unknown | None) -> int:
+    """The number of a class; of one that there is not -1, if it may be noted as unknown."""
+    if label in numbers:
+        return numbers[label]
+    if unknown is None:
         raise DataError(f"{where}: {label!r} is none of the {len(numbers)} classes{nearest(label, list(numbers))}")
-    return numbers[label]
+    unknown.append((video, label))
+    return -1
+
+
+def _in_range(labels: Sequence[str], number: int, where: str, video: str, unknown: Unknown | None) -> bool:
+    """Whether there is a class of this number; one that there is not may be noted as unknown."""
+    if number < len(labels):
+        return True
+    if unknown is None:
+        raise DataError(f"{where}: expected a class from 0 to {len(labels) - 1}, got {number}")
+    unknown.append((video, str(number)))
+    return False
 
 
 def _path_and_label(text: str, where: str) -> tuple[str, int]:

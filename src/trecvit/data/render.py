@@ -13,7 +13,7 @@ import torch
 
 from trecvit.data.world import World
 from trecvit.errors import DataError
-from trecvit.video.encode import VideoWriter
+from trecvit.video.encode import SUFFIXES, VideoWriter
 from trecvit.workers import worker_pool
 
 SPLITS = ("train", "validation")
@@ -55,6 +55,8 @@ def render_data_set(
         raise DataError(f"num_clips: expected even numbers for {' and '.join(SPLITS)}, got {num_clips}")
     if not 0 <= easy_share <= 1:
         raise DataError(f"easy_share: expected 0 to 1, got {easy_share}")
+    if suffix not in SUFFIXES:
+        raise DataError(f"suffix: expected one of {', '.join(SUFFIXES)}, got {suffix!r}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: expected a new or an empty folder; remove it or give another")
     (folder / "videos").mkdir(parents=True)

@@ -19,6 +19,7 @@ from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.scores import Scores
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.processes import Processes
+from trecvit.workers import ignore_sigterm
 
 
 @torch.inference_mode()
@@ -61,6 +62,7 @@ def evaluate_videos(
         Subset(views, mine),
         batch_size=None,
         num_workers=num_workers,
+        worker_init_fn=ignore_sigterm,
         multiprocessing_context="spawn" if num_workers else None,
     )
     found: dict[int, Failure | NDArray[np.float32]] = {}

@@ -9,6 +9,8 @@ B streams · T frames · N tokens per frame · E recurrent channels · C channel
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -66,7 +68,8 @@ def gated_scan(
     hidden: Float[Tensor, "B N E"],
     fresh: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
-    """The RG-LRU after its gates' linear maps (paper, section 3.1), one frame at a time while it is in the cache.
+    """The RG-LRU after its gates' linear maps (paper, section 3.1): on a GPU one Triton kernel in each direction, else
+    one frame at a time while it is in the cache.
 
     log a_t = -c sigmoid(recurrence_gate_t) softplus(a_param), and
     h_t = a_t h_(t-1) + sqrt(1 - a_t^2) sigmoid(input_gate_t) x_t; the first frame of a fresh stream has no root.
@@ -84,7 +87,13 @@ def gated_scan(
     Returns:
         All states, and the last one. Gradients reach every floating-point argument.
     """
-    states: Tensor = _GatedScan.apply(x, input_gate, recurrence_gate, a_param, hidden, fresh)  # type: ignore[no-untyped-call]
+    states: Tensor
+    if x.is_cuda and hidden.dtype == torch.float32 and _has_triton():
+        from trecvit.model.scan_triton import gated_scan_triton
+
+        states = gated_scan_triton(x, input_gate, recurrence_gate, a_param, hidden, fresh)
+    else:
+        states = _GatedScan.apply(x, input_gate, recurrence_gate, a_param, hidden, fresh)  # type: ignore[no-untyped-call]
     return states, states[:, -1]
 
 
@@ -105,6 +114,11 @@ def gated_scan_reference(
     inputs = torch.cat([first[:, None], inputs[:, 1:]], dim=1)
     states, last = linear_scan_reference(log_a.exp().flatten(2), inputs.flatten(2), hidden.flatten(1))
     return states.view_as(inputs), last.view_as(hidden)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def bounded_sqrt(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

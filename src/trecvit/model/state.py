@@ -196,11 +196,17 @@ class State:
             raise StateError(f"{path}: expected the format {_FORMAT!r}, got {metadata.get('format')!r}")
         try:
             config = ModelConfig.from_dict(json.loads(metadata["config"]))
-            height, width = json.loads(metadata["image_size"])
-            batch_size, dtype = tensors["frames_seen"].shape[0], tensors["pending"].dtype
-        except (KeyError, TypeError, ValueError, ConfigError) as exc:
+            height, width = (int(side) for side in json.loads(metadata["image_size"]))
+            batch_size, dtype = len(tensors["frames_seen"]), tensors["pending"].dtype
+            if config.depth > len(tensors):
+                raise StateError(f"{path}: {config.depth} layers cannot be in {len(tensors)} tensors")
+            # Without memory: what the description promises is compared with what is there before it is believed.
+            size, nowhere = (height, width), torch.device("meta")
+            state = cls.zeros(config, batch_size, image_size=size, device=nowhere, dtype=dtype)
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as exc:
+            if isinstance(exc, StateError):
+                raise
             raise StateError(f"{path}: the state's description is damaged: {exc!r}") from exc
-        state = cls.zeros(config, batch_size, image_size=(height, width), device=torch.device(device), dtype=dtype)
         for name, tensor in state._tensors().items():
             found = tensors.get(name)
             if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:

@@ -279,11 +279,12 @@ class TRecViT(Pretrained):
         """Adds the pending frames in front, keeps the incomplete patch behind, row by row as their clocks demand."""
         extent = self.config.temporal_patch_size
         num_pending = state.frames_seen % extent
-        rows_by_clock = [(num_pending == count).nonzero()[:, 0] for count in num_pending.unique().tolist()]
+        clocks = num_pending.unique().tolist() or [0]
+        rows_by_clock = [(num_pending == count).nonzero()[:, 0] for count in clocks]
         parts: list[tuple[Output, State]] = []
-        for rows in rows_by_clock:
+        for count, rows in zip(clocks, rows_by_clock, strict=True):
             before = state.select(rows)
-            waiting = before.pending[:, : int(num_pending[rows[0]])]
+            waiting = before.pending[:, :count]
             available = torch.cat([waiting, frames[rows]], dim=1)
             num_used = available.shape[1] // extent * extent
             out, after = self._advance(available[:, :num_used], before)
@@ -340,7 +341,7 @@ class TRecViT(Pretrained):
         self._check_image_size(frames.shape[3], frames.shape[4])
         if frames.is_floating_point() and frames.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = frames.aminmax()
-            if low < 0.0 or high > 1.0:
+            if not (low >= 0.0 and high <= 1.0):  # a pixel that is not a number fails both
                 raise InputError(
                     f"expected floating-point pixels in [0,1], got values from {low:.4g} to {high:.4g}; "
                     "give uint8, or divide by 255"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def examine() -> list[Finding]:
         ("bundled model", _bundled_model),
         ("cache folder", _cache_folder),
     )
-    return [*(_try(name, check) for name, check in checks), *_accelerators(), _photographs(), *_zoo()]
+    found = [_try(name, check) for name, check in checks]
+    return [*found, *_try_all("accelerators", _accelerators), _photographs(), *_try_all("weights", _zoo)]
 
 
 def _try(name: str, check: Callable[[], str]) -> Finding:
@@ -42,6 +43,13 @@ def _try(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, True, check())
     except Exception as error:  # whatever goes wrong is the finding
         return Finding(name, False, f"{type(error).__name__}: {error}")
+
+
+def _try_all(name: str, checks: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    try:
+        return list(checks())
+    except Exception as error:  # likewise
+        return [Finding(name, False, f"{type(error).__name__}: {error}")]
 
 
 def _torch() -> str:
@@ -113,9 +121,7 @@ def _accelerators() -> Iterator[Finding]:
 
 
 def _photographs() -> Finding:
-    try:
-        importlib.import_module("skimage")
-    except ImportError:
+    if find_spec("skimage") is None:
         return Finding("photographs", None, "for training on the world's photographs: pip install 'trecvit[photos]'")
     return Finding("photographs", True, "scikit-image is installed")
 

@@ -7,9 +7,8 @@ its own, because a process never gives back its peak.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -24,9 +23,8 @@ from trecvit.memory import peak_bytes
 from trecvit.processes import Processes, Share
 from trecvit.train.feed import Batch, Feed
 from trecvit.train.initialise import first_model
-from trecvit.train.loop import Loop
+from trecvit.train.loop import Loop, feed_of
 from trecvit.train.recipe import Recipe, recipe_from_dict
-from trecvit.train.videos import VideoFeed
 from trecvit.workers import worker_pool
 
 
@@ -88,9 +86,14 @@ def update_costs(
             }
         )
         memory_bytes, updates_per_s = None, None
-        # A broken pool: the system has ended the process, because there was not memory enough.
-        with worker_pool(1) as pool, suppress(BrokenProcessPool):
-            memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device).result()
+        with worker_pool(1) as pool:
+            try:
+                memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device).result()
+            except BrokenProcessPool:
+                pass  # the system has ended the process, because there was not memory enough
+            except RuntimeError as exc:  # CUDA's and the CPU allocator's
+                if "memory" not in str(exc):
+                    raise
         yield UpdateCost(
             size=size,
             num_frames=num_frames,
@@ -116,7 +119,7 @@ class LoaderSpeed:
     """Clips made and clips used, per second.
 
     Attributes:
-        made: Decoded and augmented by this many worker processes beside an idle model: {workers: clips per second}.
+        made: Decoded and augmented, or rendered, beside an idle model: {worker processes: clips per second}.
         used: By the model, given clips that are ready.
     """
 
@@ -135,29 +138,28 @@ def loader_speed(
     """Whether the loader keeps up with the model.
 
     Args:
-        recipe: With videos.
+        recipe: With videos, or with scenes, which are rendered.
         workers: Numbers of worker processes to try; 0 decodes in the training process itself.
         num_steps: Batches to time, after two that are not.
         device: Where the model computes.
         report: Called with the number of measurements done.
 
     Raises:
-        ConfigError: when the recipe has no videos, or an epoch of them is shorter than what is to be timed.
+        ConfigError: when the recipe has too few steps to be timed.
     """
-    if recipe.videos is None:
-        raise ConfigError("expected a recipe with videos: scenes are rendered, not loaded")
-    feed = VideoFeed(recipe, recipe.videos)
+    feed = feed_of(recipe)
     num_steps = min(num_steps, feed.num_steps - 2)
     if num_steps < 1:
         raise ConfigError(f"expected at least 3 steps to time, the recipe has {feed.num_steps}")
     made = {}
     for done, count in enumerate(workers, start=1):
-        batches = VideoFeed(replace(recipe, num_workers=count), recipe.videos).batches(0, Share())
+        batches = feed_of(replace(recipe, num_workers=count)).batches(0, Share())
         for _ in range(2):
             next(batches)
         begun_s = time.perf_counter()
         num_clips = sum(len(next(batches).labels) for _ in range(num_steps))
         made[count] = num_clips / (time.perf_counter() - begun_s)
+        del batches  # and with it its workers
         report(done)
     used = _updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
     report(len(workers) + 1)
@@ -193,6 +195,10 @@ class _RandomFeed(Feed):
         """The batch, without end."""
         while True:
             yield self.batch
+
+    def accept(self, failed: Mapping[str, str]) -> None:
+        """Nothing is read."""
+        assert not failed, failed
 
     def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
         """Its clips."""

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -57,6 +58,8 @@ class Checkpoints:
             part.mkdir(parents=True)
         self.processes.wait()
         tensors, _ = self._tensors(model, optimisers, mean)
+        if step == 0:  # PyTorch makes an optimiser's first state by a step that changes nothing; it does not count
+            tensors |= {name: torch.zeros_like(value) for name, value in tensors.items() if name.endswith(".step")}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             writer = HuggingFaceStorageWriter(path=str(part), save_distributed=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +48,14 @@ class Feed(ABC):
     @abstractmethod
     def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
         """What a process sees in each step from `first_step` to the last; step s depends on nothing but s."""
+
+    @abstractmethod
+    def accept(self, failed: Mapping[str, str]) -> None:
+        """Says whether training may go on although these could not be read, {name: reason}, since it began.
+
+        Raises:
+            DataError: When they are too many.
+        """
 
     @abstractmethod
     def examples(self) -> UInt8[Tensor, "b t 3 h w"]:

@@ -24,11 +24,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from trecvit.data.clips import EvaluationViews, Failure
 from trecvit.data.manifest import Manifest, read_manifest
 from trecvit.errors import DataError, Interrupted
 from trecvit.evaluate.scores import figures, write_result
-from trecvit.evaluate.videos import check_labels, evaluate_videos, protocol, views_protocol
+from trecvit.evaluate.videos import check_labels, evaluate_videos, protocol, views_protocol, with_class
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
@@ -37,7 +39,7 @@ from trecvit.train.initialise import first_model
 from trecvit.train.optimise import RunningMean, optimisers_of, schedule
 from trecvit.train.parallel import save_whole, spread
 from trecvit.train.recipe import Recipe
-from trecvit.train.run_folder import Journal, claim, draw_curves, log_failures
+from trecvit.train.run_folder import Journal, claim, draw_curves, known_failures
 from trecvit.train.scenes import SceneFeed
 from trecvit.train.videos import VideoFeed
 
@@ -96,19 +98,18 @@ def train(
     processes = processes or Processes()
     folder = Path(folder)
     if processes.first:
-        claim(folder, recipe)
+        claim(folder, recipe, processes)
     processes.wait()
     torch.manual_seed(recipe.seed)
-    feed: Feed
-    if recipe.scenes is not None:
-        feed = SceneFeed(recipe, recipe.scenes)
-    else:
-        assert recipe.videos is not None, "a recipe has scenes or videos"
-        feed = VideoFeed(recipe, recipe.videos)
+    feed = feed_of(recipe)
     validation = read_manifest(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
     model, made_of = first_model(recipe, feed)
-    if validation is not None:
-        check_labels(model, validation)  # now, and not after hours of training
+    if recipe.videos is not None and validation is not None:
+        # Now, and not after hours of training.
+        check_labels(model, validation)
+        with_class(validation)
+        clips, crops = recipe.videos.eval_clips, recipe.videos.eval_crops
+        EvaluationViews(validation, recipe.preprocessing, num_clips=clips, num_crops=crops)
     if processes.first:
         (folder / "start.txt").write_text(made_of + "\n", encoding="utf-8")
     loop = Loop(recipe, folder, feed, validation, model.to(processes.device), processes, parallel, report)
@@ -116,7 +117,6 @@ def train(
     loop.export(feed.num_steps, folder / "model")
     trained = TRecViT.load(folder / "model", device=processes.device)
     if recipe.videos is not None and validation is not None:
-        clips, crops = recipe.videos.eval_clips, recipe.videos.eval_crops
         scores, failures = evaluate_videos(
             trained,
             validation,
@@ -132,6 +132,14 @@ def train(
         draw_curves({folder.name: folder}, folder / "curves.png")
     processes.wait()
     return trained
+
+
+def feed_of(recipe: Recipe) -> Feed:
+    """Where a recipe's batches come from."""
+    if recipe.scenes is not None:
+        return SceneFeed(recipe, recipe.scenes)
+    assert recipe.videos is not None, "a recipe has scenes or videos"
+    return VideoFeed(recipe, recipe.videos)
 
 
 class Loop:
@@ -160,6 +168,7 @@ class Loop:
         self.optimisers = optimisers_of(model, self.plan)
         self.mean = RunningMean(model, self.plan.ema_decay) if self.plan.ema_decay else None
         self.checkpoints = Checkpoints(folder / "checkpoints", processes, keep=recipe.keep_checkpoints)
+        self.failed: dict[str, str] = {}  # videos that no process could read, and why
 
     def run(self) -> None:
         """From the last checkpoint, if there is one, to the end."""
@@ -167,6 +176,8 @@ class Loop:
         if first_step == self.feed.num_steps:
             return
         journal = Journal(self.folder, first_step) if self.processes.first else None
+        self.processes.wait()
+        self.failed = known_failures(self.folder)
         try:
             self._go_on(first_step, journal)
         finally:
@@ -182,14 +193,15 @@ class Loop:
 
     def _go_on(self, first_step: int, journal: Journal | None) -> None:
         begun_s = last_s = time.perf_counter()
+        paused_s = 0.0  # spent on validation and checkpoints since the last line of the log
         sums = torch.zeros(4, dtype=torch.float64)  # loss, right, clips, failures
         with _sigterm() as told_to_stop:
             batches = self.feed.batches(first_step, self.processes.share)
             for step, batch in enumerate(batches, start=first_step):
                 sums += self.update(batch, step)
-                log_failures(self.folder, step, batch.failures)
                 done = step + 1
                 last = done == self.feed.num_steps
+                self._note_failures(batch.failures, done, journal)
                 stop = self.processes.any(told_to_stop())
                 if done % self.recipe.log_every == 0 or last:
                     loss, right, clips, failed = self.processes.total(sums).tolist()
@@ -200,7 +212,7 @@ class Loop:
                         loss=loss / max(clips, 1),
                         accuracy=right / max(clips, 1),
                         learning_rate=schedule(step, self.plan, self.feed.num_steps) * self.plan.learning_rate,
-                        clips_per_s=clips / (now_s - last_s),
+                        clips_per_s=clips / (now_s - last_s - paused_s),
                         elapsed_s=now_s - begun_s,
                         failed=int(failed),
                         first_step=first_step,
@@ -208,15 +220,27 @@ class Loop:
                     if journal is not None:
                         journal.training(progress.__dict__)
                         self.report(progress)
-                    last_s = now_s
+                    last_s, paused_s = now_s, 0.0
                     sums.zero_()
+                pause_s = time.perf_counter()
                 if self.recipe.validates_at(done):
                     self._validate(done, journal)
                 # After log and validation: a run that goes on from here has them behind it.
                 if done % self.recipe.checkpoint_every == 0 or last or stop:
                     self.checkpoints.save(done, self.model, self.optimisers, self.mean)
+                paused_s += time.perf_counter() - pause_s
                 if stop and not last:
                     raise Interrupted(f"{self.folder}: stopped at step {done} as asked; start it again to go on")
+
+    def _note_failures(self, failures: tuple[Failure, ...], step: int, journal: Journal | None) -> None:
+        """Counts and logs the videos that any process could not read in this step, and stops if they are too many."""
+        if not self.processes.any(bool(failures)):
+            return
+        of_all = [failure for some in self.processes.gather(failures) for failure in some]
+        if journal is not None:
+            journal.failures(step, of_all)
+        self.failed |= {failure.name: failure.reason for failure in of_all}
+        self.feed.accept(self.failed)
 
     def _validate(self, step: int, journal: Journal | None) -> None:
         """One middle crop of one clip of every validation video; the best model so far is kept in `best`."""
@@ -259,9 +283,10 @@ class Loop:
             loss, right = self._backward(videos, labels, num_clips)
             sums[0] += loss
             sums[1] += right
-        if not math.isfinite(float(self.processes.total(sums)[0])):
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not (math.isfinite(float(self.processes.total(sums)[0])) and math.isfinite(float(norm))):
             self._give_up(batch, step)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
         for optimiser in self.optimisers:
             optimiser.step()
         if self.mean is not None:
@@ -281,23 +306,26 @@ class Loop:
         return loss.item(), int((out.logits.argmax(dim=1) == labels).sum())
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch in the parts that go through the model together."""
-        if not len(batch.labels):
-            # Every process has to take part in every step: one without a clip shows a blank one that counts nothing.
-            plan = self.recipe.preprocessing
-            blank = torch.zeros(1, plan.num_frames, 3, *plan.image_size, dtype=torch.uint8)
-            return iter([(blank.to(batch.labels.device), torch.full((1,), _NO_CLASS, device=batch.labels.device))])
-        size = math.ceil(len(batch.labels) / self.plan.accumulation)
-        return zip(batch.videos.split(size), batch.labels.split(size), strict=True)
+        """The batch in the parts that go through the model together, as many in every process and every step.
+
+        All processes have to take part in every pass: where there is no clip for one, it shows a blank one that counts
+        nothing.
+        """
+        plan, device = self.recipe.preprocessing, batch.labels.device
+        blank = torch.zeros(1, plan.num_frames, 3, *plan.image_size, dtype=torch.uint8, device=device)
+        parts = self.plan.accumulation
+        for videos, labels in zip(batch.videos.tensor_split(parts), batch.labels.tensor_split(parts), strict=True):
+            yield (videos, labels) if len(labels) else (blank, torch.full((1,), _NO_CLASS, device=device))
 
     def _give_up(self, batch: Batch, step: int) -> None:
         """Leaves everything that is needed to compute this step again."""
         left = self.folder / f"failed-step-{step:08d}"
+        self.model.zero_grad(set_to_none=True)
         Checkpoints(left, self.processes, keep=1).save(step, self.model, self.optimisers, self.mean)
         name = f"batch-{self.processes.share.number}.safetensors"
         save_file({"videos": batch.videos.contiguous(), "labels": batch.labels}, left / name)
         raise DataError(
-            f"step {step}: the loss is not a finite number; weights before the step and its batch are in {left}. "
+            f"step {step}: loss or gradient is not finite; weights before the step and its batch are in {left}. "
             "Try a smaller learning rate or a longer warm-up"
         )
 

@@ -87,6 +87,7 @@ class Scenes:
         easy_steps: Steps over which the share of easy scenes (`WorldConfig.easy`) falls from all to none.
         views_per_scene: How often a scene is shown, each time mirrored or turned another way; divides half the batch.
         photographs: Whether textures are also cut from photographs (scikit-image's, the training split).
+        pictures: A folder of further pictures and cut-out sprites, if any.
         seed: Of the scenes.
     """
 
@@ -94,6 +95,7 @@ class Scenes:
     easy_steps: int = 0
     views_per_scene: int = 1
     photographs: bool = True
+    pictures: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

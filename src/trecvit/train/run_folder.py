@@ -18,13 +18,14 @@ import torch
 from trecvit.data.clips import Failure
 from trecvit.errors import CheckpointError, DataError, MissingPackageError
 from trecvit.files import write_text
+from trecvit.processes import Processes
 from trecvit.train.recipe import Recipe
 
-_METRICS, _VALIDATION = "metrics.jsonl", "validation.jsonl"
+_METRICS, _VALIDATION, _FAILURES = "metrics.jsonl", "validation.jsonl", "failures.jsonl"
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
-    """Writes the resolved recipe and what it runs on, or checks that the folder's run is of the same recipe.
+def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
+    """Writes the resolved recipe and what it began on, or checks that the folder's run is of the same recipe.
 
     Raises:
         CheckpointError: when the folder holds a run of another recipe.
@@ -36,17 +37,18 @@ def claim(folder: Path, recipe: Recipe) -> None:
         if path.read_text(encoding="utf-8") != text:
             raise CheckpointError(f"{path}: the folder holds a run of another recipe; give another folder")
         return
-    path.write_text(text, encoding="utf-8")
     about = {
-        "trecvit": version("trecvit"),
+        **{name: version(name) for name in ("trecvit", "torch", "numpy", "av", "pillow")},
         "commit": _commit(),
-        "torch": torch.__version__,
         "python": platform.python_version(),
+        "processes": processes.share.count,
+        "device": processes.device.type,
         "machine": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
     }
-    (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "run.json", json.dumps(about, indent=2) + "\n")
+    write_text(path, text)  # last: where it is, all that was to be said is
 
 
 class Journal:
@@ -59,9 +61,9 @@ class Journal:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.folder = folder
-        for name in (_METRICS, _VALIDATION):
+        for name in (_METRICS, _VALIDATION, _FAILURES):
+            kept = [line for line in read_lines(folder / name) if line["step"] <= first_step]
             if (folder / name).exists():
-                kept = [line for line in read_lines(folder / name) if line["step"] <= first_step]
                 write_text(folder / name, "".join(json.dumps(line) + "\n" for line in kept))
         self._events: Any = None
         if find_spec("tensorboard"):
@@ -81,8 +83,13 @@ class Journal:
 
     def best(self) -> float:
         """The highest top-1 of all validations so far; below 0 if there was none."""
-        path = self.folder / _VALIDATION
-        return max((line["top1"] for line in read_lines(path)), default=-1.0) if path.exists() else -1.0
+        return max((line["top1"] for line in read_lines(self.folder / _VALIDATION)), default=-1.0)
+
+    def failures(self, step: int, failures: Sequence[Failure]) -> None:
+        """Adds videos that could not be read to `failures.jsonl`."""
+        with (self.folder / _FAILURES).open("a", encoding="utf-8") as log:
+            for failure in failures:
+                log.write(json.dumps({"step": step, "name": failure.name, "reason": failure.reason}) + "\n")
 
     def close(self) -> None:
         """Writes out what is waiting to be written."""
@@ -99,17 +106,14 @@ class Journal:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What a file of JSON lines holds, a last line cut off by a killed process left out."""
-    text = path.read_text(encoding="utf-8")
+    """What a file of JSON lines holds, without a last line cut off by a killed process; nothing if there is no file."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def log_failures(folder: Path, step: int, failures: Sequence[Failure]) -> None:
-    """Adds videos that could not be read to `failures.jsonl`."""
-    if failures:
-        with (folder / "failures.jsonl").open("a", encoding="utf-8") as log:
-            for failure in failures:
-                log.write(json.dumps({"step": step, "name": failure.name, "reason": failure.reason}) + "\n")
+def known_failures(folder: Path) -> dict[str, str]:
+    """Which videos a run could not read so far, and why."""
+    return {line["name"]: line["reason"] for line in read_lines(folder / _FAILURES)}
 
 
 def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
@@ -139,7 +143,7 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
         right.plot(
             steps, [line["accuracy"] for line in lines], color=colour, alpha=0.5, label=f"{name}, training clips"
         )
-        if (folder / _VALIDATION).exists() and (tested := read_lines(folder / _VALIDATION)):
+        if tested := read_lines(folder / _VALIDATION):
             steps, top1 = [line["step"] for line in tested], [line["top1"] for line in tested]
             right.plot(steps, top1, color=colour, marker="o", label=f"{name}, validation videos")
     left.set(xlabel="step", ylabel="training loss")

@@ -6,7 +6,7 @@ Step s depends on nothing but s, so a run that goes on after an interruption see
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trecvit.data.textures import photographs
+from trecvit.data.textures import load_pictures, photographs
 from trecvit.data.world import LABELS, NUM_SYMMETRIES, World, mirrored
 from trecvit.errors import ConfigError
 from trecvit.processes import Share
@@ -39,6 +39,10 @@ class SceneFeed(Feed):
         """Some frames of the first scenes."""
         views = _Views(self.scenes, self.new_per_step)
         return torch.cat([views.world.pair(number)[0][:, ::5] for number in range(256)])
+
+    def accept(self, failed: Mapping[str, str]) -> None:
+        """Scenes are made, not read."""
+        assert not failed, failed
 
     def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
         """The clips of each step from `first_step` to the last."""
@@ -76,6 +80,7 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, scenes: Scenes, new_per_step: int) -> None:
         pictures = photographs("train") if scenes.photographs else []
+        pictures += load_pictures(scenes.pictures) if scenes.pictures else []
         self.scenes = scenes
         self.world = World(scenes.world, seed=scenes.seed, pictures=pictures)
         self.easy_world = World(scenes.world.easy(), seed=scenes.seed, pictures=pictures)

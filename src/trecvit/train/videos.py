@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +30,12 @@ class VideoFeed(Feed):
 
     def __init__(self, recipe: Recipe, videos: Videos) -> None:
         self.manifest = _with_classes(read_manifest(videos.train))
+        if missing := self.manifest.missing:
+            listed = len(missing) + len(self.manifest.videos)
+            warnings.warn(
+                f"{self.manifest.source}: {len(missing)} of {listed} videos have no file, such as {missing[0]}",
+                stacklevel=2,
+            )
         plan = recipe.optimisation
         self.steps_per_epoch = len(self.manifest.videos) // plan.batch_size
         if not self.steps_per_epoch:
@@ -52,14 +59,8 @@ class VideoFeed(Feed):
         return [(epoch, int(index)) for index in chosen]
 
     def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
-        """What a process sees in each step.
-
-        Raises:
-            DataError: Once more than the recipe's share of the videos could not be read.
-        """
-        allowed = self.videos.max_failed_share * len(self.manifest.videos) / share.count
-        failed: dict[str, str] = {}
-        loader = DataLoader(
+        """What a process sees in each step."""
+        loader: DataLoader[Batch] = DataLoader(
             self.clips,
             batch_sampler=_Steps(self, first_step, share),
             num_workers=self.num_workers,
@@ -68,16 +69,17 @@ class VideoFeed(Feed):
             multiprocessing_context="spawn" if self.num_workers else None,
             prefetch_factor=2 if self.num_workers else None,
         )
-        for batch in loader:
-            failed |= {failure.name: failure.reason for failure in batch.failures}
-            if len(failed) > allowed:
-                name, reason = next(iter(failed.items()))
-                raise DataError(
-                    f"{self.manifest.source}: {len(failed)} videos could not be read, more than max_failed_share="
-                    f"{self.videos.max_failed_share:g} allows, such as {name}: {reason}; `trecvit data check` lists "
-                    "them all and writes a clean list"
-                )
-            yield batch
+        yield from loader
+
+    def accept(self, failed: Mapping[str, str]) -> None:
+        """Refuses more than the recipe's share of the videos."""
+        if len(failed) > self.videos.max_failed_share * len(self.manifest.videos):
+            name, reason = next(iter(failed.items()))
+            raise DataError(
+                f"{self.manifest.source}: {len(failed)} videos could not be read, more than max_failed_share="
+                f"{self.videos.max_failed_share:g} allows, such as {name}: {reason}; `trecvit data check` lists "
+                "them all and writes a clean list"
+            )
 
     def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
         """The clips of the first steps, some hundred."""

@@ -36,6 +36,8 @@ _RECIPES = {
     ".mkv": _Recipe("matroska", "ffv1", "bgr0", {}, {}),
 }
 
+SUFFIXES = tuple(_RECIPES)
+
 # The clock ticks at least this often, so that given times are kept to about 0.01 ms (containers may round further).
 _MIN_TICKS_PER_S = 90_000
 

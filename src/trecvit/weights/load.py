@@ -15,6 +15,7 @@ from trecvit.download import Progress
 from trecvit.errors import CheckpointError
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, build
+from trecvit.processes import usable_device
 from trecvit.weights.official import read_official, write_official
 from trecvit.weights.zoo import ZOO, zoo_path
 
@@ -42,8 +43,10 @@ def load(
 
     Raises:
         CheckpointError: when there is no such thing, or it is damaged, hostile or incomplete. Nothing is loaded half.
+        ConfigError: when there is no such device here.
         DownloadError: when a file of the zoo could not be fetched; says where to put a copy.
     """
+    device = usable_device(device)
     if isinstance(source, str) and source == BUNDLED:
         _refuse_overrides(source, overrides)
         with as_file(files("trecvit.weights") / BUNDLED) as folder:

@@ -232,13 +232,14 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], **overrides: Any) -> Mod
     block, attention = _RECURRENT.format(i=0), _ATTENTION.format(i=0)
     width = dimension(kernel, 4)
     lru_width = dimension(f"{block}/linear_x/kernel", 1)
-    layers = [int(match[1]) for name in shapes if (match := re.match(r"encoder/residualblock_(\d+)/", name))]
+    # How many there are, not the highest number: one array of a hostile name must not make a table without end.
+    layers = {int(match[1]) for name in shapes if (match := re.match(r"encoder/residualblock_(\d+)/", name))}
     has_head = "decoder/cls_head/kernel" in shapes
     if width < 1 or lru_width % width:
         raise CheckpointError(f"expected a recurrent width that is a multiple of width={width}, got {lru_width}")
     fields: dict[str, Any] = {
         "width": width,
-        "depth": max(layers, default=0) + 1,
+        "depth": max(len(layers), 1),
         "num_heads": dimension(f"{attention}/query/kernel", 1),
         "mlp_width": dimension("encoder/encoderblock_0/MlpBlock_0/Dense_0/kernel", 1),
         "lru_multiplier": lru_width // width,

@@ -1,0 +1,107 @@
+"""The Triton kernels, run by Triton's interpreter and held against the reference; and compiled for real GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from models import relative_error
+from test_scan import FRESH, gated_inputs
+
+from trecvit.model.scan import gated_scan_reference
+from trecvit.model.scan_triton import gated_scan_op, gated_scan_triton
+
+NAMES = ("states", "last", "d x", "d input_gate", "d recurrence_gate", "d a_param", "d hidden")
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def outcome(scan, tensors, grad_states, grad_last):
+    states = scan(*tensors, FRESH)
+    states = states[0] if isinstance(states, tuple) else states
+    loss = (states * grad_states).sum() + (states[:, -1] * grad_last).sum()
+    return [states, states[:, -1], *torch.autograd.grad(loss, tensors)]
+
+
+# The interpreter takes a millisecond for every frame of every program; a stream has 4 x width channels.
+@pytest.mark.parametrize(("num_frames", "width"), [(1, 5), (2, 150), (17, 150), (256, 5)])
+@pytest.mark.parametrize("gate", [-12.0, 0.0, 6.0])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_kernels_match_the_reference_in_every_gradient(dtype, gate, num_frames, width):
+    tensors = gated_inputs(num_frames, dtype, gate, width)
+    generator = torch.Generator().manual_seed(1)
+    grad_states = torch.randn(tensors[0].shape, generator=generator)
+    grad_last = torch.randn(tensors[4].shape, generator=generator)
+    results = [outcome(scan, tensors, grad_states, grad_last) for scan in (gated_scan_triton, gated_scan_reference)]
+    for name, got, want in zip(NAMES, *results, strict=True):
+        assert got.dtype == want.dtype, name
+        assert relative_error(got, want) < TOLERANCE[dtype], name
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # 1 / (1 + inf) is the sigmoid wanted
+def test_gradients_stay_finite_when_a_decay_reaches_one():
+    tensors = gated_inputs(5, torch.float32, -200.0)
+    states = gated_scan_triton(*tensors, FRESH)
+    for gradient in torch.autograd.grad(states.sum(), tensors):
+        assert torch.isfinite(gradient).all()
+
+
+def test_arguments_need_not_be_contiguous():
+    tensors = [tensor.detach() for tensor in gated_inputs(7, torch.float32, 0.0)]
+    turned = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in tensors[:3]]
+    assert not turned[0].is_contiguous()
+    assert torch.equal(gated_scan_triton(*turned, *tensors[3:], FRESH), gated_scan_triton(*tensors, FRESH))
+
+
+def test_the_operator_is_one_that_compilers_see_through():
+    tensors = gated_inputs(3, torch.float32, 0.0)
+    x, input_gate, recurrence_gate, a_param, hidden = tensors
+    rate = (-8.0 * torch.nn.functional.softplus(a_param)).detach().requires_grad_()
+    torch.library.opcheck(gated_scan_op, (x, input_gate, recurrence_gate, rate, hidden, FRESH))
+
+    class Scan(torch.nn.Module):
+        def forward(self, *given: torch.Tensor) -> torch.Tensor:
+            return gated_scan_triton(*given)
+
+    given = (*(tensor.detach() for tensor in tensors), FRESH)
+    exported = torch.export.export(Scan(), given)
+    assert "trecvit.gated_scan.default" in str(exported.graph)
+    assert torch.equal(exported.module()(*given), Scan()(*given))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Scan()(*given), gated_scan_triton(*given))
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from trecvit.model import scan_triton
+
+for kernel in (scan_triton._forward, scan_triton._backward):
+    for dtype in ("fp32", "bf16", "fp16"):
+        wide = {"x_ptr", "input_gate_ptr", "recurrence_gate_ptr", "grad_x_ptr", "grad_input_ptr", "grad_recurrence_ptr"}
+        signature = {
+            name: "constexpr" if name == "BLOCK" else f"*{dtype}" if name in wide else "*i8" if name == "fresh_ptr"
+            else "*fp32" if name.endswith("_ptr") else "fp32" if name == "least_rest" else "i32"
+            for name in kernel.arg_names
+        }
+        source = ASTSource(kernel, signature, {(kernel.arg_names.index("BLOCK"),): 128})
+        for target in (GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32)):
+            assembly = triton.compile(source, target=target).asm["ptx"]
+            loads = [line for line in assembly.splitlines() if "ld.global" in line]
+            assert loads, kernel
+            # Offsets of frames and streams are multiplied in 64 bits: sizes may pass 2^31 elements.
+            assert "mul.lo.s64" in assembly or "mad.lo.s64" in assembly or "mul.wide" in assembly, assembly
+            print(kernel.__name__, dtype, target.arch, len(loads))
+"""
+
+
+def test_kernels_compile_for_nvidia_gpus(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 12
