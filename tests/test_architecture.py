@@ -22,7 +22,8 @@ LINES = [
     {"data"},
     {"weights"},
     {"evaluate"},
-    {"train", "runtime"},
+    {"train", "runtime", "baselines"},
+    {"study"},
     {"cli"},
     {"__main__"},
 ]
@@ -35,6 +36,9 @@ RESERVED = {
     "typer": {"cli.py"},
     "rich": {"cli.py"},
     "skimage": {"data/textures.py"},
+    "openvino": {"runtime/export.py"},
+    "transformers": {"baselines/video_transformers.py"},
+    "triton": {"model/scan_triton.py"},
     "huggingface_hub": {"pretrained.py"},
 }
 

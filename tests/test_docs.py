@@ -46,7 +46,7 @@ def test_links_to_files_lead_somewhere(path):
 def test_commands_in_documents_exist(path):
     for line in re.findall(r"^trecvit (.*?)(?:  +#.*)?$", path.read_text(encoding="utf-8"), re.MULTILINE):
         words = shlex.split(line)
-        command = words[:2] if words[0] in ("data", "eval", "bench") else words[:1]
+        command = words[:2] if words[0] in ("data", "eval", "bench", "study") else words[:1]
         usage = CliRunner().invoke(app, [*command, "--help"], terminal_width=200)
         assert usage.exit_code == 0, line
         for option in (word for word in words if word.startswith("--")):
@@ -59,6 +59,16 @@ def test_documents_name_only_what_is_there(path):
         r"`((?:src|tests|docs|recipes|scripts|benchmarks)/[\w./]+)`", path.read_text(encoding="utf-8")
     ):
         assert (ROOT / name).exists(), name
+
+
+def test_the_models_equations_lead_to_code_that_is_there():
+    text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "trecvit" / "model").glob("*.py"))
+    rows = re.findall(r"^\| [^|]+ \|.*\| ([^|]+) \|$", text[: text.index("## Numbers")], re.MULTILINE)
+    names = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(names) > 8
+    for name in names:
+        assert re.search(rf"^(class|def) {name}\b", code, re.MULTILINE), name
 
 
 def test_the_example_with_many_streams_gives_each_video_its_own_answer(tmp_path):

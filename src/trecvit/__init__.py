@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trecvit.errors import TRecViTError
     from trecvit.model.state import State
     from trecvit.model.trecvit import Output, TRecViT, create_model
+    from trecvit.runtime.fast import optimize
     from trecvit.weights.load import convert, load
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOMES = {
     "convert": "trecvit.weights.load",
     "create_model": "trecvit.model.trecvit",
     "load": "trecvit.weights.load",
+    "optimize": "trecvit.runtime.fast",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "convert",
     "create_model",
     "load",
+    "optimize",
 ]
 
 

@@ -37,15 +37,19 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make, check and pack data sets.")
 eval_app = typer.Typer(no_args_is_help=True, help="Measure how well a model does.")
+study_app = typer.Typer(no_args_is_help=True, help="Make the paper's tables and figures again.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure what a model costs.")
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
+app.add_typer(study_app, name="study")
 
 ModelOption = Annotated[
     str,
     typer.Option("--model", "-m", help="A name ('motions' ships with the package), a folder, or an original .npz."),
 ]
+DtypeOption = Annotated[str, typer.Option(help="float32, or bfloat16 for faster matrix products where there are any.")]
+ModeOption = Annotated[str, typer.Option(help="eager, compile (waits for the compiler first), or openvino.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
 TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 DataArgument = Annotated[
@@ -105,6 +109,8 @@ def classify(
     clips: Annotated[int, typer.Option(min=1, help="Clips per video to average over.")] = 4,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    mode: ModeOption = "eager",
     as_json: JsonOption = False,
 ) -> None:
     """Say what happens in whole videos.
@@ -115,7 +121,7 @@ def classify(
 
     from trecvit.runtime.predict import classify as classify_video
 
-    network = _load(model, device)
+    network = _load_fast(model, device, dtype, mode)
     table = Table("video", "class", "probability", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
     failures = 0
@@ -160,6 +166,8 @@ def stream(
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write an annotated .mp4 or .webm.")] = None,
     device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    mode: ModeOption = "eager",
     as_json: JsonOption = False,
 ) -> None:
     """Watch a video frame by frame and say after each frame what is happening.
@@ -167,7 +175,7 @@ def stream(
     Prints one JSON line per frame looked at when the output is not a terminal or with --json, else a live view.
     Memory does not grow with the length of the video.
     """
-    network = _load(model, device)
+    network = _load_fast(model, device, dtype, mode)
     _run_stream(network, source, top=top, stride=stride, restart_every=restart_every, save=save, as_json=as_json)
 
 
@@ -549,6 +557,73 @@ def bench_stream(
         raise typer.Exit(1)
 
 
+@bench_app.command("speed")
+def bench_speed(
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A preset or a trained model; tiny, small, base, base_k400."),
+    ] = None,
+    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="float32, bfloat16; both by default.")] = None,
+    modes: Annotated[list[str] | None, typer.Option("--mode", help="eager, compile, openvino; all by default.")] = None,
+    batch_sizes: Annotated[list[int] | None, typer.Option("--batch", help="Streams at once; 1 by default.")] = None,
+    frames: Annotated[
+        list[int] | None, typer.Option(help="Frames of a call: 1 is a stream with its state, the default; more a clip.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each is timed.")] = 3.0,
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+) -> None:
+    """How fast models run, frame after frame or clip by clip, beside what their matrix products alone would take."""
+    from itertools import product
+
+    from rich.table import Table
+
+    from trecvit.runtime.doctor import machine
+    from trecvit.runtime.speed import Speed, speeds
+
+    chosen = (
+        models or ["tiny", "small", "base", "base_k400"],
+        dtypes or ["float32", "bfloat16"],
+        modes or ["eager", "compile", "openvino"],
+        batch_sizes or [1],
+        frames or [1],
+    )
+    cases = list(product(*chosen))
+    titles = (
+        "model",
+        "dtype",
+        "mode",
+        "batch",
+        "frames",
+        "median",
+        "p95",
+        "frames/s",
+        "GFLOP/s",
+        "of the bound",
+        "memory",
+    )
+    table = Table(*titles, box=None, pad_edge=False)
+    found, failed = [], 0
+    with _progress("measurements", len(cases)) as advance:
+        measured = speeds(
+            chosen[0], dtypes=chosen[1], modes=chosen[2], batch_sizes=chosen[3], frames=chosen[4], seconds=seconds
+        )
+        for number, (case, speed) in enumerate(zip(cases, measured, strict=True), start=1):
+            advance(number)
+            if not isinstance(speed, Speed):
+                failed += 1
+                _complain(f"{' '.join(map(str, case))}: {speed}")
+                continue
+            found.append(speed.to_dict())
+            times = (f"{speed.median_ms:.1f} ms", f"{speed.p95_ms:.1f} ms", f"{speed.frames_per_s:.1f}")
+            rest = (f"{speed.gflop_per_s:.0f}", f"x {speed.times_the_bound:.2f}", f"{speed.peak_bytes / 1e6:.0f} MB")
+            table.add_row(*map(str, case), *times, *rest)
+    if save:
+        save.write_text(json.dumps({"machine": machine(), "speeds": found}, indent=1) + "\n", encoding="utf-8")
+    _console().print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
 @bench_app.command("train")
 def bench_train(
     sizes: Annotated[list[str] | None, typer.Option("--size", help="Presets; tiny, small and base by default.")] = None,
@@ -564,6 +639,7 @@ def bench_train(
 
     from rich.table import Table
 
+    from trecvit.runtime.doctor import machine
     from trecvit.train.bench import update_costs
 
     sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
@@ -579,7 +655,8 @@ def bench_train(
                 words = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
             table.add_row(cost.size, str(cost.num_frames), "on" if cost.checkpointing else "off", *words)
     if save:
-        content = {"device": device, "image_px": image_px, "bf16": bf16, "costs": [asdict(cost) for cost in costs]}
+        content = {"machine": machine(), "device": device, "image_px": image_px, "bf16": bf16}
+        content["costs"] = [asdict(cost) for cost in costs]
         save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _console().print(table)
 
@@ -594,6 +671,7 @@ def bench_loader(
     save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
 ) -> None:
     """Clips per second that are decoded and augmented, or rendered, beside what the model takes."""
+    from trecvit.runtime.doctor import machine
     from trecvit.train.bench import loader_speed
     from trecvit.train.recipe import load_recipe
 
@@ -601,10 +679,45 @@ def bench_loader(
     with _progress("measurements", len(counts) + 1) as advance:
         speed = loader_speed(plan, workers=counts, num_steps=steps, device=device, report=advance)
     if save:
-        save.write_text(json.dumps({"made": speed.made, "used": speed.used}, indent=1) + "\n", encoding="utf-8")
+        content = {"machine": machine(), "made": speed.made, "used": speed.used}
+        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     how = "rendered" if plan.scenes else "decoded and augmented"
     facts = {f"{how}, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
     _print_facts({**facts, "the model takes": f"{speed.used:.1f} clips/s"})
+
+
+@study_app.command("efficiency")
+def study_efficiency(
+    to: Annotated[Path, typer.Option("--to", help="Folder for efficiency.json, .png and .svg.")],
+    models: Annotated[list[str] | None, typer.Option("--model", help="Names; all by default.")] = None,
+    frames: Annotated[list[int] | None, typer.Option(help="Lengths; 8 to 64 by default.")] = None,
+) -> None:
+    """Parameters, operations and peak memory as videos grow longer, of TRecViT and of what it is compared with.
+
+    Nothing is computed, only counted, so this runs anywhere; it takes about a quarter of an hour.
+    """
+    from rich.table import Table
+
+    from trecvit.study.efficiency import FRAMES, MODELS, costs, draw, frame_costs, to_dict
+
+    chosen, lengths = models or MODELS, frames or FRAMES
+    to.mkdir(parents=True, exist_ok=True)
+    with _progress("counts", len(chosen) * len(lengths)) as advance:
+        counted = list(costs(chosen, lengths, report=advance))
+    content = to_dict(counted, frame_costs(counted))
+    (to / "efficiency.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    table = Table("model", "frames", "parameters", "TFLOP", "inference", "training", box=None, pad_edge=False)
+    for one in counted:
+        memory = (one.inference_bytes, one.training_bytes or 0)
+        row = (
+            f"{one.parameters / 1e6:.1f} M",
+            f"{one.inference_flop / 1e12:.2f}",
+            *(f"{m / 1e9:.2f} GB" for m in memory),
+        )
+        table.add_row(one.model, str(one.num_frames), *row)
+    _console().print(table)
+    for path in draw(counted, to):
+        print(path)
 
 
 @app.command()
@@ -775,6 +888,14 @@ def _load(model: str, device: str) -> TRecViT:
 
     with _download_progress() as progress:
         return load(model, device=device, progress=progress)
+
+
+def _load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
+    from trecvit.runtime.fast import DTYPES, optimize
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    return optimize(_load(model, device), dtype=DTYPES[dtype], mode=mode)
 
 
 @contextmanager

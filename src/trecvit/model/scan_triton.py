@@ -47,7 +47,7 @@ def _gates(x_ptr, input_gate_ptr, recurrence_gate_ptr, at, inside, rate):  # typ
     return x, i, r, tl.exp(log_a), -_expm1(2.0 * log_a)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
     x_ptr, input_gate_ptr, recurrence_gate_ptr, rate_ptr, hidden_ptr, fresh_ptr, states_ptr,
     num_frames, num_channels, num_rates, BLOCK: tl.constexpr,
@@ -70,7 +70,7 @@ def _forward(  # type: ignore[no-untyped-def]
         at += num_channels
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _backward(  # type: ignore[no-untyped-def]
     grad_states_ptr, x_ptr, input_gate_ptr, recurrence_gate_ptr, rate_ptr, hidden_ptr, fresh_ptr, states_ptr,
     grad_x_ptr, grad_input_ptr, grad_recurrence_ptr, grad_rate_ptr, grad_hidden_ptr,
@@ -208,4 +208,5 @@ def gated_scan_triton(
 ) -> Tensor:
     """All states; arguments as `trecvit.model.scan.gated_scan`, with a float32 `hidden`."""
     rate = -GATE_SHARPNESS * F.softplus(a_param.float())
-    return gated_scan_op(x, input_gate, recurrence_gate, rate, hidden, fresh)
+    states: Tensor = gated_scan_op(x, input_gate, recurrence_gate, rate, hidden, fresh)
+    return states

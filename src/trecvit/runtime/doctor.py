@@ -6,8 +6,11 @@ import io
 import os
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from importlib.util import find_spec
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,29 @@ def _try_all(name: str, checks: Callable[[], Iterator[Finding]]) -> list[Finding
         return list(checks())
     except Exception as error:  # likewise
         return [Finding(name, False, f"{type(error).__name__}: {error}")]
+
+
+def machine() -> dict[str, str | int]:
+    """What figures of speed depend on."""
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    """As the system calls it; Linux says it in a file of its own."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _torch() -> str:

@@ -60,7 +60,7 @@ class VideoFeed(Feed):
 
     def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
         """What a process sees in each step."""
-        loader: DataLoader[Batch] = DataLoader(
+        loader = DataLoader(
             self.clips,
             batch_sampler=_Steps(self, first_step, share),
             num_workers=self.num_workers,

@@ -1,0 +1,1 @@
+"""What TRecViT is compared with, built from the libraries that people have."""

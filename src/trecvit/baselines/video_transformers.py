@@ -1,0 +1,128 @@
+"""Video transformers that attend over time: Hugging Face transformers' own classes, with the paper's sizes.
+
+One frame per patch, as the paper counts (its ViViT-L has 6,272 tokens at 32 frames): tubelets of 1 x 16 x 16 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trecvit.errors import MissingPackageError
+
+_Builder = Callable[[int, int, str], Any]  # image size, frames, kind of attention -> nn.Module
+
+_BASE: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+_LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+_TEMPORAL_LAYERS = 4  # of the factorised encoder: ViViT (arXiv:2103.15691), section 4.2
+
+
+class FactorisedEncoder(nn.Module):
+    """ViViT's model 2: a ViT on every frame by itself, then a small transformer over the frames' class tokens."""
+
+    def __init__(self, sizes: dict[str, Any], image_size: int, num_frames: int, attention: str) -> None:
+        super().__init__()
+        from transformers import VivitConfig, VivitModel
+
+        def vivit(**fields: Any) -> Any:
+            config = VivitConfig(**{**sizes, "tubelet_size": [1, 16, 16], **fields}, attn_implementation=attention)
+            return VivitModel(config, add_pooling_layer=False)
+
+        self.spatial: Any = vivit(image_size=image_size, num_frames=1)
+        self.temporal: Any = vivit(image_size=16, num_frames=num_frames, num_hidden_layers=_TEMPORAL_LAYERS)
+        self.temporal.embeddings.patch_embeddings = nn.Identity()
+
+    def forward(self, video: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B D"]:
+        """The class token of the whole video."""
+        batch_size, num_frames = video.shape[:2]
+        frames = self.spatial(video.flatten(0, 1)[:, None]).last_hidden_state[:, 0]
+        tokens = self.temporal.embeddings
+        joined = torch.cat([tokens.cls_token.expand(batch_size, -1, -1), frames.unflatten(0, (-1, num_frames))], dim=1)
+        joined = joined + tokens.position_embeddings
+        for layer in self.temporal.layers:
+            joined = layer(joined)
+        cls: Tensor = self.temporal.layernorm(joined)[:, 0]
+        return cls
+
+
+def _vivit(sizes: dict[str, Any]) -> _Builder:
+    def build(image_size: int, num_frames: int, attention: str) -> Any:
+        from transformers import VivitConfig, VivitModel
+
+        config = VivitConfig(
+            **sizes,
+            image_size=image_size,
+            num_frames=num_frames,
+            tubelet_size=[1, 16, 16],
+            attn_implementation=attention,
+        )
+        return VivitModel(config, add_pooling_layer=False)
+
+    return build
+
+
+def _factorised_attention(image_size: int, num_frames: int, attention: str) -> Any:
+    from transformers import TimesformerConfig, TimesformerModel
+
+    return TimesformerModel(
+        TimesformerConfig(**_LARGE, image_size=image_size, num_frames=num_frames, attn_implementation="eager")
+    )
+
+
+def _factorised_encoder(image_size: int, num_frames: int, attention: str) -> nn.Module:
+    return FactorisedEncoder(_LARGE, image_size, num_frames, attention)
+
+
+def _videomae(image_size: int, num_frames: int, attention: str) -> Any:
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    config = VideoMAEConfig(
+        **_LARGE, image_size=image_size, num_frames=num_frames, tubelet_size=2, attn_implementation=attention
+    )
+    return VideoMAEModel(config)
+
+
+_BUILDERS: dict[str, _Builder] = {
+    "ViViT-L": _vivit(_LARGE),
+    "ViViT-B": _vivit(_BASE),
+    "ViViT-L, factorised self-attention": _factorised_attention,
+    "ViViT-L, factorised encoder": _factorised_encoder,
+    "VideoMAE-L": _videomae,
+}
+NAMES = tuple(_BUILDERS)
+
+
+def build_baseline(name: str, *, image_size: int, num_frames: int, fused: bool) -> nn.Module:
+    """A model with fresh weights that takes video [B,T,3,H,W].
+
+    Args:
+        name: One of `NAMES`. "ViViT-L, factorised self-attention" is TimeSformer with divided attention, in ViViT-L's
+            size; transformers has it with materialised attention only, whose maps are small. "VideoMAE-L" is the
+            encoder on all tokens, tubelets of 2 frames as published.
+        image_size: Side in pixels.
+        num_frames: Frames T.
+        fused: PyTorch's fused attention instead of materialised maps.
+
+    Raises:
+        MissingPackageError: transformers is not installed.
+    """
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError("transformers", needed_for="the models to compare with", extra="study") from error
+    model: nn.Module = _BUILDERS[name](image_size, num_frames, "sdpa" if fused else "eager")
+    return model

@@ -1,0 +1,56 @@
+"""A model made fast for inference: the one place that decides in what precision and by whom it is computed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, get_args
+
+import torch
+
+from trecvit.config import nearest
+from trecvit.errors import ConfigError
+from trecvit.model.trecvit import TRecViT
+from trecvit.runtime.export import OpenVINOPass
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Mode = Literal["eager", "compile", "openvino"]
+
+
+def optimize(model: TRecViT, *, dtype: torch.dtype | None = None, mode: str = "eager") -> TRecViT:
+    """A copy of a model for inference, used as before: `model(video)`, `model.step(frames, state)`.
+
+    Only the pass over frames is another: checks, temporal patches, clips and state are the model's own code. Weights of
+    the copy have no gradient.
+
+    Args:
+        model: Any; it is not changed.
+        dtype: float32, or bfloat16 for the matrix products where the machine has them. The recurrence and its state are
+            float32 in any case.
+        mode: "eager" runs PyTorch's operations one by one. "compile" has torch.compile fuse them; the first call with
+            new shapes takes some tens of seconds. "openvino" hands the network to OpenVINO (CPU; the extra
+            `openvino`), some seconds for new shapes, each held against the model before it is used.
+
+    Raises:
+        ConfigError: For an unknown mode, another dtype, or an OpenVINO that computes wrong here.
+        MissingPackageError: OpenVINO is asked for and not installed.
+    """
+    dtype = dtype or model.dtype
+    if mode not in get_args(Mode):
+        raise ConfigError(
+            f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}{nearest(mode, get_args(Mode))}"
+        )
+    if dtype not in DTYPES.values():
+        raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    # OpenVINO converts the weights itself, and takes the state in float32.
+    fast.to(torch.float32 if mode == "openvino" else dtype)
+    replacement: Any = None
+    if mode == "compile":
+        replacement = torch.compile(fast._advance, dynamic=False)
+    elif mode == "openvino":
+        if fast.device.type != "cpu":
+            raise ConfigError(f"mode='openvino' runs on the CPU, the model is on {fast.device}")
+        replacement = OpenVINOPass(fast, dtype)
+    if replacement is not None:
+        fast._advance = replacement  # type: ignore[method-assign]
+    return fast

@@ -1,0 +1,240 @@
+"""What video models cost as videos grow longer: the paper's Figures 3 and 5 and the cost columns of its Table 3.
+
+Nothing is computed: operations are PyTorch's count of matrix products, two per multiply-add, and memory is the peak of
+all live tensors in float32 (weights, gradients, activations), both followed on tensors without content. A model that
+would need half a terabyte is counted on a laptop. XLA, which the paper used, fuses and counts a little differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode
+
+from trecvit.baselines.video_transformers import NAMES, build_baseline
+from trecvit.config import model_config
+from trecvit.errors import MissingPackageError
+from trecvit.model import trecvit
+from trecvit.model.trecvit import TRecViT
+
+OURS = "TRecViT-B"
+MODELS = (OURS, *NAMES)
+IMAGE_PX = 224
+FRAMES = (8, 16, 24, 32, 40, 48, 56, 64)
+_CLASSES = 174  # Something-Something-v2, as in the paper's Table 3
+
+# The paper's Table 3: parameters in millions, TFLOP and GB of inference; its text: ratios to ViViT-L in Figure 3.
+PAPER: dict[tuple[str, int], tuple[float, float, float]] = {
+    ("ViViT-L", 32): (310.8, 7.75, 6.11),
+    (OURS, 32): (111.3, 1.44, 1.79),
+    (OURS, 64): (111.3, 2.89, 3.16),
+}
+PAPER_RATIOS = {32: {"memory": 12.0, "operations": 5.0}, 64: {"memory": 24.0, "operations": 8.0}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Of one clip, batch 1.
+
+    Attributes:
+        model: `OURS` or one of the baselines.
+        num_frames: Frames of 224 x 224.
+        parameters: Weights.
+        inference_flop: Operations of a forward pass.
+        training_flop: Operations of a forward and a backward pass; None where it was not counted.
+        inference_bytes: Peak memory of a forward pass, weights included, with materialised attention maps.
+        fused_inference_bytes: The same with fused attention, which never holds a map.
+        training_bytes: Peak memory of a training step, weights and gradients included, maps materialised.
+        fused_training_bytes: The same with fused attention.
+    """
+
+    model: str
+    num_frames: int
+    parameters: int
+    inference_flop: int
+    training_flop: int | None
+    inference_bytes: int
+    fused_inference_bytes: int
+    training_bytes: int | None
+    fused_training_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameCost:
+    """Of one new frame of a video that goes on for ever.
+
+    Attributes:
+        model: Whose.
+        window: Frames that are looked at anew for each frame; 1 where a state is carried instead.
+        flop: Operations per new frame.
+        kept_bytes: What has to be remembered: the state, or the window's frames as bytes.
+    """
+
+    model: str
+    window: int
+    flop: int
+    kept_bytes: int
+
+
+def costs(
+    models: Sequence[str] = MODELS,
+    frames: Sequence[int] = FRAMES,
+    *,
+    training: bool = True,
+    report: Callable[[int], None] = lambda _: None,
+) -> Iterator[Cost]:
+    """Counts every model at every length.
+
+    Args:
+        models: Names.
+        frames: Lengths.
+        training: Whether to count a training step as well.
+        report: Called with the number of costs counted.
+    """
+    for done, (name, num_frames) in enumerate(product(models, frames), start=1):
+        yield cost(name, num_frames, training=training)
+        report(done)
+
+
+def cost(name: str, num_frames: int, *, training: bool = True) -> Cost:
+    """Counts one model at one length."""
+    plain, fused = (_counted(name, num_frames, fused, training) for fused in (False, True))
+    return Cost(
+        model=name,
+        num_frames=num_frames,
+        parameters=plain.parameters,
+        # PyTorch has no count for its fused attention on CPUs; it does the same products.
+        inference_flop=plain.inference[0],
+        training_flop=plain.training[0] if plain.training else None,
+        inference_bytes=plain.inference[1],
+        fused_inference_bytes=fused.inference[1],
+        training_bytes=plain.training[1] if plain.training else None,
+        fused_training_bytes=fused.training[1] if fused.training else None,
+    )
+
+
+def frame_costs(counted: Sequence[Cost]) -> list[FrameCost]:
+    """What every new frame costs: the window run again, or for TRecViT one frame and the state."""
+    pixels = 3 * IMAGE_PX * IMAGE_PX
+    found = [
+        FrameCost(model=one.model, window=one.num_frames, flop=one.inference_flop, kept_bytes=pixels * one.num_frames)
+        for one in counted
+    ]
+    single = cost(OURS, 1, training=False)
+    with torch.device("meta"):
+        state = TRecViT(model_config("base", num_classes=_CLASSES)).init_state(1)
+    return [FrameCost(model=OURS, window=1, flop=single.inference_flop, kept_bytes=state.nbytes), *found]
+
+
+def to_dict(counted: Sequence[Cost], per_frame: Sequence[FrameCost]) -> dict[str, Any]:
+    """As plain JSON values."""
+    return {
+        "torch": torch.__version__,
+        "image_px": IMAGE_PX,
+        "costs": [asdict(one) for one in counted],
+        "per_new_frame": [asdict(one) for one in per_frame],
+    }
+
+
+def draw(counted: Sequence[Cost], folder: Path) -> list[Path]:
+    """Draws operations and memory over the number of frames, as `efficiency.png` and `.svg`."""
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingPackageError("matplotlib", needed_for="pictures", extra="study") from error
+    panels: tuple[tuple[str, str, float], ...] = (
+        ("TFLOP, forward", "inference_flop", 1e12),
+        ("TFLOP, forward and backward", "training_flop", 1e12),
+        ("peak memory of inference, GB\nattention maps materialised", "inference_bytes", 1e9),
+        ("peak memory of a training step, GB\nattention maps materialised", "training_bytes", 1e9),
+        ("peak memory of a training step, GB\nfused attention", "fused_training_bytes", 1e9),
+    )
+    figure = matplotlib.figure.Figure(figsize=(22, 4.6), layout="constrained")
+    names = list(dict.fromkeys(one.model for one in counted))
+    for axes, (title, field, unit) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for number, name in enumerate(names):
+            mine = [one for one in counted if one.model == name and getattr(one, field) is not None]
+            heights = [getattr(one, field) / unit for one in mine]
+            width = 3.0 if name == OURS else 1.5
+            frames = [one.num_frames for one in mine]
+            axes.plot(frames, heights, color=f"C{number}", linewidth=width, marker="o", ms=3, label=name)
+        axes.set(xlabel="frames", title=title)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    written = [folder / f"efficiency.{suffix}" for suffix in ("png", "svg")]
+    for path in written:
+        figure.savefig(path, dpi=90)
+    return written
+
+
+class _Counted(NamedTuple):
+    parameters: int
+    inference: tuple[int, int]  # operations and peak bytes
+    training: tuple[int, int] | None
+
+
+def _counted(name: str, num_frames: int, fused: bool, training: bool) -> _Counted:
+    model = _without_weights(name, num_frames, fused)
+    with _attention(fused), FakeTensorMode(allow_non_fake_inputs=True):
+        _give_empty_weights(model)
+        video = torch.zeros(1, num_frames, 3, IMAGE_PX, IMAGE_PX, dtype=torch.uint8 if name == OURS else torch.float32)
+
+        def forward() -> None:
+            with torch.no_grad():
+                model(video)
+
+        def update() -> None:
+            out = model(video)
+            answer = out.logits if name == OURS else out if isinstance(out, Tensor) else out.last_hidden_state
+            answer.float().sum().backward()
+
+        inference = _operations_and_peak(model.eval(), forward)
+        both = _operations_and_peak(model.train(), update) if training else None
+        return _Counted(sum(parameter.numel() for parameter in model.parameters()), inference, both)
+
+
+def _operations_and_peak(model: nn.Module, run: Callable[[], None]) -> tuple[int, int]:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    model.zero_grad(set_to_none=True)
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with tracker:
+        run()
+    model.zero_grad(set_to_none=True)
+    peak = tracker.get_tracker_snapshot("peak")
+    return int(counter.get_total_flops()), int(sum(kinds["Total"] for kinds in peak.values()))
+
+
+def _without_weights(name: str, num_frames: int, fused: bool) -> nn.Module:
+    with torch.device("meta"):
+        if name == OURS:
+            return TRecViT(model_config("base", num_classes=_CLASSES))
+        return build_baseline(name, image_size=IMAGE_PX, num_frames=num_frames, fused=fused)
+
+
+def _give_empty_weights(model: nn.Module) -> None:
+    """Moves a model from meta to where it is called: initial values cannot be drawn without content."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+@contextmanager
+def _attention(fused: bool) -> Iterator[None]:
+    """Whether TRecViT's own attention, which on CPUs is plain products for few tokens, is PyTorch's fused one."""
+    with patch.object(trecvit, "_MAX_TOKENS_FOR_PRODUCTS", 0 if fused else trecvit._MAX_TOKENS_FOR_PRODUCTS):
+        yield

@@ -1,0 +1,115 @@
+"""Faster ways of running a model are the same model: clips, streams, rows, states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import VARIANTS, random_video, relative_error, tiny_model
+
+import trecvit.runtime.export as export_module
+from trecvit.errors import ConfigError, MissingPackageError
+from trecvit.model.state import State
+from trecvit.runtime.fast import optimize
+from trecvit.runtime.speed import Speed, measure, speeds
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
+
+
+def streamed(model, video, *, cuts):
+    state = model.init_state(len(video))
+    for frames in video.split(cuts, dim=1):
+        out, state = model.step(frames, state)
+    return out, state
+
+
+@pytest.mark.parametrize(
+    "variant", ["plain", "complex", "no_conv_fixed_positions", "pairs_of_frames", "no_head", "temporal_mlp"]
+)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_openvino_gives_the_models_answers_and_states(variant, dtype):
+    model, video = tiny_model(**VARIANTS[variant]), random_video(2, 6)
+    fast = optimize(model, dtype=dtype, mode="openvino")
+    with torch.inference_mode():
+        expected, after = streamed(model, video, cuts=[1, 1, 3, 1])
+        got, carried = streamed(fast, video, cuts=[1, 1, 3, 1])
+    assert relative_error(got.features, expected.features) < TOLERANCE[dtype]
+    for name, tensor in after._tensors().items():
+        assert carried._tensors()[name].dtype == tensor.dtype, name
+        assert relative_error(carried._tensors()[name], tensor) < TOLERANCE[dtype], name
+    if model.head is not None:
+        assert relative_error(got.logits, expected.logits) < TOLERANCE[dtype]
+        assert relative_error(fast(video).logits, model(video).logits) < TOLERANCE[dtype]
+
+
+def test_a_state_is_a_value_whoever_computes_it(tmp_path):
+    model, video = tiny_model(), random_video(3, 6)
+    fast = optimize(model, mode="openvino")
+    with torch.inference_mode():
+        _, state = fast.step(video[:, :2], fast.init_state(3))
+        before = {name: tensor.clone() for name, tensor in state._tensors().items()}
+        _, other = fast.step(video[:, 2:4], state)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state._tensors().items())
+        # Saved by one and read by the other, rows dropped, one begun anew.
+        other.save(tmp_path / "state")
+        mixed = State.load(tmp_path / "state").select([2, 0]).reset(torch.tensor([False, True]))
+        got, _ = fast.step(video[[2, 0], 4:], mixed)
+        expected, _ = model.step(video[[2, 0], 4:], mixed)
+    assert relative_error(got.logits, expected.logits) < 1e-5
+
+
+def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
+    """As OpenVINO 2026.4 does with ONNX's Scan: no warning, another number."""
+    run = export_module.OpenVINOPass._run
+
+    def wrong(self, graph, frames, state):
+        out, after = run(self, graph, frames, state)
+        layers = tuple(layer._replace(hidden=layer.hidden * 1.01) for layer in after.layers)
+        return out, after.replace(layers=layers)
+
+    monkeypatch.setattr(export_module.OpenVINOPass, "_run", wrong)
+    model = optimize(tiny_model(), mode="openvino")
+    with pytest.raises(ConfigError, match=r"OpenVINO computes layers.0.hidden wrong by .*; take mode='compile' or"):
+        model(random_video())
+
+
+def test_without_openvino_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'trecvit\[openvino\]'"):
+        optimize(tiny_model(), mode="openvino")
+
+
+def test_eager_copies_and_leaves_the_model_alone():
+    model = tiny_model()
+    fast = optimize(model, dtype=torch.bfloat16)
+    assert (fast.dtype, model.dtype) == (torch.bfloat16, torch.float32)
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert relative_error(fast(random_video()).logits, model(random_video()).logits) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [({"mode": "onnx"}, "expected one of eager, compile, openvino, got 'onnx'"), ({"dtype": torch.float16}, "float32")],
+)
+def test_what_cannot_be_is_refused(words, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        optimize(tiny_model(), **words)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
+    tiny_model(image_size=(64, 64)).save(tmp_path / "model")
+    speed = measure(str(tmp_path / "model"), dtype, "eager", 2, 1, seconds=0.05)
+    assert speed.frames_per_s > 0
+    # Nothing runs faster than a part of it; the rest is the noise of two short measurements.
+    assert speed.times_the_bound > 0.8
+    assert speed.p95_ms >= speed.median_ms
+    assert speed.to_dict()["times_the_bound"] == speed.times_the_bound
+
+
+def test_every_combination_is_measured_and_what_cannot_be_says_why(tmp_path):
+    tiny_model(image_size=(32, 32)).save(tmp_path / "model")
+    found = list(speeds([str(tmp_path / "model")], dtypes=["float32", "float8"], batch_sizes=[1, 3], seconds=0.02))
+    assert [type(speed) for speed in found] == [Speed, Speed, str, str]
+    assert [speed.batch_size for speed in found[:2]] == [1, 3]
+    assert "expected one of float32, bfloat16" in found[2]

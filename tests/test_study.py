@@ -1,0 +1,75 @@
+"""The paper's figures made again: counted costs against what can be worked out by hand, and against the paper."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from trecvit.cli import app
+from trecvit.study.efficiency import MODELS, OURS, PAPER, cost, frame_costs
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return {num_frames: cost(OURS, num_frames) for num_frames in (8, 32)}
+
+
+@pytest.fixture(scope="module")
+def vivit():
+    return cost("ViViT-L", 32)
+
+
+def test_costs_are_those_of_the_papers_table_3(ours, vivit):
+    """Operations within the two counts' differences; memory is XLA's there and PyTorch's here."""
+    for one in (ours[32], vivit):
+        parameters, tflop, gigabytes = PAPER[one.model, 32]
+        assert one.parameters / 1e6 == pytest.approx(parameters, rel=0.002)
+        assert one.inference_flop / 1e12 == pytest.approx(tflop, rel=0.03)
+        assert one.inference_bytes / 1e9 == pytest.approx(gigabytes, rel=0.35)
+    assert vivit.inference_flop / ours[32].inference_flop > 5
+    assert vivit.training_bytes / ours[32].training_bytes > 10
+
+
+def test_operations_of_vivit_are_those_worked_out_by_hand(vivit):
+    tokens, width, layers = 32 * 196 + 1, 1024, 24
+    linear = 2 * tokens * width * 12 * width
+    attention = 2 * 2 * tokens * tokens * width
+    patches = 2 * (tokens - 1) * 768 * width
+    assert vivit.inference_flop == layers * (linear + attention) + patches
+    assert vivit.training_flop == pytest.approx(3 * vivit.inference_flop, rel=0.01)
+
+
+def test_materialised_maps_are_what_fused_attention_saves(ours, vivit):
+    one_map_bytes = 16 * (32 * 196 + 1) ** 2 * 4
+    assert vivit.inference_bytes - vivit.fused_inference_bytes > one_map_bytes
+    assert vivit.training_bytes - vivit.fused_training_bytes > 24 * one_map_bytes
+    assert ours[32].training_bytes > ours[32].fused_training_bytes
+
+
+def test_ours_grows_with_the_frames_and_a_stream_does_not(ours):
+    assert ours[32].inference_flop == pytest.approx(4 * ours[8].inference_flop, rel=0.01)
+    new_frame, *windows = frame_costs([ours[8], ours[32]])
+    assert new_frame.window == 1
+    assert new_frame.flop == pytest.approx(ours[8].inference_flop / 8, rel=0.01)
+    assert [window.flop for window in windows] == [ours[8].inference_flop, ours[32].inference_flop]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_to_compare_with_can_be_counted(name):
+    few = cost(name, 2)
+    assert few.parameters > 8e7
+    assert few.training_flop > 2 * few.inference_flop > 0
+    assert few.training_bytes > few.inference_bytes > 4 * few.parameters
+
+
+def test_the_command_writes_figures_and_pictures(tmp_path):
+    words = ["study", "efficiency", "--to", str(tmp_path), "--model", OURS, "--model", "ViViT-B", "--frames", "2"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "efficiency.json").read_text())
+    assert [one["model"] for one in content["costs"]] == [OURS, "ViViT-B"]
+    assert [one["model"] for one in content["per_new_frame"]] == [OURS, OURS, "ViViT-B"]
+    assert (tmp_path / "efficiency.png").stat().st_size > 10_000
+    assert "<svg" in (tmp_path / "efficiency.svg").read_text()
