@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 
 import trecvit.runtime.export as export_module
 from trecvit.errors import ConfigError, MissingPackageError
 from trecvit.model.state import State
-from trecvit.runtime.fast import optimize
-from trecvit.runtime.speed import Speed, measure, speeds
+from trecvit.runtime.describe import flops_per_frame
+from trecvit.runtime.fast import DTYPES, optimize
+from trecvit.runtime.speed import Speed, measure, products, speeds
+from trecvit.weights.load import load
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 
@@ -78,6 +81,15 @@ def test_without_openvino_the_message_says_what_to_install(monkeypatch):
         optimize(tiny_model(), mode="openvino")
 
 
+def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
+    model = tiny_model()
+    fast = optimize(model, dtype=torch.bfloat16)
+    assert torch.equal(fast.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
+    assert fast.blocks[0].temporal.lru.a_param.dtype == torch.float32
+    with pytest.raises(ConfigError, match="already the result of optimize"):
+        optimize(optimize(model, mode="compile"))
+
+
 def test_eager_copies_and_leaves_the_model_alone():
     model = tiny_model()
     fast = optimize(model, dtype=torch.bfloat16)
@@ -101,8 +113,11 @@ def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
     tiny_model(image_size=(64, 64)).save(tmp_path / "model")
     speed = measure(str(tmp_path / "model"), dtype, "eager", 2, 1, seconds=0.05)
     assert speed.frames_per_s > 0
-    # Nothing runs faster than a part of it; the rest is the noise of two short measurements.
-    assert speed.times_the_bound > 0.8
+    model = optimize(load(str(tmp_path / "model")), dtype=DTYPES[dtype])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for func, args, kwargs in products(model, random_video(2, 1, 64, 64)):
+            func(*args, **kwargs)
+    assert counter.get_total_flops() == 2 * flops_per_frame(model)
     assert speed.p95_ms >= speed.median_ms
     assert speed.to_dict()["times_the_bound"] == speed.times_the_bound
 

@@ -12,7 +12,9 @@ from models import relative_error
 from test_scan import FRESH, gated_inputs
 
 from trecvit.model.scan import gated_scan_reference
-from trecvit.model.scan_triton import gated_scan_op, gated_scan_triton
+
+scan_triton = pytest.importorskip("trecvit.model.scan_triton", reason="Triton is for Linux", exc_type=ImportError)
+gated_scan_op, gated_scan_triton = scan_triton.gated_scan_op, scan_triton.gated_scan_triton
 
 NAMES = ("states", "last", "d x", "d input_gate", "d recurrence_gate", "d a_param", "d hidden")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -93,7 +95,7 @@ for kernel in (scan_triton._forward, scan_triton._backward):
             loads = [line for line in assembly.splitlines() if "ld.global" in line]
             assert loads, kernel
             # Offsets of frames and streams are multiplied in 64 bits: sizes may pass 2^31 elements.
-            assert "mul.lo.s64" in assembly or "mad.lo.s64" in assembly or "mul.wide" in assembly, assembly
+            assert "mul.lo.s64" in assembly or "mad.lo.s64" in assembly, assembly
             print(kernel.__name__, dtype, target.arch, len(loads))
 """
 

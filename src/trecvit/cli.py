@@ -615,7 +615,7 @@ def bench_speed(
                 continue
             found.append(speed.to_dict())
             times = (f"{speed.median_ms:.1f} ms", f"{speed.p95_ms:.1f} ms", f"{speed.frames_per_s:.1f}")
-            rest = (f"{speed.gflop_per_s:.0f}", f"x {speed.times_the_bound:.2f}", f"{speed.peak_bytes / 1e6:.0f} MB")
+            rest = (f"{speed.gflop_per_s:.0f}", f"x {speed.times_the_bound:.2f}", f"{speed.memory_bytes / 1e6:.0f} MB")
             table.add_row(*map(str, case), *times, *rest)
     if save:
         save.write_text(json.dumps({"machine": machine(), "speeds": found}, indent=1) + "\n", encoding="utf-8")
@@ -706,9 +706,10 @@ def study_efficiency(
         counted = list(costs(chosen, lengths, report=advance))
     content = to_dict(counted, frame_costs(counted))
     (to / "efficiency.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    table = Table("model", "frames", "parameters", "TFLOP", "inference", "training", box=None, pad_edge=False)
+    titles = ("model", "frames", "parameters", "TFLOP", "inference", "training step", "with fused attention")
+    table = Table(*titles, box=None, pad_edge=False)
     for one in counted:
-        memory = (one.inference_bytes, one.training_bytes or 0)
+        memory = (one.inference_bytes, one.training_bytes or 0, one.fused_training_bytes or 0)
         row = (
             f"{one.parameters / 1e6:.1f} M",
             f"{one.inference_flop / 1e12:.2f}",

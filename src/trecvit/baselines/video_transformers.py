@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trecvit.errors import MissingPackageError
+from trecvit.config import nearest
+from trecvit.errors import ConfigError, MissingPackageError
 
 _Builder = Callable[[int, int, str], Any]  # image size, frames, kind of attention -> nn.Module
 
@@ -96,11 +97,12 @@ def _videomae(image_size: int, num_frames: int, attention: str) -> Any:
     return VideoMAEModel(config)
 
 
+FACTORISED_ENCODER = "ViViT-L, factorised encoder"
 _BUILDERS: dict[str, _Builder] = {
     "ViViT-L": _vivit(_LARGE),
     "ViViT-B": _vivit(_BASE),
     "ViViT-L, factorised self-attention": _factorised_attention,
-    "ViViT-L, factorised encoder": _factorised_encoder,
+    FACTORISED_ENCODER: _factorised_encoder,
     "VideoMAE-L": _videomae,
 }
 NAMES = tuple(_BUILDERS)
@@ -118,8 +120,11 @@ def build_baseline(name: str, *, image_size: int, num_frames: int, fused: bool) 
         fused: PyTorch's fused attention instead of materialised maps.
 
     Raises:
+        ConfigError: For another name.
         MissingPackageError: transformers is not installed.
     """
+    if name not in _BUILDERS:
+        raise ConfigError(f"expected one of {', '.join(NAMES)}, got {name!r}{nearest(name, NAMES)}")
     try:
         import transformers  # noqa: F401
     except ImportError as error:

@@ -83,7 +83,8 @@ class CausalConv(nn.Module):
         """Returns the convolved frames and the last K-1 inputs, for the frames to come."""
         window = torch.cat([taps.to(x.dtype), x], dim=1) if taps.shape[1] else x
         y: Tensor = _DepthwiseConv.apply(window, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return y, window[:, x.shape[1] :].to(taps.dtype)
+        # A copy: a view would keep the whole window alive, and come with other strides than the state began with.
+        return y, window[:, x.shape[1] :].to(taps.dtype).clone(memory_format=torch.contiguous_format)
 
 
 class RGLRU(nn.Module):

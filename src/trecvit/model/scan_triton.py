@@ -131,10 +131,11 @@ def gated_scan_op(
     batch_size, num_frames = x.shape[:2]
     states = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     num_channels = hidden[0].numel()
-    _forward[_programs(batch_size, num_channels)](
-        *(given.contiguous() for given in (x, input_gate, recurrence_gate, rate, hidden)),
-        fresh.to(torch.int8), states, num_frames, num_channels, len(rate), BLOCK=_BLOCK,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        _forward[_programs(batch_size, num_channels)](
+            *(given.contiguous() for given in (x, input_gate, recurrence_gate, rate, hidden)),
+            fresh.to(torch.int8), states, num_frames, num_channels, len(rate), BLOCK=_BLOCK,
+        )  # fmt: skip
     return states
 
 
@@ -160,10 +161,11 @@ def gated_scan_backward_op(
     grads = tuple(torch.empty_like(tensor) for tensor in given)
     grad_rate, grad_hidden = (torch.empty(hidden.shape, dtype=torch.float32, device=x.device) for _ in range(2))
     num_channels = hidden[0].numel()
-    _backward[_programs(x.shape[0], num_channels)](
-        grad_states.contiguous(), *given, rate.contiguous(), hidden.contiguous(), fresh.to(torch.int8), states,
-        *grads, grad_rate, grad_hidden, x.shape[1], num_channels, len(rate), least_rest, BLOCK=_BLOCK,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _backward[_programs(x.shape[0], num_channels)](
+            grad_states.contiguous(), *given, rate.contiguous(), hidden.contiguous(), fresh.to(torch.int8), states,
+            *grads, grad_rate, grad_hidden, x.shape[1], num_channels, len(rate), least_rest, BLOCK=_BLOCK,
+        )  # fmt: skip
     return grads[0], grads[1], grads[2], grad_rate.sum(dim=(0, 1)), grad_hidden
 
 

@@ -21,6 +21,7 @@ from trecvit.model.state import State
 from trecvit.model.trecvit import Output, TRecViT
 
 _STEPS_COMPARED = 3
+_MOST_GRAPHS = 4
 # Of the largest value of what is compared. In bfloat16 the roundings of both sides add up over the layers.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
@@ -63,6 +64,8 @@ class OpenVINOPass:
         if shapes not in self._graphs:
             graph = self._compiled(frames, state)
             self._compare(graph, shapes)
+            if len(self._graphs) == _MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]  # each holds the weights; the oldest goes
             self._graphs[shapes] = graph
         return self._run(self._graphs[shapes], frames, state)
 

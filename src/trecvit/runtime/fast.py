@@ -31,7 +31,8 @@ def optimize(model: TRecViT, *, dtype: torch.dtype | None = None, mode: str = "e
             `openvino`), some seconds for new shapes, each held against the model before it is used.
 
     Raises:
-        ConfigError: For an unknown mode, another dtype, or an OpenVINO that computes wrong here.
+        ConfigError: For an unknown mode, another dtype, a model that is a result of this already, or an OpenVINO that
+            computes wrong here.
         MissingPackageError: OpenVINO is asked for and not installed.
     """
     dtype = dtype or model.dtype
@@ -41,9 +42,16 @@ def optimize(model: TRecViT, *, dtype: torch.dtype | None = None, mode: str = "e
         )
     if dtype not in DTYPES.values():
         raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+    if "_advance" in vars(model):
+        raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     # OpenVINO converts the weights itself, and takes the state in float32.
     fast.to(torch.float32 if mode == "openvino" else dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith(
+            ("a_param", "a_imag_param")
+        ):  # what the eigenvalues are made of: at -7 bfloat16 has steps of 0.03
+            fast.get_parameter(name).data = parameter.detach().clone()
     replacement: Any = None
     if mode == "compile":
         replacement = torch.compile(fast._advance, dynamic=False)

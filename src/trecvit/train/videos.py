@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -49,14 +50,21 @@ class VideoFeed(Feed):
         self.seed = recipe.seed
         self.batch_size = plan.batch_size
         self.num_workers = recipe.num_workers
+        self._latest: tuple[int, NDArray[np.int64]] | None = None
         self.clips = TrainingClips(self.manifest, recipe.preprocessing, videos.augmentation, seed=recipe.seed)
 
     def items(self, step: int) -> list[tuple[int, int]]:
         """The epoch and the videos of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.manifest.videos))
-        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        chosen = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return [(epoch, int(index)) for index in chosen]
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The videos of an epoch in its order; that of the last one asked for is kept."""
+        if self._latest is None or self._latest[0] != epoch:
+            order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.manifest.videos))
+            self._latest = (epoch, order)
+        return self._latest[1]
 
     def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
         """What a process sees in each step."""
