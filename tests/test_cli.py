@@ -60,7 +60,7 @@ def test_help_is_quick_and_names_every_command():
     "words",
     [["classify"], ["stream"], ["demo"], ["info"], ["convert"], ["train"], ["finetune"], ["curves"], ["doctor"],
      ["data", "render"], ["data", "check"], ["data", "shard"], ["eval", "world"], ["eval", "videos"], ["eval", "early"],
-     ["bench", "stream"], ["bench", "train"], ["bench", "loader"]],
+     ["bench", "stream"], ["bench", "speed"], ["bench", "train"], ["bench", "loader"], ["study", "efficiency"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_command_explains_itself(words):
@@ -212,6 +212,8 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
         tmp_path / "mine",
         "--epochs",
         2,
+        "--workers",
+        0,
         "--batch-size",
         3,
         "--validation",
@@ -227,8 +229,20 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     scratch = trecvit(*words, "--to", tmp_path / "scratch", "--scratch")
     assert scratch.returncode == 0, scratch.stderr
     assert (tmp_path / "scratch" / "start.txt").read_text() == "fresh weights\n"
-    drawn = trecvit("curves", tmp_path / "run", tmp_path / "scratch", "--save", tmp_path / "both.png")
+    drawn = trecvit(
+        "curves",
+        tmp_path / "run",
+        tmp_path / "scratch",
+        "--save",
+        tmp_path / "both.png",
+        "--figures",
+        tmp_path / "both.json",
+    )
     assert drawn.returncode == 0, drawn.stderr
+    said = json.loads((tmp_path / "both.json").read_text())
+    assert set(said) == {"run", "scratch"}
+    assert said["run"]["top1"] == json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["top1"]
+    assert said["run"]["steps"] == 4
     assert (tmp_path / "both.png").stat().st_size > 10_000
     nothing = trecvit("curves", tmp_path)
     assert nothing.returncode == 1
@@ -364,12 +378,12 @@ def in_terminal(*words: object, cwd: Path, seconds: float = 60) -> str:
 
 
 def test_on_a_terminal_the_answers_are_drawn_live(video, tmp_path):
-    name = tmp_path / "[/tmp]x [bold].mp4"
-    name.write_bytes(video.read_bytes())
-    seen = in_terminal("stream", name.name, cwd=tmp_path)
-    assert "[/tmp]x [bold].mp4" in seen  # brackets in a name are no markup
-    assert "frames/s" in seen
-    assert seen.count("\x1b[2K") > 5  # drawn again and again in its place
+    (tmp_path / "[red]x[").mkdir()
+    (tmp_path / "[red]x[" / "red] [bold].mp4").write_bytes(video.read_bytes())
+    seen = in_terminal("stream", "[red]x[/red] [bold].mp4", cwd=tmp_path)
+    assert "[red]x[/red] [bold].mp4" in seen  # brackets in a name are no markup
+    assert re.search(r"frame \d+ of 24 · .* frames/s", seen)
+    assert "\x1b[?25l" in seen  # the cursor is hidden while it is drawn
     assert "Traceback" not in seen
 
 

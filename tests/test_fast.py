@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model
@@ -25,39 +29,52 @@ def streamed(model, video, *, cuts):
     return out, state
 
 
+# Every graph takes some seconds to convert, so each of these sees two: of one frame, and of two.
 @pytest.mark.parametrize(
-    "variant", ["plain", "complex", "no_conv_fixed_positions", "pairs_of_frames", "no_head", "temporal_mlp"]
+    ("variant", "dtype"),
+    [
+        ("plain", torch.float32),
+        ("plain", torch.bfloat16),
+        ("pairs_of_frames", torch.float32),
+        ("no_conv_fixed_positions", torch.float32),
+        ("temporal_mlp", torch.float32),
+        ("no_head", torch.bfloat16),
+    ],
 )
-@pytest.mark.parametrize("dtype", TOLERANCE)
 def test_openvino_gives_the_models_answers_and_states(variant, dtype):
     model, video = tiny_model(**VARIANTS[variant]), random_video(2, 6)
     fast = optimize(model, dtype=dtype, mode="openvino")
     with torch.inference_mode():
-        expected, after = streamed(model, video, cuts=[1, 1, 3, 1])
-        got, carried = streamed(fast, video, cuts=[1, 1, 3, 1])
+        expected, after = streamed(model, video, cuts=[1, 1, 2, 1, 1])
+        got, carried = streamed(fast, video, cuts=[1, 1, 2, 1, 1])
     assert relative_error(got.features, expected.features) < TOLERANCE[dtype]
     for name, tensor in after._tensors().items():
         assert carried._tensors()[name].dtype == tensor.dtype, name
         assert relative_error(carried._tensors()[name], tensor) < TOLERANCE[dtype], name
     if model.head is not None:
         assert relative_error(got.logits, expected.logits) < TOLERANCE[dtype]
-        assert relative_error(fast(video).logits, model(video).logits) < TOLERANCE[dtype]
+        assert relative_error(fast(video[:, :2]).logits, model(video[:, :2]).logits) < TOLERANCE[dtype]
 
 
 def test_a_state_is_a_value_whoever_computes_it(tmp_path):
     model, video = tiny_model(), random_video(3, 6)
     fast = optimize(model, mode="openvino")
     with torch.inference_mode():
-        _, state = fast.step(video[:, :2], fast.init_state(3))
+        _, state = fast.step(video[:, :1], fast.init_state(3))
         before = {name: tensor.clone() for name, tensor in state._tensors().items()}
-        _, other = fast.step(video[:, 2:4], state)
+        _, other = fast.step(video[:, 1:2], state)
         assert all(torch.equal(tensor, before[name]) for name, tensor in state._tensors().items())
         # Saved by one and read by the other, rows dropped, one begun anew.
         other.save(tmp_path / "state")
         mixed = State.load(tmp_path / "state").select([2, 0]).reset(torch.tensor([False, True]))
-        got, _ = fast.step(video[[2, 0], 4:], mixed)
-        expected, _ = model.step(video[[2, 0], 4:], mixed)
+        got, _ = fast.step(video[[2, 0], 2:3], mixed)
+        expected, _ = model.step(video[[2, 0], 2:3], mixed)
     assert relative_error(got.logits, expected.logits) < 1e-5
+
+
+def test_what_openvino_cannot_convert_is_said_in_one_line():
+    with pytest.raises(ConfigError, match=r"OpenVINO cannot convert this model .*; take mode='compile' or 'eager'"):
+        optimize(tiny_model(lru_complex=True), mode="openvino")(random_video())
 
 
 def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
@@ -76,9 +93,35 @@ def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
 
 
 def test_without_openvino_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'trecvit\[openvino\]'"):
         optimize(tiny_model(), mode="openvino")
+
+
+COMPILED = """
+import torch
+from models import random_video, tiny_model
+from test_fast import streamed
+from trecvit.runtime.fast import optimize
+
+model, video = tiny_model(), random_video(1, 4)
+fast = optimize(model, mode="compile")
+with torch.inference_mode():
+    expected, after = streamed(model, video, cuts=1)
+    got, carried = streamed(fast, video, cuts=1)
+pairs = [(got.logits, expected.logits)]
+pairs += [(carried._tensors()[name], tensor) for name, tensor in after._tensors().items()]
+print(max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs if b.numel()))
+"""
+
+
+def test_a_compiled_model_gives_the_models_answers_and_states():
+    # In a process of its own: the compiler cannot see through the checks of shapes that the tests add.
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout) < 1e-5
 
 
 def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
@@ -87,7 +130,7 @@ def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
     assert torch.equal(fast.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert fast.blocks[0].temporal.lru.a_param.dtype == torch.float32
     with pytest.raises(ConfigError, match="already the result of optimize"):
-        optimize(optimize(model, mode="compile"))
+        optimize(optimize(model, mode="openvino"))
 
 
 def test_eager_copies_and_leaves_the_model_alone():
@@ -114,8 +157,9 @@ def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
     speed = measure(str(tmp_path / "model"), dtype, "eager", 2, 1, seconds=0.05)
     assert speed.frames_per_s > 0
     model = optimize(load(str(tmp_path / "model")), dtype=DTYPES[dtype])
+    calls = products(model, random_video(2, 1, 64, 64))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for func, args, kwargs in products(model, random_video(2, 1, 64, 64)):
+        for func, args, kwargs in calls:
             func(*args, **kwargs)
     assert counter.get_total_flops() == 2 * flops_per_frame(model)
     assert speed.p95_ms >= speed.median_ms

@@ -134,7 +134,7 @@ def test_memory_of_a_leaking_model_is_seen():
     plain = model.step
 
     def leaking_step(frames, state):
-        kept.append(torch.ones(200_000))
+        kept.append(torch.ones(1_000_000))  # pages of their own, whatever the process has freed before
         return plain(frames, state)
 
     model.step = leaking_step

@@ -314,11 +314,22 @@ def finetune(
 def curves(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, drawn over each other.")],
     save: Annotated[Path, typer.Option(help="The picture to write, a .png file.")] = Path("curves.png"),
+    figures: Annotated[Path | None, typer.Option(help="Also write where the runs have come to, as JSON.")] = None,
 ) -> None:
-    """Draw loss and accuracy of training runs, finished or not."""
-    from trecvit.train.run_folder import draw_curves
+    """Draw loss and accuracy of training runs, finished or not, and say where they have come to."""
+    from rich.table import Table
 
+    from trecvit.train.run_folder import draw_curves, outcome
+
+    found = {run.name: outcome(run) for run in runs}
     draw_curves({run.name: run for run in runs}, save)
+    if figures:
+        figures.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    table = Table("run", "steps", "loss", "best top-1 on the way", "top-1", box=None, pad_edge=False)
+    for name, at in found.items():
+        tops = (f"{at[key]:.1%}" if key in at else "" for key in ("best_top1", "top1"))
+        table.add_row(name, str(at["steps"]), f"{at['loss']:.3f}", *tops)
+    _console().print(table)
     print(save)
 
 
@@ -989,4 +1000,6 @@ def _complain(words: str) -> None:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False)  # names of files and classes may hold brackets
+    # Names of files and classes may hold brackets, so no markup; in files and pipes nothing is to be folded.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
+    return Console(stderr=stderr, markup=False, width=width)

@@ -119,7 +119,7 @@ class SpatialBlock(nn.Module):
         return x
 
     def _attention(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
         mixed = _attend(queries, keys, values)
         out: Tensor = self.attention_out(mixed.transpose(1, 2).reshape(x.shape))

@@ -75,7 +75,12 @@ class OpenVINOPass:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(traced, (frames, *tensors.values()))
-            graph = self._openvino.convert_model(exported)
+            try:
+                graph = self._openvino.convert_model(exported)
+            except Exception as error:  # of many kinds; complex numbers, for one, it does not know
+                reason = str(error).strip().splitlines()[-1]
+                words = f"OpenVINO cannot convert this model ({reason}); take mode='compile' or 'eager'"
+                raise ConfigError(words) from error
         precision = "bf16" if self._dtype == torch.bfloat16 else "f32"
         hints = {
             "PERFORMANCE_HINT": "LATENCY",

@@ -154,6 +154,23 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
     figure.savefig(target, dpi=100)
 
 
+def outcome(folder: Path) -> dict[str, float | int]:
+    """How far a run has come: steps, last loss, the best top-1 on the way, and that of its evaluation.
+
+    Raises:
+        DataError: when the folder holds no run.
+    """
+    lines = read_lines(folder / _METRICS)
+    if not lines:
+        raise DataError(f"{folder}: expected a run folder, with a {_METRICS}")
+    found = {"steps": lines[-1]["step"], "loss": lines[-1]["loss"]}
+    if tested := read_lines(folder / _VALIDATION):
+        found["best_top1"] = max(line["top1"] for line in tested)
+    if (result := folder / "evaluation" / "result.json").exists():
+        found["top1"] = json.loads(result.read_text(encoding="utf-8"))["top1"]
+    return found
+
+
 def _commit() -> str:
     """The commit of the package's repository, with a plus if files differ from it; nothing outside a repository."""
     try:
