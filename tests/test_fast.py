@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import VARIANTS, random_video, relative_error, tiny_model
+from models import random_video, relative_error, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-import trecvit.runtime.export as export_module
 from trecvit.errors import ConfigError, MissingPackageError
-from trecvit.model.state import State
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.fast import DTYPES, optimize
 from trecvit.runtime.speed import Speed, measure, products, speeds
@@ -29,67 +27,13 @@ def streamed(model, video, *, cuts):
     return out, state
 
 
-# Every graph takes some seconds to convert, so each of these sees two: of one frame, and of two.
-@pytest.mark.parametrize(
-    ("variant", "dtype"),
-    [
-        ("plain", torch.float32),
-        ("plain", torch.bfloat16),
-        ("pairs_of_frames", torch.float32),
-        ("no_conv_fixed_positions", torch.float32),
-        ("temporal_mlp", torch.float32),
-        ("no_head", torch.bfloat16),
-    ],
-)
-def test_openvino_gives_the_models_answers_and_states(variant, dtype):
-    model, video = tiny_model(**VARIANTS[variant]), random_video(2, 6)
-    fast = optimize(model, dtype=dtype, mode="openvino")
-    with torch.inference_mode():
-        expected, after = streamed(model, video, cuts=[1, 1, 2, 1, 1])
-        got, carried = streamed(fast, video, cuts=[1, 1, 2, 1, 1])
-    assert relative_error(got.features, expected.features) < TOLERANCE[dtype]
-    for name, tensor in after._tensors().items():
-        assert carried._tensors()[name].dtype == tensor.dtype, name
-        assert relative_error(carried._tensors()[name], tensor) < TOLERANCE[dtype], name
-    if model.head is not None:
-        assert relative_error(got.logits, expected.logits) < TOLERANCE[dtype]
-        assert relative_error(fast(video[:, :2]).logits, model(video[:, :2]).logits) < TOLERANCE[dtype]
-
-
-def test_a_state_is_a_value_whoever_computes_it(tmp_path):
-    model, video = tiny_model(), random_video(3, 6)
-    fast = optimize(model, mode="openvino")
-    with torch.inference_mode():
-        _, state = fast.step(video[:, :1], fast.init_state(3))
-        before = {name: tensor.clone() for name, tensor in state._tensors().items()}
-        _, other = fast.step(video[:, 1:2], state)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in state._tensors().items())
-        # Saved by one and read by the other, rows dropped, one begun anew.
-        other.save(tmp_path / "state")
-        mixed = State.load(tmp_path / "state").select([2, 0]).reset(torch.tensor([False, True]))
-        got, _ = fast.step(video[[2, 0], 2:3], mixed)
-        expected, _ = model.step(video[[2, 0], 2:3], mixed)
-    assert relative_error(got.logits, expected.logits) < 1e-5
-
-
-def test_what_openvino_cannot_convert_is_said_in_one_line():
-    with pytest.raises(ConfigError, match=r"OpenVINO cannot convert this model .*; take mode='compile' or 'eager'"):
-        optimize(tiny_model(lru_complex=True), mode="openvino")(random_video())
-
-
-def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
-    """As OpenVINO 2026.4 does with ONNX's Scan: no warning, another number."""
-    run = export_module.OpenVINOPass._run
-
-    def wrong(self, graph, frames, state):
-        out, after = run(self, graph, frames, state)
-        layers = tuple(layer._replace(hidden=layer.hidden * 1.01) for layer in after.layers)
-        return out, after.replace(layers=layers)
-
-    monkeypatch.setattr(export_module.OpenVINOPass, "_run", wrong)
-    model = optimize(tiny_model(), mode="openvino")
-    with pytest.raises(ConfigError, match=r"OpenVINO computes layers.0.hidden wrong by .*; take mode='compile' or"):
-        model(random_video())
+def test_openvino_gives_the_models_answers_and_states():
+    # In a process of its own: pytest's worker was seen to die some time after OpenVINO's work in it was done.
+    checks = Path(__file__).with_name("openvino_checks.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "9 passed" in done.stdout
 
 
 def test_without_openvino_the_message_says_what_to_install(monkeypatch):
@@ -129,8 +73,9 @@ def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
     fast = optimize(model, dtype=torch.bfloat16)
     assert torch.equal(fast.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert fast.blocks[0].temporal.lru.a_param.dtype == torch.float32
+    fast._advance = fast._advance  # what compile and openvino put in its place
     with pytest.raises(ConfigError, match="already the result of optimize"):
-        optimize(optimize(model, mode="openvino"))
+        optimize(fast)
 
 
 def test_eager_copies_and_leaves_the_model_alone():

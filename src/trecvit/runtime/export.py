@@ -55,6 +55,7 @@ class OpenVINOPass:
         self._model, self._dtype = model, dtype
         self._advance = model._advance  # as it was before this took its place
         self._graphs: dict[_Shapes, Any] = {}
+        self._given: list[Any] = []
 
     def __call__(self, frames: Tensor, state: State) -> tuple[Output, State]:
         """One pass over a whole number of temporal patches; see `TRecViT._advance`."""
@@ -92,6 +93,7 @@ class OpenVINOPass:
     def _run(self, graph: Any, frames: Tensor, state: State) -> tuple[Output, State]:
         tensors = _carried(state)
         given = [np.ascontiguousarray(tensor.numpy()) for tensor in (frames, *tensors.values())]
+        self._given = given  # OpenVINO reads them where they lie: they have to outlive the call
         found = graph(given, share_inputs=True, share_outputs=False)
         arrays = [torch.from_numpy(np.asarray(found[number])) for number in range(len(graph.outputs))]
         features, *carried = arrays
