@@ -705,7 +705,8 @@ def study_efficiency(
 ) -> None:
     """Parameters, operations and peak memory as videos grow longer, of TRecViT and of what it is compared with.
 
-    Nothing is computed, only counted, so this runs anywhere; all models and lengths took twenty minutes on two cores beside other work.
+    Nothing is computed, only counted, so this runs anywhere. All models and lengths took twenty minutes on two cores
+    beside other work.
     """
     from rich.table import Table
 
