@@ -1,0 +1,170 @@
+"""Commands that measure what a model costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trecvit.cli.app import bench_app
+from trecvit.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    load_model,
+)
+from trecvit.cli.terminal import complain, console, print_facts, progress_bar
+
+
+@bench_app.command("stream")
+def bench_stream(
+    model: ModelOption = "motions",
+    frames: Annotated[int, typer.Option(min=10, help="Length of the stream.")] = 10_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Stream random frames and check that memory stays flat; exit code 1 if it grew."""
+    from trecvit.runtime.bench import stream_memory
+
+    network = load_model(model, "cpu")
+    with progress_bar("frames", frames, hidden=as_json) as advance:
+        memory = stream_memory(network, num_frames=frames, report=advance)
+    if as_json:
+        print(json.dumps({**memory.__dict__, "is_flat": memory.is_flat}))
+    else:
+        for count, peak, state in zip(memory.frames, memory.peak_bytes, memory.state_bytes, strict=True):
+            print(f"{count:>8,} frames  peak memory {peak / 1e6:8.1f} MB  state {state:,} bytes")
+        print(f"{memory.frames_per_s:.1f} frames/s")
+    if not memory.is_flat:
+        complain(f"memory grew by {memory.peak_bytes[-1] - memory.peak_bytes[0]:,} bytes")
+        raise typer.Exit(1)
+
+
+@bench_app.command("speed")
+def bench_speed(
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A preset or a trained model; tiny, small, base, base_k400."),
+    ] = None,
+    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="float32, bfloat16; both by default.")] = None,
+    modes: Annotated[list[str] | None, typer.Option("--mode", help="eager, compile, openvino; all by default.")] = None,
+    batch_sizes: Annotated[list[int] | None, typer.Option("--batch", help="Streams at once; 1 by default.")] = None,
+    frames: Annotated[
+        list[int] | None, typer.Option(help="Frames of a call: 1 is a stream with its state, the default; more a clip.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each is timed.")] = 3.0,
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+) -> None:
+    """How fast models run, frame after frame or clip by clip, beside what their matrix products alone would take."""
+    from itertools import product
+
+    from rich.table import Table
+
+    from trecvit.runtime.doctor import machine
+    from trecvit.runtime.speed import Speed, speeds
+
+    chosen = (
+        models or ["tiny", "small", "base", "base_k400"],
+        dtypes or ["float32", "bfloat16"],
+        modes or ["eager", "compile", "openvino"],
+        batch_sizes or [1],
+        frames or [1],
+    )
+    cases = list(product(*chosen))
+    titles = (
+        "model",
+        "dtype",
+        "mode",
+        "batch",
+        "frames",
+        "median",
+        "p95",
+        "frames/s",
+        "GFLOP/s",
+        "of the bound",
+        "memory",
+    )
+    table = Table(*titles, box=None, pad_edge=False)
+    found, failed = [], 0
+    with progress_bar("measurements", len(cases)) as advance:
+        measured = speeds(
+            chosen[0], dtypes=chosen[1], modes=chosen[2], batch_sizes=chosen[3], frames=chosen[4], seconds=seconds
+        )
+        for number, (case, speed) in enumerate(zip(cases, measured, strict=True), start=1):
+            advance(number)
+            if not isinstance(speed, Speed):
+                failed += 1
+                complain(f"{' '.join(map(str, case))}: {speed}")
+                continue
+            found.append(speed.to_dict())
+            times = (f"{speed.median_ms:.1f} ms", f"{speed.p95_ms:.1f} ms", f"{speed.frames_per_s:.1f}")
+            rest = (f"{speed.gflop_per_s:.0f}", f"x {speed.times_the_bound:.2f}", f"{speed.memory_bytes / 1e6:.0f} MB")
+            table.add_row(*map(str, case), *times, *rest)
+    if save:
+        save.write_text(json.dumps({"machine": machine(), "speeds": found}, indent=1) + "\n", encoding="utf-8")
+    console().print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+@bench_app.command("train")
+def bench_train(
+    sizes: Annotated[list[str] | None, typer.Option("--size", help="Presets; tiny, small and base by default.")] = None,
+    frames: Annotated[list[int] | None, typer.Option(help="Frames per clip; 8 and 32 by default.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips of an update.")] = 1,
+    image_px: Annotated[int, typer.Option("--image-size", help="Side of the frames in pixels.")] = 224,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
+    device: DeviceOption = "cpu",
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+) -> None:
+    """Memory and speed of training updates: sizes, clip lengths, with and without activation checkpointing."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from trecvit.runtime.doctor import machine
+    from trecvit.train.bench import update_costs
+
+    sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
+    table = Table("size", "frames", "checkpointing", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
+    costs = []
+    with progress_bar("measurements", 2 * len(sizes) * len(frames)) as advance:
+        for cost in update_costs(sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device):
+            costs.append(cost)
+            advance(len(costs))
+            words = ("not enough", "", "")
+            if cost.memory_bytes is not None and cost.updates_per_s is not None:
+                memory, rate = f"{cost.memory_bytes / 1e9:.2f} GB", cost.updates_per_s
+                words = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
+            table.add_row(cost.size, str(cost.num_frames), "on" if cost.checkpointing else "off", *words)
+    if save:
+        content = {"machine": machine(), "device": device, "image_px": image_px, "bf16": bf16}
+        content["costs"] = [asdict(cost) for cost in costs]
+        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    console().print(table)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    recipe: Annotated[Path, typer.Argument(help="A recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    workers: Annotated[list[int] | None, typer.Option(help="Worker processes to try; 0, 1 and 2 by default.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Batches to time.")] = 20,
+    device: DeviceOption = "cpu",
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+) -> None:
+    """Clips per second that are decoded and augmented, or rendered, beside what the model takes."""
+    from trecvit.runtime.doctor import machine
+    from trecvit.train.bench import loader_speed
+    from trecvit.train.recipe import load_recipe
+
+    plan, counts = load_recipe(recipe, overrides or []), workers or [0, 1, 2]
+    with progress_bar("measurements", len(counts) + 1) as advance:
+        speed = loader_speed(plan, workers=counts, num_steps=steps, device=device, report=advance)
+    if save:
+        content = {"machine": machine(), "made": speed.made, "used": speed.used}
+        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    how = "rendered" if plan.scenes else "decoded and augmented"
+    facts = {f"{how}, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
+    print_facts({**facts, "the model takes": f"{speed.used:.1f} clips/s"})

@@ -1,0 +1,148 @@
+"""Commands that measure how well a model does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trecvit.cli.app import eval_app
+from trecvit.cli.options import (
+    DataArgument,
+    DeviceOption,
+    JsonOption,
+    LabelsOption,
+    ModelOption,
+    VideosOption,
+    load_model,
+    manifest_of,
+)
+from trecvit.cli.terminal import console, name_failures, print_facts, progress_bar
+
+
+@eval_app.command("videos")
+def eval_videos(
+    data: DataArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder for result.json and scores.npz.")],
+    model: ModelOption = "motions",
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips of each video.")] = 4,
+    crops: Annotated[int, typer.Option(min=1, help="Crops of each clip, 1 or 3.")] = 3,
+    views_at_once: Annotated[int, typer.Option(min=1, help="Views in one batch; fewer need less memory.")] = 12,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Classify every video of a data set: top-1, top-5, mean class accuracy, calibration, confusions.
+
+    A video that cannot be read is listed by name and makes the exit code 1; it is never replaced by another.
+
+    Several processes: torchrun --nproc-per-node 8 -m trecvit eval videos DATA --to FOLDER
+    """
+    from trecvit.evaluate.scores import write_result
+    from trecvit.evaluate.videos import evaluate_videos, protocol, views_protocol
+    from trecvit.processes import Processes, joined
+
+    manifest = manifest_of(data, videos, labels)
+    with joined():
+        processes = Processes(device)
+        network = load_model(model, str(processes.device))
+        num_mine = len(processes.share.of(manifest.videos))
+        with progress_bar("videos", num_mine, hidden=not processes.first) as advance:
+            scores, failures = evaluate_videos(
+                network,
+                manifest,
+                num_clips=clips,
+                num_crops=crops,
+                views_at_once=views_at_once,
+                num_workers=workers,
+                processes=processes,
+                report=advance,
+            )
+    if not processes.first:
+        return
+    said = protocol(network, manifest, checkpoint=model, looked_at=views_protocol(clips, crops))
+    result = write_result(to, scores, said, failures)
+    shares = {name: f"{result[name]:.2%}" for name in ("top1", "top5", "mean_class_accuracy", "calibration_error")}
+    print_facts({"videos": result["good"], "failed": len(failures), "missing": len(manifest.missing), **shares})
+    print(to / "result.json")
+    name_failures(failures)
+
+
+@eval_app.command("early")
+def eval_early(
+    data: DataArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder for a result per readout and part.")],
+    model: ModelOption = "motions",
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
+    half_life: Annotated[float, typer.Option(help="Of the exponential readout, in frames seen.")] = 8.0,
+    window: Annotated[int, typer.Option(min=1, help="Of the windowed readout, in frames seen.")] = 16,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Stream every video of a data set: how often is the answer right after 25, 50, 75 and 100 % of it?"""
+    from rich.table import Table
+
+    from trecvit.evaluate.early import READOUTS, Readouts, evaluate_early
+    from trecvit.evaluate.scores import write_result
+    from trecvit.evaluate.videos import protocol
+
+    network, manifest = load_model(model, device), manifest_of(data, videos, labels)
+    parts = (0.25, 0.5, 0.75, 1.0)
+    readouts = Readouts(half_life=half_life, window=window)
+    with progress_bar("videos", len(manifest.videos)) as advance:
+        found, failures = evaluate_early(network, manifest, parts=parts, readouts=readouts, report=advance)
+    looked_at = {"sampler": "streamed once, middle crop", "half_life": half_life, "window": window}
+    said = protocol(network, manifest, checkpoint=model, looked_at=looked_at)
+    table = Table("readout", *(f"{part:.0%}" for part in parts), box=None, pad_edge=False)
+    for name in READOUTS:
+        top1 = []
+        for part in parts:
+            asked = {**said, "readout": name, "part": part}
+            result = write_result(to / f"{name}_{part:.2f}", found[name, part], asked, failures)
+            top1.append(f"{result['top1']:.1%}")
+        table.add_row(name, *top1)
+    console().print(table)
+    name_failures(failures)
+
+
+@eval_app.command("world")
+def eval_world(
+    model: ModelOption = "motions",
+    clips: Annotated[int, typer.Option(min=36, help="Clips per test; an even number.")] = 1800,
+    footage: Annotated[
+        list[Path] | None, typer.Option(help="Real videos: also play the world's motions on their frames.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=1, help="Of the test scenes; recipes train on seed 0.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Test a model of the world's motions on scenes, textures and footage that it never saw."""
+    from trecvit.evaluate.world import report_world
+
+    network = load_model(model, "cpu")
+    num_tests = 3 if footage else 1
+    with progress_bar("clips", num_tests * clips, hidden=as_json) as advance:
+        report = report_world(network, num_clips=clips, seed=seed, footage=footage or [], report=advance)
+    if save:
+        save.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    _print_tests(report["tests"])
+
+
+def _print_tests(tests: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    summary = Table("test", "clips", "top-1", "right or opposite", box=None, pad_edge=False)
+    for test in tests:
+        summary.add_row(test["name"], str(test["num_clips"]), f"{test['top1']:.1%}", f"{test['pair']:.1%}")
+    console().print(summary)
+    classes = Table("class", *(test["name"] for test in tests), "taken for", box=None, pad_edge=False)
+    for label in tests[0]["by_class"]:
+        shares = (f"{test['by_class'][label]:.0%}" if label in test["by_class"] else "" for test in tests)
+        classes.add_row(label, *shares, tests[0]["confused_with"][label])
+    console().print(classes)

@@ -1,0 +1,61 @@
+"""Options that several commands have, and what they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trecvit.cli.terminal import download_bar
+from trecvit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trecvit.data.manifest import Manifest
+    from trecvit.model.trecvit import TRecViT
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A name ('motions' ships with the package), a folder, or an original .npz."),
+]
+DtypeOption = Annotated[str, typer.Option(help="float32, or bfloat16 for faster matrix products where there are any.")]
+ModeOption = Annotated[str, typer.Option(help="eager, compile (waits for the compiler first), or openvino.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
+TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A folder per class, a 'path label' list, Kinetics' csv, Something-Something's JSON, or tar shards."
+    ),
+]
+VideosOption = Annotated[str | None, typer.Option(help="Folder of the videos, where a list is not beside them.")]
+LabelsOption = Annotated[
+    str | None, typer.Option(help="kinetics400, something_something_v2, or a file with a class per line.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+
+
+def load_model(model: str, device: str) -> TRecViT:
+    """Whatever --model names, with a bar if it has to be fetched."""
+    from trecvit.weights.load import load
+
+    with download_bar() as progress:
+        return load(model, device=device, progress=progress)
+
+
+def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
+    """Likewise, made fast as --dtype and --mode say."""
+    from trecvit.runtime.fast import DTYPES, optimize
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    return optimize(load_model(model, device), dtype=DTYPES[dtype], mode=mode)
+
+
+def manifest_of(
+    data: str, videos: str | None, labels: str | None, unknown: list[tuple[str, str]] | None = None
+) -> Manifest:
+    """The videos of a data set; see `trecvit.data.manifest.read_manifest`."""
+    from trecvit.data.manifest import DataSource, read_manifest
+
+    return read_manifest(DataSource(path=data, videos=videos, labels=labels), unknown=unknown)

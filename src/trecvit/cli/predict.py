@@ -1,0 +1,280 @@
+"""Commands that run a trained model, or say what it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trecvit.cli.app import app
+from trecvit.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    load_fast,
+    load_model,
+)
+from trecvit.cli.terminal import bar_of, complain, console, download_bar, print_facts, progress_bar
+from trecvit.errors import ConfigError, VideoError
+
+if TYPE_CHECKING:
+    from trecvit.model.trecvit import TRecViT
+    from trecvit.runtime.stream import Update
+
+
+@app.command()
+def classify(
+    sources: Annotated[list[str], typer.Argument(help="Video files, folders of images, .npy arrays or stream URLs.")],
+    model: ModelOption = "motions",
+    clips: Annotated[int, typer.Option(min=1, help="Clips per video to average over.")] = 4,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    mode: ModeOption = "eager",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what happens in whole videos.
+
+    A file that cannot be read is listed, the others are still done, and the exit code is 1.
+    """
+    from rich.table import Table
+
+    from trecvit.runtime.predict import classify as classify_video
+
+    network = load_fast(model, device, dtype, mode)
+    table = Table("video", "class", "probability", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
+    failures = 0
+    with progress_bar("videos", len(sources), hidden=as_json or len(sources) == 1) as advance:
+        for number, source in enumerate(sources, start=1):
+            try:
+                answer = classify_video(network, source, num_clips=clips, top_k=top)
+            except VideoError as error:
+                failures += 1
+                complain(str(error))
+                if as_json:
+                    print(json.dumps({"source": source, "error": str(error)}))
+                continue
+            finally:
+                advance(number)
+            if as_json:
+                best = [
+                    {"label": label, "probability": round(probability, 6)}
+                    for label, probability in zip(answer.labels, answer.probs, strict=True)
+                ]
+                print(json.dumps({"source": source, "frames": answer.num_video_frames, "top": best}), flush=True)
+            for rank, (label, probability) in enumerate(zip(answer.labels, answer.probs, strict=True)):
+                table.add_row("" if rank else source, label, f"{probability:6.1%} {bar_of(probability)}")
+    if not as_json and table.row_count:
+        console().print(table)
+    if failures:
+        complain(f"{failures} of {len(sources)} videos could not be read")
+        raise typer.Exit(1)
+
+
+@app.command()
+def stream(
+    source: Annotated[str, typer.Argument(help="A video file, folder of images, .npy array or stream URL.")],
+    model: ModelOption = "motions",
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 3,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Look at every so many frames.", show_default="as in training")
+    ] = None,
+    restart_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Forget everything after so many frames looked at.", show_default="never"),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write an annotated .mp4 or .webm.")] = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    mode: ModeOption = "eager",
+    as_json: JsonOption = False,
+) -> None:
+    """Watch a video frame by frame and say after each frame what is happening.
+
+    Prints one JSON line per frame looked at when the output is not a terminal or with --json, else a live view.
+    Memory does not grow with the length of the video.
+    """
+    network = load_fast(model, device, dtype, mode)
+    _run_stream(network, source, top=top, stride=stride, restart_every=restart_every, save=save, as_json=as_json)
+
+
+@app.command()
+def demo(
+    video: Annotated[str | None, typer.Argument(help="Your video; without one, a video is rendered here.")] = None,
+    save: Annotated[Path, typer.Option(help="Where the annotated video goes (.mp4 or .webm).")] = Path("demo.mp4"),
+    seed: Annotated[int, typer.Option(min=0, help="Which scenes are rendered.")] = 2026,
+) -> None:
+    """Stream a video through the bundled model and write it with the answers drawn in."""
+    import tempfile
+
+    from trecvit.runtime.demo import render_scenes
+
+    network = load_model("motions", "cpu")
+    restart_every = network.preprocessing.num_frames  # a scene lasts as long as a training clip
+    if video is not None:
+        _run_stream(network, video, top=3, stride=None, restart_every=restart_every, save=save, as_json=False)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scenes.mp4"
+        truths = render_scenes(path, seed=seed)
+        answers = _run_stream(
+            network, str(path), top=3, stride=None, restart_every=restart_every, save=save, as_json=False, truths=truths
+        )
+    right = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
+    console(stderr=True).print(f"{right} of {len(truths)} scenes were named right at their last frame.")
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A name, a folder or an original .npz.")], as_json: JsonOption = False
+) -> None:
+    """Say what a model is: architecture, size, cost per frame, classes, origin."""
+    from trecvit.runtime.describe import describe
+
+    facts = describe(load_model(model, "cpu"))
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    print_facts(facts)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A name, a folder or an original .npz.")],
+    target: Annotated[Path, typer.Argument(help="A .npz file for the original format, else a folder.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Class names for a folder: kinetics400, something_something_v2, or a text file.")
+    ] = None,
+) -> None:
+    """Rewrite weights in the other format, exact to the bit."""
+    from trecvit.weights.load import convert as convert_weights
+
+    with download_bar() as progress:
+        written = convert_weights(source, target, labels=labels, progress=progress)
+    print(written)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine, what does not, and why."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from trecvit.runtime.doctor import examine
+
+    table = Table("", "what", "finding", box=None, pad_edge=False)
+    findings = examine()
+    marks = {True: Text("ok", "green"), False: Text("no", "red"), None: Text("–", "yellow")}
+    for finding in findings:
+        table.add_row(marks[finding.works], finding.name, finding.words)
+    console().print(table)
+    if any(finding.works is False for finding in findings):
+        raise typer.Exit(1)
+
+
+def _run_stream(
+    network: TRecViT,
+    source: str,
+    *,
+    top: int,
+    stride: int | None,
+    restart_every: int | None,
+    save: Path | None,
+    as_json: bool,
+    truths: list[str] | None = None,
+) -> list[str]:
+    """Streams to the terminal or as JSON lines, and to a video. Returns the answers before restarts and at the end."""
+    from fractions import Fraction
+
+    from trecvit.runtime.predict import class_labels
+    from trecvit.runtime.stream import annotate
+    from trecvit.runtime.stream import stream as stream_video
+    from trecvit.video.decode import probe
+    from trecvit.video.encode import VideoWriter
+
+    if save and Path(source).exists() and save.exists() and save.samefile(source):
+        raise ConfigError(f"{save} is the video to be read and would be overwritten; give --save another name")
+    labels = class_labels(network)
+    about = probe(source)
+    rate = float(about.average_fps) if about.average_fps else None
+    stride = stride or network.preprocessing.stride_for(rate)
+    answers: list[str] = []
+    previous = ""
+    damage: VideoError | None = None
+
+    def readable() -> Iterator[Update]:
+        nonlocal damage
+        try:
+            yield from stream_video(network, source, stride=stride, restart_every=restart_every)
+        except VideoError as error:
+            damage = error  # what could be read is shown and saved all the same
+
+    saving = VideoWriter(save, about.average_fps or Fraction(25)) if save else nullcontext()
+    with _view(source, about.stated_frames, as_json=as_json) as show, saving as writer:
+        for update in readable():
+            best = update.top(labels, top)
+            if update.is_new:
+                if update.frames_seen == 1 and previous:
+                    answers.append(previous)
+                previous = best[0][0]
+                show(update, best)
+            if writer:
+                truth = f"truth: {truths[min(len(answers), len(truths) - 1)]}" if truths else ""
+                writer.write(annotate(update, labels, top_k=top, footer=truth), update.time_s)
+    if damage:
+        raise damage
+    if save:
+        console(stderr=True).print(f"wrote {save}", highlight=False)
+    return [*answers, previous]
+
+
+@contextmanager
+def _view(
+    source: str, num_frames: int | None, *, as_json: bool
+) -> Iterator[Callable[[Update, list[tuple[str, float]]], None]]:
+    """Shows updates: a live panel on a terminal, else one JSON line each."""
+    if as_json or not sys.stdout.isatty():
+
+        def print_line(update: Update, best: list[tuple[str, float]]) -> None:
+            line = {
+                "frame": update.index,
+                "time_s": round(update.time_s, 4),
+                "frames_seen": update.frames_seen,
+                "top": [{"label": label, "probability": round(probability, 6)} for label, probability in best],
+            }
+            print(json.dumps(line), flush=True)
+
+        yield print_line
+        return
+
+    import time
+
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    begun_s, looked_at = time.perf_counter(), 0
+    with Live(console=console(), refresh_per_second=12) as live:
+
+        def draw(update: Update, best: list[tuple[str, float]]) -> None:
+            nonlocal looked_at
+            looked_at += 1
+            table = Table.grid(padding=(0, 2))
+            for rank, (label, probability) in enumerate(best):
+                style = "bold cyan" if rank == 0 else "dim"
+                table.add_row(*(Text(words, style) for words in (label, f"{probability:6.1%}", bar_of(probability))))
+            speed = looked_at / (time.perf_counter() - begun_s)
+            place = f"frame {update.index + 1}" + (f" of {num_frames}" if num_frames else "")
+            words = f"{place} · {update.time_s:.1f} s · {speed:.0f} frames/s"
+            live.update(Panel(table, title=Text(source), subtitle=words, width=min(console().width, 90)))
+
+        yield draw

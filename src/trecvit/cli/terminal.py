@@ -1,0 +1,108 @@
+"""What people see: bars, tables, complaints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trecvit.data.clips import Failure
+
+
+@contextmanager
+def progress_bar(what: str, total: int, *, hidden: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar on stderr for long work, with the time left; nothing where nobody looks.
+
+    It is moved by the number of things done and, where some can fail, of those that failed.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int, failed: int = 0) -> None:
+            bar.update(task, completed=done, description=f"{what}, {failed} failed" if failed else what)
+
+        yield advance
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that appears with the first bytes of a download."""
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        "downloading",
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+    )
+    task = None
+
+    def advance(done_bytes: int, total_bytes: int | None) -> None:
+        nonlocal task
+        if task is None:
+            bar.start()
+            task = bar.add_task("download", total=total_bytes)
+        bar.update(task, completed=done_bytes, total=total_bytes)
+
+    try:
+        yield advance
+    finally:
+        if task is not None:
+            bar.stop()
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """A line for each name and its value."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            words = "\n".join(f"{key}: {item}" for key, item in value.items())
+        elif isinstance(value, list):
+            words = ", ".join(str(item) for item in value)
+        else:
+            words = f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(Text(name, "bold"), words)
+    console().print(table, highlight=False)
+
+
+def name_failures(failures: Sequence[Failure]) -> None:
+    """Lists videos that could not be read, and makes the exit code 1 if there are any."""
+    for failure in failures:
+        complain(f"{failure.name}: {failure.reason}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def bar_of(probability: float, width: int = 20) -> str:
+    """A probability as people see it."""
+    return "█" * round(probability * width)
+
+
+def complain(words: str) -> None:
+    """A line on stderr."""
+    print(f"trecvit: {words}", file=sys.stderr)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables and panels go."""
+    from rich.console import Console
+
+    # Names of files and classes may hold brackets, so no markup; in files and pipes nothing is to be folded.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
+    return Console(stderr=stderr, markup=False, width=width)

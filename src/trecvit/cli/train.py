@@ -1,0 +1,150 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trecvit.cli.app import app
+from trecvit.cli.options import (
+    LabelsOption,
+    ModelOption,
+    TrainingDeviceOption,
+    VideosOption,
+    load_model,
+)
+from trecvit.cli.terminal import console
+
+if TYPE_CHECKING:
+    from trecvit.train.recipe import Recipe
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/world.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    to: Annotated[Path, typer.Option(help="The run folder; an interrupted run in it is continued.")] = Path(
+        "runs/train"
+    ),
+    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to spread the weights.")] = "ddp",
+    device: TrainingDeviceOption = "auto",
+) -> None:
+    """Train a model by a recipe. Interrupted, the same command goes on where it stopped.
+
+    Several processes: torchrun --nproc-per-node 8 -m trecvit train RECIPE --to FOLDER
+    """
+    from trecvit.train.recipe import load_recipe
+
+    _run_training(load_recipe(recipe, overrides or []), to, device, parallel)
+
+
+@app.command()
+def finetune(
+    data: Annotated[
+        str, typer.Option("--data", help="A folder with a folder of videos for each class, or any other form of data.")
+    ],
+    to: Annotated[Path, typer.Option("--to", help="The run folder; an interrupted run in it is continued.")],
+    model: ModelOption = "motions",
+    validation: Annotated[str | None, typer.Option(help="Videos to test the result on, in any of the forms.")] = None,
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the videos.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per update.")] = 8,
+    learning_rate: Annotated[float, typer.Option("--lr", help="The peak.")] = 5e-4,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the clips, but for classes that speak of sides.")] = True,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Same architecture, but fresh weights: to compare.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: TrainingDeviceOption = "auto",
+) -> None:
+    """Teach a trained model the classes of your own videos: a folder of videos for each class is enough.
+
+    Interrupted, the same command goes on where it stopped. The recipe it makes is in the run folder, and so are the
+    curves; with --validation, FOLDER/best is the model that did best on it.
+    """
+    from trecvit.data.manifest import DataSource, read_manifest
+    from trecvit.train.recipe import recipe_from_dict
+
+    where = {"videos": videos, "labels": labels}
+    manifest = read_manifest(DataSource(path=data, **where))
+    trained = load_model(model, "cpu")
+    steps = epochs * (len(manifest.videos) // batch_size)
+    clips = {
+        "train": {"path": data, **where},
+        "validation": {"path": validation, **where} if validation else None,
+        "validate_every": len(manifest.videos) // batch_size if validation else 0,
+        "augmentation": {"scale": [0.875, 1.33], "flip": flip and bool(manifest.labels)},
+    }
+    plan = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "warmup_steps": steps // 10}
+    recipe = recipe_from_dict(
+        {
+            "model": {**trained.config.to_dict(), "num_classes": manifest.num_classes},
+            "preprocessing": trained.preprocessing.to_dict(),
+            "videos": clips,
+            "start": {} if scratch else {"weights": model},
+            "optimisation": plan,
+            "num_workers": workers,
+            "seed": seed,
+            "log_every": 5,
+            "checkpoint_every": 50,
+        }
+    )
+    _run_training(recipe, to, device)
+
+
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, drawn over each other.")],
+    save: Annotated[Path, typer.Option(help="The picture to write, a .png file.")] = Path("curves.png"),
+    figures: Annotated[Path | None, typer.Option(help="Also write where the runs have come to, as JSON.")] = None,
+) -> None:
+    """Draw loss and accuracy of training runs, finished or not, and say where they have come to."""
+    from rich.table import Table
+
+    from trecvit.train.run_folder import draw_curves, outcome
+
+    found = {run.name: outcome(run) for run in runs}
+    draw_curves({run.name: run for run in runs}, save)
+    if figures:
+        figures.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    table = Table("run", "steps", "loss", "best top-1 on the way", "top-1", box=None, pad_edge=False)
+    for name, at in found.items():
+        tops = (f"{at[key]:.1%}" if key in at else "" for key in ("best_top1", "top1"))
+        table.add_row(name, str(at["steps"]), f"{at['loss']:.3f}", *tops)
+    console().print(table)
+    print(save)
+
+
+def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") -> None:
+    """Trains with a bar where somebody looks, else with a line now and then; prints where the model is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from trecvit.processes import Processes, joined
+    from trecvit.train.loop import Progress, train
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with joined():
+        processes = Processes(device)
+        looked_at = sys.stderr.isatty() and processes.first
+        bar = Bar(*columns, console=console(stderr=True), disable=not looked_at)
+        task = bar.add_task("", total=None)
+
+        def report(line: Progress) -> None:
+            words = f"loss {line.loss:.3f}  accuracy {line.accuracy:.1%}  {line.clips_per_s:.1f} clips/s"
+            words += f"  {line.failed} unreadable" if line.failed else ""
+            bar.update(task, completed=line.step, total=line.num_steps, description=words)
+            if not sys.stderr.isatty():
+                left_s = (line.num_steps - line.step) * line.elapsed_s / max(line.step - line.first_step, 1)
+                print(f"step {line.step}/{line.num_steps}  {words}  {left_s / 60:.1f} min left", flush=True)
+
+        with bar:
+            train(recipe, to, processes=processes, parallel=parallel, report=report)
+    if processes.first:
+        print(to / "model")
