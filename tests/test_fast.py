@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from models import random_video, relative_error, tiny_model
+from models import VARIANTS, random_video, relative_error, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from trecvit.errors import ConfigError, MissingPackageError
+from trecvit.model.linear import Linear, PackedLinear
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.fast import DTYPES, optimize
 from trecvit.runtime.speed import Speed, measure, products, speeds
@@ -73,9 +75,45 @@ def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
     fast = optimize(model, dtype=torch.bfloat16)
     assert torch.equal(fast.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert fast.blocks[0].temporal.lru.a_param.dtype == torch.float32
-    fast._advance = fast._advance  # what compile and openvino put in its place
     with pytest.raises(ConfigError, match="already the result of optimize"):
         optimize(fast)
+
+
+def test_a_result_is_not_saved_as_if_it_were_the_model(tmp_path):
+    with pytest.raises(ConfigError, match="save the model that it was made of"):
+        optimize(tiny_model()).save(tmp_path / "model")
+    with pytest.raises(ConfigError, match="save the model that it was made of"):
+        optimize(tiny_model()).save_pretrained(tmp_path / "model")
+    assert not any(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_packed_map_is_the_map_and_what_follows_it(dtype, gelu, adds):
+    linear = Linear(48, 40).to(dtype)
+    packed = PackedLinear(linear, rows=6)
+    for shape in [(2, 3, 6), (1, 1, 1)]:  # the second are not the rows it was packed for
+        x, add = torch.randn(*shape, 48).to(dtype), torch.randn(*shape, 40).to(dtype) if adds else None
+        exact = copy.deepcopy(linear).double()(x.double(), gelu=gelu, add=add.double() if adds else None)
+        with torch.inference_mode():
+            found = packed(x, gelu=gelu, add=add)
+        assert found.dtype == dtype
+        assert relative_error(found, exact) < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packed_weights_give_the_models_answers_and_states(variant, dtype):
+    model, video = tiny_model(**VARIANTS[variant]), random_video(2, 6)
+    fast = optimize(model, dtype=dtype)
+    assert any(isinstance(module, PackedLinear) for module in fast.modules())
+    with torch.inference_mode():
+        expected, after = streamed(model, video, cuts=[1, 1, 2, 1, 1])
+        got, carried = streamed(fast, video, cuts=[1, 1, 2, 1, 1])
+    assert relative_error(got.features, expected.features) < TOLERANCE[dtype]
+    for name, tensor in after._tensors().items():
+        assert relative_error(carried._tensors()[name], tensor) < TOLERANCE[dtype], name
 
 
 def test_eager_copies_and_leaves_the_model_alone():
@@ -101,7 +139,7 @@ def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
     tiny_model(image_size=(64, 64)).save(tmp_path / "model")
     speed = measure(str(tmp_path / "model"), dtype, "eager", 2, 1, seconds=0.05)
     assert speed.frames_per_s > 0
-    model = optimize(load(str(tmp_path / "model")), dtype=DTYPES[dtype])
+    model = load(str(tmp_path / "model")).to(DTYPES[dtype])
     calls = products(model, random_video(2, 1, 64, 64))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for func, args, kwargs in calls:

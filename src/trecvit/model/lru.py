@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
+from trecvit.model.linear import Linear
 from trecvit.model.scan import GATE_SHARPNESS, bounded_sqrt, gated_scan, linear_scan
 
 _MAX_PHASE = 0.1  # code: complex eigenvalues start with phases in [0, 0.1 pi)
@@ -68,6 +69,26 @@ class BlockDiagonalLinear(nn.Module):
         return mapped.transpose(0, 1).reshape(*x.shape[:-1], num_blocks * block_out)
 
 
+class GatePair(nn.Module):
+    """Both gates of an `RGLRU` in one product, in float32, for inference: they read the same input."""
+
+    def __init__(self, input_gate: BlockDiagonalLinear, a_gate: BlockDiagonalLinear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.cat([input_gate.weight, a_gate.weight], dim=2), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([input_gate.bias, a_gate.bias], dim=1), requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "B T N E"]) -> tuple[Float[Tensor, "B T N F"], Float[Tensor, "B T N F"]]:
+        """Input gate and recurrence gate, before their sigmoids."""
+        num_blocks, block_in, _ = self.weight.shape
+        blocks = x.reshape(x.shape[:-1].numel(), num_blocks, block_in).transpose(0, 1)
+        mapped = torch.baddbmm(self.bias[:, None], blocks, self.weight)
+        pair = mapped.unflatten(2, (2, -1)).permute(2, 1, 0, 3)
+        # One copy brings both into the order and the precision of the recurrence.
+        pair = pair.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+        input_gate, recurrence_gate = pair.view(2, *x.shape[:-1], -1)
+        return input_gate, recurrence_gate
+
+
 class CausalConv(nn.Module):
     """Depthwise convolution over the current and the K-1 frames before it; tap K-1 is the current frame."""
 
@@ -103,6 +124,7 @@ class RGLRU(nn.Module):
         num_eigenvalues = config.lru_width // 2 if self.is_complex else config.lru_width
         self.input_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
         self.a_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
+        self.pair: GatePair | None = None
         # Uniform on the ring, so that a^2 and not a is uniform between the squared radii (code: rnn_param_init).
         low, high = config.min_radius**2, config.max_radius**2
         log_a = 0.5 * torch.log(torch.rand(num_eigenvalues) * (high - low) + low + 1e-8)
@@ -120,11 +142,16 @@ class RGLRU(nn.Module):
             hidden: State after the frames before; zeros for a fresh stream.
             fresh: Which streams start with this first frame. Their first input is not scaled down.
         """
-        input_gate, recurrence_gate = self.input_gate(x), self.a_gate(x)
+        input_gate, recurrence_gate = self.pair(x) if self.pair else (self.input_gate(x), self.a_gate(x))
         if self.is_complex:
             return self._complex_scan(x, input_gate, recurrence_gate, hidden, fresh)
         states, last = gated_scan(x, input_gate, recurrence_gate, self.a_param, hidden, fresh)
         return states.to(x.dtype), last
+
+    def join_gates(self) -> None:
+        """From now on one product computes both gates: faster, and no longer the weights that are saved."""
+        self.pair = GatePair(self.input_gate, self.a_gate)
+        del self.input_gate, self.a_gate
 
     def _complex_scan(
         self, x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, hidden: Tensor, fresh: Tensor
@@ -146,17 +173,17 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, hidden_width: int, out_scale: float) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden_width)
-        self.up = nn.Linear(width, hidden_width)
-        self.down = nn.Linear(hidden_width, width)
+        self.gate = Linear(width, hidden_width)
+        self.up = Linear(width, hidden_width)
+        self.down = Linear(hidden_width, width)
         # code: the kernels of gate and up are one [2, D, M] array whose first axis JAX counts into the fan-in.
         init_linear(self.gate, 0.5)
         init_linear(self.up, 0.5)
         init_linear(self.down, out_scale)
 
-    def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Maps every token by itself."""
-        down: Tensor = self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
+    def forward(self, x: Float[Tensor, "B T N D"], *, add: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        """Maps every token by itself and adds `add`."""
+        down: Tensor = self.down(self.gate(x, gelu=True) * self.up(x), add=add)
         return down
 
 
@@ -168,11 +195,11 @@ class TemporalBlock(nn.Module):
         width, lru_width = config.width, config.lru_width
         out_scale = 2.0 / config.depth  # code: final_w_init_variance_scale
         self.norm = RMSNorm(width)
-        self.linear_y = nn.Linear(width, lru_width)
-        self.linear_x = nn.Linear(width, lru_width)
+        self.linear_y = Linear(width, lru_width)
+        self.linear_x = Linear(width, lru_width)
         self.conv = CausalConv(lru_width, config.conv_width) if config.conv_width else None
         self.lru = RGLRU(config)
-        self.linear_out = nn.Linear(lru_width, width)
+        self.linear_out = Linear(lru_width, width)
         self.mlp_norm = RMSNorm(width) if config.temporal_mlp else None
         self.mlp = GatedMLP(width, config.mlp_width, out_scale) if config.temporal_mlp else None
         init_linear(self.linear_y, 1.0)
@@ -190,14 +217,14 @@ class TemporalBlock(nn.Module):
             fresh: Which streams have no frames before.
         """
         normed = self.norm(x)
-        gate = F.gelu(self.linear_y(normed), approximate="tanh")
+        gate = self.linear_y(normed, gelu=True)
         y, taps = self.linear_x(normed), state.taps
         if self.conv is not None:
             y, taps = self.conv(y, taps)
         y, hidden = self.lru(y, state.hidden, fresh)
-        x = x + self.linear_out(gate * y)
+        x = self.linear_out(gate * y, add=x)
         if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.mlp(self.mlp_norm(x))
+            x = self.mlp(self.mlp_norm(x), add=x)
         return x, LayerState(hidden, taps)
 
 

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trecvit.config import ModelConfig, Preprocessing, model_config
 from trecvit.errors import InputError, StateError
+from trecvit.model.linear import Linear
 from trecvit.model.lru import LayerState, TemporalBlock
 from trecvit.model.state import State, difference
 from trecvit.pretrained import Pretrained
@@ -57,7 +58,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         fan_in = 3 * config.temporal_patch_size * config.patch_size**2
-        self.embedding = nn.Linear(fan_in, config.width)
+        self.embedding = Linear(fan_in, config.width)
         _init_lecun(self.embedding)
         self.positions: nn.Parameter | None = None
         if config.positions == "learned":
@@ -81,7 +82,7 @@ class Tokenizer(nn.Module):
 
     def _positions_for(self, rows: int, columns: int) -> Float[Tensor, "P D"]:
         if self.positions is None:
-            return sincos_positions(rows, columns, self.config.width).to(self.embedding.weight)
+            return sincos_positions(rows, columns, self.config.width).to(self.embedding.bias)
         trained_rows, trained_columns = (side // self.config.patch_size for side in self.config.image_size)
         if (rows, columns) == (trained_rows, trained_columns):
             return self.positions
@@ -98,11 +99,11 @@ class SpatialBlock(nn.Module):
         width = config.width
         self.num_heads = config.num_heads
         self.attention_norm = nn.LayerNorm(width, eps=_NORM_EPS)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.attention_out = Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=_NORM_EPS)
-        self.mlp_up = nn.Linear(width, config.mlp_width)
-        self.mlp_down = nn.Linear(config.mlp_width, width)
+        self.mlp_up = Linear(width, config.mlp_width)
+        self.mlp_down = Linear(config.mlp_width, width)
         # code: xavier_uniform for every kernel (queries, keys and values one by one), zero and N(0, 1e-6) biases.
         for kernel in (*self.qkv.weight.chunk(3), self.attention_out.weight, self.mlp_up.weight, self.mlp_down.weight):
             nn.init.xavier_uniform_(kernel)
@@ -113,17 +114,16 @@ class SpatialBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Mixes the tokens of each frame; frames do not see each other."""
-        x = x + self._attention(self.attention_norm(x))
-        hidden = F.gelu(self.mlp_up(self.mlp_norm(x)), approximate="tanh")
-        x = x + self.mlp_down(hidden)
+        mixed = self._attention(self.attention_norm(x))
+        x = self.attention_out(mixed, add=x)
+        hidden = self.mlp_up(self.mlp_norm(x), gelu=True)
+        x = self.mlp_down(hidden, add=x)
         return x
 
     def _attention(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
-        mixed = _attend(queries, keys, values)
-        out: Tensor = self.attention_out(mixed.transpose(1, 2).reshape(x.shape))
-        return out
+        return _attend(queries, keys, values).transpose(1, 2).reshape(x.shape)
 
 
 class Block(nn.Module):
@@ -405,8 +405,12 @@ def _attend(
     """Softmax attention: three plain products for few tokens on the CPU, else PyTorch's fused kernel."""
     if queries.device.type != "cpu" or queries.shape[2] > _MAX_TOKENS_FOR_PRODUCTS:
         return F.scaled_dot_product_attention(queries, keys, values)
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
-    mixed: Tensor = scores.softmax(dim=-1).to(values.dtype) @ values
+    shape = queries.shape
+    # Not (queries * scale) @ keys: that is one pass over memory more.
+    nothing, scale = queries.new_empty(1, 1, 1), queries.shape[-1] ** -0.5
+    queries, keys, values = (part.flatten(0, 1) for part in (queries, keys, values))
+    scores = torch.baddbmm(nothing, queries, keys.transpose(-2, -1), beta=0.0, alpha=scale)
+    mixed: Tensor = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).unflatten(0, shape[:2])
     return mixed
 
 

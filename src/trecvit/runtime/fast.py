@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from trecvit.config import nearest
 from trecvit.errors import ConfigError
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.linear import Linear, PackedLinear
+from trecvit.model.lru import RGLRU
+from trecvit.model.state import State
+from trecvit.model.trecvit import Output, TRecViT
 from trecvit.runtime.export import OpenVINOPass
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -19,16 +25,17 @@ Mode = Literal["eager", "compile", "openvino"]
 def optimize(model: TRecViT, *, dtype: torch.dtype | None = None, mode: str = "eager") -> TRecViT:
     """A copy of a model for inference, used as before: `model(video)`, `model.step(frames, state)`.
 
-    Only the pass over frames is another: checks, temporal patches, clips and state are the model's own code. Weights of
-    the copy have no gradient.
+    Only the pass over frames is another: checks, temporal patches, clips and state are the model's own code. The copy
+    has no gradients and cannot be saved: its weights lie as kernels read them.
 
     Args:
         model: Any; it is not changed.
         dtype: float32, or bfloat16 for the matrix products where the machine has them. The recurrence and its state are
             float32 in any case.
-        mode: "eager" runs PyTorch's operations one by one. "compile" has torch.compile fuse them; the first call with
-            new shapes takes some tens of seconds. "openvino" hands the network to OpenVINO (CPU; the extra
-            `openvino`), some seconds for new shapes, each held against the model before it is used.
+        mode: "eager" runs PyTorch's operations one by one, on the CPU with weights packed for oneDNN. "compile" has
+            torch.compile fuse them; the first call with new shapes takes some tens of seconds. "openvino" hands the
+            network to OpenVINO (CPU; the extra `openvino`), some seconds for new shapes, each held against the model
+            before it is used.
 
     Raises:
         ConfigError: For an unknown mode, another dtype, a model that is a result of this already, or an OpenVINO that
@@ -42,7 +49,7 @@ def optimize(model: TRecViT, *, dtype: torch.dtype | None = None, mode: str = "e
         )
     if dtype not in DTYPES.values():
         raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
-    if "_advance" in vars(model):
+    if "save" in vars(model):
         raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     # OpenVINO converts the weights itself, and takes the state in float32.
@@ -53,12 +60,51 @@ def optimize(model: TRecViT, *, dtype: torch.dtype | None = None, mode: str = "e
         ):  # what the eigenvalues are made of: at -7 bfloat16 has steps of 0.03
             fast.get_parameter(name).data = parameter.detach().clone()
     replacement: Any = None
-    if mode == "compile":
-        replacement = torch.compile(fast._advance, dynamic=False)
+    if mode == "eager":
+        _pack(fast)
+    elif mode == "compile":
+        _join_gates(fast)
+        replacement = _compiled(fast)
     elif mode == "openvino":
         if fast.device.type != "cpu":
             raise ConfigError(f"mode='openvino' runs on the CPU, the model is on {fast.device}")
         replacement = OpenVINOPass(fast, dtype)
     if replacement is not None:
         fast._advance = replacement  # type: ignore[method-assign]
+    fast.save = _refuse_to_save  # type: ignore[method-assign]
     return fast
+
+
+def _refuse_to_save(folder: str | Path) -> Path:
+    raise ConfigError(f"{folder}: a result of optimize is for running; save the model that it was made of")
+
+
+def _join_gates(model: TRecViT) -> None:
+    for module in model.modules():
+        if isinstance(module, RGLRU):
+            module.join_gates()
+
+
+def _pack(model: TRecViT) -> None:
+    """Lays weights out as the kernels for the CPU read them."""
+    _join_gates(model)
+    if model.device.type != "cpu" or not PackedLinear.is_available():
+        return
+    rows = model.config.num_patches + (model.config.pooling == "cls")
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Linear):
+                setattr(parent, name, PackedLinear(child, rows))
+
+
+def _compiled(model: TRecViT) -> Callable[[Tensor, State], tuple[Output, State]]:
+    """The pass with weights as constants, which lets inductor pack them and fuse what follows a product into it."""
+    compiled = torch.compile(model._advance, dynamic=False)
+    # Not torch.compile's options: what reads the graph before inductor does asks this setting too.
+    freezing = torch._inductor.config.patch(freezing=model.device.type == "cpu")
+
+    def advance(frames: Tensor, state: State) -> tuple[Output, State]:
+        with torch.inference_mode(False), torch.no_grad(), freezing:  # no constants where there can be a gradient
+            return compiled(frames, state)
+
+    return advance
