@@ -137,7 +137,10 @@ class ModelConfig:
 
 
 def _tapnext_b() -> ModelConfig:
-    return ModelConfig(patch_size=8, image_size=(256, 256), temporal_mlp=True, pooling="mean", num_classes=0)
+    """The blocks of TAPNext-B; eigenvalues begin in Griffin's range, recurrentgemma's default."""
+    return ModelConfig(
+        patch_size=8, image_size=(256, 256), temporal_mlp=True, min_radius=0.9, pooling="mean", num_classes=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

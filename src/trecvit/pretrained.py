@@ -34,7 +34,7 @@ class Pretrained(
     ModelHubMixin,
     library_name="trecvit",
     license="apache-2.0",
-    tags=["trecvit", "video-classification"],
+    tags=["trecvit"],
     repo_url="https://arxiv.org/abs/2412.14294",
 ):
     """A network with its description, and `save`, `load`, `save_pretrained`, `from_pretrained` and `push_to_hub`.

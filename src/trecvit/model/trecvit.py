@@ -241,7 +241,7 @@ class VideoModel(Pretrained):
             raise InputError(f"expected height and width that patch_size={side} divides, got {height}x{width} pixels")
 
 
-class TRecViT(VideoModel):
+class TRecViT(VideoModel, tags=["video-classification"]):
     """The network: `model(video)` for whole clips, `model.step(frames, state)` for streams, the same weights.
 
     See `Pretrained` for what it carries besides weights.
