@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
@@ -335,5 +334,5 @@ def certainty(scores: Float[Tensor, "*batch 2 R"], points: Float[Tensor, "*batch
 @lru_cache(maxsize=8)
 def _axis_positions(raster_px: int, width: int) -> npt.NDArray[Any]:
     """Sines and cosines of each pixel's number, float32 [R, D/2]."""
-    positions = sincos_positions(1, raster_px, width)[:, : width // 2]
-    return np.asarray(positions.cpu())
+    positions: npt.NDArray[Any] = sincos_positions(1, raster_px, width).cpu().numpy()
+    return positions[:, : width // 2]

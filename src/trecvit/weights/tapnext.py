@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -83,7 +84,7 @@ def read_tapnext(path: str | Path) -> tuple[TrackerConfig, dict[str, Tensor]]:
             headers = {name: (tuple(tensor.shape), _numpy_dtype(tensor)) for name, tensor in found.items()}
             # Copied, so that the model does not lie in a file that may change.
             config, tensors = _read(
-                _TORCH, headers, lambda: {name: np.array(tensor.float()) for name, tensor in found.items()}
+                _TORCH, headers, lambda: {name: tensor.float().clone().numpy() for name, tensor in found.items()}
             )
             if positions is not None:
                 _check_query_positions(positions, config)
@@ -267,11 +268,13 @@ def _arrays(path: Path) -> dict[str, Array]:
 def _torch_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a PyTorch file by name, still on disk where the format allows it."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how others wrote the file
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as exc:
         raise CheckpointError(
-            f"expected {_KIND}; it holds other things than tensors, or is damaged. "
-            f"Pickled checkpoints can run code, so these are not opened: {exc}"
+            f"expected {_KIND}; it holds other things than tensors, or is damaged; "
+            f"such pickled checkpoints can run code and are not opened: {exc}"
         ) from exc
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
