@@ -66,6 +66,10 @@ def test_sizes_are_read_off_the_arrays_and_the_arithmetic_goes_by_the_format():
     assert config == TrackerConfig(blocks=blocks, norm_eps=1e-5, query_border="zeros")
     config, _ = read_tapnext(JAX_FILE)
     assert config == TrackerConfig(blocks=blocks.replace(gelu="tanh"))
+    for path, eps in ((TORCH_FILE, 1e-5), (JAX_FILE, 1e-6)):  # too small a difference for the numbers to show it
+        tracker = load(path)
+        assert tracker.norm.eps == tracker.visibility.second_norm.eps == eps
+        assert tracker.blocks[0].spatial.mlp_norm.eps == 1e-6
 
 
 def test_both_formats_hold_the_same_weights():
@@ -245,6 +249,17 @@ def test_a_trackers_folder_holds_everything(tmp_path):
         assert not again.training
     convert(JAX_FILE, tmp_path / "converted")
     assert_same_weights(load(tmp_path / "converted"), load(JAX_FILE))
+
+
+def test_the_hub_is_told_what_each_model_is_for(tmp_path):
+    tiny_tracker().save_pretrained(tmp_path / "tracker")
+    tiny_model().save_pretrained(tmp_path / "classifier")
+    card = (tmp_path / "tracker" / "README.md").read_text()
+    assert "point-tracking" in card
+    assert "video-classification" not in card
+    card = (tmp_path / "classifier" / "README.md").read_text()
+    assert "video-classification" in card
+    assert "point-tracking" not in card
 
 
 def test_a_tracker_and_a_classifier_are_not_taken_for_each_other(tmp_path):
