@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trecvit.config import ModelConfig
+from trecvit.config import ModelConfig, TrackerConfig
+from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT
 
 TINY = {
@@ -62,3 +63,17 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     if not expected.numel():
         return 0.0
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+def tiny_tracker(**overrides: Any) -> TAPNext:
+    """The same small tracker every time, for frames of 32 x 32 that its raster divides finer than its patches."""
+    blocks = {**TINY, "image_size": (32, 32), "temporal_mlp": True, "pooling": "mean", "num_classes": 0}
+    del blocks["head_width"]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(7)
+        config = TrackerConfig(blocks=ModelConfig(**blocks), raster_px=64, readout_width=12)
+        tracker = TAPNext(config.replace(**overrides))
+        for name, parameter in tracker.named_parameters():
+            scale = 0.5 if name.endswith("conv.weight") else 0.1
+            parameter.add_(scale * torch.randn(parameter.shape))
+    return tracker.eval()

@@ -885,7 +885,7 @@ def test_an_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.Monke
 
 
 def test_zoo_entries_hold_together() -> None:
-    assert set(ZOO) == {"base_k400", "base_mae"}
+    assert set(ZOO) == {"base_k400", "base_mae", "bootstapnext", "tapnextpp", "tapnextpp_512"}
     for name, entry in ZOO.items():
         assert entry.name == name
         assert entry.url.startswith("https://")

@@ -88,7 +88,7 @@ def test_a_result_is_not_saved_as_if_it_were_the_model(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("gelu", [None, "tanh", "erf"])
 @pytest.mark.parametrize("adds", [False, True])
 def test_a_packed_map_is_the_map_and_what_follows_it(dtype, gelu, adds):
     linear = Linear(48, 40).to(dtype)

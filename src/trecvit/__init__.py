@@ -13,25 +13,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trecvit.config import PRESETS, ModelConfig, Preprocessing
+    from trecvit.config import PRESETS, ModelConfig, Preprocessing, TrackerConfig
     from trecvit.data.class_names import class_names
     from trecvit.data.world import World, WorldConfig
     from trecvit.errors import TRecViTError
     from trecvit.model.state import State
+    from trecvit.model.tapnext import TAPNext, TrackState
+    from trecvit.model.tracker import TrackerOutput, track_both_ways
     from trecvit.model.trecvit import Output, TRecViT, create_model
     from trecvit.runtime.fast import optimize
+    from trecvit.runtime.track import LiveTracker
     from trecvit.weights.load import convert, load
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "PRESETS": "trecvit.config",
+    "LiveTracker": "trecvit.runtime.track",
     "ModelConfig": "trecvit.config",
     "Output": "trecvit.model.trecvit",
     "Preprocessing": "trecvit.config",
     "State": "trecvit.model.state",
+    "TAPNext": "trecvit.model.tapnext",
     "TRecViT": "trecvit.model.trecvit",
     "TRecViTError": "trecvit.errors",
+    "TrackState": "trecvit.model.tapnext",
+    "TrackerConfig": "trecvit.config",
+    "TrackerOutput": "trecvit.model.tracker",
     "World": "trecvit.data.world",
     "WorldConfig": "trecvit.data.world",
     "class_names": "trecvit.data.class_names",
@@ -39,16 +47,22 @@ _HOMES = {
     "create_model": "trecvit.model.trecvit",
     "load": "trecvit.weights.load",
     "optimize": "trecvit.runtime.fast",
+    "track_both_ways": "trecvit.model.tracker",
 }
 
 __all__ = [
     "PRESETS",
+    "LiveTracker",
     "ModelConfig",
     "Output",
     "Preprocessing",
     "State",
+    "TAPNext",
     "TRecViT",
     "TRecViTError",
+    "TrackState",
+    "TrackerConfig",
+    "TrackerOutput",
     "World",
     "WorldConfig",
     "class_names",
@@ -56,6 +70,7 @@ __all__ = [
     "create_model",
     "load",
     "optimize",
+    "track_both_ways",
 ]
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from trecvit.errors import ConfigError
@@ -17,6 +17,8 @@ from trecvit.errors import ConfigError
 Positions = Literal["learned", "sincos2d"]
 Pooling = Literal["cls", "mean"]
 TemporalMixer = Literal["lru", "none"]
+Gelu = Literal["tanh", "erf"]
+QueryBorder = Literal["nearest", "zeros"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +37,7 @@ class ModelConfig:
         min_radius: Least value of sigmoid(lambda) at initialisation (paper, Table 15: 0.6; code: 0.5).
         max_radius: Largest one (0.999 in both).
         conv_width: Taps K of the causal temporal convolution before the recurrence; 0 leaves it out.
+        gelu: GELU of the spatial MLP: the "tanh" approximation of the original JAX code, or exact, "erf".
         temporal_mlp: Griffin's gated MLP after the recurrence; TRecViT has none, TAPNext keeps it.
         patch_size: Side of a square patch in pixels.
         temporal_patch_size: Frames per token, 1, 2, 4 or 8 (paper, Table 13: 1 is best).
@@ -55,6 +58,7 @@ class ModelConfig:
     min_radius: float = 0.6
     max_radius: float = 0.999
     conv_width: int = 4
+    gelu: Gelu = "tanh"
     temporal_mlp: bool = False
     patch_size: int = 16
     temporal_patch_size: int = 1
@@ -76,6 +80,7 @@ class ModelConfig:
         _require(
             self.temporal_mixer in get_args(TemporalMixer), self, "temporal_mixer", f"one of {get_args(TemporalMixer)}"
         )
+        _require(self.gelu in get_args(Gelu), self, "gelu", f"one of {get_args(Gelu)}")
         _require(self.positions in get_args(Positions), self, "positions", f"one of {get_args(Positions)}")
         _require(self.pooling in get_args(Pooling), self, "pooling", f"one of {get_args(Pooling)}")
         _require(self.width % self.num_heads == 0, self, "num_heads", f"a divisor of width={self.width}")
@@ -129,6 +134,82 @@ class ModelConfig:
         """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
         refuse_unknown(cls, values)
         return cls(**values)
+
+
+def _tapnext_b() -> ModelConfig:
+    """The blocks of TAPNext-B; eigenvalues begin in Griffin's range, recurrentgemma's default."""
+    return ModelConfig(
+        patch_size=8, image_size=(256, 256), temporal_mlp=True, min_radius=0.9, pooling="mean", num_classes=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackerConfig:
+    """Architecture of a TAPNext point tracker. The defaults are the published models' size, 194 M parameters.
+
+    The published weights come in two arithmetics: JAX (`gelu="tanh"` in `blocks`, `norm_eps=1e-6`,
+    `query_border="nearest"`) and PyTorch (`"erf"`, `1e-5`, `"zeros"`). Source: github.com/google-deepmind/tapnet at
+    c2cbab8, `tapnet/models/ssm_vit.py` and `tapnet/tapnext/tapnext_torch.py`.
+
+    Attributes:
+        blocks: Tokenizer and blocks. Without class token and head; `gelu` is also that of the readouts.
+        raster_px: Side of the square raster in which points are embedded and found, whatever the picture's size: the
+            readout tells `raster_px` columns and as many rows apart.
+        readout_width: Hidden channels of the readouts.
+        norm_eps: Epsilon of the last norm and of the readouts' norms; the blocks' own is 1e-6.
+        query_border: What the embedding of a query within half a raster pixel of the border is interpolated with:
+            the "nearest" pixel's, or "zeros".
+    """
+
+    blocks: ModelConfig = field(default_factory=_tapnext_b)
+    raster_px: int = 256
+    readout_width: int = 256
+    norm_eps: float = 1e-6
+    query_border: QueryBorder = "nearest"
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.blocks, ModelConfig), self, "blocks", "a ModelConfig")
+        for name, expected in (("pooling", "mean"), ("num_classes", 0), ("temporal_patch_size", 1)):
+            _require(getattr(self.blocks, name) == expected, self, "blocks", f"{name}={expected!r}")
+        _require(self.blocks.width % 4 == 0 and self.blocks.width >= 8, self, "blocks", "a width >= 8 that 4 divides")
+        for name in ("raster_px", "readout_width"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
+        is_eps = isinstance(self.norm_eps, float) and 0.0 < self.norm_eps < 1.0
+        _require(is_eps, self, "norm_eps", "a number between 0 and 1")
+        _require(self.query_border in get_args(QueryBorder), self, "query_border", f"one of {get_args(QueryBorder)}")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.blocks.depth
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels for which positions are stored."""
+        return self.blocks.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """0: a tracker names nothing."""
+        return 0
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; an unknown field is a ConfigError that names the nearest one."""
+        refuse_unknown(type(self), changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "blocks": self.blocks.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
+        refuse_unknown(cls, values)
+        blocks = values.get("blocks")
+        if not isinstance(blocks, Mapping):
+            raise ConfigError(f"TrackerConfig.blocks: expected the fields of a ModelConfig, got {blocks!r}")
+        return cls(**{**values, "blocks": ModelConfig.from_dict(blocks)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from trecvit.config import ModelConfig, Preprocessing
+from trecvit.config import ModelConfig, Preprocessing, TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.files import write_text, write_whole
 
@@ -34,7 +34,7 @@ class Pretrained(
     ModelHubMixin,
     library_name="trecvit",
     license="apache-2.0",
-    tags=["trecvit", "video-classification"],
+    tags=["trecvit"],
     repo_url="https://arxiv.org/abs/2412.14294",
 ):
     """A network with its description, and `save`, `load`, `save_pretrained`, `from_pretrained` and `push_to_hub`.
@@ -46,9 +46,11 @@ class Pretrained(
         provenance: Where the weights come from, as free text by key ("source", "licence", "command" ...).
     """
 
+    config_class: ClassVar[type[ModelConfig] | type[TrackerConfig]] = ModelConfig
+
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelConfig | TrackerConfig,
         *,
         preprocessing: Preprocessing | None = None,
         labels: Sequence[str] = (),
@@ -113,19 +115,21 @@ class Pretrained(
                 f"{folder / CONFIG_FILE}: expected architecture {cls.__name__!r}, got {description['architecture']!r}"
             )
         try:
-            config = ModelConfig.from_dict(description["model"])
+            config = cls.config_class.from_dict(description["model"])
             preprocessing = Preprocessing.from_dict(description["preprocessing"])
         except (ConfigError, TypeError) as exc:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {exc}") from exc
         tensors = _read_tensors(folder / WEIGHTS_FILE)
         if config.depth > len(tensors):
             raise CheckpointError(f"{folder}: {config.depth} layers cannot be made of {len(tensors)} tensors")
+        # A model that names nothing takes no names; `read_description` has seen to it that there are none.
+        named = {"labels": description["labels"]} if description["labels"] else {}
         return build(
             lambda: cls(
                 config,
                 preprocessing=preprocessing,
-                labels=description["labels"],
                 provenance=description["provenance"],
+                **named,
             ),
             tensors,
             source=str(folder / WEIGHTS_FILE),

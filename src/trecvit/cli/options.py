@@ -37,10 +37,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 def load_model(model: str, device: str) -> TRecViT:
     """Whatever --model names, with a bar if it has to be fetched."""
-    from trecvit.weights.load import load
+    from trecvit.model.trecvit import TRecViT
+    from trecvit.weights.load import load_as
 
     with download_bar() as progress:
-        return load(model, device=device, progress=progress)
+        return load_as(TRecViT, model, device=device, progress=progress)
 
 
 def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:

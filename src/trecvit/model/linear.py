@@ -15,23 +15,27 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trecvit.config import Gelu
+
+GELU: dict[Gelu, str] = {"tanh": "tanh", "erf": "none"}  # ours -> torch's word for it
+
 
 class Linear(nn.Linear):
-    """y = W x + b, then optionally a GELU (tanh approximation), or another tensor added."""
+    """y = W x + b, then optionally a GELU, or another tensor added."""
 
     def forward(
-        self, x: Float[Tensor, "*any I"], *, gelu: bool = False, add: Float[Tensor, "*any O"] | None = None
+        self, x: Float[Tensor, "*any I"], *, gelu: Gelu | None = None, add: Float[Tensor, "*any O"] | None = None
     ) -> Float[Tensor, "*any O"]:
         """Maps the last axis.
 
         Args:
             x: Inputs.
-            gelu: Whether the result goes through a GELU.
+            gelu: Which GELU the result goes through, or None.
             add: What is added to the result, such as the input of a residual block.
         """
         y: Tensor = super().forward(x)
-        if gelu:
-            y = F.gelu(y, approximate="tanh")
+        if gelu is not None:
+            y = F.gelu(y, approximate=GELU[gelu])
         return y if add is None else add + y
 
 
@@ -52,14 +56,17 @@ class PackedLinear(nn.Module):
         self._map_and_add: Callable[..., Any] = torch.ops.mkldnn._linear_pointwise.binary
 
     def forward(
-        self, x: Float[Tensor, "*any I"], *, gelu: bool = False, add: Float[Tensor, "*any O"] | None = None
+        self, x: Float[Tensor, "*any I"], *, gelu: Gelu | None = None, add: Float[Tensor, "*any O"] | None = None
     ) -> Float[Tensor, "*any O"]:
         """See `Linear.forward`."""
         y: Tensor
-        if add is not None and not gelu:
+        if gelu is not None:
+            y = self._map(x, self._weight, self.bias, "gelu", [], GELU[gelu])
+        elif add is not None:
             y = self._map_and_add(x, add, self._weight, self.bias, "add")
             return y
-        y = self._map(x, self._weight, self.bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
+        else:
+            y = self._map(x, self._weight, self.bias, "none", [], "")
         return y if add is None else add + y
 
     @staticmethod

@@ -183,7 +183,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N D"], *, add: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Maps every token by itself and adds `add`."""
-        down: Tensor = self.down(self.gate(x, gelu=True) * self.up(x), add=add)
+        down: Tensor = self.down(self.gate(x, gelu="tanh") * self.up(x), add=add)
         return down
 
 
@@ -217,7 +217,7 @@ class TemporalBlock(nn.Module):
             fresh: Which streams have no frames before.
         """
         normed = self.norm(x)
-        gate = self.linear_y(normed, gelu=True)
+        gate = self.linear_y(normed, gelu="tanh")
         y, taps = self.linear_x(normed), state.taps
         if self.conv is not None:
             y, taps = self.conv(y, taps)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -23,64 +23,29 @@ from trecvit.errors import ConfigError, StateError
 from trecvit.files import write_whole
 from trecvit.model.lru import LayerState
 
-_FORMAT = "trecvit-state-1"
+_States = TypeVar("_States", bound="StreamState")  # not Self, which the tests' shape checks do not understand
 _DOES_NOT_SHAPE_STATE = ("min_radius", "max_radius", "num_classes")
 
 
 @dataclass(frozen=True)
-class State:
-    """The memory of B independent streams. Every method returns a new State and leaves this one as it is.
+class StreamState:
+    """The memory of B independent streams. Every method returns a new state and leaves this one as it is.
 
     Attributes:
         layers: One `LayerState` per block.
-        evidence: Mean over all frames so far of the head's tanh layer, float32; [B,0] without a head.
         frames_seen: How many frames each stream has had, int64.
-        pending: The frames that wait until a temporal patch is complete, at most temporal_patch_size - 1.
-        config: Architecture of the model that the state belongs to.
+        config: Architecture of the blocks that the state belongs to.
         image_size: Height and width of the frames in pixels.
     """
 
     layers: tuple[LayerState, ...]
-    evidence: Float[Tensor, "B R"]
     frames_seen: Int64[Tensor, " B"]
-    pending: Float[Tensor, "B waiting C H W"]
     config: ModelConfig
     image_size: tuple[int, int]
 
-    @classmethod
-    def zeros(
-        cls,
-        config: ModelConfig,
-        batch_size: int,
-        *,
-        image_size: tuple[int, int],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> State:
-        """The state of `batch_size` streams that have not begun; `dtype` is the model's."""
-        recurrent_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        height, width = image_size
-        num_tokens = (height // config.patch_size) * (width // config.patch_size) + (config.pooling == "cls")
-        lru_width = config.lru_width if config.temporal_mixer == "lru" else 0
-        num_taps = max(config.conv_width - 1, 0)
-
-        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(batch_size, *shape, dtype=dtype, device=device)
-
-        return cls(
-            layers=tuple(
-                LayerState(
-                    hidden=empty(num_tokens, lru_width, dtype=recurrent_dtype),
-                    taps=empty(num_taps, num_tokens, lru_width, dtype=dtype),
-                )
-                for _ in range(config.depth)
-            ),
-            evidence=empty(config.head_width if config.num_classes else 0, dtype=recurrent_dtype),
-            frames_seen=empty(dtype=torch.int64),
-            pending=empty(config.temporal_patch_size - 1, 3, height, width, dtype=dtype),
-            config=config,
-            image_size=image_size,
-        )
+    _FORMAT: ClassVar[str]  # what `save` calls its files
+    _ALIKE: ClassVar[tuple[str, ...]] = ("image_size", "dtype", "device")  # in states that `cat` joins
+    _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ()  # tensors that say what a stream is, not what it has seen
 
     @property
     def batch_size(self) -> int:
@@ -95,14 +60,14 @@ class State:
     @property
     def dtype(self) -> torch.dtype:
         """The model's dtype; the recurrence itself is carried in float32 at least."""
-        return self.pending.dtype
+        return self.layers[0].taps.dtype
 
     @property
     def nbytes(self) -> int:
         """Size in bytes. It depends on the model, the image size and B, and not on the frames seen."""
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
-    def reset(self, mask: Bool[Tensor, " B"] | Sequence[bool]) -> State:
+    def reset(self: _States, mask: Bool[Tensor, " B"] | Sequence[bool]) -> _States:
         """The streams where `mask` is true begin anew, exactly as in a new state; the others go on untouched."""
         mask = torch.as_tensor(mask, device=self.device)
         if mask.shape != (self.batch_size,) or mask.dtype != torch.bool:
@@ -114,9 +79,16 @@ class State:
         def reset_rows(tensor: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (tensor.dim() - 1)), torch.zeros((), dtype=tensor.dtype), tensor)
 
-        return self._with({name: reset_rows(tensor) for name, tensor in self._tensors().items()})
+        return self._with(
+            {
+                name: tensor if name in self._KEPT_BY_RESET else reset_rows(tensor)
+                for name, tensor in self._tensors().items()
+            }
+        )
 
-    def select(self, rows: Int64[Tensor, " R"] | Bool[Tensor, " B"] | Sequence[int] | Sequence[bool]) -> State:
+    def select(
+        self: _States, rows: Int64[Tensor, " R"] | Bool[Tensor, " B"] | Sequence[int] | Sequence[bool]
+    ) -> _States:
         """The streams of these rows, in this order; a row may be dropped, moved or repeated."""
         index = torch.as_tensor(rows, device=self.device)
         if index.dtype == torch.bool and index.shape == (self.batch_size,):
@@ -133,7 +105,7 @@ class State:
         return self._with({name: tensor.index_select(0, index) for name, tensor in self._tensors().items()})
 
     @classmethod
-    def cat(cls, states: Sequence[State]) -> State:
+    def cat(cls: type[_States], states: Sequence[_States]) -> _States:
         """All streams of several states in one batch, in order.
 
         Raises:
@@ -144,7 +116,7 @@ class State:
         first = states[0]
         for position, state in enumerate(states[1:], start=1):
             reason = difference(first.config, state.config)
-            for name in ("image_size", "dtype", "device"):
+            for name in first._ALIKE:
                 if getattr(first, name) != getattr(state, name):
                     reason = reason or f"{name} {getattr(first, name)} and {getattr(state, name)}"
             if reason:
@@ -152,7 +124,7 @@ class State:
         columns = [state._tensors() for state in states]
         return first._with({name: torch.cat([column[name] for column in columns]) for name in columns[0]})
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
+    def to(self: _States, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> _States:
         """On another device, or for a model of another floating-point dtype (the recurrence stays float32)."""
         carried = {name: tensor.to(device=device) for name, tensor in self._tensors().items()}
         if dtype is not None:
@@ -161,18 +133,18 @@ class State:
                     carried[name] = tensor.to(dtype)
         return self._with(carried)
 
-    def replace(self, **changes: Any) -> State:
+    def replace(self: _States, **changes: Any) -> _States:
         """A copy with some attributes changed."""
         return dataclasses.replace(self, **changes)
 
-    def detach(self) -> State:
+    def detach(self: _States) -> _States:
         """The same values without history, for backpropagation through time that is cut here."""
         return self._with({name: tensor.detach() for name, tensor in self._tensors().items()})
 
     def save(self, path: str | Path) -> None:
         """Writes the state to one safetensors file, which appears whole or not at all."""
         metadata = {
-            "format": _FORMAT,
+            "format": self._FORMAT,
             "config": json.dumps(self.config.to_dict()),
             "image_size": json.dumps(self.image_size),
         }
@@ -180,7 +152,7 @@ class State:
         write_whole(Path(path), lambda part: safetensors.torch.save_file(tensors, part, metadata))
 
     @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> State:
+    def load(cls: type[_States], path: str | Path, *, device: torch.device | str = "cpu") -> _States:
         """Reads what `save` wrote.
 
         Raises:
@@ -191,18 +163,16 @@ class State:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, safetensors.SafetensorError) as exc:
-            raise StateError(f"{path}: expected a state written by State.save: {exc}") from exc
-        if metadata.get("format") != _FORMAT:
-            raise StateError(f"{path}: expected the format {_FORMAT!r}, got {metadata.get('format')!r}")
+            raise StateError(f"{path}: expected a state written by {cls.__name__}.save: {exc}") from exc
+        if metadata.get("format") != cls._FORMAT:
+            raise StateError(f"{path}: expected the format {cls._FORMAT!r}, got {metadata.get('format')!r}")
         try:
             config = ModelConfig.from_dict(json.loads(metadata["config"]))
             height, width = (int(side) for side in json.loads(metadata["image_size"]))
-            batch_size, dtype = len(tensors["frames_seen"]), tensors["pending"].dtype
             if config.depth > len(tensors):
                 raise StateError(f"{path}: {config.depth} layers cannot be in {len(tensors)} tensors")
             # Without memory: what the description promises is compared with what is there before it is believed.
-            size, nowhere = (height, width), torch.device("meta")
-            state = cls.zeros(config, batch_size, image_size=size, device=nowhere, dtype=dtype)
+            state = cls._described(config, (height, width), tensors)
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as exc:
             if isinstance(exc, StateError):
                 raise
@@ -212,25 +182,128 @@ class State:
             if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
                 what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
                 raise StateError(f"{path}: expected {name} {tensor.dtype} {tuple(tensor.shape)}, got {what}")
-        return state._with(tensors)
+        return state._with({name: tensors[name] for name in state._tensors()})
+
+    def check_fits(self, frames: Tensor, config: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises StateError unless these frames are the next of these streams, for a model of this kind.
+
+        Args:
+            frames: `[B, T, 3, H, W]`.
+            config: Architecture of the model's blocks.
+            device: Where the model is.
+            dtype: Its weights' dtype.
+        """
+        if reason := difference(config, self.config):
+            raise StateError(f"the state belongs to another model; this model's and its architecture differ: {reason}")
+        if self.batch_size != frames.shape[0]:
+            raise StateError(
+                f"the state holds {self.batch_size} streams, the frames {frames.shape[0]}; use state.select(rows) "
+                f"to drop streams and {type(self).__name__}.cat to add some that init_state has made"
+            )
+        if self.image_size != tuple(frames.shape[3:]):
+            raise StateError(
+                f"the state was begun with {self.image_size[0]}x{self.image_size[1]} frames, got "
+                f"{frames.shape[3]}x{frames.shape[4]}; resize them or begin with init_state(image_size=...)"
+            )
+        if self.dtype != dtype:
+            raise StateError(f"the state is for a {self.dtype} model, this one is {dtype}; use state.to(dtype={dtype})")
+        if self.device != device:
+            raise StateError(f"the state is on {self.device}, the model on {device}; use state.to({device})")
+
+    @classmethod
+    def _described(
+        cls: type[_States], config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]
+    ) -> _States:
+        """A state on the meta device, as large as a description and the numbers of rows in a file promise."""
+        raise NotImplementedError
 
     def _tensors(self) -> dict[str, Tensor]:
-        named = {"evidence": self.evidence, "frames_seen": self.frames_seen, "pending": self.pending}
+        named = {"frames_seen": self.frames_seen}
         for number, layer in enumerate(self.layers):
             named[f"layers.{number}.hidden"], named[f"layers.{number}.taps"] = layer
         return named
 
-    def _with(self, tensors: dict[str, Tensor]) -> State:
-        return dataclasses.replace(
-            self,
-            layers=tuple(
-                LayerState(tensors[f"layers.{number}.hidden"], tensors[f"layers.{number}.taps"])
-                for number in range(len(self.layers))
-            ),
-            evidence=tensors["evidence"],
-            frames_seen=tensors["frames_seen"],
-            pending=tensors["pending"],
+    def _with(self: _States, tensors: dict[str, Tensor]) -> _States:
+        layers = tuple(
+            LayerState(tensors[f"layers.{number}.hidden"], tensors[f"layers.{number}.taps"])
+            for number in range(len(self.layers))
         )
+        others: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
+        return dataclasses.replace(self, layers=layers, **others)
+
+
+@dataclass(frozen=True)
+class State(StreamState):
+    """What a `TRecViT` remembers of B independent streams; see `StreamState` for its methods.
+
+    Attributes:
+        evidence: Mean over all frames so far of the head's tanh layer, float32; [B,0] without a head.
+        pending: The frames that wait until a temporal patch is complete, at most temporal_patch_size - 1.
+    """
+
+    evidence: Float[Tensor, "B R"]
+    pending: Float[Tensor, "B waiting C H W"]
+
+    _FORMAT: ClassVar[str] = "trecvit-state-1"
+
+    @classmethod
+    def zeros(
+        cls,
+        config: ModelConfig,
+        batch_size: int,
+        *,
+        image_size: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> State:
+        """The state of `batch_size` streams that have not begun; `dtype` is the model's."""
+        height, width = image_size
+        num_tokens = num_patches(config, image_size) + (config.pooling == "cls")
+        waiting = (batch_size, config.temporal_patch_size - 1, 3, height, width)
+        evidence = (batch_size, config.head_width if config.num_classes else 0)
+        return cls(
+            layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
+            frames_seen=torch.zeros(batch_size, dtype=torch.int64, device=device),
+            config=config,
+            image_size=image_size,
+            evidence=torch.zeros(evidence, dtype=recurrent_dtype(dtype), device=device),
+            pending=torch.zeros(waiting, dtype=dtype, device=device),
+        )
+
+    @classmethod
+    def _described(cls, config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]) -> State:
+        batch_size, dtype = len(tensors["frames_seen"]), tensors["layers.0.taps"].dtype
+        return cls.zeros(config, batch_size, image_size=image_size, device=torch.device("meta"), dtype=dtype)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"evidence": self.evidence, "pending": self.pending, **super()._tensors()}
+
+
+def empty_layers(
+    config: ModelConfig, batch_size: int, num_tokens: int, *, device: torch.device, dtype: torch.dtype
+) -> tuple[LayerState, ...]:
+    """What the blocks remember of `num_tokens` tokens per stream before their first frame; `dtype` is the model's."""
+    lru_width = config.lru_width if config.temporal_mixer == "lru" else 0
+    hidden = (batch_size, num_tokens, lru_width)
+    taps = (batch_size, max(config.conv_width - 1, 0), num_tokens, lru_width)
+    return tuple(
+        LayerState(
+            hidden=torch.zeros(hidden, dtype=recurrent_dtype(dtype), device=device),
+            taps=torch.zeros(taps, dtype=dtype, device=device),
+        )
+        for _ in range(config.depth)
+    )
+
+
+def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In what a model of this dtype carries its recurrence."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def num_patches(config: ModelConfig, image_size: tuple[int, int]) -> int:
+    """Patches P of a frame of this height and width in pixels."""
+    height, width = image_size
+    return (height // config.patch_size) * (width // config.patch_size)
 
 
 def difference(expected: ModelConfig, got: ModelConfig) -> str:

@@ -22,14 +22,14 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import ModelConfig, Preprocessing, model_config
+from trecvit.config import ModelConfig, Preprocessing, TrackerConfig, model_config
 from trecvit.errors import InputError, StateError
 from trecvit.model.linear import Linear
 from trecvit.model.lru import LayerState, TemporalBlock
-from trecvit.model.state import State, difference
+from trecvit.model.state import State
 from trecvit.pretrained import Pretrained
 
-_NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
+NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
 
 _MAX_TOKENS_FOR_PRODUCTS = 512  # bounds the N x N scores that plain products have to store
 
@@ -54,12 +54,14 @@ class Output(NamedTuple):
 class Tokenizer(nn.Module):
     """Cuts frames into patches, maps each linearly to D channels, and adds where it is (paper, section 3)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, antialias: bool = True) -> None:
+        """`antialias` says how learned positions are resized for pictures of another size than `config.image_size`."""
         super().__init__()
         self.config = config
+        self.antialias = antialias
         fan_in = 3 * config.temporal_patch_size * config.patch_size**2
         self.embedding = Linear(fan_in, config.width)
-        _init_lecun(self.embedding)
+        init_lecun(self.embedding)
         self.positions: nn.Parameter | None = None
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(config.num_patches, config.width) * config.width**-0.5)
@@ -87,7 +89,7 @@ class Tokenizer(nn.Module):
         if (rows, columns) == (trained_rows, trained_columns):
             return self.positions
         grid = self.positions.float().view(1, trained_rows, trained_columns, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
+        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=self.antialias)
         return grid[0].flatten(1).T.to(self.positions.dtype)
 
 
@@ -98,10 +100,11 @@ class SpatialBlock(nn.Module):
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
-        self.attention_norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.gelu = config.gelu
+        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.qkv = Linear(width, 3 * width)
         self.attention_out = Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp_up = Linear(width, config.mlp_width)
         self.mlp_down = Linear(config.mlp_width, width)
         # code: xavier_uniform for every kernel (queries, keys and values one by one), zero and N(0, 1e-6) biases.
@@ -116,7 +119,7 @@ class SpatialBlock(nn.Module):
         """Mixes the tokens of each frame; frames do not see each other."""
         mixed = self._attention(self.attention_norm(x))
         x = self.attention_out(mixed, add=x)
-        hidden = self.mlp_up(self.mlp_norm(x), gelu=True)
+        hidden = self.mlp_up(self.mlp_norm(x), gelu=self.gelu)
         x = self.mlp_down(hidden, add=x)
         return x
 
@@ -152,8 +155,8 @@ class Head(nn.Module):
         self.dropout = 0.0  # share of the evidence that is hidden in training (paper, Table 9, "cls dropout")
         self.pre_logits = nn.Linear(config.width, config.head_width)
         self.classifier = nn.Linear(config.head_width, config.num_classes)
-        _init_lecun(self.pre_logits)
-        _init_lecun(self.classifier)
+        init_lecun(self.pre_logits)
+        init_lecun(self.classifier)
 
     def evidence(self, features: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T R"]:
         """What each frame by itself contributes."""
@@ -167,25 +170,24 @@ class Head(nn.Module):
         return logits.float()
 
 
-class TRecViT(Pretrained):
-    """The network: `model(video)` for whole clips, `model.step(frames, state)` for streams, the same weights.
-
-    See `Pretrained` for what it carries besides weights.
-    """
+class VideoModel(Pretrained):
+    """What every model of this family is made of: tokenizer, blocks and a last norm."""
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelConfig | TrackerConfig,
+        blocks: ModelConfig,
         *,
+        norm_eps: float = NORM_EPS,
+        antialias: bool = True,
         preprocessing: Preprocessing | None = None,
         labels: Sequence[str] = (),
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
-        self.tokenizer = Tokenizer(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
-        self.head = Head(config) if config.num_classes else None
+        self.tokenizer = Tokenizer(blocks, antialias=antialias)
+        self.blocks = nn.ModuleList(Block(blocks) for _ in range(blocks.depth))
+        self.norm = nn.LayerNorm(blocks.width, eps=norm_eps)
         self.checkpoint_activations = False  # True: each block is computed again in the backward pass
 
     @property
@@ -197,6 +199,64 @@ class TRecViT(Pretrained):
     def dtype(self) -> torch.dtype:
         """The weights' dtype. The recurrence and its state are float32 at least."""
         return self.norm.weight.dtype
+
+    def _through_blocks(
+        self, tokens: Tensor, layers: tuple[LayerState, ...], fresh: Tensor
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        after = []
+        for block, layer in zip(self.blocks, layers, strict=True):
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                tokens, layer = checkpoint(block, tokens, layer, fresh, use_reentrant=False)
+            else:
+                tokens, layer = block(tokens, layer, fresh)
+            after.append(layer)
+        return tokens, tuple(after)
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        """Frames in [0,1], in the weights' dtype."""
+        return frames.to(self.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.dtype)
+
+    def _check_frames(self, frames: Tensor) -> None:
+        if frames.dim() != 5 or frames.shape[2] != 3 or frames.shape[1] < 1:
+            raise InputError(
+                f"expected a video [B,T,C,H,W] with T >= 1 and C = 3 colours, got {tuple(frames.shape)}"
+                + (" (channels last? use video.movedim(-1, 2))" if frames.dim() == 5 and frames.shape[4] == 3 else "")
+            )
+        if frames.dtype != torch.uint8 and not frames.is_floating_point():
+            raise InputError(f"expected uint8, or floating point in [0,1], got {frames.dtype}")
+        self._check_image_size(frames.shape[3], frames.shape[4])
+        if frames.is_floating_point() and frames.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = frames.aminmax()
+            if not (low >= 0.0 and high <= 1.0):  # a pixel that is not a number fails both
+                raise InputError(
+                    f"expected floating-point pixels in [0,1], got values from {low:.4g} to {high:.4g}; "
+                    "give uint8, or divide by 255"
+                )
+
+    def _check_image_size(self, height: int, width: int) -> None:
+        side = self.tokenizer.config.patch_size
+        if height % side or width % side or height < side or width < side:
+            raise InputError(f"expected height and width that patch_size={side} divides, got {height}x{width} pixels")
+
+
+class TRecViT(VideoModel, tags=["video-classification"]):
+    """The network: `model(video)` for whole clips, `model.step(frames, state)` for streams, the same weights.
+
+    See `Pretrained` for what it carries besides weights.
+    """
+
+    config: ModelConfig
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        preprocessing: Preprocessing | None = None,
+        labels: Sequence[str] = (),
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(config, config, preprocessing=preprocessing, labels=labels, provenance=provenance)
+        self.head = Head(config) if config.num_classes else None
 
     def forward(self, video: Video, *, frames_per_clip: int | None = None) -> Output:
         """Classifies whole videos.
@@ -268,9 +328,7 @@ class TRecViT(Pretrained):
         """
         self._check_frames(frames)
         self._check_state(frames, state)
-        if frames.dtype == torch.uint8:
-            frames = frames.to(self.dtype) / 255.0
-        frames = frames.to(self.dtype)
+        frames = self._pixels(frames)
         if self.config.temporal_patch_size == 1:
             return self._advance(frames, state)
         return self._advance_whole_patches(frames, state)
@@ -306,15 +364,11 @@ class TRecViT(Pretrained):
         """One pass over a whole number of temporal patches."""
         tokens = self.tokenizer(frames)
         patches_seen = state.frames_seen // self.config.temporal_patch_size
-        layers = []
-        for block, layer in zip(self.blocks, state.layers, strict=True):
-            if tokens.shape[1] and self.checkpoint_activations and torch.is_grad_enabled():
-                tokens, layer = checkpoint(block, tokens, layer, patches_seen == 0, use_reentrant=False)
-            elif tokens.shape[1]:
-                tokens, layer = block(tokens, layer, patches_seen == 0)
-            layers.append(layer)
+        layers = state.layers
+        if tokens.shape[1]:
+            tokens, layers = self._through_blocks(tokens, layers, patches_seen == 0)
         features = self.norm(tokens)
-        state = state.replace(layers=tuple(layers), frames_seen=state.frames_seen + frames.shape[1])
+        state = state.replace(layers=layers, frames_seen=state.frames_seen + frames.shape[1])
         if self.head is None:
             return Output(None, None, features), state
         # A running mean, not a sum: after very many frames a float32 sum stops growing and would fade out.
@@ -330,49 +384,10 @@ class TRecViT(Pretrained):
         logits = self.head(state.evidence)
         return logits, logits.softmax(dim=-1)
 
-    def _check_frames(self, frames: Tensor) -> None:
-        if frames.dim() != 5 or frames.shape[2] != 3 or frames.shape[1] < 1:
-            raise InputError(
-                f"expected a video [B,T,C,H,W] with T >= 1 and C = 3 colours, got {tuple(frames.shape)}"
-                + (" (channels last? use video.movedim(-1, 2))" if frames.dim() == 5 and frames.shape[4] == 3 else "")
-            )
-        if frames.dtype != torch.uint8 and not frames.is_floating_point():
-            raise InputError(f"expected uint8, or floating point in [0,1], got {frames.dtype}")
-        self._check_image_size(frames.shape[3], frames.shape[4])
-        if frames.is_floating_point() and frames.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = frames.aminmax()
-            if not (low >= 0.0 and high <= 1.0):  # a pixel that is not a number fails both
-                raise InputError(
-                    f"expected floating-point pixels in [0,1], got values from {low:.4g} to {high:.4g}; "
-                    "give uint8, or divide by 255"
-                )
-
-    def _check_image_size(self, height: int, width: int) -> None:
-        side = self.config.patch_size
-        if height % side or width % side or height < side or width < side:
-            raise InputError(f"expected height and width that patch_size={side} divides, got {height}x{width} pixels")
-
     def _check_state(self, frames: Tensor, state: State) -> None:
         if not isinstance(state, State):
             raise StateError(f"expected a State from init_state or step, got {type(state).__name__}")
-        if reason := difference(self.config, state.config):
-            raise StateError(f"the state belongs to another model; this model's and its architecture differ: {reason}")
-        if state.batch_size != frames.shape[0]:
-            raise StateError(
-                f"the state holds {state.batch_size} streams, the frames {frames.shape[0]}; use state.select(rows) "
-                "to drop streams and State.cat([state, model.init_state(n)]) to add some"
-            )
-        if state.image_size != tuple(frames.shape[3:]):
-            raise StateError(
-                f"the state was begun with {state.image_size[0]}x{state.image_size[1]} frames, got "
-                f"{frames.shape[3]}x{frames.shape[4]}; resize them or begin with init_state(image_size=...)"
-            )
-        if state.dtype != self.dtype:
-            raise StateError(
-                f"the state is for a {state.dtype} model, this one is {self.dtype}; use state.to(dtype={self.dtype})"
-            )
-        if state.device != self.device:
-            raise StateError(f"the state is on {state.device}, the model on {self.device}; use state.to({self.device})")
+        state.check_fits(frames, self.config, device=self.device, dtype=self.dtype)
 
 
 def create_model(preset: str, *, labels: Sequence[str] = (), **overrides: Any) -> TRecViT:
@@ -414,7 +429,7 @@ def _attend(
     return mixed
 
 
-def _init_lecun(linear: nn.Linear) -> None:
+def init_lecun(linear: nn.Linear) -> None:
     """flax's default: a normal of variance 1/inputs, cut off at two deviations, and zero bias."""
     # 0.8796... is the deviation of a standard normal cut off at +-2.
     std = linear.in_features**-0.5 / 0.87962566103423978

@@ -113,9 +113,10 @@ def _video() -> str:
 def _bundled_model() -> str:
     import torch
 
-    from trecvit.weights.load import BUNDLED, load
+    from trecvit.model.trecvit import TRecViT
+    from trecvit.weights.load import BUNDLED, load_as
 
-    model = load(BUNDLED)
+    model = load_as(TRecViT, BUNDLED)
     with torch.inference_mode():
         out = model(torch.zeros(1, 2, 3, *model.preprocessing.image_size, dtype=torch.uint8))
     if out.probs is None or not torch.isfinite(out.probs).all():

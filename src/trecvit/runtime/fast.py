@@ -5,25 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor
 
 from trecvit.config import nearest
 from trecvit.errors import ConfigError
 from trecvit.model.linear import Linear, PackedLinear
 from trecvit.model.lru import RGLRU
-from trecvit.model.state import State
-from trecvit.model.trecvit import Output, TRecViT
+from trecvit.model.tapnext import TAPNext
+from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.runtime.export import OpenVINOPass
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Mode = Literal["eager", "compile", "openvino"]
+_Model = TypeVar("_Model", TRecViT, TAPNext)
 
 
-def optimize(model: TRecViT, *, dtype: torch.dtype | None = None, mode: str = "eager") -> TRecViT:
-    """A copy of a model for inference, used as before: `model(video)`, `model.step(frames, state)`.
+def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "eager") -> _Model:
+    """A copy of a model for inference, used as before: `model(video)`, `model.step(frames, state)`; trackers likewise.
 
     Only the pass over frames is another: checks, temporal patches, clips and state are the model's own code. The copy
     has no gradients and cannot be saved: its weights lie as kernels read them.
@@ -68,6 +68,8 @@ def optimize(model: TRecViT, *, dtype: torch.dtype | None = None, mode: str = "e
     elif mode == "openvino":
         if fast.device.type != "cpu":
             raise ConfigError(f"mode='openvino' runs on the CPU, the model is on {fast.device}")
+        if not isinstance(fast, TRecViT):
+            raise ConfigError(f"mode='openvino' is for TRecViT, got a {type(fast).__name__}; take 'compile' or 'eager'")
         replacement = OpenVINOPass(fast, dtype)
     if replacement is not None:
         fast._advance = replacement  # type: ignore[method-assign]
@@ -79,32 +81,32 @@ def _refuse_to_save(folder: str | Path) -> Path:
     raise ConfigError(f"{folder}: a result of optimize is for running; save the model that it was made of")
 
 
-def _join_gates(model: TRecViT) -> None:
+def _join_gates(model: VideoModel) -> None:
     for module in model.modules():
         if isinstance(module, RGLRU):
             module.join_gates()
 
 
-def _pack(model: TRecViT) -> None:
+def _pack(model: VideoModel) -> None:
     """Lays weights out as the kernels for the CPU read them."""
     _join_gates(model)
     if model.device.type != "cpu" or not PackedLinear.is_available():
         return
-    rows = model.config.num_patches + (model.config.pooling == "cls")
+    rows = model.tokenizer.config.num_patches
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
                 setattr(parent, name, PackedLinear(child, rows))
 
 
-def _compiled(model: TRecViT) -> Callable[[Tensor, State], tuple[Output, State]]:
+def _compiled(model: TRecViT | TAPNext) -> Callable[..., Any]:
     """The pass with weights as constants, which lets inductor pack them and fuse what follows a product into it."""
     compiled = torch.compile(model._advance, dynamic=False)
     # Not torch.compile's options: what reads the graph before inductor does asks this setting too.
     freezing = torch._inductor.config.patch(freezing=model.device.type == "cpu")
 
-    def advance(frames: Tensor, state: State) -> tuple[Output, State]:
+    def advance(*args: Any) -> Any:
         with torch.inference_mode(False), torch.no_grad(), freezing:  # no constants where there can be a gradient
-            return compiled(frames, state)
+            return compiled(*args)
 
     return advance

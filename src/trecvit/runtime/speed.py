@@ -27,7 +27,7 @@ from trecvit.memory import resident_bytes
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.fast import DTYPES, optimize
-from trecvit.weights.load import load
+from trecvit.weights.load import load_as
 from trecvit.workers import worker_pool
 
 _aten = torch.ops.aten
@@ -159,7 +159,7 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
 
 
 def _made(name: str) -> TRecViT:
-    return create_model(name).eval() if name in PRESETS else load(name)
+    return create_model(name).eval() if name in PRESETS else load_as(TRecViT, name)
 
 
 def _timed(call: Callable[[], object], seconds: float) -> list[float]:

@@ -13,7 +13,7 @@ from trecvit.pretrained import mismatch
 from trecvit.train.feed import Feed
 from trecvit.train.recipe import Recipe
 from trecvit.weights.imagenet import initialise_from_vit
-from trecvit.weights.load import load
+from trecvit.weights.load import load_as
 
 _FLOOR = 1e-3  # of a component's variance, pixels in [0,1]: what lies below is noise, and is not blown up
 
@@ -38,7 +38,7 @@ def first_model(recipe: Recipe, feed: Feed) -> tuple[TRecViT, str]:
     if start.vit:
         made_of.append(str(initialise_from_vit(model, start.vit)))
     if start.weights:
-        made_of.append(go_on_from(model, load(start.weights), source=start.weights))
+        made_of.append(go_on_from(model, load_as(TRecViT, start.weights), source=start.weights))
     return model, "\n".join(made_of) or "fresh weights"
 
 

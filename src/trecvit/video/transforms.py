@@ -71,18 +71,39 @@ def to_clip(frames: Image, image_size: tuple[int, int]) -> UInt8[Tensor, "T 3 h 
     Raises:
         InputError: If `frames` is not uint8 `[T, H, W, 3]`, or a size is below 1.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or frames.size == 0:
-        raise InputError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     height, width = image_size
-    if min(height, width) < 1:
-        raise InputError(f"image_size: expected (height, width) of 1 or more, got {image_size}")
-    # Copied where torch could not look at the memory: negative strides, or read-only as a memory map is.
-    writable = frames if frames.flags.writeable and min(frames.strides) >= 0 else frames.copy()
-    video = torch.from_numpy(writable).permute(0, 3, 1, 2)
+    video = _as_video(frames, image_size)
     full_height, full_width = frames.shape[1:3]
     scale = max(Fraction(height, full_height), Fraction(width, full_width))
     covering = _resize(video, max(height, round(full_height * scale)), max(width, round(full_width * scale)))
     return centre_crop(covering, height, width).contiguous()
+
+
+def to_whole_clip(frames: Image, image_size: tuple[int, int]) -> UInt8[Tensor, "T 3 h w"]:
+    """Decoded frames as a tracker takes them: scaled to `image_size`, all of the picture and whatever its aspect.
+
+    Args:
+        frames: As for `to_clip`.
+        image_size: Likewise.
+
+    Returns:
+        uint8 `[T, 3, height, width]`, contiguous.
+
+    Raises:
+        InputError: as `to_clip`.
+    """
+    return _resize(_as_video(frames, image_size), *image_size).contiguous()
+
+
+def _as_video(frames: Image, image_size: tuple[int, int]) -> UInt8[Tensor, "T 3 H W"]:
+    """Decoded frames as a tensor of the same memory where possible, not resized yet; checks both."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or frames.size == 0:
+        raise InputError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    if min(image_size) < 1:
+        raise InputError(f"image_size: expected (height, width) of 1 or more, got {image_size}")
+    # Copied where torch could not look at the memory: negative strides, or read-only as a memory map is.
+    writable = frames if frames.flags.writeable and min(frames.strides) >= 0 else frames.copy()
+    return torch.from_numpy(writable).permute(0, 3, 1, 2)
 
 
 def _resize(frames: UInt8[Tensor, "*batch C H W"], height: int, width: int) -> UInt8[Tensor, "*batch C h w"]:

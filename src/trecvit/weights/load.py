@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,11 +13,16 @@ from trecvit.data.class_names import class_names
 from trecvit.data.manifest import read_labels
 from trecvit.download import Progress
 from trecvit.errors import CheckpointError
+from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT
-from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, build
+from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, build, read_description
 from trecvit.processes import usable_device
 from trecvit.weights.official import read_official, write_official
+from trecvit.weights.tapnext import TORCH_SUFFIXES, is_tapnext_npz, read_tapnext
 from trecvit.weights.zoo import ZOO, zoo_path
+
+ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext]] = {"TRecViT": TRecViT, "TAPNext": TAPNext}
+_Model = TypeVar("_Model", TRecViT, TAPNext)
 
 BUNDLED = "motions"  # the model that ships with the package: 18 motions of the synthetic world
 
@@ -29,17 +34,21 @@ def load(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     **overrides: Any,
-) -> TRecViT:
+) -> TRecViT | TAPNext:
     """A pretrained model, ready for inference.
 
     Args:
         source: "motions" (ships with the package), a name from the zoo (downloaded once), a folder written by
-            `save`, or an original `.npz` file.
+            `save`, an original `.npz` file, or a TAPNext's `.npz`, `.pt` or `.ckpt`.
         device: Where the weights go.
         dtype: What they become; by default float32.
         progress: For a download, called with (bytes on disk, bytes in all or None).
         overrides: For an original file, fields of `ModelConfig` that its arrays leave open, such as `image_size` when
-            the positions are not a square grid.
+            the positions are not a square grid. For a TAPNext's, `image_size` alone: to what size frames are brought,
+            where the weights were made for another than their positions', which may be resized.
+
+    Returns:
+        A `TRecViT`, or a `TAPNext` for points; see `load_as`.
 
     Raises:
         CheckpointError: when there is no such thing, or it is damaged, hostile or incomplete. Nothing is loaded half.
@@ -56,19 +65,42 @@ def load(
     path = Path(source)
     if path.is_dir():
         _refuse_overrides(source, overrides)
-        return TRecViT.load(path, device=device, dtype=dtype)
-    if path.suffix == ".npz" and path.exists():
-        return _load_official(path, device, dtype, overrides, labels=(), provenance={"source": path.name})
+        architecture = read_description(path)["architecture"]
+        if architecture not in ARCHITECTURES:
+            known = " or ".join(map(repr, ARCHITECTURES))
+            raise CheckpointError(f"{path / CONFIG_FILE}: expected architecture {known}, got {architecture!r}")
+        return ARCHITECTURES[architecture].load(path, device=device, dtype=dtype)
+    if path.exists() and path.suffix in (".npz", *TORCH_SUFFIXES):
+        return _load_file(path, device, dtype, overrides, labels=(), provenance={"source": path.name})
     if path.exists():
         raise CheckpointError(
-            f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, or an original .npz file; "
-            "pickled checkpoints can run code and are not opened"
+            f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, an original .npz file, or a TAPNext's "
+            f"({', '.join(TORCH_SUFFIXES)}); other pickled checkpoints can run code and are not opened"
         )
     names = (BUNDLED, *ZOO)
     raise CheckpointError(
         f"{source}: no such file or folder, and no pretrained model of that name{nearest(str(source), names)}; "
         f"the names are {', '.join(names)}"
     )
+
+
+def load_as(
+    kind: type[_Model],
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> _Model:
+    """`load` where only one kind of model will do.
+
+    Raises:
+        CheckpointError: also when it is a model of another kind.
+    """
+    model = load(source, device=device, dtype=dtype, progress=progress)
+    if not isinstance(model, kind):
+        raise CheckpointError(f"{source}: expected a {kind.__name__}, this is a {type(model).__name__}")
+    return model
 
 
 def convert(
@@ -85,7 +117,8 @@ def convert(
         progress: As for `load`.
 
     Raises:
-        CheckpointError: as `load`, and when the official format has no place for the model or for names.
+        CheckpointError: as `load`, and when the official format has no place for the model or for names. A TAPNext
+            becomes a folder only.
         ConfigError: when the number of names is not the number of classes.
         DataError: when the names cannot be read.
     """
@@ -97,8 +130,11 @@ def convert(
         return model.save(target)
     if labels is not None:
         raise CheckpointError(f"{target}: the original format holds no class names; convert to a folder instead")
-    if model.config.temporal_mixer != "lru":
-        raise CheckpointError(f"the original format knows no temporal_mixer={model.config.temporal_mixer!r}")
+    if not isinstance(model, TRecViT):
+        raise CheckpointError(f"{target}: a {type(model).__name__} is written as a folder only")
+    for field, value in (("temporal_mixer", "lru"), ("gelu", "tanh")):
+        if getattr(model.config, field) != value:
+            raise CheckpointError(f"the original format knows no {field}={getattr(model.config, field)!r}")
     write_official(target, model.config, model.state_dict())
     return target
 
@@ -109,15 +145,17 @@ def _load_from_zoo(
     dtype: torch.dtype | None,
     progress: Progress | None,
     overrides: dict[str, Any],
-) -> TRecViT:
+) -> TRecViT | TAPNext:
     entry = ZOO[name]
     path = zoo_path(name, progress=progress)
     labels = class_names(entry.classes) if entry.classes else ()
     provenance = {"source": entry.url, "licence": entry.licence, "description": entry.description}
-    return _load_official(path, device, dtype, overrides, labels=labels, provenance=provenance)
+    if entry.image_size is not None:
+        overrides = {"image_size": entry.image_size, **overrides}
+    return _load_file(path, device, dtype, overrides, labels=labels, provenance=provenance)
 
 
-def _load_official(
+def _load_file(
     path: Path,
     device: torch.device | str,
     dtype: torch.dtype | None,
@@ -125,10 +163,34 @@ def _load_official(
     *,
     labels: tuple[str, ...],
     provenance: dict[str, str],
-) -> TRecViT:
+) -> TRecViT | TAPNext:
+    if path.suffix != ".npz" or is_tapnext_npz(path):
+        return _load_tapnext(path, device, dtype, provenance=provenance, **overrides)
     config, tensors = read_official(path, **overrides)
     return build(
         lambda: TRecViT(config, labels=labels, provenance=provenance),
+        tensors,
+        source=str(path),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _load_tapnext(
+    path: Path,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    *,
+    provenance: dict[str, str],
+    image_size: tuple[int, int] | None = None,
+    **unknown: Any,
+) -> TAPNext:
+    if unknown:
+        raise CheckpointError(f"{path}: a TAPNext's file leaves only image_size open; got also {', '.join(unknown)}")
+    config, tensors = read_tapnext(path)
+    preprocessing = TAPNext.preprocessing_for(image_size or config.image_size)
+    return build(
+        lambda: TAPNext(config, preprocessing=preprocessing, provenance=provenance),
         tensors,
         source=str(path),
         device=device,

@@ -9,147 +9,107 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from trecvit.config import ModelConfig
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.files import write_whole
 from trecvit.model.trecvit import TRecViT
-from trecvit.pretrained import mismatch
-
-Array = npt.NDArray[Any]
-
-_MAX_EXPANSION = 100  # a genuine file holds noise-like floats, which do not compress; a zip bomb does
-
-
-class _Layout(NamedTuple):
-    """How the values of one official array lie in one of our tensors. Both functions take (array, shape wanted)."""
-
-    to_ours: Callable[[Array, tuple[int, ...]], Array]
-    to_official: Callable[[Array, tuple[int, ...]], Array]
-
-
-def _reshape(array: Array, shape: tuple[int, ...]) -> Array:
-    return array.reshape(shape)
-
-
-def _kernel_to_ours(array: Array, shape: tuple[int, ...]) -> Array:
-    return array.reshape(shape[::-1]).T
-
-
-def _kernel_to_official(array: Array, shape: tuple[int, ...]) -> Array:
-    return array.T.reshape(shape)
-
-
-def _patch_to_ours(array: Array, shape: tuple[int, ...]) -> Array:
-    return array.transpose(4, 3, 0, 1, 2).reshape(shape)
-
-
-def _patch_to_official(array: Array, shape: tuple[int, ...]) -> Array:
-    frames, height, width, colours, channels = shape
-    return array.reshape(channels, colours, frames, height, width).transpose(2, 3, 4, 1, 0)
-
-
-_SAME = _Layout(_reshape, _reshape)  # the same values in the same order, perhaps with other brackets
-_KERNEL = _Layout(_kernel_to_ours, _kernel_to_official)  # [in..., out...] there, [out, in] here
-_PATCH = _Layout(_patch_to_ours, _patch_to_official)  # [frames, height, width, colours, D] there
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One row of the table: an official array, or one slice of it, is one of our tensors, or one chunk of its rows.
-
-    The letters of `shape` are those of `official_shapes`; the official name and shape are always those of the whole.
-    """
-
-    official: str
-    shape: str
-    ours: str
-    layout: _Layout
-    official_slice: int | None = None
-    our_chunk: tuple[int, int] | None = None  # (number, of how many)
-
+from trecvit.weights.names import (
+    KERNEL,
+    PATCH,
+    SAME,
+    Array,
+    Entry,
+    compare,
+    in_our_names,
+    per_layer,
+    read_headers,
+    shapes_of,
+    taken_whole,
+)
 
 _EMBEDDING = (
-    _Entry("tokenizer/embedding/kernel", "p S S 3 D", "tokenizer.embedding.weight", _PATCH),
-    _Entry("tokenizer/embedding/bias", "D", "tokenizer.embedding.bias", _SAME),
+    Entry("tokenizer/embedding/kernel", "p S S 3 D", "tokenizer.embedding.weight", PATCH),
+    Entry("tokenizer/embedding/bias", "D", "tokenizer.embedding.bias", SAME),
 )
-_POSITIONS = (_Entry("tokenizer/pos_embedding", "1 P D", "tokenizer.positions", _SAME),)
-_CLS = (_Entry("tokenizer/cls", "1 1 D", "tokenizer.cls", _SAME),)
+_POSITIONS = (Entry("tokenizer/pos_embedding", "1 P D", "tokenizer.positions", SAME),)
+_CLS = (Entry("tokenizer/cls", "1 1 D", "tokenizer.cls", SAME),)
 _RECURRENT = "encoder/residualblock_{i:02d}/recurrent_block"
 _TEMPORAL = (
-    _Entry("encoder/residualblock_{i:02d}/temporal_pre_norm/scale", "D", "blocks.{i}.temporal.norm.scale", _SAME),
-    _Entry(_RECURRENT + "/linear_y/kernel", "D E", "blocks.{i}.temporal.linear_y.weight", _KERNEL),
-    _Entry(_RECURRENT + "/linear_y/bias", "E", "blocks.{i}.temporal.linear_y.bias", _SAME),
-    _Entry(_RECURRENT + "/linear_x/kernel", "D E", "blocks.{i}.temporal.linear_x.weight", _KERNEL),
-    _Entry(_RECURRENT + "/linear_x/bias", "E", "blocks.{i}.temporal.linear_x.bias", _SAME),
-    _Entry(_RECURRENT + "/rg_lru/a_param", "L", "blocks.{i}.temporal.lru.a_param", _SAME),
-    _Entry(_RECURRENT + "/rg_lru/input_gate/w", "G e l", "blocks.{i}.temporal.lru.input_gate.weight", _SAME),
-    _Entry(_RECURRENT + "/rg_lru/input_gate/b", "G l", "blocks.{i}.temporal.lru.input_gate.bias", _SAME),
-    _Entry(_RECURRENT + "/rg_lru/a_gate/w", "G e l", "blocks.{i}.temporal.lru.a_gate.weight", _SAME),
-    _Entry(_RECURRENT + "/rg_lru/a_gate/b", "G l", "blocks.{i}.temporal.lru.a_gate.bias", _SAME),
-    _Entry(_RECURRENT + "/linear_out/kernel", "E D", "blocks.{i}.temporal.linear_out.weight", _KERNEL),
-    _Entry(_RECURRENT + "/linear_out/bias", "D", "blocks.{i}.temporal.linear_out.bias", _SAME),
+    Entry("encoder/residualblock_{i:02d}/temporal_pre_norm/scale", "D", "blocks.{i}.temporal.norm.scale", SAME),
+    Entry(_RECURRENT + "/linear_y/kernel", "D E", "blocks.{i}.temporal.linear_y.weight", KERNEL),
+    Entry(_RECURRENT + "/linear_y/bias", "E", "blocks.{i}.temporal.linear_y.bias", SAME),
+    Entry(_RECURRENT + "/linear_x/kernel", "D E", "blocks.{i}.temporal.linear_x.weight", KERNEL),
+    Entry(_RECURRENT + "/linear_x/bias", "E", "blocks.{i}.temporal.linear_x.bias", SAME),
+    Entry(_RECURRENT + "/rg_lru/a_param", "L", "blocks.{i}.temporal.lru.a_param", SAME),
+    Entry(_RECURRENT + "/rg_lru/input_gate/w", "G e l", "blocks.{i}.temporal.lru.input_gate.weight", SAME),
+    Entry(_RECURRENT + "/rg_lru/input_gate/b", "G l", "blocks.{i}.temporal.lru.input_gate.bias", SAME),
+    Entry(_RECURRENT + "/rg_lru/a_gate/w", "G e l", "blocks.{i}.temporal.lru.a_gate.weight", SAME),
+    Entry(_RECURRENT + "/rg_lru/a_gate/b", "G l", "blocks.{i}.temporal.lru.a_gate.bias", SAME),
+    Entry(_RECURRENT + "/linear_out/kernel", "E D", "blocks.{i}.temporal.linear_out.weight", KERNEL),
+    Entry(_RECURRENT + "/linear_out/bias", "D", "blocks.{i}.temporal.linear_out.bias", SAME),
 )
 _CONV = (
-    _Entry(_RECURRENT + "/conv_1d/w", "K E", "blocks.{i}.temporal.conv.weight", _SAME),
-    _Entry(_RECURRENT + "/conv_1d/b", "E", "blocks.{i}.temporal.conv.bias", _SAME),
+    Entry(_RECURRENT + "/conv_1d/w", "K E", "blocks.{i}.temporal.conv.weight", SAME),
+    Entry(_RECURRENT + "/conv_1d/b", "E", "blocks.{i}.temporal.conv.bias", SAME),
 )
-_COMPLEX = (_Entry(_RECURRENT + "/rg_lru/a_imag_param", "L", "blocks.{i}.temporal.lru.a_imag_param", _SAME),)
+_COMPLEX = (Entry(_RECURRENT + "/rg_lru/a_imag_param", "L", "blocks.{i}.temporal.lru.a_imag_param", SAME),)
 _GRIFFIN_MLP = "encoder/residualblock_{i:02d}/mlp_block"
 _TEMPORAL_MLP = (
-    _Entry("encoder/residualblock_{i:02d}/channel_pre_norm/scale", "D", "blocks.{i}.temporal.mlp_norm.scale", _SAME),
-    _Entry(_GRIFFIN_MLP + "/ffw_up/w", "2 D M", "blocks.{i}.temporal.mlp.gate.weight", _KERNEL, official_slice=0),
-    _Entry(_GRIFFIN_MLP + "/ffw_up/b", "2 1 1 M", "blocks.{i}.temporal.mlp.gate.bias", _SAME, official_slice=0),
-    _Entry(_GRIFFIN_MLP + "/ffw_up/w", "2 D M", "blocks.{i}.temporal.mlp.up.weight", _KERNEL, official_slice=1),
-    _Entry(_GRIFFIN_MLP + "/ffw_up/b", "2 1 1 M", "blocks.{i}.temporal.mlp.up.bias", _SAME, official_slice=1),
-    _Entry(_GRIFFIN_MLP + "/ffw_down/kernel", "M D", "blocks.{i}.temporal.mlp.down.weight", _KERNEL),
-    _Entry(_GRIFFIN_MLP + "/ffw_down/bias", "D", "blocks.{i}.temporal.mlp.down.bias", _SAME),
+    Entry("encoder/residualblock_{i:02d}/channel_pre_norm/scale", "D", "blocks.{i}.temporal.mlp_norm.scale", SAME),
+    Entry(_GRIFFIN_MLP + "/ffw_up/w", "2 D M", "blocks.{i}.temporal.mlp.gate.weight", KERNEL, official_slice=0),
+    Entry(_GRIFFIN_MLP + "/ffw_up/b", "2 1 1 M", "blocks.{i}.temporal.mlp.gate.bias", SAME, official_slice=0),
+    Entry(_GRIFFIN_MLP + "/ffw_up/w", "2 D M", "blocks.{i}.temporal.mlp.up.weight", KERNEL, official_slice=1),
+    Entry(_GRIFFIN_MLP + "/ffw_up/b", "2 1 1 M", "blocks.{i}.temporal.mlp.up.bias", SAME, official_slice=1),
+    Entry(_GRIFFIN_MLP + "/ffw_down/kernel", "M D", "blocks.{i}.temporal.mlp.down.weight", KERNEL),
+    Entry(_GRIFFIN_MLP + "/ffw_down/bias", "D", "blocks.{i}.temporal.mlp.down.bias", SAME),
 )
 _ATTENTION = "encoder/encoderblock_{i}/MultiHeadDotProductAttention_0"
 _SPATIAL = (
-    _Entry("encoder/encoderblock_{i}/LayerNorm_0/scale", "D", "blocks.{i}.spatial.attention_norm.weight", _SAME),
-    _Entry("encoder/encoderblock_{i}/LayerNorm_0/bias", "D", "blocks.{i}.spatial.attention_norm.bias", _SAME),
-    _Entry(_ATTENTION + "/query/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", _KERNEL, our_chunk=(0, 3)),
-    _Entry(_ATTENTION + "/query/bias", "G d", "blocks.{i}.spatial.qkv.bias", _SAME, our_chunk=(0, 3)),
-    _Entry(_ATTENTION + "/key/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", _KERNEL, our_chunk=(1, 3)),
-    _Entry(_ATTENTION + "/key/bias", "G d", "blocks.{i}.spatial.qkv.bias", _SAME, our_chunk=(1, 3)),
-    _Entry(_ATTENTION + "/value/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", _KERNEL, our_chunk=(2, 3)),
-    _Entry(_ATTENTION + "/value/bias", "G d", "blocks.{i}.spatial.qkv.bias", _SAME, our_chunk=(2, 3)),
-    _Entry(_ATTENTION + "/out/kernel", "G d D", "blocks.{i}.spatial.attention_out.weight", _KERNEL),
-    _Entry(_ATTENTION + "/out/bias", "D", "blocks.{i}.spatial.attention_out.bias", _SAME),
-    _Entry("encoder/encoderblock_{i}/LayerNorm_1/scale", "D", "blocks.{i}.spatial.mlp_norm.weight", _SAME),
-    _Entry("encoder/encoderblock_{i}/LayerNorm_1/bias", "D", "blocks.{i}.spatial.mlp_norm.bias", _SAME),
-    _Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_0/kernel", "D M", "blocks.{i}.spatial.mlp_up.weight", _KERNEL),
-    _Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_0/bias", "M", "blocks.{i}.spatial.mlp_up.bias", _SAME),
-    _Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_1/kernel", "M D", "blocks.{i}.spatial.mlp_down.weight", _KERNEL),
-    _Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_1/bias", "D", "blocks.{i}.spatial.mlp_down.bias", _SAME),
+    Entry("encoder/encoderblock_{i}/LayerNorm_0/scale", "D", "blocks.{i}.spatial.attention_norm.weight", SAME),
+    Entry("encoder/encoderblock_{i}/LayerNorm_0/bias", "D", "blocks.{i}.spatial.attention_norm.bias", SAME),
+    Entry(_ATTENTION + "/query/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", KERNEL, our_chunk=(0, 3)),
+    Entry(_ATTENTION + "/query/bias", "G d", "blocks.{i}.spatial.qkv.bias", SAME, our_chunk=(0, 3)),
+    Entry(_ATTENTION + "/key/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", KERNEL, our_chunk=(1, 3)),
+    Entry(_ATTENTION + "/key/bias", "G d", "blocks.{i}.spatial.qkv.bias", SAME, our_chunk=(1, 3)),
+    Entry(_ATTENTION + "/value/kernel", "D G d", "blocks.{i}.spatial.qkv.weight", KERNEL, our_chunk=(2, 3)),
+    Entry(_ATTENTION + "/value/bias", "G d", "blocks.{i}.spatial.qkv.bias", SAME, our_chunk=(2, 3)),
+    Entry(_ATTENTION + "/out/kernel", "G d D", "blocks.{i}.spatial.attention_out.weight", KERNEL),
+    Entry(_ATTENTION + "/out/bias", "D", "blocks.{i}.spatial.attention_out.bias", SAME),
+    Entry("encoder/encoderblock_{i}/LayerNorm_1/scale", "D", "blocks.{i}.spatial.mlp_norm.weight", SAME),
+    Entry("encoder/encoderblock_{i}/LayerNorm_1/bias", "D", "blocks.{i}.spatial.mlp_norm.bias", SAME),
+    Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_0/kernel", "D M", "blocks.{i}.spatial.mlp_up.weight", KERNEL),
+    Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_0/bias", "M", "blocks.{i}.spatial.mlp_up.bias", SAME),
+    Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_1/kernel", "M D", "blocks.{i}.spatial.mlp_down.weight", KERNEL),
+    Entry("encoder/encoderblock_{i}/MlpBlock_0/Dense_1/bias", "D", "blocks.{i}.spatial.mlp_down.bias", SAME),
 )
 _NORM = (
-    _Entry("encoder/encoder_norm/scale", "D", "norm.weight", _SAME),
-    _Entry("encoder/encoder_norm/bias", "D", "norm.bias", _SAME),
+    Entry("encoder/encoder_norm/scale", "D", "norm.weight", SAME),
+    Entry("encoder/encoder_norm/bias", "D", "norm.bias", SAME),
 )
 _HEAD = (
-    _Entry("decoder/pre_logits/kernel", "D R", "head.pre_logits.weight", _KERNEL),
-    _Entry("decoder/pre_logits/bias", "R", "head.pre_logits.bias", _SAME),
-    _Entry("decoder/cls_head/kernel", "R V", "head.classifier.weight", _KERNEL),
-    _Entry("decoder/cls_head/bias", "V", "head.classifier.bias", _SAME),
+    Entry("decoder/pre_logits/kernel", "D R", "head.pre_logits.weight", KERNEL),
+    Entry("decoder/pre_logits/bias", "R", "head.pre_logits.bias", SAME),
+    Entry("decoder/cls_head/kernel", "R V", "head.classifier.weight", KERNEL),
+    Entry("decoder/cls_head/bias", "V", "head.classifier.bias", SAME),
 )
 
 
 def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array that an official file of this architecture holds."""
+    return shapes_of(_table(config), sizes(config))
+
+
+def sizes(config: ModelConfig) -> dict[str, int]:
+    """What the letters in the tables' shapes stand for."""
     num_eigenvalues = config.lru_width // 2 if config.lru_complex else config.lru_width
-    sizes = {
+    return {
         "D": config.width,
         "E": config.lru_width,
         "G": config.num_heads,
@@ -165,7 +125,6 @@ def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "l": num_eigenvalues // config.num_heads,
         "p": config.temporal_patch_size,
     }
-    return {row.official: tuple(sizes.get(s) or int(s) for s in row.shape.split()) for row in _table(config)}
 
 
 def to_official(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Array]:
@@ -193,18 +152,7 @@ def to_official(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str,
 
 def from_official(config: ModelConfig, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     """Official arrays as a state dict, float32. Inverse of `to_official`; the arrays must be complete."""
-    chunks: dict[str, list[Tensor]] = {}
-    with torch.device("meta"):
-        our_shapes = {name: tuple(tensor.shape) for name, tensor in TRecViT(config).state_dict().items()}
-    for entry in _table(config):
-        array, (rows, *columns) = arrays[entry.official], our_shapes[entry.ours]
-        if entry.official_slice is not None:
-            array = array[entry.official_slice]
-        if entry.our_chunk is not None:
-            rows //= entry.our_chunk[1]
-        ours = entry.layout.to_ours(array, (rows, *columns))
-        chunks.setdefault(entry.ours, []).append(torch.from_numpy(np.ascontiguousarray(ours, np.float32)))
-    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in chunks.items()}
+    return in_our_names(_table(config), arrays, lambda: TRecViT(config))
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]], **overrides: Any) -> ModelConfig:
@@ -284,20 +232,14 @@ def read_official(path: str | Path, **overrides: Any) -> tuple[ModelConfig, dict
             that are missing, left over, or of another shape or type.
     """
     path = Path(path)
-    try:
-        headers = _read_headers(path)
+    with taken_whole(path, "an official .npz file of arrays"):
+        headers = read_headers(path)
         shapes = {name: shape for name, (shape, _) in headers.items()}
         config = infer_config(shapes, **overrides)
-        _compare(headers, official_shapes(config))
+        compare(headers, official_shapes(config))
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return config, from_official(config, arrays)
-    except CheckpointError as exc:
-        raise CheckpointError(f"{path}: {exc}") from exc
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zipfile.LargeZipFile) as exc:
-        raise CheckpointError(f"{path}: expected an official .npz file of arrays: {exc}") from exc
-    except Exception as exc:  # zlib.error, struct.error, NotImplementedError ...: whatever a mangled archive provokes
-        raise CheckpointError(f"{path}: damaged file ({type(exc).__name__}: {exc})") from exc
 
 
 def write_official(path: str | Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
@@ -311,58 +253,24 @@ def write_official(path: str | Path, config: ModelConfig, weights: Mapping[str, 
     write_whole(Path(path), write)
 
 
-def _table(config: ModelConfig) -> list[_Entry]:
+def _table(config: ModelConfig) -> list[Entry]:
     """The rows that a model of this architecture needs, layers numbered."""
-    per_layer = (
+    return [
+        *_EMBEDDING,
+        *(_POSITIONS if config.positions == "learned" else ()),
+        *(_CLS if config.pooling == "cls" else ()),
+        *per_layer(layer_rows(config), config.depth),
+        *_NORM,
+        *(_HEAD if config.num_classes else ()),
+    ]
+
+
+def layer_rows(config: ModelConfig) -> tuple[Entry, ...]:
+    """The rows of one layer, whose names say {i}."""
+    return (
         *_TEMPORAL,
         *(_CONV if config.conv_width else ()),
         *(_COMPLEX if config.lru_complex else ()),
         *(_TEMPORAL_MLP if config.temporal_mlp else ()),
         *_SPATIAL,
     )
-    layers = (
-        replace(row, official=row.official.format(i=i), ours=row.ours.format(i=i))
-        for i in range(config.depth)
-        for row in per_layer
-    )
-    return [
-        *_EMBEDDING,
-        *(_POSITIONS if config.positions == "learned" else ()),
-        *(_CLS if config.pooling == "cls" else ()),
-        *layers,
-        *_NORM,
-        *(_HEAD if config.num_classes else ()),
-    ]
-
-
-def _read_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and type of every array in the archive, without its values."""
-    headers = {}
-    with zipfile.ZipFile(path) as archive:
-        if sum(item.file_size for item in archive.infolist()) > _MAX_EXPANSION * path.stat().st_size:
-            raise CheckpointError("the archive would expand more than a hundredfold; no file of weights does")
-        for item in archive.infolist():
-            with archive.open(item) as file:
-                version = np.lib.format.read_magic(file)
-                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                if version not in read:
-                    raise CheckpointError(f"{item.filename}: unknown .npy version {version}")
-                shape, _, dtype = read[version](file)
-            if math.prod(shape) * dtype.itemsize > item.file_size:
-                raise CheckpointError(f"{item.filename}: promises {dtype} {shape}, more than the file holds")
-            headers[item.filename.removesuffix(".npy")] = (shape, dtype)
-    return headers
-
-
-def _compare(
-    headers: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in headers]
-    left_over = [f"{name} {shape}" for name, (shape, _) in headers.items() if name not in expected]
-    other = [
-        f"{name} {dtype} {shape} instead of float {expected[name]}"
-        for name, (shape, dtype) in headers.items()
-        if name in expected and (shape != expected[name] or dtype.kind != "f")
-    ]
-    if reasons := mismatch(missing, left_over, other):
-        raise CheckpointError(f"the arrays do not match the model that they imply; {reasons}")

@@ -11,6 +11,8 @@ from trecvit.errors import CheckpointError
 
 # As the README of google-deepmind/trecvit words it; it names no separate licence for the weights.
 _LICENCE = "google-deepmind/trecvit: software Apache-2.0, all other materials CC-BY 4.0"
+# The READMEs of google-deepmind/tapnet and of its tapnextpp folder.
+_TAPNET_LICENCE = "google-deepmind/tapnet: checkpoints Apache-2.0"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,8 @@ class ZooEntry:
     """One line for people."""
     classes: str = ""
     """Data set whose class names the model speaks (`trecvit.data.class_names`), or nothing."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels of the pictures that a tracker was made for, where the file does not say it."""
 
 
 ZOO: dict[str, ZooEntry] = {
@@ -52,6 +56,31 @@ ZOO: dict[str, ZooEntry] = {
             size_bytes=None,
             licence=_LICENCE,
             description="TRecViT-B self-supervised by masked auto-encoding on Kinetics-400",
+        ),
+        ZooEntry(
+            name="bootstapnext",
+            url="https://storage.googleapis.com/dm-tapnet/tapnext/bootstapnext_ckpt.npz",
+            filename="bootstapnext_ckpt.npz",
+            size_bytes=None,
+            licence=_TAPNET_LICENCE,
+            description="BootsTAPNext-B: tracks any points, 256x256, 194 M parameters",
+        ),
+        ZooEntry(
+            name="tapnextpp",
+            url="https://storage.googleapis.com/dm-tapnet/tapnextpp/tapnextpp_ckpt.pt",
+            filename="tapnextpp_ckpt.pt",
+            size_bytes=None,
+            licence=_TAPNET_LICENCE,
+            description="TAPNext++: the same fine-tuned for long videos and points that come back; 2.5 GB to download",
+        ),
+        ZooEntry(
+            name="tapnextpp_512",
+            url="https://storage.googleapis.com/gresearch/tapnextpp/tapnextpp_512.ckpt",
+            filename="tapnextpp_512.ckpt",
+            size_bytes=None,
+            licence=_TAPNET_LICENCE,
+            description="TAPNext++ for frames of 512x512; 2.5 GB to download",
+            image_size=(512, 512),
         ),
     )
 }

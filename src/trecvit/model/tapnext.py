@@ -1,0 +1,339 @@
+"""TAPNext (arXiv:2504.05579): TRecViT with point tokens beside the patches, to be read from top to bottom.
+
+Every point has a token in every frame. Before its query the token says "unknown", in the query's frame where the point
+is, afterwards "find it". The blocks treat it as any other token, mixing it over time with its own past and over space
+with patches and other points, and two readouts tell from what becomes of it where the point is and whether it is seen.
+
+B videos (streams) · T frames · Q query points · P patches per frame · N = P + Q tokens per frame · D width ·
+R raster, the columns and rows that the readout tells apart
+
+Source of every formula: "code", github.com/google-deepmind/tapnet at c2cbab8 (`tapnet/models/ssm_vit.py`,
+`tapnet/models/video_ssm_tracker.py` in JAX, `tapnet/tapnext/` in PyTorch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor, nn
+
+from trecvit.config import ModelConfig, Preprocessing, TrackerConfig
+from trecvit.errors import InputError, StateError
+from trecvit.model.linear import GELU
+from trecvit.model.state import StreamState, empty_layers, num_patches, recurrent_dtype
+from trecvit.model.tracker import NEVER, TrackerOutput, read_queries
+from trecvit.model.trecvit import Video, VideoModel, init_lecun, sincos_positions
+
+# code: prediction_heads and tracker_certainty; all in columns or rows of the raster.
+_SOFT_ARGMAX_RADIUS = 20
+_SOFT_ARGMAX_TEMPERATURE = 0.5  # logits are multiplied by it
+_CERTAINTY_RADIUS = 8
+
+
+@dataclass(frozen=True)
+class TrackState(StreamState):
+    """What a `TAPNext` remembers of B streams with Q points each; see `StreamState` for its methods.
+
+    Points cannot be added to a state, but a point's place can be kept free from the start: a query whose frame is
+    infinite is an empty slot, carried as the unknown tokens that the model was trained with, until `place` fills it.
+
+    Attributes:
+        query_frames: The frame in which each point is shown to the model, counted from the stream's first; `NEVER` in
+            empty slots.
+        query_points_yx: Where it is there, in pixels of the frames.
+    """
+
+    query_frames: Int64[Tensor, "B Q"]
+    query_points_yx: Float[Tensor, "B Q 2"]
+
+    _FORMAT: ClassVar[str] = "trecvit-track-state-1"
+    _ALIKE: ClassVar[tuple[str, ...]] = (*StreamState._ALIKE, "num_queries")
+    _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ("query_frames", "query_points_yx")
+
+    @classmethod
+    def begin(
+        cls,
+        config: ModelConfig,
+        query_frames: Int64[Tensor, "B Q"],
+        query_points_yx: Float[Tensor, "B Q 2"],
+        *,
+        image_size: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> TrackState:
+        """The state before the first frame, where the queries are; `dtype` is the model's."""
+        batch_size, num_queries = query_frames.shape
+        device = query_frames.device
+        num_tokens = num_patches(config, image_size) + num_queries
+        return cls(
+            layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
+            frames_seen=torch.zeros(batch_size, dtype=torch.int64, device=device),
+            config=config,
+            image_size=image_size,
+            query_frames=query_frames,
+            query_points_yx=query_points_yx,
+        )
+
+    @property
+    def num_queries(self) -> int:
+        """Points Q of each stream, empty slots included."""
+        return self.query_frames.shape[1]
+
+    def place(self, slot: int, points_xy: Float[Tensor, "B 2"]) -> TrackState:
+        """A point in a slot that was empty so far: where it is in each stream's next frame.
+
+        This is the same as having declared it from the start, with the number of the next frame.
+
+        Raises:
+            StateError: when the slot is not empty.
+            InputError: for a place outside the picture.
+        """
+        if not bool((self.query_frames[:, slot] == NEVER).all()):
+            raise StateError(f"place: expected an empty slot, but slot {slot} has a point")
+        points_yx = points_xy.flip(-1).to(self.query_points_yx)
+        _, points_yx = read_queries(F.pad(points_yx, (1, 0))[:, None], self.image_size)
+        frames, places = self.query_frames.clone(), self.query_points_yx.clone()
+        frames[:, slot], places[:, slot] = self.frames_seen, points_yx[:, 0]
+        return self.replace(query_frames=frames, query_points_yx=places)
+
+    def copy_slot(self, source: int, target: int) -> TrackState:
+        """The slot `target` becomes what `source` is, with its query and its past; the others stay as they are.
+
+        From a slot that was empty from the start this makes one that is as if it had been: a point is forgotten.
+        """
+        first = num_patches(self.config, self.image_size)
+        copied = {}
+        for name, tensor in self._tensors().items():
+            axis, offset = {"hidden": (1, first), "taps": (2, first)}.get(name.rpartition(".")[2], (1, 0))
+            if name != "frames_seen":
+                tensor = tensor.clone()
+                tensor.select(axis, offset + target).copy_(tensor.select(axis, offset + source))
+            copied[name] = tensor
+        return self._with(copied)
+
+    @classmethod
+    def _described(cls, config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]) -> TrackState:
+        frames = torch.empty(tensors["query_frames"].shape, dtype=torch.int64, device="meta")
+        places = torch.empty(*frames.shape, 2, device="meta")
+        return cls.begin(config, frames, places, image_size=image_size, dtype=tensors["layers.0.taps"].dtype)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        queries = {"query_frames": self.query_frames, "query_points_yx": self.query_points_yx}
+        return {**queries, **super()._tensors()}
+
+
+class PointTokens(nn.Module):
+    """The token of each point in each frame: unknown, then its query, then a mask (code: embed_queries)."""
+
+    def __init__(self, config: TrackerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.blocks.width
+        self.unknown = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.query = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.mask = nn.Parameter(torch.randn(width) * width**-0.5)
+
+    def forward(
+        self, points_yx: Float[Tensor, "B Q 2"], frames_until: Int64[Tensor, "B Q"], num_frames: int
+    ) -> Float[Tensor, "B T Q D"]:
+        """Tokens of the T frames to come.
+
+        Args:
+            points_yx: Where each query is, in pixels of the raster.
+            frames_until: In how many frames it comes; 0 is the next frame, a negative number one that has been.
+            num_frames: T.
+        """
+        until = (frames_until[:, None] - torch.arange(num_frames, device=frames_until.device)[:, None])[..., None]
+        query = (self.query + self._where(points_yx).to(self.query.dtype))[:, None]
+        return torch.where(until > 0, self.unknown, torch.where(until == 0, query, self.mask))
+
+    def _where(self, points_yx: Float[Tensor, "B Q 2"]) -> Float[Tensor, "B Q D"]:
+        """Sines and cosines of x, then of y, bilinearly between those of the four nearest pixels' centres.
+
+        The original interpolates in a table of all R x R pixels. Its entries depend half on x and half on y, and
+        bilinear weights are products, so that one axis is enough.
+        """
+        axis = torch.from_numpy(_axis_positions(self.config.raster_px, self.config.blocks.width)).to(points_yx.device)
+        at = points_yx - 0.5
+        low = at.floor()
+        pixels = torch.stack([low, low + 1], dim=-1).long()
+        weights = torch.stack([low + 1 - at, at - low], dim=-1)
+        if self.config.query_border == "zeros":
+            weights = weights * ((pixels >= 0) & (pixels < len(axis)))
+        of_y, of_x = (axis[pixels.clamp(0, len(axis) - 1)] * weights[..., None]).sum(dim=-2).unbind(dim=-2)
+        sum_y, sum_x = weights.sum(dim=-1, keepdim=True).unbind(dim=-2)
+        return torch.cat([of_x * sum_y, of_y * sum_x], dim=-1)
+
+
+class Readout(nn.Module):
+    """Linear, norm, GELU, twice, then linear (code: visible_head and coordinate_head)."""
+
+    def __init__(self, config: TrackerConfig, num_outputs: int) -> None:
+        super().__init__()
+        hidden = config.readout_width
+        self.gelu = GELU[config.blocks.gelu]
+        self.first = nn.Linear(config.blocks.width, hidden)
+        self.first_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.second = nn.Linear(hidden, hidden)
+        self.second_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.out = nn.Linear(hidden, num_outputs)
+        for linear in (self.first, self.second, self.out):
+            init_lecun(linear)
+
+    def forward(self, x: Float[Tensor, "B T Q D"]) -> Float[Tensor, "B T Q F"]:
+        """Maps every token by itself, in the dtype of these weights; the result is float32 at least."""
+        x = F.gelu(self.first_norm(self.first(x.to(self.first.weight.dtype))), approximate=self.gelu)
+        x = F.gelu(self.second_norm(self.second(x)), approximate=self.gelu)
+        out: Tensor = self.out(x)
+        return out.to(recurrent_dtype(out.dtype))
+
+
+class TAPNext(VideoModel, tags=["point-tracking"]):
+    """The tracker: `tracker(video, query_points_tyx)` for clips, `tracker.step(frames, state)` for streams.
+
+    See `Pretrained` for what it carries besides weights, `track_both_ways` for the frames before a query, and
+    `trecvit.LiveTracker` for points that come and go.
+    """
+
+    config: TrackerConfig
+    config_class = TrackerConfig
+
+    def __init__(
+        self,
+        config: TrackerConfig,
+        *,
+        preprocessing: Preprocessing | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        preprocessing = preprocessing or self.preprocessing_for(config.image_size)
+        # Positions are resized as the code does it, without antialiasing.
+        super().__init__(
+            config,
+            config.blocks,
+            norm_eps=config.norm_eps,
+            antialias=False,
+            preprocessing=preprocessing,
+            provenance=provenance,
+        )
+        self.point_tokens = PointTokens(config)
+        self.coordinates = Readout(config, 2 * config.raster_px)
+        self.visibility = Readout(config, 1)
+
+    @staticmethod
+    def preprocessing_for(image_size: tuple[int, int]) -> Preprocessing:
+        """Every frame, brought to this height and width."""
+        return Preprocessing(image_size=image_size, frame_stride=1)
+
+    def forward(self, video: Video, query_points_tyx: Shaped[Tensor, "B Q 3"]) -> TrackerOutput:
+        """Tracks points over whole videos.
+
+        Args:
+            video: uint8, or floating point in [0,1]. Any height and width that `patch_size` divides; points are found
+                best at the size of the training videos, `preprocessing.image_size`.
+            query_points_tyx: Each point's frame from 0, and its y and x in pixels of the video. An infinite frame makes
+                an empty slot, which fills up a row with fewer points.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not a video or not queries in it.
+        """
+        self._check_frames(video)
+        if query_points_tyx.dim() == 3 and len(query_points_tyx) != len(video):
+            raise InputError(f"expected queries for {len(video)} videos, got them for {len(query_points_tyx)}")
+        state = self.init_state(query_points_tyx, image_size=(video.shape[3], video.shape[4]))
+        return self.step(video, state)[0]
+
+    def init_state(
+        self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: tuple[int, int] | None = None
+    ) -> TrackState:
+        """The state of B streams before their first frame.
+
+        Args:
+            query_points_tyx: As in `forward`. Frames are counted from the first that `step` will see, and may be any
+                number of frames away. Points that are not known yet get empty slots, see `TrackState`.
+            image_size: Height and width of the frames to come, by default those of `preprocessing`.
+
+        Raises:
+            InputError: for what are no queries in pictures of this size.
+        """
+        image_size = image_size or self.preprocessing.image_size
+        self._check_image_size(*image_size)
+        frames, places = read_queries(query_points_tyx.to(self.device), image_size)
+        return TrackState.begin(self.config.blocks, frames, places, image_size=image_size, dtype=self.dtype)
+
+    def step(self, frames: Video, state: TrackState) -> tuple[TrackerOutput, TrackState]:
+        """Goes on with the next frames, any number of them, of every stream.
+
+        Feeding a video in any pieces gives the same points as `tracker(video, query_points_tyx)`.
+
+        Args:
+            frames: uint8, or floating point in [0,1]; row b belongs to stream b.
+            state: What `init_state` or the last `step` returned. It is not changed.
+
+        Returns:
+            What is said of every point in these frames, and the new state.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not frames.
+            StateError: when the state belongs to another model, batch, image size, dtype or device.
+        """
+        self._check_frames(frames)
+        if not isinstance(state, TrackState):
+            raise StateError(f"expected a TrackState from init_state or step, got {type(state).__name__}")
+        state.check_fits(frames, self.config.blocks, device=self.device, dtype=self.dtype)
+        to_raster = self.config.raster_px / torch.tensor(state.image_size, device=self.device)
+        frames_until = state.query_frames - state.frames_seen[:, None]
+        points = self.point_tokens(state.query_points_yx * to_raster, frames_until, frames.shape[1])
+        features, state = self._advance(self._pixels(frames), points, state)
+        return self._read(features, to_raster.flip(0)), state
+
+    def _advance(self, frames: Tensor, points: Tensor, state: TrackState) -> tuple[Tensor, TrackState]:
+        """One pass over all tokens: what becomes of the points' [B,T,Q,D], and the new state."""
+        patches = self.tokenizer(frames)
+        tokens = torch.cat([patches, points], dim=2)
+        tokens, layers = self._through_blocks(tokens, state.layers, state.frames_seen == 0)
+        features: Tensor = self.norm(tokens[:, :, patches.shape[2] :])
+        return features, state.replace(layers=layers, frames_seen=state.frames_seen + frames.shape[1])
+
+    def _read(self, features: Float[Tensor, "B T Q D"], to_raster: Float[Tensor, " 2"]) -> TrackerOutput:
+        # The readout gives rows first, then columns; everything here says (x, y).
+        scores = self.coordinates(features).unflatten(-1, (2, self.config.raster_px)).flip(-2).transpose(1, 2)
+        points = soft_argmax(scores)
+        visible = self.visibility(features)[..., 0].transpose(1, 2)
+        return TrackerOutput(points / to_raster, visible, certainty(scores, points), scores)
+
+
+def soft_argmax(scores: Float[Tensor, "*batch R"]) -> Float[Tensor, "*batch"]:
+    """Mean place, in pixels of the raster, of a softmax over what lies within 20 pixels of the highest score."""
+    pixel = torch.arange(scores.shape[-1], device=scores.device)
+    is_near = (pixel - scores.argmax(dim=-1, keepdim=True)).abs() <= _SOFT_ARGMAX_RADIUS
+    probs = (scores * _SOFT_ARGMAX_TEMPERATURE).masked_fill(~is_near, -torch.inf).softmax(dim=-1)
+    return (probs * (pixel + 0.5)).sum(dim=-1)
+
+
+@torch.no_grad()
+def certainty(scores: Float[Tensor, "*batch 2 R"], points: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
+    """Probability, by the scores, of the pixels whose centres are within 8 of a point of the raster.
+
+    A judgement and no part of the prediction: it has no gradient.
+    """
+    num_pixels = scores.shape[-1]
+    extent = min(2 * _CERTAINTY_RADIUS + 1, num_pixels)
+    first = (points - _CERTAINTY_RADIUS - 0.5).floor().clamp(0, num_pixels - extent).long()
+    pixels = first[..., None] + torch.arange(extent, device=scores.device)
+    of_x, of_y = scores.softmax(dim=-1).gather(-1, pixels).unbind(dim=-2)
+    square_x, square_y = (pixels + 0.5 - points[..., None]).square().unbind(dim=-2)
+    is_near: Bool[Tensor, "*batch x y"] = square_x[..., :, None] + square_y[..., None, :] <= _CERTAINTY_RADIUS**2 + 1e-8
+    return (of_x[..., :, None] * of_y[..., None, :] * is_near).sum(dim=(-2, -1))
+
+
+@lru_cache(maxsize=8)
+def _axis_positions(raster_px: int, width: int) -> npt.NDArray[Any]:
+    """Sines and cosines of each pixel's number, float32 [R, D/2]."""
+    positions: npt.NDArray[Any] = sincos_positions(1, raster_px, width).cpu().numpy()
+    return positions[:, : width // 2]

@@ -1,0 +1,507 @@
+"""TAPNext: the originals' numbers, a clip is a stream, slots, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import random_video, relative_error, tiny_model, tiny_tracker
+from torch import Tensor
+
+from trecvit.config import ModelConfig, TrackerConfig
+from trecvit.errors import ConfigError, InputError, StateError
+from trecvit.model.tapnext import TAPNext, TrackState, certainty, soft_argmax
+from trecvit.model.tracker import NEVER, TrackerOutput, read_queries, track_both_ways
+from trecvit.weights.load import load
+
+GOLDEN = Path(__file__).parent / "golden"
+NUM_FRAMES = 8
+TOLERANCE = 1e-5  # float32: the same sums in another order
+TRACKER = tiny_tracker()
+# Two rows of a point at once, one in mid-clip, one that comes last, and an empty slot.
+QUERIES = torch.tensor(
+    [
+        [[0, 3.5, 20.25], [3, 30.0, 1.5], [7, 0.0, 32.0], [math.inf, 0, 0]],
+        [[2, 16.0, 16.0], [0, 31.9, 0.1], [0, 8.25, 25.0], [5, 12.5, 3.0]],
+    ]
+)
+
+
+def video_of(batch_size: int = 2, num_frames: int = NUM_FRAMES, seed: int = 0, size: tuple[int, int] = (32, 32)):
+    return random_video(batch_size, num_frames, *size, seed=seed)
+
+
+def run(tracker: TAPNext, video: Tensor, state: TrackState, places: list[int]) -> tuple[TrackerOutput, TrackState]:
+    """Streams a video cut at these places: what is said of all its frames, and the last state."""
+    parts = []
+    for start, end in pairwise([0, *places, video.shape[1]]):
+        out, state = tracker.step(video[:, start:end], state)
+        parts.append(out)
+    return TrackerOutput(*(torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))), state
+
+
+def assert_close(got: TrackerOutput, expected: TrackerOutput, tolerance: float = TOLERANCE) -> None:
+    for name in expected._fields:
+        assert relative_error(getattr(got, name), getattr(expected, name)) < tolerance, name
+
+
+# ---- the originals' numbers ----
+
+
+@pytest.mark.parametrize("name", ["tapnext_small.pt", "tapnext_small_jax.npz"])
+@pytest.mark.parametrize("online", [False, True], ids=["clip", "online"])
+def test_the_originals_are_matched(name, online):
+    tracker = load(GOLDEN / name)
+    given = np.load(GOLDEN / "tapnext_small_io.npz")
+    stored = np.load(GOLDEN / f"{Path(name).stem}_io.npz")
+    video = torch.from_numpy(given["video"]).movedim(-1, 2)
+    queries = torch.from_numpy(given["query_points_tyx"])
+    with torch.no_grad():
+        out = tracker(video, queries)
+        if online:
+            out, _ = run(tracker, video, tracker.init_state(queries), list(range(1, video.shape[1])))
+    prefix = "online_" if online and "online_tracks" in stored.files else ""
+    scores = out.coordinate_logits.flip(-2).flatten(-2).transpose(1, 2)  # rows first, as the originals give them
+    assert np.abs(scores.numpy() - stored[prefix + "track_logits"]).max() <= 1e-4
+    visible = out.visible_logits.transpose(1, 2)[..., None]
+    assert np.abs(visible.numpy() - stored[prefix + "visible_logits"]).max() <= 1e-4
+    points_yx = out.points_xy.flip(-1).transpose(1, 2)
+    assert np.abs(points_yx.numpy() - stored[prefix + "tracks"]).max() <= 0.002
+
+
+def test_the_two_arithmetics_differ():
+    """So that the test above would notice if the loader took one for the other."""
+    outputs = [np.load(GOLDEN / f"tapnext_small{kind}_io.npz")["track_logits"] for kind in ("", "_jax")]
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-4
+
+
+# ---- an independent reading of the same network, at any size ----
+
+
+def reference(tracker: TAPNext, video: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Points in pixels and coordinate scores, with a whole table of query positions and one token at a time."""
+    config, (height, width) = tracker.config, video.shape[3:]
+    size, channels = config.raster_px, config.blocks.width
+    number, frequency = torch.arange(size).double(), torch.arange(channels // 4).double()
+    angle = number[:, None] * 10_000 ** (-frequency / (channels // 4 - 1))
+    of_axis = torch.cat([angle.sin(), angle.cos()], dim=1).float()
+    table = torch.cat([of_axis.expand(size, size, -1), of_axis[:, None].expand(size, size, -1)], dim=-1)
+
+    patches = tracker.tokenizer.embedding(
+        F.unfold(video.flatten(0, 1).float() / 255, config.blocks.patch_size, stride=config.blocks.patch_size).mT
+    ).unflatten(0, video.shape[:2])
+    grid = (height // config.blocks.patch_size, width // config.blocks.patch_size)
+    side = config.image_size[0] // config.blocks.patch_size
+    positions = tracker.tokenizer.positions.T.reshape(1, channels, side, side)
+    if grid != (side, side):
+        positions = F.interpolate(positions, size=grid, mode="bicubic", align_corners=False)
+    patches = patches + positions.flatten(2)[0].T
+    points = torch.empty(*video.shape[:2], queries.shape[1], channels)
+    for row, number_of in np.ndindex(*queries.shape[:2]):
+        t, y, x = queries[row, number_of].tolist()
+        at = torch.tensor([[[[2 * x / width - 1, 2 * y / height - 1]]]])
+        padding = {"zeros": "zeros", "nearest": "border"}[config.query_border]
+        where = F.grid_sample(table.permute(2, 0, 1)[None], at, padding_mode=padding, align_corners=False).flatten()
+        for frame in range(video.shape[1]):
+            kind = tracker.point_tokens
+            token = kind.unknown if frame < t else kind.query + where if frame == t else kind.mask
+            points[row, frame, number_of] = token
+    tokens = torch.cat([patches, points], dim=2)
+    state = tracker.init_state(queries, image_size=(height, width))
+    for block, layer in zip(tracker.blocks, state.layers, strict=True):
+        tokens, _ = block(tokens, layer, torch.ones(len(video), dtype=torch.bool))
+    rows, columns = tracker.coordinates(tracker.norm(tokens)[:, :, patches.shape[2] :]).chunk(2, dim=-1)
+
+    def expectation(scores: Tensor) -> Tensor:  # the original's: normalise, cut off, normalise again
+        pixel = torch.arange(size)
+        probs = (scores * 0.5).softmax(dim=-1) * ((scores.argmax(-1, keepdim=True) - pixel).abs() <= 20)
+        return (probs / probs.sum(-1, keepdim=True) * pixel).sum(dim=-1) + 0.5
+
+    points_xy = torch.stack([expectation(columns) * width / size, expectation(rows) * height / size], dim=-1)
+    return points_xy.transpose(1, 2), torch.stack([columns, rows], dim=-2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("border", ["nearest", "zeros"])
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 16), (16, 64)])
+def test_any_size_of_frames_is_read_as_the_original_would(border, size):
+    tracker = tiny_tracker(query_border=border)
+    video = video_of(2, 4, size=size)
+    scale = torch.tensor([1, size[0] / 32, size[1] / 32])
+    queries = QUERIES.clone()
+    queries[0, 3, 1:] = 0
+    queries = torch.where(queries.isinf(), queries, queries * scale)
+    out = tracker(video, queries)
+    points_xy, scores = reference(tracker, video, queries)
+    assert relative_error(out.coordinate_logits, scores) < TOLERANCE
+    assert relative_error(out.points_xy, points_xy) < TOLERANCE
+    assert (out.points_xy >= 0).all()
+    assert (out.points_xy <= torch.tensor([size[1], size[0]])).all()
+
+
+def test_certainty_is_the_probability_of_a_disc():
+    """The original looks at a window around the point; the whole raster gives the same, also at its edges."""
+    torch.manual_seed(1)
+    for size in (64, 12):
+        scores = 3 * torch.randn(3, 40, 2, size, dtype=torch.float64)
+        points = torch.rand(3, 40, 2, dtype=torch.float64) * size
+        points[0, :4] = torch.tensor([[0.5, 0.5], [0.5, size - 0.5], [size - 0.5, 0.5], [size - 0.5, size - 0.5]])
+        probs = scores.softmax(dim=-1)
+        centre = torch.arange(size) + 0.5
+        far_x, far_y = ((centre - points[..., None]) ** 2).unbind(dim=-2)
+        disc = far_x[..., :, None] + far_y[..., None, :] <= 64
+        expected = (probs[..., 0, :, None] * probs[..., 1, None, :] * disc).sum(dim=(-2, -1))
+        torch.testing.assert_close(certainty(scores, points), expected)
+
+
+def test_a_sure_tracker_is_certain_and_finds_the_middle_of_its_peak():
+    scores = torch.full((1, 2, 64), -50.0)
+    scores[0, 0, 10:12] = 50.0  # columns 10 and 11: between them is 11
+    scores[0, 1, 40] = 50.0
+    points = soft_argmax(scores)
+    torch.testing.assert_close(points, torch.tensor([[11.0, 40.5]]))
+    assert certainty(scores, points).item() == pytest.approx(1.0)
+    assert certainty(scores, points + 20).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_second_peak_far_away_does_not_pull():
+    scores = torch.zeros(1, 64) - 50
+    scores[0, 10], scores[0, 60] = 50.0, 49.5
+    assert soft_argmax(scores).item() == pytest.approx(10.5, abs=1e-4)
+
+
+# ---- a clip is a stream ----
+
+
+@given(places=st.lists(st.integers(1, NUM_FRAMES - 1), unique=True).map(sorted), seed=st.integers(0, 5))
+@settings(max_examples=25, deadline=None)
+def test_any_cut_gives_the_clips_points(places, seed):
+    video = video_of(seed=seed)
+    got, state = run(TRACKER, video, TRACKER.init_state(QUERIES), places)
+    assert_close(got, TRACKER(video, QUERIES))
+    _, at_once = run(TRACKER, video, TRACKER.init_state(QUERIES), [])
+    for name, tensor in at_once._tensors().items():
+        assert torch.equal(tensor, state._tensors()[name]) or relative_error(state._tensors()[name], tensor) < TOLERANCE
+
+
+def test_what_comes_later_changes_nothing():
+    video, other = video_of(), video_of(seed=1)
+    mixed = torch.cat([video[:, :5], other[:, 5:]], dim=1)
+    moved = torch.where(QUERIES[..., :1] >= 5, QUERIES + torch.tensor([0.0, 1.0, -0.05]), QUERIES).clamp(min=0)
+    assert not torch.equal(moved, QUERIES)
+    until = TRACKER(video, QUERIES)
+    assert_close(
+        TrackerOutput(*(part[:, :, :5] for part in TRACKER(mixed, moved))),
+        TrackerOutput(*(part[:, :, :5] for part in until)),
+        1e-7,
+    )
+    assert relative_error(TRACKER(mixed, QUERIES).points_xy, until.points_xy) > 1e-3
+
+
+def test_the_query_matters_and_is_for_its_frame():
+    video = video_of()
+    moved = QUERIES.clone()
+    moved[:, 0, 1:] += 4
+    assert relative_error(TRACKER(video, moved).points_xy[:, 0], TRACKER(video, QUERIES).points_xy[:, 0]) > 1e-3
+    later = QUERIES.clone()
+    later[:, 0, 0] += 1
+    assert relative_error(TRACKER(video, later).points_xy[:, 0], TRACKER(video, QUERIES).points_xy[:, 0]) > 1e-3
+
+
+def test_points_have_no_order():
+    """Slots are told apart by their queries alone."""
+    video, order = video_of(), torch.tensor([2, 0, 3, 1])
+    swapped = TRACKER(video, QUERIES[:, order])
+    assert_close(swapped, TrackerOutput(*(part[:, order] for part in TRACKER(video, QUERIES))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_independent_and_can_be_moved_in_mid_stream(dtype):
+    tracker = tiny_tracker().to(dtype)
+    video = video_of()
+    _, state = run(tracker, video[:, :3], tracker.init_state(QUERIES), [])
+    expected, _ = run(tracker, video[:, 3:], state, [])
+    rows = [1, 0, 1]
+    got, _ = run(tracker, video[rows, 3:], state.select(rows), [])
+    tolerance = TOLERANCE if dtype == torch.float32 else 3e-2  # sums of 8-bit numbers, blocked differently per batch
+    assert_close(got, TrackerOutput(*(part[rows] for part in expected)), tolerance)
+    joined = TrackState.cat([state.select([1]), state.select([0])])
+    for name, tensor in state.select([1, 0])._tensors().items():
+        assert torch.equal(joined._tensors()[name], tensor)
+
+
+def test_a_reset_row_begins_anew_with_its_queries():
+    video = video_of()
+    _, state = run(TRACKER, video[:, :3], TRACKER.init_state(QUERIES), [])
+    state = state.reset([True, False])
+    assert state.frames_seen.tolist() == [0, 3]
+    out, _ = TRACKER.step(video, state)
+    assert_close(
+        TrackerOutput(*(part[:1] for part in out)), TrackerOutput(*(part[:1] for part in TRACKER(video, QUERIES)))
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_state_goes_on_bit_for_bit(tmp_path, dtype):
+    tracker = tiny_tracker().to(dtype)
+    video = video_of()
+    _, state = run(tracker, video[:, :4], tracker.init_state(QUERIES), [2])
+    state.save(tmp_path / "points.state")
+    loaded = TrackState.load(tmp_path / "points.state")
+    assert (loaded.config, loaded.image_size, loaded.num_queries) == (state.config, (32, 32), 4)
+    expected, _ = run(tracker, video[:, 4:], state, [])
+    got, _ = run(tracker, video[:, 4:], loaded, [])
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_size_of_a_state_depends_on_the_points_alone():
+    state = TRACKER.init_state(QUERIES)
+    _, after = run(TRACKER, video_of(num_frames=30), state, list(range(1, 30)))
+    assert after.nbytes == state.nbytes
+    (patches, points), per_token = (16, 4), TRACKER.config.depth * 16 * 4 * 4  # hidden and three taps, float32
+    assert state.nbytes == 2 * ((patches + points) * per_token + points * (8 + 2 * 4) + 8)
+
+
+def test_methods_leave_the_state_as_it_is():
+    _, state = run(TRACKER, video_of(), TRACKER.init_state(QUERIES), [])
+    copies = {name: tensor.clone() for name, tensor in state._tensors().items()}
+    state.reset([True, False])
+    state.copy_slot(0, 1)
+    TRACKER.init_state(torch.full((2, 1, 3), math.inf)).place(0, torch.ones(2, 2))
+    state.to(dtype=torch.bfloat16)
+    TRACKER.step(video_of(), state)
+    assert all(torch.equal(tensor, copies[name]) for name, tensor in state._tensors().items())
+
+
+def test_a_stream_may_be_longer_than_float32_can_count():
+    state = TRACKER.init_state(torch.tensor([[[2.0**24 + 3, 5.0, 6.0], [0, 1, 1]]], dtype=torch.float64))
+    aged = state.replace(frames_seen=torch.tensor([2**24 + 2]))
+    young = TRACKER.init_state(torch.tensor([[[1.0, 5.0, 6.0], [0, 1, 1]]]))
+    young = young.replace(query_frames=torch.tensor([[1, -1]]), frames_seen=torch.tensor([0]))
+    # All but the first-frame rule is the same; so let both have seen a frame.
+    young = young.replace(query_frames=young.query_frames + 5, frames_seen=torch.tensor([5]))
+    assert_close(TRACKER.step(video_of(1), aged)[0], TRACKER.step(video_of(1), young)[0], 1e-7)
+
+
+def test_low_precision_stays_near():
+    video = video_of()
+    coarse = tiny_tracker().to(torch.bfloat16)(video, QUERIES)
+    exact = TRACKER(video, QUERIES)
+    assert coarse.points_xy.dtype == coarse.coordinate_logits.dtype == torch.float32
+    assert relative_error(coarse.coordinate_logits, exact.coordinate_logits) < 0.1
+
+
+# ---- slots ----
+
+
+def test_a_point_placed_later_is_as_if_declared_at_the_start():
+    video = video_of()
+    declared = QUERIES.clone()
+    declared[:, 3] = torch.tensor([[4, 12.0, 30.5], [4, 3.25, 8.0]])
+    free = declared.clone()
+    free[:, 3, 0] = math.inf
+    before, state = run(TRACKER, video[:, :4], TRACKER.init_state(free), [1])
+    after, _ = run(TRACKER, video[:, 4:], state.place(3, declared[:, 3, 1:].flip(-1)), [2])
+    got = TrackerOutput(*(torch.cat(parts, dim=2) for parts in zip(before, after, strict=True)))
+    assert_close(got, TRACKER(video, declared))
+
+
+def test_an_emptied_slot_is_as_if_it_had_always_been_empty():
+    video = video_of()
+    queries = torch.cat([QUERIES[:, :3], torch.full((2, 2, 3), math.inf)], dim=1)
+    _, state = run(TRACKER, video[:, :4], TRACKER.init_state(queries), [])
+    emptied = state.copy_slot(4, 0)
+    assert (emptied.query_frames[:, 0] == NEVER).all()
+    for slot in (1, 2, 3, 4):  # bit for bit the same
+        first = 16 + slot
+        for one, other in zip(emptied.layers, state.layers, strict=True):
+            assert torch.equal(one.hidden[:, first], other.hidden[:, first])
+            assert torch.equal(one.taps[:, :, first], other.taps[:, :, first])
+    for one in emptied.layers:
+        assert relative_error(one.hidden[:, 16], one.hidden[:, 16 + 3]) < TOLERANCE  # and a slot that never was used
+    # A new point in it is tracked as it is in a slot that never was used.
+    place = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+    reused, _ = TRACKER.step(video[:, 4:], emptied.place(0, place))
+    unused, _ = TRACKER.step(video[:, 4:], emptied.place(3, place))
+    order = [3, 1, 2, 0, 4]
+    assert_close(reused, TrackerOutput(*(part[:, order] for part in unused)))
+
+
+def test_a_slot_that_has_a_point_is_not_taken():
+    state = TRACKER.init_state(QUERIES)
+    with pytest.raises(StateError, match="slot 3 has a point"):
+        state.place(3, torch.ones(2, 2))
+    with pytest.raises(InputError, match=r"x in 0\.\.32 pixels.*x=33"):
+        TRACKER.init_state(torch.full((1, 1, 3), math.inf)).place(0, torch.tensor([[33.0, 5.0]]))
+
+
+# ---- backwards ----
+
+
+def test_frames_before_a_query_are_tracked_in_the_reversed_video():
+    video = video_of()
+    out = track_both_ways(TRACKER, video, QUERIES)
+    ahead = TRACKER(video, QUERIES)
+    mirrored = QUERIES.clone()
+    mirrored[..., 0] = torch.where(QUERIES[..., 0].isinf(), QUERIES[..., 0], NUM_FRAMES - 1 - QUERIES[..., 0])
+    back = TRACKER(video.flip(1), mirrored)
+    for row, point in np.ndindex(2, 4):
+        t = QUERIES[row, point, 0]
+        for frame in range(NUM_FRAMES):
+            source, at = (ahead, frame) if frame >= t else (back, NUM_FRAMES - 1 - frame)
+            for got, expected in zip(out, source, strict=True):
+                assert torch.equal(got[row, point, frame], expected[row, point, at])
+
+
+def test_queries_after_the_last_frame_are_never_seen_either_way():
+    video = video_of()
+    late = QUERIES.clone()
+    late[:, 0, 0] = NUM_FRAMES + 3
+    never = QUERIES.clone()
+    never[:, 0, 0] = math.inf
+    assert_close(track_both_ways(TRACKER, video, late), track_both_ways(TRACKER, video, never), 1e-7)
+    assert torch.equal(
+        track_both_ways(TRACKER, video, QUERIES.nan_to_num(posinf=9).long()).points_xy,
+        track_both_ways(TRACKER, video, QUERIES.nan_to_num(posinf=9).long().double()).points_xy,
+    )
+
+
+# ---- gradients ----
+
+
+def loss_of(out: TrackerOutput) -> Tensor:
+    is_after = (torch.arange(NUM_FRAMES) >= QUERIES[..., :1]).double()
+    points = (out.points_xy - 16).square().sum(dim=-1) * 0.01 + out.visible_logits.square()
+    return (points * is_after).sum() + (out.coordinate_logits.logsumexp(dim=-1).sum(dim=-1) * is_after).sum()
+
+
+def test_gradients_reach_every_weight_and_are_the_same_for_pieces():
+    tracker = tiny_tracker().double()
+    video = video_of().double() / 255
+    weights = dict(tracker.named_parameters())
+    whole = torch.autograd.grad(loss_of(tracker(video, QUERIES)), weights.values())
+    pieces = torch.autograd.grad(loss_of(run(tracker, video, tracker.init_state(QUERIES), [3, 4])[0]), weights.values())
+    tracker.checkpoint_activations = True
+    again = torch.autograd.grad(loss_of(tracker(video, QUERIES)), weights.values())
+    for name, expected, got, recomputed in zip(weights, whole, pieces, again, strict=True):
+        assert torch.isfinite(expected).all(), name
+        assert (expected != 0).any(), name
+        assert relative_error(got, expected) < 1e-9, name
+        assert relative_error(recomputed, expected) < 1e-9, name
+
+
+def test_a_gradient_is_the_slope():
+    tracker = tiny_tracker().double()
+    video = video_of().double() / 255
+    for name in ("point_tokens.query", "point_tokens.unknown", "point_tokens.mask", "coordinates.first.weight"):
+        weight = tracker.get_parameter(name)
+        direction = torch.randn_like(weight)
+        (gradient,) = torch.autograd.grad(loss_of(tracker(video, QUERIES)), [weight])
+        values = []
+        with torch.no_grad():
+            for step in (1e-6, -2e-6):
+                weight.add_(step * direction)
+                values.append(loss_of(tracker(video, QUERIES)))
+            weight.add_(1e-6 * direction)
+        slope = (values[0] - values[1]) / 2e-6
+        assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-4, abs=1e-6), name
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("queries", "words"),
+    [
+        (torch.zeros(2, 4), r"\[B,Q,3\] of \(t, y, x\), got \(2, 4\)"),
+        (torch.zeros(2, 4, 2), r"got \(2, 4, 2\)"),
+        (torch.zeros(2, 4, 3, dtype=torch.bool), "expected numbers, got torch.bool"),
+        (torch.full((2, 4, 3), 0.5), "t to be a frame's number from 0.*got 0.5"),
+        (torch.full((2, 4, 3), -1.0), "got -1"),
+        (torch.full((2, 4, 3), math.nan), "got nan"),
+        (torch.tensor([[[0.0, 5, 33]]]).expand(2, 1, 3), r"x in 0\.\.32 pixels of the frames, got y=5, x=33"),
+        (torch.tensor([[[0.0, -0.5, 3]]]).expand(2, 1, 3), "got y=-0.5"),
+        (torch.tensor([[[0.0, math.nan, 3]]]).expand(2, 1, 3), "got y=nan"),
+    ],
+)
+def test_what_are_no_queries_is_refused_in_words(queries, words):
+    # The tests' shape checker would be quicker to say no.
+    with pytest.raises(InputError, match=words):
+        read_queries(queries, (32, 32))
+
+
+def test_frames_and_states_that_do_not_fit_are_refused():
+    state = TRACKER.init_state(QUERIES)
+    with pytest.raises(InputError, match="patch_size=8 divides, got 32x20"):
+        TRACKER(video_of(size=(32, 20)), QUERIES)
+    with pytest.raises(InputError, match="queries for 2 videos, got them for 3"):
+        TAPNext.forward.__wrapped__(TRACKER, video_of(), torch.zeros(3, 4, 3))
+    with pytest.raises(InputError, match=r"\[0,1\]"):
+        TRACKER(video_of().float(), QUERIES)
+    with pytest.raises(StateError, match="holds 2 streams, the frames 1"):
+        TRACKER.step(video_of(1), state)
+    with pytest.raises(StateError, match="begun with 32x32 frames, got 32x64"):
+        TRACKER.step(video_of(size=(32, 64)), state)
+    with pytest.raises(StateError, match="gelu erf and tanh"):
+        tiny_tracker(blocks=TRACKER.config.blocks.replace(gelu="erf")).step(video_of(), state)
+    with pytest.raises(StateError, match=r"num_queries 4 and 1"):
+        TrackState.cat([state, TRACKER.init_state(QUERIES[:, :1])])
+    with pytest.raises(StateError, match="expected a TrackState"):
+        TAPNext.step.__wrapped__(TRACKER, video_of(), tiny_model().init_state(2, image_size=(32, 32)))
+
+
+def test_other_states_files_are_not_a_trackers(tmp_path):
+    tiny_model().init_state(1, image_size=(16, 24)).save(tmp_path / "other")
+    with pytest.raises(StateError, match=r"expected the format 'trecvit-track-state-1', got 'trecvit-state-1'"):
+        TrackState.load(tmp_path / "other")
+    with pytest.raises(StateError, match=r"written by TrackState\.save"):
+        TrackState.load(tmp_path / "nothing")
+
+
+def test_no_points_and_no_streams_are_batches_like_any_other():
+    out = TRACKER(video_of(), torch.zeros(2, 0, 3))
+    assert out.points_xy.shape == (2, 0, NUM_FRAMES, 2)
+    assert out.visible.shape == (2, 0, NUM_FRAMES)
+    assert TRACKER(video_of(0), torch.zeros(0, 3, 3)).certainty.shape == (0, 3, NUM_FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"blocks": ModelConfig()}, "pooling='mean'"),
+        ({"blocks": ModelConfig(pooling="mean")}, "num_classes=0"),
+        ({"blocks": ModelConfig(pooling="mean", num_classes=0, temporal_patch_size=2)}, "temporal_patch_size=1"),
+        ({"blocks": ModelConfig(pooling="mean", num_classes=0, width=42, num_heads=6)}, "width >= 8 that 4 divides"),
+        ({"blocks": {"width": 768}}, "a ModelConfig"),
+        ({"raster_px": 0}, "raster_px: expected a whole number >= 1"),
+        ({"readout_width": 2.5}, "readout_width"),
+        ({"norm_eps": 0}, "norm_eps"),
+        ({"query_border": "wrap"}, "query_border: expected one of"),
+    ],
+)
+def test_impossible_trackers_are_refused(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        TrackerConfig(**fields)
+
+
+def test_a_description_survives_json():
+    config = TrackerConfig(raster_px=128, query_border="zeros", norm_eps=1e-5)
+    assert TrackerConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ConfigError, match="no field 'raster', did you mean 'raster_px'"):
+        config.replace(raster=3)
+    with pytest.raises(ConfigError, match="the fields of a ModelConfig"):
+        TrackerConfig.from_dict({"raster_px": 3})
+
+
+def test_the_defaults_are_the_published_models_size():
+    with torch.device("meta"):
+        tracker = TAPNext(TrackerConfig())
+    assert round(sum(parameter.numel() for parameter in tracker.parameters()) / 1e6) == 194
+    assert tracker.preprocessing.frame_stride == 1
