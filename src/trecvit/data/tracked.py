@@ -7,7 +7,7 @@ times the ratio of the sizes, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -88,7 +88,7 @@ def resized_frame(frame: UInt8[np.ndarray, "h w 3"], image_size: tuple[int, int]
     return np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
-class TrackedVideos(Sequence[TrackedVideo]):
+class TrackedVideos:
     """Tracked videos that are read one at a time, as they are asked for.
 
     Args:
@@ -118,6 +118,9 @@ class TrackedVideos(Sequence[TrackedVideo]):
         if isinstance(index, slice):
             return TrackedVideos(self.source, list(zip(self.names, self._read, strict=True))[index])
         return self._read[index]()
+
+    def __iter__(self) -> Iterator[TrackedVideo]:
+        return (read() for read in self._read)
 
 
 def random_queries(video: TrackedVideo, rng: np.random.Generator) -> Float[np.ndarray, "q 3"]:
