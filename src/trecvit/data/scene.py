@@ -311,13 +311,11 @@ def scene_tracks(
     queries = np.asarray(query_points_tyx, np.float64)
     frames, start_xy = queries[:, 0].astype(np.int64), queries[:, [2, 1]]
     points_xy = np.empty((len(queries), scene.num_frames, 2))
-    visible = np.empty((len(queries), scene.num_frames), bool)
     for number, layer in enumerate(scene.layers):
-        mine = np.nonzero(owner == number)[0]
-        if len(mine):
+        mine = owner == number
+        if mine.any():
             points_xy[mine] = _follow(layer, start_xy[mine], frames[mine])
-            visible[mine] = _seen(scene, number, points_xy[mine])
-    return points_xy, visible
+    return points_xy, _seen(scene, owner, points_xy)
 
 
 def seen_layers(scene: Scene, query_points_tyx: NDArray[Any]) -> Int[np.ndarray, " q"]:
@@ -356,11 +354,12 @@ def _follow(layer: Layer, start_xy: np.ndarray, frames: np.ndarray) -> np.ndarra
     return followed
 
 
-def _seen(scene: Scene, number: int, points_xy: np.ndarray) -> np.ndarray:
+def _seen(scene: Scene, owner: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
     height, width = scene.image_size
     x, y = points_xy[..., 0], points_xy[..., 1]
     seen: np.ndarray = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    frames = np.tile(np.arange(scene.num_frames), len(points_xy))
-    for layer in scene.layers[number + 1 :]:
-        seen &= ~layer.covers(points_xy.reshape(-1, 2), frames).reshape(seen.shape)
+    for number, layer in enumerate(scene.layers):
+        points, frames = np.nonzero(seen & (owner < number)[:, None])
+        if len(points):
+            seen[points, frames] = ~layer.covers(points_xy[points, frames], frames)
     return seen
