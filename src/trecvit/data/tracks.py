@@ -168,7 +168,7 @@ def _sample_points(scene: Scene, num_points: int, rng: np.random.Generator) -> F
 # ---- how things move -----------------------------------------------------------------------------------------------
 
 
-def _walk(stage: Stage, step: Any) -> NDArray[np.float64]:
+def _walk(stage: Stage, step: tuple[float, ...]) -> NDArray[np.float64]:
     """A smooth random way `[T, D]` that begins at 0 and is drawn back there.
 
     Args:
