@@ -129,15 +129,7 @@ class TrackScenes:
         """Clip `index`, with `num_points` tracks; each of its queries is at a random frame that shows the point."""
         scene = self.scene(index)
         rng = np.random.default_rng([self.seed, 7, index])
-        queries = _sample_points(scene, self.config.num_points, rng)
-        tracks_xy, visible = scene_tracks(scene, queries)
-        return TrackedVideo(
-            name=f"scene {index}",
-            video=render(scene),
-            tracks_xy=(tracks_xy + 0.5).astype(np.float32),  # from pixel centres to TAP-Vid's raster
-            occluded=~visible,
-            query_points_tyx=(queries + np.array([0, 0.5, 0.5])).astype(np.float32),
-        )
+        return filmed(scene, self.config.num_points, rng, name=f"scene {index}")
 
     def videos(self, indices: Iterable[int]) -> TrackedVideos:
         """Some of the clips, as a data set to evaluate on."""
@@ -146,6 +138,19 @@ class TrackScenes:
             f"synthetic scenes, seed {self.seed}",
             [(f"scene {number}", partial(self.__getitem__, number)) for number in numbers],
         )
+
+
+def filmed(scene: Scene, num_points: int, rng: np.random.Generator, *, name: str) -> TrackedVideo:
+    """A scene's frames, and the tracks of random points of what is seen in them."""
+    queries = _sample_points(scene, num_points, rng)
+    tracks_xy, visible = scene_tracks(scene, queries)
+    return TrackedVideo(
+        name=name,
+        video=render(scene),
+        tracks_xy=(tracks_xy + 0.5).astype(np.float32),  # from pixel centres to TAP-Vid's raster
+        occluded=~visible,
+        query_points_tyx=(queries + np.array([0, 0.5, 0.5])).astype(np.float32),
+    )
 
 
 def _sample_points(scene: Scene, num_points: int, rng: np.random.Generator) -> Float[np.ndarray, "q 3"]:
@@ -168,20 +173,21 @@ def _sample_points(scene: Scene, num_points: int, rng: np.random.Generator) -> F
 # ---- how things move -----------------------------------------------------------------------------------------------
 
 
-def _walk(stage: Stage, step: tuple[float, ...]) -> NDArray[np.float64]:
+def smooth_walk(rng: np.random.Generator, num_frames: int, step: tuple[float, ...]) -> NDArray[np.float64]:
     """A smooth random way `[T, D]` that begins at 0 and is drawn back there.
 
     Args:
-        stage: Where.
-        step: How far it gets in `_SPAN_FRAMES` frames, for each of D numbers.
+        rng: Where every choice comes from.
+        num_frames: T.
+        step: How far it gets in 16 frames, for each of D numbers.
     """
-    between_knots = stage.between(4.0, 12.0)
-    num_knots = math.ceil((stage.frames - 1) / between_knots) + 3  # one before the first frame, one after the last
-    steps = stage.rng.standard_normal((num_knots, len(step))) * np.asarray(step) * between_knots / _SPAN_FRAMES
+    between_knots = rng.uniform(4.0, 12.0)
+    num_knots = math.ceil((num_frames - 1) / between_knots) + 3  # one before the first frame, one after the last
+    steps = rng.standard_normal((num_knots, len(step))) * np.asarray(step) * between_knots / _SPAN_FRAMES
     knots = np.zeros((num_knots, len(step)))
     for knot in range(1, num_knots):
         knots[knot] = 0.85 * knots[knot - 1] + 0.5 * (steps[knot] + steps[knot - 1])
-    place = 1 + np.arange(stage.frames) / between_knots
+    place = 1 + np.arange(num_frames) / between_knots
     left = np.floor(place).astype(np.int64)
     part = (place - left)[:, None]
     before, here, there, after = (knots[np.minimum(left + k, num_knots - 1)] for k in (-1, 0, 1, 2))
@@ -190,6 +196,10 @@ def _walk(stage: Stage, step: tuple[float, ...]) -> NDArray[np.float64]:
     walk: NDArray[np.float64] = here + 0.5 * part * (there - before + part * curve)
     walk -= walk[0]
     return walk
+
+
+def _walk(stage: Stage, step: tuple[float, ...]) -> NDArray[np.float64]:
+    return smooth_walk(stage.rng, stage.frames, step)
 
 
 def _path(stage: Stage, speed: float) -> NDArray[np.float64]:
@@ -294,7 +304,8 @@ _HANGING = (-0.85, 0.0)  # where a limb is hinged, and the next one on its other
 _REACH = 0.85
 
 
-def _piece(stage: Stage, speed: float) -> list[Layer]:
+def single_piece(stage: Stage, speed: float) -> list[Layer]:
+    """One thing that moves, turns, grows, and may turn out of the picture."""
     sprite = _sprite(stage, 0.14, 0.6, flat=0.35)
     growth: NDArray[Any] = _growth(stage, speed)
     if stage.chance(0.35):
@@ -366,7 +377,7 @@ def _bars(stage: Stage, speed: float) -> list[Layer]:
 
 
 _THINGS: tuple[tuple[float, Callable[[Stage, float], list[Layer]]], ...] = (
-    (0.5, _piece),
+    (0.5, single_piece),
     (0.17, _puppet),
     (0.13, _chain),
     (0.12, _flock),
