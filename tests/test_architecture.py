@@ -37,6 +37,7 @@ RESERVED = {
     "rich": {"cli"},
     "skimage": {"data/textures.py"},
     "openvino": {"runtime/export.py"},
+    "cv2": {"baselines/points.py"},
     "transformers": {"baselines/video_transformers.py"},
     "triton": {"model/scan_triton.py"},
     "huggingface_hub": {"pretrained.py"},

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,20 +48,20 @@ class Layer:
         if self.transforms.ndim != 3 or self.transforms.shape[1:] != (2, 3):
             raise DataError(f"layer {self.role!r}: expected transforms [T, 2, 3], got {self.transforms.shape}")
 
-    def to_image(self, points_xy: Float[np.ndarray, "q 2"], frame: int) -> Float[np.ndarray, "q 2"]:
-        """Where points of the texture lie in a frame."""
-        matrix = self.transforms[frame]
-        moved: np.ndarray = points_xy @ matrix[:, :2].T + matrix[:, 2]
-        return moved
+    def to_image(
+        self, points_xy: Float[np.ndarray, "q 2"], frame: int | Int[np.ndarray, " q"]
+    ) -> Float[np.ndarray, "q 2"]:
+        """Where points of the texture lie in a frame, or each in one of its own."""
+        return _apply(self.transforms[frame], points_xy)
 
-    def to_texture(self, points_xy: Float[np.ndarray, "q 2"], frame: int) -> Float[np.ndarray, "q 2"]:
-        """Which points of the texture lie at points of a frame."""
-        matrix = invert(self.transforms[frame : frame + 1])[0]
-        moved: np.ndarray = points_xy @ matrix[:, :2].T + matrix[:, 2]
-        return moved
+    def to_texture(
+        self, points_xy: Float[np.ndarray, "q 2"], frame: int | Int[np.ndarray, " q"]
+    ) -> Float[np.ndarray, "q 2"]:
+        """Which points of the texture lie at points of a frame, or each of one of its own."""
+        return _apply(invert(self.transforms)[frame], points_xy)
 
-    def covers(self, points_xy: Float[np.ndarray, "q 2"], frame: int) -> Bool[np.ndarray, " q"]:
-        """Whether the layer hides what is behind it at points of a frame: alpha above one half."""
+    def covers(self, points_xy: Float[np.ndarray, "q 2"], frame: int | Int[np.ndarray, " q"]) -> Bool[np.ndarray, " q"]:
+        """Whether the layer hides what is behind it at points of a frame, or each of its own: alpha above one half."""
         if self.reflect:
             return np.ones(len(points_xy), bool)
         _, height, width = self.texture.shape
@@ -88,16 +88,16 @@ class Scene:
         blur_passes: How often the frames are smoothed by (1, 2, 1) / 4 in both directions.
         noise_levels: Standard deviation of the sensor's noise, in 8-bit levels.
         noise_seed: The noise depends on this alone.
-        label: The class.
-        partner_label: The class of the scene that differs from this one in nothing but what the class says.
+        label: The class, -1 for none.
+        partner_label: The class of the scene that differs from this one in nothing but what the class says, or -1.
         partner_swap: Which two layers change places to make the partner; None if it is this scene played backwards.
     """
 
     layers: tuple[Layer, ...]
     image_size: tuple[int, int]
     light: NDArray[Any]
-    label: int
-    partner_label: int
+    label: int = -1
+    partner_label: int = -1
     blur_passes: int = 0
     noise_levels: float = 0.0
     noise_seed: tuple[int, ...] = (0,)
@@ -146,6 +146,12 @@ def invert(transforms: Float[np.ndarray, "t 2 3"]) -> Float[np.ndarray, "t 2 3"]
     inverse[:, 1, 0], inverse[:, 1, 1] = -c / determinant, a / determinant
     inverse[:, :, 2] = -np.einsum("tij,tj->ti", inverse[:, :, :2], transforms[:, :, 2])
     return inverse
+
+
+def _apply(matrix: Float[np.ndarray, "*q 2 3"], points_xy: Float[np.ndarray, "q 2"]) -> Float[np.ndarray, "q 2"]:
+    """One map for all points, or one for each."""
+    moved: np.ndarray = (matrix[..., :2] @ points_xy[..., None])[..., 0] + matrix[..., 2]
+    return moved
 
 
 def compose_transforms(
@@ -299,24 +305,31 @@ def scene_tracks(
         InputError: The queries have another shape, or lie outside the video.
         DataError: No layer covers a query.
     """
-    queries = _checked(scene, np.asarray(query_points_tyx, np.float64))
-    frames = queries[:, 0].astype(np.int64)
-    start_xy = queries[:, [2, 1]]
-    owner = np.full(len(queries), -1)
-    for frame in np.unique(frames):
-        here = frames == frame
-        for number, layer in enumerate(scene.layers):
-            owner[np.nonzero(here)[0][layer.covers(start_xy[here], int(frame))]] = number
+    owner = seen_layers(scene, query_points_tyx)
     if (owner < 0).any():
         raise DataError(f"query {int(np.argmin(owner))}: no layer of the scene covers it")
+    queries = np.asarray(query_points_tyx, np.float64)
+    frames, start_xy = queries[:, 0].astype(np.int64), queries[:, [2, 1]]
     points_xy = np.empty((len(queries), scene.num_frames, 2))
-    visible = np.empty((len(queries), scene.num_frames), bool)
     for number, layer in enumerate(scene.layers):
-        mine = np.nonzero(owner == number)[0]
-        if len(mine):
+        mine = owner == number
+        if mine.any():
             points_xy[mine] = _follow(layer, start_xy[mine], frames[mine])
-            visible[mine] = _seen(scene, number, points_xy[mine])
-    return points_xy, visible
+    return points_xy, _seen(scene, owner, points_xy)
+
+
+def seen_layers(scene: Scene, query_points_tyx: NDArray[Any]) -> Int[np.ndarray, " q"]:
+    """The number of the layer that is seen at each of `[Q, 3]` points (frame, y, x); -1 where there is none.
+
+    Raises:
+        InputError: The points have another shape, or lie outside the video.
+    """
+    queries = _checked(scene, np.asarray(query_points_tyx, np.float64))
+    frames, points_xy = queries[:, 0].astype(np.int64), queries[:, [2, 1]]
+    seen = np.full(len(queries), -1)
+    for number, layer in enumerate(scene.layers):
+        seen[layer.covers(points_xy, frames)] = number
+    return seen
 
 
 def _checked(scene: Scene, queries: np.ndarray) -> np.ndarray:
@@ -336,17 +349,17 @@ def _checked(scene: Scene, queries: np.ndarray) -> np.ndarray:
 
 
 def _follow(layer: Layer, start_xy: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    inverse = invert(layer.transforms)[frames]
-    on_texture = np.einsum("qij,qj->qi", inverse[:, :, :2], start_xy) + inverse[:, :, 2]
+    on_texture = layer.to_texture(start_xy, frames)
     followed: np.ndarray = np.einsum("tij,qj->qti", layer.transforms[:, :, :2], on_texture) + layer.transforms[:, :, 2]
     return followed
 
 
-def _seen(scene: Scene, number: int, points_xy: np.ndarray) -> np.ndarray:
+def _seen(scene: Scene, owner: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
     height, width = scene.image_size
     x, y = points_xy[..., 0], points_xy[..., 1]
     seen: np.ndarray = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    for layer in scene.layers[number + 1 :]:
-        for frame in range(scene.num_frames):
-            seen[:, frame] &= ~layer.covers(points_xy[:, frame], frame)
+    for number, layer in enumerate(scene.layers):
+        points, frames = np.nonzero(seen & (owner < number)[:, None])
+        if len(points):
+            seen[points, frames] = ~layer.covers(points_xy[points, frames], frames)
     return seen

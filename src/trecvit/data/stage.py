@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trecvit.data.scene import Layer
+from trecvit.data.scene import Layer, compose_transforms, invert
 from trecvit.data.textures import SHAPES, Sprite, Supply
 from trecvit.errors import ConfigError
 
@@ -170,6 +170,33 @@ class Stage:
     def still(self, point: NDArray[np.float64]) -> Way:
         """A way that stays where it is."""
         return np.tile(point, (self.frames, 1))
+
+    def backdrop(self, camera: NDArray[Any], *, irregular: bool) -> Layer:
+        """A surface that fills all that a camera `[T, 2, 3]` will see; see `Supply.background`."""
+        right, bottom = self.size
+        corners = np.array([[-1, -1, 1], [right, -1, 1], [-1, bottom, 1], [right, bottom, 1]], np.float64)
+        seen = invert(camera) @ corners.T  # [T, 2, 4]
+        low, high = seen.min(axis=(0, 2)), seen.max(axis=(0, 2))
+        extent = high - low
+        finest = 1.0 / max(1.0, float(extent.max()) / 512)
+        width, height = (max(16, round(float(side) * finest * self.between(0.7, 1.0))) for side in extent)
+        texture = self.supply.background(self.rng, height, width, irregular=irregular)
+        self.colours.append(texture[:3].mean(dim=(1, 2)).numpy())
+        fit = np.zeros((self.frames, 2, 3))
+        fit[:, 0, 0], fit[:, 1, 1] = extent[0] / (width - 1), extent[1] / (height - 1)
+        fit[:, :, 2] = low
+        return Layer(texture=texture, transforms=compose_transforms(camera, fit), role="background", reflect=True)
+
+    def light(self) -> NDArray[Any]:
+        """Gain and offset per frame and colour: a lamp's colour, a camera's contrast, a slow change of brightness."""
+        drift = self.config.light_drift
+        brightness = 1 + self.wobble(drift) if self.chance(0.6) else np.ones(self.frames)
+        cast = self.rng.uniform(0.85, 1.1, 3) if self.chance(0.4) else np.ones(3)
+        contrast = self.between(0.5, 0.9) if self.chance(0.25) else self.between(0.9, 1.15)
+        light = np.empty((self.frames, 2, 3))
+        light[:, 0] = brightness[:, None] * cast * contrast
+        light[:, 1] = (1 - contrast) * self.between(0.3, 0.6)
+        return light
 
     def place(
         self,

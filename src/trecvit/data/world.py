@@ -184,7 +184,7 @@ def _film(stage: Stage, pair: int, noise_seed: tuple[int, ...]) -> Scene:
     camera = hand(stage)
     if whole:
         camera = compose_transforms(camera, CAMERA_MOVES[pair](stage))
-    background = _background(stage, camera, whole)
+    background = stage.backdrop(camera, irregular=whole)
     play = Play([]) if whole else PLAYS[pair](stage)
     layers = [background, *_distractors(stage, play, camera if whole else None), *play.layers]
     layers[1:] = [replace(layer, transforms=compose_transforms(camera, layer.transforms)) for layer in layers[1:]]
@@ -192,7 +192,7 @@ def _film(stage: Stage, pair: int, noise_seed: tuple[int, ...]) -> Scene:
     return Scene(
         layers=tuple(layers),
         image_size=stage.config.image_size,
-        light=_light(stage),
+        light=stage.light(),
         blur_passes=int(stage.rng.choice([0, 0, 0, 0, 0, 1, 1, 2])),
         noise_levels=stage.config.noise * stage.between(0.0, 1.0) ** 2,
         noise_seed=noise_seed,
@@ -200,35 +200,6 @@ def _film(stage: Stage, pair: int, noise_seed: tuple[int, ...]) -> Scene:
         partner_label=PAIRS[pair][1],
         partner_swap=(last - 1, last) if play.swap_last_two else None,
     )
-
-
-def _background(stage: Stage, camera: NDArray[Any], whole: bool) -> Layer:
-    """A surface that fills all the camera will see."""
-    right, bottom = stage.size
-    corners = np.array([[-1, -1, 1], [right, -1, 1], [-1, bottom, 1], [right, bottom, 1]], np.float64)
-    seen = invert(camera) @ corners.T  # [T, 2, 4]
-    low, high = seen.min(axis=(0, 2)), seen.max(axis=(0, 2))
-    extent = high - low
-    finest = 1.0 / max(1.0, float(extent.max()) / 512)
-    width, height = (max(16, round(float(side) * finest * stage.between(0.7, 1.0))) for side in extent)
-    texture = stage.supply.background(stage.rng, height, width, irregular=whole)
-    stage.colours.append(texture[:3].mean(dim=(1, 2)).numpy())
-    fit = np.zeros((stage.frames, 2, 3))
-    fit[:, 0, 0], fit[:, 1, 1] = extent[0] / (width - 1), extent[1] / (height - 1)
-    fit[:, :, 2] = low
-    return Layer(texture=texture, transforms=compose_transforms(camera, fit), role="background", reflect=True)
-
-
-def _light(stage: Stage) -> NDArray[Any]:
-    """Gain and offset per frame and colour: a lamp's colour, a camera's contrast, and a slow change of brightness."""
-    drift = stage.config.light_drift
-    brightness = 1 + stage.wobble(drift) if stage.chance(0.6) else np.ones(stage.frames)
-    cast = stage.rng.uniform(0.85, 1.1, 3) if stage.chance(0.4) else np.ones(3)
-    contrast = stage.between(0.5, 0.9) if stage.chance(0.25) else stage.between(0.9, 1.15)
-    light = np.empty((stage.frames, 2, 3))
-    light[:, 0] = brightness[:, None] * cast * contrast
-    light[:, 1] = (1 - contrast) * stage.between(0.3, 0.6)
-    return light
 
 
 def _discs(layer: Layer) -> NDArray[Any]:

@@ -30,13 +30,13 @@ class TrackerOutput(NamedTuple):
         visible_logits: Above 0 where the point is seen, below where something hides it or it is out of the picture.
         certainty: From 0 to 1, how much of the tracker's belief lies close to `points_xy`.
         coordinate_logits: The scores that `points_xy` was read off: of x and of y, over R columns and R rows into which
-            the picture is divided.
+            the picture is divided. None for a tracker that has no such scores.
     """
 
     points_xy: Float[Tensor, "B Q T 2"]
     visible_logits: Float[Tensor, "B Q T"]
     certainty: Float[Tensor, "B Q T"]
-    coordinate_logits: Float[Tensor, "B Q T 2 R"]
+    coordinate_logits: Float[Tensor, "B Q T 2 R"] | None = None
 
     @property
     def visible(self) -> Bool[Tensor, "B Q T"]:
@@ -65,7 +65,9 @@ def track_both_ways(
     """
     ahead = tracker(video, query_points_tyx)
     num_frames = video.shape[1]
-    frame = query_points_tyx[..., 0].to(torch.float64)
+    if not query_points_tyx.is_floating_point():
+        query_points_tyx = query_points_tyx.double()  # whole numbers have no infinity, which says that nothing is asked
+    frame = query_points_tyx[..., 0]
     mirrored = torch.where(frame < num_frames, num_frames - 1 - frame, math.inf)
     back = tracker(video.flip(1), torch.cat([mirrored[..., None], query_points_tyx[..., 1:]], dim=-1))
     is_before = torch.arange(num_frames, device=frame.device) < frame[..., None]
@@ -73,7 +75,13 @@ def track_both_ways(
     def join(ahead: Tensor, back: Tensor) -> Tensor:
         return torch.where(is_before.view(*is_before.shape, *[1] * (ahead.dim() - 3)), back.flip(2), ahead)
 
-    return TrackerOutput(*(join(*pair) for pair in zip(ahead, back, strict=True)))
+    scores, back_scores = ahead.coordinate_logits, back.coordinate_logits
+    return TrackerOutput(
+        join(ahead.points_xy, back.points_xy),
+        join(ahead.visible_logits, back.visible_logits),
+        join(ahead.certainty, back.certainty),
+        join(scores, back_scores) if scores is not None and back_scores is not None else None,
+    )
 
 
 def read_queries(

@@ -1,0 +1,169 @@
+"""What point trackers are trained to make small.
+
+`classified_track_loss` is TAPNext's (arXiv:2504.05579; google-deepmind/tapnet, `tapnet/tapnext/losses.py`): where a
+point is, as a class of a column and of a row, and as a distance; and whether it is seen. `regressed_track_loss` is that
+of TAP-Net and TAPIR (arXiv:2306.08637; `tapnet/utils/model_utils.py`), for heads that say a place outright and how sure
+they are of it.
+
+Every loss is a mean over the elements that count, and the others have no part in it: their gradient is zero, whatever
+they hold. (The tapnet repository's PyTorch port takes the mean first and multiplies by the mask after, to no effect.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+TAPNEXT_HUBER_WEIGHT = 0.1
+TAPNEXT_HUBER_DELTA_PX = 1.0
+TAPNET_HUBER_WEIGHT = 0.05
+TAPNET_HUBER_DELTA_PX = 4.0
+TAPNET_SURE_WITHIN_PX = 6.0
+_TAPNET_RASTER_PX = 256  # the side of the picture whose pixels the three above are
+
+
+class ClassifiedTrackLoss(NamedTuple):
+    """Means over what counts, all in float32.
+
+    Attributes:
+        total: What to make small.
+        classification: Cross-entropy of the column plus that of the row, in nats.
+        huber: Of the distance in pixels of the raster.
+        visibility: Binary cross-entropy, in nats.
+    """
+
+    total: Float[Tensor, ""]
+    classification: Float[Tensor, ""]
+    huber: Float[Tensor, ""]
+    visibility: Float[Tensor, ""]
+
+
+class RegressedTrackLoss(NamedTuple):
+    """Means over what counts, all in float32.
+
+    Attributes:
+        total: What to make small.
+        huber: Of the distance in pixels of a 256 x 256 raster.
+        visibility: Binary cross-entropy, in nats.
+        certainty: Binary cross-entropy of being near, in nats.
+    """
+
+    total: Float[Tensor, ""]
+    huber: Float[Tensor, ""]
+    visibility: Float[Tensor, ""]
+    certainty: Float[Tensor, ""]
+
+
+def counted_frames(query_points_tyx: Float[Tensor, "B Q 3"], num_frames: int) -> Bool[Tensor, "B Q T"]:
+    """The frames from each query's own on: an online tracker cannot know of those before."""
+    return torch.arange(num_frames, device=query_points_tyx.device) >= query_points_tyx[..., :1].round()
+
+
+def classified_track_loss(
+    *,
+    points_xy: Float[Tensor, "B Q T 2"],
+    coordinate_logits: Float[Tensor, "B Q T 2 R"],
+    visible_logits: Float[Tensor, "B Q T"],
+    target_xy: Float[Tensor, "B Q T 2"],
+    visible: Bool[Tensor, "B Q T"],
+    counted: Bool[Tensor, "B Q T"],
+    image_size: tuple[int, int],
+) -> ClassifiedTrackLoss:
+    """TAPNext's loss: classification + 0.1 Huber (delta 1 px) + visibility.
+
+    Places count where the point is seen, visibility in all frames that count. Distances and classes are those of the
+    raster of R columns and R rows, whatever the size of the video.
+
+    Args:
+        points_xy: Where the tracker says each point is, in pixels of the video.
+        coordinate_logits: Scores over the columns (x), then over the rows (y).
+        visible_logits: Above 0 for seen.
+        target_xy: Where it is, in pixels of the video; anything where it is not seen.
+        visible: Whether it is seen.
+        counted: Which frames count, see `counted_frames`.
+        image_size: Height and width of the video.
+    """
+    raster_px = coordinate_logits.shape[-1]
+    placed = visible & counted
+    target = _on_raster(target_xy, image_size, raster_px, placed)
+    # Bin i holds the places from i to i + 1.
+    labels = target.floor().clamp(0, raster_px - 1).long()
+    entropies = F.cross_entropy(coordinate_logits.float().flatten(0, -2), labels.flatten(), reduction="none")
+    classification = _mean(entropies.view(labels.shape).sum(dim=-1), placed)
+    # A soft-argmax cannot say what lies beyond the centres of the outermost bins.
+    reachable = target.clamp(0.5, raster_px - 0.5)
+    distances = _distances(_on_raster(points_xy, image_size, raster_px, placed), reachable)
+    huber = _mean(_huber(distances, TAPNEXT_HUBER_DELTA_PX), placed)
+    visibility = _visibility(visible_logits, visible, counted)
+    total = classification + TAPNEXT_HUBER_WEIGHT * huber + visibility
+    return ClassifiedTrackLoss(total, classification, huber, visibility)
+
+
+def regressed_track_loss(
+    *,
+    points_xy: Float[Tensor, "B Q T 2"],
+    visible_logits: Float[Tensor, "B Q T"],
+    certainty_logits: Float[Tensor, "B Q T"],
+    target_xy: Float[Tensor, "B Q T 2"],
+    visible: Bool[Tensor, "B Q T"],
+    counted: Bool[Tensor, "B Q T"],
+    image_size: tuple[int, int],
+) -> RegressedTrackLoss:
+    """TAPIR's loss: 0.05 Huber (delta 4 px) + visibility + certainty of being within 6 px, all of a 256 x 256 raster.
+
+    Places and certainty count where the point is seen, visibility in all frames that count. How far off a place is does
+    not move the place through the certainty.
+
+    Args:
+        points_xy: Where the tracker says each point is, in pixels of the video.
+        visible_logits: Above 0 for seen.
+        certainty_logits: Above 0 for near. (TAPIR's `expected_dist` has the other sign.)
+        target_xy: Where it is, in pixels of the video; anything where it is not seen.
+        visible: Whether it is seen.
+        counted: Which frames count, see `counted_frames`.
+        image_size: Height and width of the video.
+    """
+    placed = visible & counted
+    said, target = (_on_raster(xy, image_size, _TAPNET_RASTER_PX, placed) for xy in (points_xy, target_xy))
+    distances = _distances(said, target)
+    huber = _mean(_huber(distances, TAPNET_HUBER_DELTA_PX), placed)
+    near = (distances.detach() <= TAPNET_SURE_WITHIN_PX).float()
+    entropies = F.binary_cross_entropy_with_logits(certainty_logits.float(), near, reduction="none")
+    certainty = _mean(entropies, placed)
+    visibility = _visibility(visible_logits, visible, counted)
+    total = TAPNET_HUBER_WEIGHT * huber + visibility + certainty
+    return RegressedTrackLoss(total, huber, visibility, certainty)
+
+
+def _on_raster(
+    xy: Float[Tensor, "B Q T 2"], image_size: tuple[int, int], raster_px: int, placed: Bool[Tensor, "B Q T"]
+) -> Float[Tensor, "B Q T 2"]:
+    """From pixels of the video to those of the raster; 0 for what does not count, lest NaN should come through."""
+    height, width = image_size
+    ratio = torch.tensor([raster_px / width, raster_px / height], device=xy.device)
+    return torch.where(placed[..., None], xy.float() * ratio, 0.0)
+
+
+def _distances(one: Float[Tensor, "B Q T 2"], two: Float[Tensor, "B Q T 2"]) -> Float[Tensor, "B Q T"]:
+    # The root of 0 has no slope.
+    return ((one - two).square().sum(dim=-1) + 1e-12).sqrt()
+
+
+def _huber(distances: Float[Tensor, "B Q T"], delta: float) -> Float[Tensor, "B Q T"]:
+    """Half the square up to delta, a line of slope delta from there on."""
+    return torch.where(distances < delta, distances.square() / 2, delta * (distances - delta / 2))
+
+
+def _visibility(
+    logits: Float[Tensor, "B Q T"], visible: Bool[Tensor, "B Q T"], counted: Bool[Tensor, "B Q T"]
+) -> Float[Tensor, ""]:
+    return _mean(F.binary_cross_entropy_with_logits(logits.float(), visible.float(), reduction="none"), counted)
+
+
+def _mean(values: Float[Tensor, "B Q T"], counted: Bool[Tensor, "B Q T"]) -> Float[Tensor, ""]:
+    """Over what counts; 0 if nothing does."""
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
