@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import openvino
 import pytest
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model
@@ -10,6 +11,7 @@ from test_fast import TOLERANCE, streamed
 import trecvit.runtime.export as export_module
 from trecvit.errors import ConfigError
 from trecvit.model.state import State
+from trecvit.runtime.exported import export, load_exported
 from trecvit.runtime.fast import optimize
 
 
@@ -63,14 +65,37 @@ def test_what_openvino_cannot_convert_is_said_in_one_line():
 
 def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
     """As OpenVINO 2026.4 does with ONNX's Scan: no warning, another number."""
-    run = export_module.OpenVINOPass._run
+    run = export_module.OpenVINORun.__call__
 
-    def wrong(self, graph, frames, state):
-        out, after = run(self, graph, frames, state)
+    def wrong(self, frames, state):
+        out, after = run(self, frames, state)
         layers = tuple(layer._replace(hidden=layer.hidden * 1.01) for layer in after.layers)
         return out, after.replace(layers=layers)
 
-    monkeypatch.setattr(export_module.OpenVINOPass, "_run", wrong)
+    monkeypatch.setattr(export_module.OpenVINORun, "__call__", wrong)
     model = optimize(tiny_model(), mode="openvino")
-    with pytest.raises(ConfigError, match=r"OpenVINO computes layers.0.hidden wrong by .*; take mode='compile' or"):
+    with pytest.raises(ConfigError, match=r"OpenVINO computes layers.0.hidden wrong by .*; take another mode"):
         model(random_video())
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_exported_files_give_the_models_answers(has_head, tmp_path):
+    model, video = tiny_model() if has_head else tiny_model(num_classes=0), random_video(1, 4).float() / 255
+    loaded = load_exported(export(model, tmp_path / "fast", mode="openvino", frames=(1, 2)))
+    core = openvino.Core()
+    stream = core.compile_model(tmp_path / "fast" / "stream.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert [port.get_any_name() for port in stream.inputs] == ["frames"]
+    request = stream.create_infer_request()
+    with torch.inference_mode():
+        expected, after = streamed(model, video, cuts=[1, 2, 1])
+        got, carried = streamed(loaded, video, cuts=[1, 2, 1])
+        assert relative_error(got.features, expected.features) < 1e-5
+        for name, tensor in after._tensors().items():
+            assert relative_error(carried._tensors()[name], tensor) < 1e-5, name
+        for _ in range(2):  # the second time after the state was reset
+            state = model.init_state(1)
+            for frame in video.split(1, dim=1):
+                out, state = model.step(frame, state)
+                said = request.infer({"frames": frame.numpy()})["probs" if has_head else "features"]
+                assert relative_error(torch.from_numpy(said), out.probs if has_head else out.features) < 1e-5
+            request.reset_state()

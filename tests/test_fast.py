@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trecvit.errors import ConfigError, MissingPackageError
 from trecvit.model.linear import Linear, PackedLinear
 from trecvit.runtime.describe import flops_per_frame
+from trecvit.runtime.exported import export
 from trecvit.runtime.fast import DTYPES, optimize
 from trecvit.runtime.speed import Speed, measure, products, speeds
 from trecvit.weights.load import load
@@ -35,7 +36,7 @@ def test_openvino_gives_the_models_answers_and_states():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "9 passed" in done.stdout
+    assert "11 passed" in done.stdout
 
 
 def test_without_openvino_the_message_says_what_to_install(monkeypatch):
@@ -68,6 +69,74 @@ def test_a_compiled_model_gives_the_models_answers_and_states():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout) < 1e-5
+
+
+EXPORTED = """
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import random_video, relative_error, tiny_model
+from test_fast import streamed
+
+from trecvit.errors import CheckpointError, ConfigError, InputError
+from trecvit.runtime.exported import export, load_exported
+
+folder = Path(sys.argv[1])
+model, video = tiny_model(temporal_patch_size=2), random_video(2, 8)
+export(model, folder, batch_size=2, frames=(2, 4))
+loaded = load_exported(folder)
+with torch.inference_mode():
+    for cuts in (4, 2, 1, [3, 1, 2, 2]):  # with patches of two frames, every one of them gives passes of 2 or 4
+        expected, after = streamed(model, video, cuts=cuts)
+        got, carried = streamed(loaded, video, cuts=cuts)
+        assert relative_error(got.logits, expected.logits) < 1e-5
+        for name, tensor in after._tensors().items():
+            assert relative_error(carried._tensors()[name], tensor) < 1e-5, name
+    assert relative_error(loaded(video[:, :4]).logits, model(video[:, :4]).logits) < 1e-5
+with pytest.raises(InputError, match=r"is for 2 x 2 frames of .*; 2 x 4 frames of .*; got 1 x 4 frames"):
+    loaded(video[:1, :4])
+with pytest.raises(ConfigError, match="save the model that it was made of"):
+    loaded.save(folder / "again")
+with pytest.raises(ConfigError, match="expected a new or empty folder"):
+    export(model, folder, frames=(2,))
+description = folder / "exported.json"
+description.write_text(description.read_text().replace(torch.backends.cpu.get_cpu_capability(), "VAX"))
+with pytest.raises(CheckpointError, match="export the model again here"):
+    load_exported(folder)
+description.write_text("{}")
+with pytest.raises(CheckpointError, match="damaged"):
+    load_exported(folder)
+with pytest.raises(CheckpointError, match="no such file"):
+    load_exported(folder / "nowhere")
+print("all well")
+"""
+
+
+def test_an_exported_model_gives_the_models_answers_and_states(tmp_path):
+    command = [sys.executable, "-c", EXPORTED, str(tmp_path / "fast")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all well" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ({"mode": "eager"}, "expected one of compile, openvino, got 'eager'"),
+        ({"dtype": torch.float16}, "float32 or torch.bfloat16"),
+        ({"frames": (1, 3)}, "multiples of temporal_patch_size=2"),
+        ({"frames": ()}, "multiples of temporal_patch_size=2"),
+        ({"batch_size": 0}, "a batch of 1 or more"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(words, complaint, tmp_path):
+    with pytest.raises(ConfigError, match=complaint):
+        export(tiny_model(temporal_patch_size=2), tmp_path / "fast", **{"frames": (2,), **words})
+    with pytest.raises(ConfigError, match="not a result of optimize"):
+        export(optimize(tiny_model()), tmp_path / "fast")
+    assert not (tmp_path / "fast").exists()
 
 
 def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():

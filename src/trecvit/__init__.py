@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trecvit.model.tapnext import TAPNext, TrackState
     from trecvit.model.tracker import TrackerOutput, track_both_ways
     from trecvit.model.trecvit import Output, TRecViT, create_model
+    from trecvit.runtime.exported import export, load_exported
     from trecvit.runtime.fast import optimize
     from trecvit.runtime.track import LiveTracker
     from trecvit.weights.load import convert, load
@@ -45,7 +46,9 @@ _HOMES = {
     "class_names": "trecvit.data.class_names",
     "convert": "trecvit.weights.load",
     "create_model": "trecvit.model.trecvit",
+    "export": "trecvit.runtime.exported",
     "load": "trecvit.weights.load",
+    "load_exported": "trecvit.runtime.exported",
     "optimize": "trecvit.runtime.fast",
     "track_both_ways": "trecvit.model.tracker",
 }
@@ -68,7 +71,9 @@ __all__ = [
     "class_names",
     "convert",
     "create_model",
+    "export",
     "load",
+    "load_exported",
     "optimize",
     "track_both_ways",
 ]

@@ -45,8 +45,12 @@ def load_model(model: str, device: str) -> TRecViT:
 
 
 def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
-    """Likewise, made fast as --dtype and --mode say."""
+    """Likewise, made fast as --dtype and --mode say; what `trecvit export` wrote is as fast as it was made."""
+    from trecvit.runtime.exported import is_exported, load_exported
     from trecvit.runtime.fast import DTYPES, optimize
+
+    if is_exported(model):
+        return load_exported(model)
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")

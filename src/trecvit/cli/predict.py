@@ -162,6 +162,33 @@ def convert(
     print(written)
 
 
+@app.command("export")
+def export_model(
+    source: Annotated[str, typer.Argument(help="A name, a folder or an original .npz.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    mode: Annotated[
+        str, typer.Option(help="compile: a library for this kind of processor. openvino: OpenVINO's files.")
+    ] = "compile",
+    dtype: DtypeOption = "float32",
+    batch_size: Annotated[int, typer.Option("--batch", min=1, help="Streams or clips at once.")] = 1,
+    frames: Annotated[
+        list[int] | None, typer.Option(help="Frames of a call: 1, the default, to stream; the length of clips.")
+    ] = None,
+) -> None:
+    """Compile a model once and keep the result: `trecvit stream VIDEO -m FOLDER` then starts at once.
+
+    A graph holds for its batch and number of frames only; give --frames several times for several. With openvino the
+    folder also holds stream.xml, which keeps the state inside and needs no Python.
+    """
+    from trecvit.runtime.exported import export
+    from trecvit.runtime.fast import DTYPES
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    network = load_model(source, "cpu")
+    print(export(network, folder, mode=mode, dtype=DTYPES[dtype], batch_size=batch_size, frames=frames or [1]))
+
+
 @app.command()
 def doctor() -> None:
     """Say what works on this machine, what does not, and why."""

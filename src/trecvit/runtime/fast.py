@@ -51,19 +51,11 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
     if "save" in vars(model):
         raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
-    fast = copy.deepcopy(model).eval().requires_grad_(False)
-    # OpenVINO converts the weights itself, and takes the state in float32.
-    fast.to(torch.float32 if mode == "openvino" else dtype)
-    for name, parameter in model.named_parameters():
-        if name.endswith(
-            ("a_param", "a_imag_param")
-        ):  # what the eigenvalues are made of: at -7 bfloat16 has steps of 0.03
-            fast.get_parameter(name).data = parameter.detach().clone()
+    fast = for_inference(model, dtype, mode)
     replacement: Any = None
     if mode == "eager":
         _pack(fast)
     elif mode == "compile":
-        _join_gates(fast)
         replacement = _compiled(fast)
     elif mode == "openvino":
         if fast.device.type != "cpu":
@@ -73,23 +65,33 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         replacement = OpenVINOPass(fast, dtype)
     if replacement is not None:
         fast._advance = replacement  # type: ignore[method-assign]
-    fast.save = _refuse_to_save  # type: ignore[method-assign]
     return fast
 
 
-def _refuse_to_save(folder: str | Path) -> Path:
+def for_inference(model: _Model, dtype: torch.dtype, mode: str) -> _Model:
+    """A copy without gradients, in the precision that a mode begins from, which refuses to be saved."""
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    # OpenVINO converts the weights itself, and takes the state in float32.
+    fast.to(torch.float32 if mode == "openvino" else dtype)
+    for name, parameter in model.named_parameters():
+        # What the eigenvalues are made of: at -7 bfloat16 has steps of 0.03.
+        if name.endswith(("a_param", "a_imag_param")):
+            fast.get_parameter(name).data = parameter.detach().clone()
+    if mode != "openvino":
+        for module in fast.modules():
+            if isinstance(module, RGLRU):
+                module.join_gates()
+    fast.save = refuse_to_save  # type: ignore[method-assign]
+    return fast
+
+
+def refuse_to_save(folder: str | Path) -> Path:
+    """Stands where a model's `save` was."""
     raise ConfigError(f"{folder}: a result of optimize is for running; save the model that it was made of")
-
-
-def _join_gates(model: VideoModel) -> None:
-    for module in model.modules():
-        if isinstance(module, RGLRU):
-            module.join_gates()
 
 
 def _pack(model: VideoModel) -> None:
     """Lays weights out as the kernels for the CPU read them."""
-    _join_gates(model)
     if model.device.type != "cpu" or not PackedLinear.is_available():
         return
     rows = model.tokenizer.config.num_patches
