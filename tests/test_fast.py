@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trecvit.errors import ConfigError, MissingPackageError
 from trecvit.model.linear import Linear, PackedLinear
+from trecvit.model.trecvit import create_model
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.exported import export
 from trecvit.runtime.fast import DTYPES, optimize
@@ -216,6 +218,21 @@ def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
     assert counter.get_total_flops() == 2 * flops_per_frame(model)
     assert speed.p95_ms >= speed.median_ms
     assert speed.to_dict()["times_the_bound"] == speed.times_the_bound
+
+
+def test_packed_weights_have_not_become_slower_than_plain_ones():
+    """In turns and in one run, so that whatever else the machine does slows both; times alone would say nothing."""
+    model = create_model("tiny", depth=2, width=384, mlp_width=1536, num_classes=0, num_heads=6).eval()
+    fast, frames = optimize(model), torch.zeros(1, 1, 3, 224, 224, dtype=torch.uint8)
+    best_s = {model: float("inf"), fast: float("inf")}
+    with torch.inference_mode():
+        for _ in range(12):
+            for one in best_s:
+                state = one.init_state(1)
+                begun_s = time.perf_counter()
+                one.step(frames, state)
+                best_s[one] = min(best_s[one], time.perf_counter() - begun_s)
+    assert best_s[model] / best_s[fast] > 1.2  # measured: 1.9
 
 
 def test_every_combination_is_measured_and_what_cannot_be_says_why(tmp_path):

@@ -48,7 +48,9 @@ def bench_speed(
         typer.Option("--model", "-m", help="A preset or a trained model; tiny, small, base, base_k400."),
     ] = None,
     dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="float32, bfloat16; both by default.")] = None,
-    modes: Annotated[list[str] | None, typer.Option("--mode", help="eager, compile, openvino; all by default.")] = None,
+    modes: Annotated[
+        list[str] | None, typer.Option("--mode", help="eager, compile, openvino, exported; all by default.")
+    ] = None,
     batch_sizes: Annotated[list[int] | None, typer.Option("--batch", help="Streams at once; 1 by default.")] = None,
     frames: Annotated[
         list[int] | None, typer.Option(help="Frames of a call: 1 is a stream with its state, the default; more a clip.")
@@ -67,7 +69,7 @@ def bench_speed(
     chosen = (
         models or ["tiny", "small", "base", "base_k400"],
         dtypes or ["float32", "bfloat16"],
-        modes or ["eager", "compile", "openvino"],
+        modes or ["eager", "compile", "openvino", "exported"],
         batch_sizes or [1],
         frames or [1],
     )
