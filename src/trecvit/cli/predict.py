@@ -138,8 +138,10 @@ def info(
 ) -> None:
     """Say what a model is: architecture, size, cost per frame, classes, origin."""
     from trecvit.runtime.describe import describe
+    from trecvit.weights.load import load
 
-    facts = describe(load_model(model, "cpu"))
+    with download_bar() as progress:
+        facts = describe(load(model, progress=progress))
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
