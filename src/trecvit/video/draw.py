@@ -165,7 +165,7 @@ def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
             brush.way(trail)
         # Hidden points first: they must not cover one that is seen.
         for trail in sorted(trails, key=lambda trail: bool(trail.visible[-1])):
-            brush.point(trail.points_xy[-1], _colour(trail.hue), hollow=not trail.visible[-1])
+            brush.point(trail.points_xy[-1], rainbow(trail.hue), hollow=not trail.visible[-1])
 
     return _painted(image, paint)
 
@@ -198,7 +198,7 @@ class _Brush:
 
     def way(self, trail: Trail) -> None:
         """The lines between a trail's points, the oldest first."""
-        colour, places = _colour(trail.hue), [_place(point) for point in trail.points_xy]
+        colour, places = rainbow(trail.hue), [_place(point) for point in trail.points_xy]
         for newer in range(1, len(places)):
             start, end = places[newer - 1], places[newer]
             if start is not None and end is not None:
@@ -254,7 +254,8 @@ def _place(point_xy: npt.NDArray[np.floating[Any]]) -> tuple[float, float] | Non
     return (float(x), float(y)) if abs(x) < _FARTHEST_PX and abs(y) < _FARTHEST_PX else None
 
 
-def _colour(hue: float) -> tuple[int, int, int]:
+def rainbow(hue: float) -> tuple[int, int, int]:
+    """Red, green and blue from 0 to 255 of a hue as `Trail` has it."""
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.85, 1.0))
     return red, green, blue
 
