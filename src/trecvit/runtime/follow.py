@@ -23,7 +23,7 @@ from trecvit.model.tapnext import TAPNext
 from trecvit.model.tracker import read_queries
 from trecvit.runtime.track import LivePoints, LiveTracker, points_in_frame
 from trecvit.video.decode import Source, read_frames
-from trecvit.video.draw import Trail, draw_predictions, draw_trails, fit_for_display
+from trecvit.video.draw import Trail, draw_caption, draw_trails, fit_for_display
 from trecvit.video.frames import Image
 from trecvit.video.transforms import to_whole_clip
 
@@ -167,7 +167,7 @@ class Trails:
         ]
         seen = f"{int(update.points.visible.sum())} of {len(update.ids)} points seen"
         words = f"{update.time_s:.2f} s · frame {update.index} · {seen}"
-        return draw_predictions(draw_trails(image, trails), (), footer=words)
+        return draw_caption(draw_trails(image, trails), words)
 
 
 def hue_of(number: int, num_points: int) -> float:

@@ -193,8 +193,8 @@ class _Brush:
 
     def __init__(self, layer: PIL.Image.Image, short_side_px: int) -> None:
         self._draw = PIL.ImageDraw.Draw(layer)
-        self._radius = _SMOOTHING * max(2.0, short_side_px / 100)
-        self._line_px = round(_SMOOTHING * max(1.0, short_side_px / 200))
+        self._radius = _SMOOTHING * max(2.5, short_side_px / 90)
+        self._line_px = round(_SMOOTHING * max(1.0, short_side_px / 240))
 
     def way(self, trail: Trail) -> None:
         """The lines between a trail's points, the oldest first."""
@@ -207,7 +207,7 @@ class _Brush:
                 self._draw.line((*start, *end), fill=(*colour, alpha), width=self._line_px)
 
     def point(self, point_xy: npt.NDArray[np.floating[Any]], colour: tuple[int, int, int], *, hollow: bool) -> None:
-        """A disc with a dark rim, or a ring between two."""
+        """A disc with a dark rim, or a ring of the same size."""
         place = _place(point_xy)
         if place is None:
             return
@@ -215,8 +215,7 @@ class _Brush:
         self._disc(place, self._radius + rim_px, _RIM)
         self._disc(place, self._radius, (*colour, 255))
         if hollow:
-            self._disc(place, self._radius - self._line_px, _RIM)
-            self._disc(place, self._radius - self._line_px - rim_px, _NOTHING)
+            self._disc(place, self._radius - self._line_px, _NOTHING)
 
     def cross(self, point_xy: npt.NDArray[np.floating[Any]], colour: _Colour) -> None:
         """Two strokes with dark rims that leave the middle free."""
@@ -258,6 +257,36 @@ def rainbow(hue: float) -> tuple[int, int, int]:
     """Red, green and blue from 0 to 255 of a hue as `Trail` has it."""
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.85, 1.0))
     return red, green, blue
+
+
+def draw_caption(image: Image, words: str) -> Image:
+    """Writes a line into the lower left corner of a frame, on a dark box of its size.
+
+    Args:
+        image: `[H, W, 3]` uint8, red green blue. It is not changed.
+        words: Shortened if need be.
+
+    Returns:
+        A new image of the same size.
+
+    Raises:
+        InputError: If `image` is not uint8 `[H, W, 3]`.
+    """
+    _check(image, ())
+    height_px, width_px = image.shape[:2]
+    layout = _Layout.of(height_px, width_px)
+    font, padding_px = _font(max(_MIN_TEXT_PX, round(layout.text_px * 0.8))), layout.padding_px // 2
+    canvas = PIL.Image.fromarray(image)
+    draw = PIL.ImageDraw.Draw(canvas)
+    room_px = width_px - 2 * layout.margin_px - 2 * padding_px
+    words = _shortened(draw, words, font, room_px)
+    left_px, top_px, right_px, bottom_px = draw.textbbox((0, 0), words, font=font)
+    size_px = (int(right_px - left_px) + 2 * padding_px, int(bottom_px - top_px) + 2 * padding_px)
+    box = _rounded_box(size_px, _PANEL, padding_px)
+    corner = (layout.margin_px, height_px - layout.margin_px - size_px[1])
+    canvas.paste(box, corner, box)
+    draw.text((corner[0] + padding_px - left_px, corner[1] + padding_px - top_px), words, font=font, fill=_BRIGHT)
+    return np.array(canvas)
 
 
 def draw_grid(rows: Sequence[Sequence[Image]], titles: Sequence[str]) -> Image:
