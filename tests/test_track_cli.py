@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -204,12 +207,23 @@ def test_track_says_what_it_cannot_do(video, tracker, tmp_path):
 
 def test_track_keeps_what_was_readable_of_a_damaged_file(video, tracker, tmp_path):
     cut = tmp_path / "cut.mkv"
-    whole = open(video, "rb").read()
+    whole = Path(video).read_bytes()
     cut.write_bytes(whole[: len(whole) * 2 // 3])
     done = run("track", cut, "--model", tracker, "--grid", 1, "--tracks", tmp_path / "cut.npz")
     assert isinstance(done.exception, VideoError)
     with np.load(tmp_path / "cut.npz") as saved:
         assert 0 < len(saved["times_s"]) < NUM_FRAMES
+
+
+def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):
+    slow = tmp_path / "slow.mkv"
+    with VideoWriter(slow, 1) as writer:
+        for frame in frames_of():
+            writer.write(frame)
+    example = Path(__file__).parent.parent / "examples" / "track_live.py"
+    done = subprocess.run([sys.executable, str(example), str(slow), tracker], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all("gave up point" in line for line in done.stdout.splitlines())
 
 
 def test_info_tells_of_trackers(tracker):
