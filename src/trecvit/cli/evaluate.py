@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,11 +16,19 @@ from trecvit.cli.options import (
     JsonOption,
     LabelsOption,
     ModelOption,
+    TrackerOption,
     VideosOption,
     load_model,
+    load_tracker,
     manifest_of,
 )
 from trecvit.cli.terminal import console, name_failures, print_facts, progress_bar
+from trecvit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trecvit.data.tracked import TrackedVideo
+    from trecvit.evaluate.tapvid import Queries
+    from trecvit.model.tracker import Tracker, TrackerOutput
 
 
 @eval_app.command("videos")
@@ -106,6 +115,98 @@ def eval_early(
         table.add_row(name, *top1)
     console().print(table)
     name_failures(failures)
+
+
+@eval_app.command("tapvid")
+def eval_tapvid(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="TAP-Vid's .pkl or a folder of them, Perception Test's .json, or a folder of .npz track files."
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Folder for result.json.")],
+    model: TrackerOption = "bootstapnext",
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Instead of a model: still (points stay where they are) or lk (optical flow of OpenCV)."),
+    ] = None,
+    query_mode: Annotated[str, typer.Option(help="first, or strided.")] = "first",
+    certainty: Annotated[
+        bool, typer.Option("--certainty", help="Visible if probability x certainty > 1/2, as TAPIR has it.")
+    ] = False,
+    queries_at_once: Annotated[
+        int | None, typer.Option(min=1, help="Points followed together.", show_default="all of a video")
+    ] = None,
+    videos: Annotated[Path | None, typer.Option(help="Perception Test: folder of its videos.")] = None,
+    split: Annotated[str | None, typer.Option(help="Perception Test: train, valid or test.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of each video: points from near, over time.")
+    ] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Follow the points of TAP-Vid and its like: average Jaccard, δ-average and occlusion accuracy.
+
+    A video that cannot be scored is listed by name and makes the exit code 1.
+    """
+    from trecvit.data.tapvid import read_tracked
+    from trecvit.evaluate.tapvid import QUERY_MODES, evaluate_tapvid, tapvid_protocol, write_tapvid_result
+
+    if query_mode not in QUERY_MODES:
+        raise ConfigError(f"--query-mode: expected {' or '.join(QUERY_MODES)}, got {query_mode!r}")
+    name, tracker, image_size = _tracker(model, baseline, device)
+    tracked = read_tracked(data, videos=videos, split=split, image_size=image_size)
+    asked: dict[str, Any] = {
+        "query_mode": query_mode,
+        "use_certainty": certainty,
+        "queries_at_once": queries_at_once,
+        "image_size": image_size,
+    }
+    with progress_bar("videos", len(tracked)) as advance:
+        scores, failures = evaluate_tapvid(
+            tracker, tracked, **asked, device=device, report=advance, show=_saved_in(pictures)
+        )
+    result = write_tapvid_result(to, scores, tapvid_protocol(tracked, tracker=name, **asked), failures)
+    titles = {
+        "average Jaccard": "average_jaccard",
+        "δ-average": "average_pts_within_thresh",
+        "occlusion accuracy": "occlusion_accuracy",
+    }
+    shares = {title: f"{result[metric]:.1%}" for title, metric in titles.items()}
+    print_facts({"tracker": name, "videos": result["good"], "failed": len(failures), **shares})
+    print(to / "result.json")
+    name_failures(failures)
+
+
+def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracker, tuple[int, int]]:
+    """What is evaluated: its name, itself, and the size of the frames that it sees."""
+    from trecvit.baselines.points import LucasKanade, still_points
+    from trecvit.evaluate.tapvid import IMAGE_SIZE
+
+    if baseline is None:
+        network = load_tracker(model, device)
+        return model, network, network.preprocessing.image_size
+    if baseline not in ("still", "lk"):
+        raise ConfigError(f"--baseline: expected still or lk, got {baseline!r}")
+    return baseline, still_points if baseline == "still" else LucasKanade(), IMAGE_SIZE
+
+
+def _saved_in(folder: Path | None) -> Callable[[TrackedVideo, Queries, TrackerOutput], None]:
+    """Draws each video's points into a file of its name; nothing without a folder."""
+    if folder is None:
+        return lambda *_: None
+
+    import PIL.Image
+
+    from trecvit.study.tracks import draw_tracks
+
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(video: TrackedVideo, queries: Queries, answer: TrackerOutput) -> None:
+        name = video.name.replace("/", "_")
+        PIL.Image.fromarray(draw_tracks(video, queries, answer)).save(folder / f"{name}.png")
+
+    return save
 
 
 @eval_app.command("world")

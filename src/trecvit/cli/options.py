@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,12 +11,20 @@ from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
     from trecvit.data.manifest import Manifest
+    from trecvit.model.tapnext import TAPNext
     from trecvit.model.trecvit import TRecViT
 
+_Model = TypeVar("_Model", "TRecViT", "TAPNext")
 
 ModelOption = Annotated[
     str,
     typer.Option("--model", "-m", help="A name ('motions' ships with the package), a folder, or an original .npz."),
+]
+TrackerOption = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A name ('tapnextpp', …), a folder, or an original .npz, .pt or .ckpt of TAPNext."
+    ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32, or bfloat16 for faster matrix products where there are any.")]
 ModeOption = Annotated[str, typer.Option(help="eager, compile (waits for the compiler first), or openvino.")]
@@ -47,14 +55,32 @@ def load_model(model: str, device: str) -> TRecViT:
 def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
     """Likewise, made fast as --dtype and --mode say; what `trecvit export` wrote is as fast as it was made."""
     from trecvit.runtime.exported import is_exported, load_exported
-    from trecvit.runtime.fast import DTYPES, optimize
 
     if is_exported(model):
         return load_exported(model)
+    return _fast(load_model(model, device), dtype, mode)
+
+
+def load_tracker(model: str, device: str) -> TAPNext:
+    """`load_model` for point trackers."""
+    from trecvit.model.tapnext import TAPNext
+    from trecvit.weights.load import load_as
+
+    with download_bar() as progress:
+        return load_as(TAPNext, model, device=device, progress=progress)
+
+
+def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> TAPNext:
+    """`load_fast` for point trackers."""
+    return _fast(load_tracker(model, device), dtype, mode)
+
+
+def _fast(network: _Model, dtype: str, mode: str) -> _Model:
+    from trecvit.runtime.fast import DTYPES, optimize
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    return optimize(load_model(model, device), dtype=DTYPES[dtype], mode=mode)
+    return optimize(network, dtype=DTYPES[dtype], mode=mode)
 
 
 def manifest_of(

@@ -21,7 +21,7 @@ from trecvit.cli.options import (
     load_fast,
     load_model,
 )
-from trecvit.cli.terminal import bar_of, complain, console, download_bar, print_facts, progress_bar
+from trecvit.cli.terminal import bar_of, complain, console, download_bar, live_panel, print_facts, progress_bar
 from trecvit.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
@@ -138,8 +138,10 @@ def info(
 ) -> None:
     """Say what a model is: architecture, size, cost per frame, classes, origin."""
     from trecvit.runtime.describe import describe
+    from trecvit.weights.load import load
 
-    facts = describe(load_model(model, "cpu"))
+    with download_bar() as progress:
+        facts = describe(load(model, progress=progress))
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -282,26 +284,16 @@ def _view(
         yield print_line
         return
 
-    import time
-
-    from rich.live import Live
-    from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
-    begun_s, looked_at = time.perf_counter(), 0
-    with Live(console=console(), refresh_per_second=12) as live:
+    with live_panel(source, num_frames) as draw_panel:
 
         def draw(update: Update, best: list[tuple[str, float]]) -> None:
-            nonlocal looked_at
-            looked_at += 1
             table = Table.grid(padding=(0, 2))
             for rank, (label, probability) in enumerate(best):
                 style = "bold cyan" if rank == 0 else "dim"
                 table.add_row(*(Text(words, style) for words in (label, f"{probability:6.1%}", bar_of(probability))))
-            speed = looked_at / (time.perf_counter() - begun_s)
-            place = f"frame {update.index + 1}" + (f" of {num_frames}" if num_frames else "")
-            words = f"{place} · {update.time_s:.1f} s · {speed:.0f} frames/s"
-            live.update(Panel(table, title=Text(source), subtitle=words, width=min(console().width, 90)))
+            draw_panel(table, update.index, update.time_s)
 
         yield draw

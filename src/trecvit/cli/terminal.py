@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from trecvit.data.clips import Failure
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, hidden: bool = False) -> Iterator[Callable[..., None]]:
+def progress_bar(what: str, total: int | None, *, hidden: bool = False) -> Iterator[Callable[..., None]]:
     """A bar on stderr for long work, with the time left; nothing where nobody looks.
 
-    It is moved by the number of things done and, where some can fail, of those that failed.
+    It is moved by the number of things done and, where some can fail, of those that failed. A `total` of None is one
+    that nobody knows.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -62,6 +63,29 @@ def download_bar() -> Iterator[Callable[[int, int | None], None]]:
     finally:
         if task is not None:
             bar.stop()
+
+
+@contextmanager
+def live_panel(title: str, num_frames: int | None) -> Iterator[Callable[[RenderableType, int, float], None]]:
+    """A panel that is drawn anew for each frame: its content, the frame's number and its time."""
+    import time
+
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.text import Text
+
+    begun_s, looked_at = time.perf_counter(), 0
+    with Live(console=console(), refresh_per_second=12) as live:
+
+        def draw(content: RenderableType, index: int, time_s: float) -> None:
+            nonlocal looked_at
+            looked_at += 1
+            speed = looked_at / (time.perf_counter() - begun_s)
+            place = f"frame {index + 1}" + (f" of {num_frames}" if num_frames else "")
+            words = f"{place} · {time_s:.1f} s · {speed:.{0 if speed >= 10 else 1}f} frames/s"
+            live.update(Panel(content, title=Text(title), subtitle=words, width=min(console().width, 90)))
+
+        yield draw
 
 
 def print_facts(facts: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@
 - Perception Test's JSON and videos: `read_perception_test`.
 - One `.npz` per clip, with the names of Kubric's point-tracking challenge: `read_track_files`, `write_track_file`.
 
+`read_tracked` takes any of them.
+
 Nothing is downloaded. A pickle can hold any program: here it may hold arrays and plain containers, and is refused if
 it holds anything else.
 """
@@ -28,6 +30,41 @@ from trecvit.data.tracked import TrackedVideo, TrackedVideos, resized_frame
 from trecvit.errors import DataError
 from trecvit.files import write_whole
 from trecvit.video.decode import read_frames
+
+
+def read_tracked(
+    path: str | Path,
+    *,
+    videos: str | Path | None = None,
+    split: str | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> TrackedVideos:
+    """Reads whichever of the benchmarks the path holds.
+
+    Args:
+        path: TAP-Vid's `.pkl` or a folder of them, Perception Test's `.json`, or a folder of `.npz` track files.
+        videos: For Perception Test: the folder of its videos.
+        split: Likewise: only videos of this split.
+        image_size: Height and width to bring the frames to while reading; track files are left as they are.
+
+    Raises:
+        DataError: The path is none of these, or as the readers below say.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        if videos is None:
+            raise DataError(f"{path}: Perception Test's videos are not in this file; say which folder they are in")
+        return read_perception_test(path, videos, split=split, image_size=image_size)
+    if videos is not None or split is not None:
+        raise DataError(f"{path}: a folder of videos and a split belong to Perception Test's .json files only")
+    if path.suffix == ".pkl" or any(path.glob("*.pkl")):
+        return read_tapvid(path, image_size=image_size)
+    if any(path.glob("*.npz")):
+        return read_track_files(path)
+    raise DataError(
+        f"{path}: expected TAP-Vid's .pkl or a folder of them, Perception Test's .json, or a folder of .npz track files"
+    )
+
 
 # ---- TAP-Vid -------------------------------------------------------------------------------------------------------
 

@@ -196,6 +196,7 @@ def evaluate_tapvid(
     image_size: tuple[int, int] = IMAGE_SIZE,
     device: torch.device | str = "cpu",
     report: Callable[[int, int], None] = lambda *_: None,
+    show: Callable[[TrackedVideo, Queries, TrackerOutput], None] = lambda *_: None,
 ) -> tuple[TapvidScores, list[Failure]]:
     """Scores of a tracker on every video, each by itself, resized to 256 x 256 pixels as the benchmark says.
 
@@ -212,6 +213,7 @@ def evaluate_tapvid(
         image_size: Height and width that the tracker sees. Scores are always of the 256 x 256 raster.
         device: Where the tracker is.
         report: Called with the number of videos done, and how many of them failed.
+        show: Called with each video as the tracker saw it, what was asked and the answer, before they are let go of.
 
     Returns:
         The scores of the videos that could be scored, and the others: unreadable, or with no visible point to score.
@@ -240,6 +242,7 @@ def evaluate_tapvid(
             asked = torch.from_numpy(queries.points_tyx)[None].to(device)
             follow = partial(track_both_ways, tracker) if query_mode == "strided" else tracker
             answer = _ask(follow, pixels, asked, queries_at_once or len(queries.tracks))
+            show(video, queries, answer)
             rows.append(_score(video, queries, answer, query_mode, use_certainty))
             names.append(name)
             num_queries.append(len(queries.tracks))

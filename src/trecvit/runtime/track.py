@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from trecvit.errors import InputError
 from trecvit.model.tapnext import TAPNext
+from trecvit.model.tracker import TrackerOutput
 from trecvit.video.frames import Image
 from trecvit.video.transforms import to_whole_clip
 
@@ -136,12 +138,16 @@ class LiveTracker:
         self._new.clear()
         self._frame_size = (height, width)
         slots = list(self._slots.values())
-        return LivePoints(
-            out.points_xy[0, slots, 0].cpu().numpy()
-            * np.array([width / model_width, height / model_height], np.float32),
-            out.visible[0, slots, 0].cpu().numpy(),
-            out.certainty[0, slots, 0].cpu().numpy(),
-        )
+        return points_in_frame(out, slots, (width / model_width, height / model_height))
+
+
+def points_in_frame(out: TrackerOutput, rows: Sequence[int], scale_xy: tuple[float, float]) -> LivePoints:
+    """Some points of one stream in the one frame that `out` speaks of, in pixels `scale_xy` times the model's."""
+    return LivePoints(
+        out.points_xy[0, rows, 0].cpu().numpy() * np.array(scale_xy, np.float32),
+        out.visible[0, rows, 0].cpu().numpy(),
+        out.certainty[0, rows, 0].cpu().numpy(),
+    )
 
 
 def _check_inside(x: float, y: float, frame_size: tuple[int, int]) -> None:

@@ -1,19 +1,21 @@
-"""Draws predictions onto frames, readable from a thumbnail to full HD."""
+"""Draws predictions and points onto frames, readable from a thumbnail to full HD."""
 
 from __future__ import annotations
 
+import colorsys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
 from trecvit.errors import InputError
-from trecvit.video.frames import Image, check_short_side, scaled_size
+from trecvit.video.frames import MAX_SIDE_PX, Image, check_short_side, scaled_size
 
 _Font: TypeAlias = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 _Colour: TypeAlias = tuple[int, int, int, int]
@@ -24,6 +26,12 @@ _FIRST_BAR: _Colour = (56, 189, 248, 255)
 _OTHER_BAR: _Colour = (125, 143, 166, 255)
 _BRIGHT: _Colour = (255, 255, 255, 255)
 _MUTED: _Colour = (196, 205, 216, 255)
+_RIM: _Colour = (13, 17, 23, 200)
+_NOTHING: _Colour = (0, 0, 0, 0)
+# How much of its opacity a trail keeps where its point was hidden.
+_HIDDEN_SHARE = 0.35
+# What is farther off than this, no picture holds, and Pillow's coordinates would overflow.
+_FARTHEST_PX = 10 * MAX_SIDE_PX
 
 # Text below this many pixels is a smudge, whatever the picture.
 _MIN_TEXT_PX = 8
@@ -114,6 +122,203 @@ def fit_for_display(image: Image, min_short_side_px: int = 360) -> Image:
     filters = PIL.Image.Resampling
     smoothing = filters.NEAREST if short_side_px < 64 else filters.BICUBIC
     return np.array(PIL.Image.fromarray(image).resize((width_px, height_px), smoothing))
+
+
+class Trail(NamedTuple):
+    """Where one point was lately, and its colour.
+
+    Attributes:
+        points_xy: [L, 2] in pixels of the picture, (0, 0) its upper left corner; the newest last. What is not finite is
+            not drawn.
+        visible: bool [L]; False where something hides the point.
+        hue: On the colour wheel, from 0 (red) by 1/3 (green) and 2/3 (blue) to 1 (red again).
+    """
+
+    points_xy: npt.NDArray[np.floating[Any]]
+    visible: npt.NDArray[np.bool_]
+    hue: float
+
+
+def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
+    """Draws points with the ways they came, which fade into the past. A point that is hidden is hollow, its way faint.
+
+    Args:
+        image: `[H, W, 3]` uint8, red green blue. It is not changed.
+        trails: Those of later points lie over those of earlier ones, and points over ways.
+
+    Returns:
+        A new image of the same size.
+
+    Raises:
+        InputError: If `image` is not uint8 `[H, W, 3]`, or a trail's arrays do not fit each other.
+    """
+    _check(image, ())
+    for trail in trails:
+        if trail.points_xy.ndim != 2 or trail.points_xy.shape != (len(trail.visible), 2) or not len(trail.visible):
+            raise InputError(
+                f"trails: expected points_xy [L, 2] and visible [L], got {list(trail.points_xy.shape)} and "
+                f"{list(trail.visible.shape)}"
+            )
+
+    def paint(brush: _Brush) -> None:
+        for trail in trails:
+            brush.way(trail)
+        # Hidden points first: they must not cover one that is seen.
+        for trail in sorted(trails, key=lambda trail: bool(trail.visible[-1])):
+            brush.point(trail.points_xy[-1], rainbow(trail.hue), hollow=not trail.visible[-1])
+
+    return _painted(image, paint)
+
+
+def draw_truth(image: Image, point_xy: npt.NDArray[np.floating[Any]], visible: bool) -> Image:
+    """Draws where a point truly is, as a white cross; a fainter one where it is hidden there.
+
+    Args:
+        image: `[H, W, 3]` uint8, red green blue. It is not changed.
+        point_xy: [2] in pixels of the picture.
+        visible: Whether it can be seen there.
+
+    Returns:
+        A new image of the same size.
+
+    Raises:
+        InputError: If `image` is not uint8 `[H, W, 3]`.
+    """
+    _check(image, ())
+    return _painted(image, lambda brush: brush.cross(point_xy, (*_BRIGHT[:3], 255 if visible else 110)))
+
+
+class _Brush:
+    """Draws onto an enlarged layer in pixels of the picture; sizes follow the picture's shorter side."""
+
+    def __init__(self, layer: PIL.Image.Image, short_side_px: int) -> None:
+        self._draw = PIL.ImageDraw.Draw(layer)
+        self._radius = _SMOOTHING * max(2.5, short_side_px / 90)
+        self._line_px = round(_SMOOTHING * max(1.0, short_side_px / 240))
+
+    def way(self, trail: Trail) -> None:
+        """The lines between a trail's points, the oldest first."""
+        colour, places = rainbow(trail.hue), [_place(point) for point in trail.points_xy]
+        for newer in range(1, len(places)):
+            start, end = places[newer - 1], places[newer]
+            if start is not None and end is not None:
+                seen = trail.visible[newer - 1] and trail.visible[newer]
+                alpha = round(255 * newer / len(places) * (1 if seen else _HIDDEN_SHARE))
+                self._draw.line((*start, *end), fill=(*colour, alpha), width=self._line_px)
+
+    def point(self, point_xy: npt.NDArray[np.floating[Any]], colour: tuple[int, int, int], *, hollow: bool) -> None:
+        """A disc with a dark rim, or a ring of the same size."""
+        place = _place(point_xy)
+        if place is None:
+            return
+        rim_px = self._line_px / 2 + 1
+        self._disc(place, self._radius + rim_px, _RIM)
+        self._disc(place, self._radius, (*colour, 255))
+        if hollow:
+            self._disc(place, self._radius - self._line_px, _NOTHING)
+
+    def cross(self, point_xy: npt.NDArray[np.floating[Any]], colour: _Colour) -> None:
+        """Two strokes with dark rims that leave the middle free."""
+        place = _place(point_xy)
+        if place is None:
+            return
+        x, y = place
+        near, far = 1.2 * self._radius, 3 * self._radius
+        for stroke, rim_px in (((*_RIM[:3], colour[3]), 2), (colour, 0)):
+            for right, down in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+                start, end = near - rim_px, far + rim_px
+                line = (x + right * start, y + down * start, x + right * end, y + down * end)
+                self._draw.line(line, fill=stroke, width=self._line_px + 2 * rim_px)
+
+    def _disc(self, place: tuple[float, float], radius: float, colour: _Colour) -> None:
+        x, y = place
+        if radius > 0:
+            self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+
+
+def _painted(image: Image, paint: Callable[[_Brush], None]) -> Image:
+    """The image with a layer over it, which is painted larger and scaled down."""
+    height_px, width_px = image.shape[:2]
+    layer = PIL.Image.new("RGBA", (width_px * _SMOOTHING, height_px * _SMOOTHING), _NOTHING)
+    paint(_Brush(layer, min(height_px, width_px)))
+    canvas = PIL.Image.fromarray(image)
+    layer = layer.resize((width_px, height_px), PIL.Image.Resampling.BOX)
+    canvas.paste(layer, (0, 0), layer)
+    return np.array(canvas)
+
+
+def _place(point_xy: npt.NDArray[np.floating[Any]]) -> tuple[float, float] | None:
+    """Where Pillow, which counts from pixels' centres, draws a point on the enlarged layer."""
+    x, y = point_xy * _SMOOTHING - 0.5
+    return (float(x), float(y)) if abs(x) < _FARTHEST_PX and abs(y) < _FARTHEST_PX else None
+
+
+def rainbow(hue: float) -> tuple[int, int, int]:
+    """Red, green and blue from 0 to 255 of a hue as `Trail` has it."""
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.85, 1.0))
+    return red, green, blue
+
+
+def draw_caption(image: Image, words: str) -> Image:
+    """Writes a line into the lower left corner of a frame, on a dark box of its size.
+
+    Args:
+        image: `[H, W, 3]` uint8, red green blue. It is not changed.
+        words: Shortened if need be.
+
+    Returns:
+        A new image of the same size.
+
+    Raises:
+        InputError: If `image` is not uint8 `[H, W, 3]`.
+    """
+    _check(image, ())
+    height_px, width_px = image.shape[:2]
+    layout = _Layout.of(height_px, width_px)
+    font, padding_px = _font(max(_MIN_TEXT_PX, round(layout.text_px * 0.8))), layout.padding_px // 2
+    canvas = PIL.Image.fromarray(image)
+    draw = PIL.ImageDraw.Draw(canvas)
+    room_px = width_px - 2 * layout.margin_px - 2 * padding_px
+    words = _shortened(draw, words, font, room_px)
+    left_px, top_px, right_px, bottom_px = draw.textbbox((0, 0), words, font=font)
+    size_px = (int(right_px - left_px) + 2 * padding_px, int(bottom_px - top_px) + 2 * padding_px)
+    box = _rounded_box(size_px, _PANEL, padding_px)
+    corner = (layout.margin_px, height_px - layout.margin_px - size_px[1])
+    canvas.paste(box, corner, box)
+    draw.text((corner[0] + padding_px - left_px, corner[1] + padding_px - top_px), words, font=font, fill=_BRIGHT)
+    return np.array(canvas)
+
+
+def draw_grid(rows: Sequence[Sequence[Image]], titles: Sequence[str]) -> Image:
+    """Pictures of one size beside and below each other, with a title over each column.
+
+    Args:
+        rows: As many images as there are titles in each, uint8 `[H, W, 3]`.
+        titles: What stands over the columns, shortened to their width.
+
+    Raises:
+        InputError: If an image is not uint8 `[H, W, 3]`, or sizes or numbers differ.
+    """
+    for image in (image for row in rows for image in row):
+        _check(image, ())
+    sizes = {image.shape for row in rows for image in row}
+    if len(sizes) != 1 or any(len(row) != len(titles) for row in rows):
+        raise InputError(
+            f"rows: expected {len(titles)} images of one size in each, got {[len(row) for row in rows]} of sizes "
+            f"{sorted(shape[:2] for shape in sizes)}"
+        )
+    height_px, width_px = next(iter(sizes))[:2]
+    text_px = max(_MIN_TEXT_PX, width_px // 12)
+    gap_px, title_px = max(2, width_px // 40), 2 * text_px
+    size_px = (len(titles) * (width_px + gap_px) + gap_px, len(rows) * (height_px + gap_px) + title_px)
+    canvas = PIL.Image.new("RGB", size_px, (255, 255, 255))
+    draw = PIL.ImageDraw.Draw(canvas)
+    for column, title in enumerate(titles):
+        left_px = gap_px + column * (width_px + gap_px)
+        _line(draw, (left_px, text_px // 3), title, _font(text_px), _RIM, width_px)
+        for row, images in enumerate(rows):
+            canvas.paste(PIL.Image.fromarray(images[column]), (left_px, title_px + row * (height_px + gap_px)))
+    return np.array(canvas)
 
 
 def _check(image: Image, rows: Sequence[tuple[str, float]]) -> None:

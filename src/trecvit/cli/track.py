@@ -1,0 +1,181 @@
+"""The command that follows points."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trecvit.cli.app import app
+from trecvit.cli.options import DeviceOption, DtypeOption, JsonOption, ModeOption, TrackerOption, load_fast_tracker
+from trecvit.cli.terminal import bar_of, complain, console, live_panel, progress_bar
+from trecvit.errors import ConfigError, VideoError
+
+if TYPE_CHECKING:
+    from trecvit.runtime.follow import Queries, TrackUpdate
+    from trecvit.video.frames import VideoInfo
+
+_ROWS = 12  # points that the live view lists
+
+
+@app.command()
+def track(
+    source: Annotated[str, typer.Argument(help="A video file, folder of images, .npy array or stream URL.")],
+    grid: Annotated[
+        int | None, typer.Option(min=1, help="So many points a side, over the first frame.", show_default="10, or none")
+    ] = None,
+    points: Annotated[
+        list[str] | None, typer.Option(help="A point x,y in pixels of the first frame, or x,y@frame; may be repeated.")
+    ] = None,
+    model: TrackerOption = "bootstapnext",
+    save: Annotated[Path | None, typer.Option(help="Write an annotated .mp4 or .webm.")] = None,
+    tracks: Annotated[Path | None, typer.Option(help="Write the tracks to a .npz or .csv file.")] = None,
+    trail: Annotated[int, typer.Option(min=0, help="Frames that a drawn trail reaches back.")] = 24,
+    live: Annotated[bool, typer.Option("--live", help="Tell of every frame as it comes.")] = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    mode: ModeOption = "eager",
+    as_json: JsonOption = False,
+) -> None:
+    """Follow points through a video: an annotated video, the tracks in a file, or both.
+
+    With --live, for streams: one JSON line per frame when the output is not a terminal or with --json, else a live
+    view. Memory does not grow with the length of the video. Ctrl-C ends a stream; what was saved until then is kept.
+    """
+    import numpy as np
+
+    from trecvit.runtime.follow import follow, follow_live, grid_queries
+    from trecvit.video.decode import probe
+
+    if not (live or save or tracks or as_json):
+        raise ConfigError(
+            "nothing would be kept of the tracks: give --save out.mp4, --tracks out.npz, --live or --json"
+        )
+    if live and tracks and tracks.suffix == ".npz":
+        raise ConfigError(f"--live is for streams without end, and {tracks} is written at the end: take a .csv file")
+    if save and Path(source).exists() and save.exists() and save.samefile(source):
+        raise ConfigError(f"{save} is the video to be read and would be overwritten; give --save another name")
+    asked = [_query(words) for group in points or () for words in group.split()]
+    about = probe(source)
+    queries = np.array(asked, np.float32).reshape(-1, 3)
+    if grid or not asked:
+        queries = np.concatenate([queries, grid_queries(grid or 10, (about.height_px, about.width_px))])
+    network = load_fast_tracker(model, device, dtype, mode)
+    updates = (follow_live if live else follow)(network, source, queries)
+    with _view(about, len(queries), live=live, as_json=as_json) as show:
+        ended_by = _keep(updates, about, queries, save=save, tracks=tracks, trail=trail, show=show)
+    for path in (save, tracks):
+        if path and path.exists():
+            console(stderr=True).print(f"wrote {path}", highlight=False)
+    if ended_by:
+        raise ended_by
+
+
+def _query(words: str) -> tuple[float, float, float]:
+    """(frame, y, x) of a point as the user gives it."""
+    place, _, frame = words.partition("@")
+    try:
+        x, y = (float(number) for number in place.split(","))
+        return int(frame or 0), y, x
+    except ValueError as error:
+        raise ConfigError(
+            f"--points: expected x,y or x,y@frame, such as 320,200.5 or 64,48@30, got {words!r}"
+        ) from error
+
+
+def _keep(
+    updates: Iterator[TrackUpdate],
+    about: VideoInfo,
+    queries: Queries,
+    *,
+    save: Path | None,
+    tracks: Path | None,
+    trail: int,
+    show: Callable[[TrackUpdate], None],
+) -> BaseException | None:
+    """Shows and saves what comes. Returns what ended it before its time: a damaged video, or the user."""
+    from fractions import Fraction
+
+    from trecvit.runtime.follow import Trails, tracks_writer
+    from trecvit.video.encode import VideoWriter
+
+    ended_by: BaseException | None = None
+    last = -1
+
+    def readable() -> Iterator[TrackUpdate]:
+        nonlocal ended_by
+        try:
+            yield from updates
+        except (VideoError, KeyboardInterrupt) as error:
+            ended_by = error  # what there was until then is kept all the same
+
+    saving = VideoWriter(save, about.average_fps or Fraction(25)) if save else nullcontext()
+    writing = tracks_writer(tracks, queries) if tracks else nullcontext()
+    trails = Trails(len(queries), trail)
+    with saving as video, writing as file:
+        for update in readable():
+            last = update.index
+            show(update)
+            if file:
+                file.write(update)
+            if video:
+                video.write(trails.draw(update), update.time_s)
+    late = int((queries[:, 0] > last).sum())
+    if late and not ended_by:
+        complain(f"{late} of {len(queries)} points never came: the video has {last + 1} frames")
+    return ended_by
+
+
+@contextmanager
+def _view(about: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> Iterator[Callable[[TrackUpdate], None]]:
+    """Shows updates: a bar; of live streams a panel on a terminal, else one JSON line each."""
+    if not live and not as_json:
+        with progress_bar("frames", about.stated_frames) as advance:
+            yield lambda update: advance(update.index + 1)
+        return
+    if as_json or not sys.stdout.isatty():
+        yield _print_line
+        return
+    from rich.color import Color
+    from rich.style import Style
+    from rich.table import Table
+    from rich.text import Text
+
+    from trecvit.runtime.follow import hue_of
+    from trecvit.video.draw import rainbow
+
+    with live_panel(about.source, about.stated_frames) as draw_panel:
+
+        def draw(update: TrackUpdate) -> None:
+            table = Table("", "point", "x", "y", "certainty", box=None, pad_edge=False)
+            for number, (x, y), visible, certainty in list(zip(update.ids, *update.points, strict=True))[:_ROWS]:
+                colour = Color.from_rgb(*rainbow(hue_of(number, num_points)))
+                mark = Text("●" if visible else "○", Style(color=colour))
+                style = "" if visible else "dim"
+                words = (str(number), f"{x:.1f}", f"{y:.1f}", f"{certainty:4.0%} {bar_of(certainty)}")
+                table.add_row(mark, *(Text(word, style) for word in words))
+            if len(update.ids) > _ROWS:
+                table.add_row("", f"… {len(update.ids) - _ROWS} more")
+            draw_panel(table, update.index, update.time_s)
+
+        yield draw
+
+
+def _print_line(update: TrackUpdate) -> None:
+    points = [
+        {
+            "id": number,
+            "x": round(float(x), 3),
+            "y": round(float(y), 3),
+            "visible": bool(visible),
+            "certainty": round(float(certainty), 4),
+        }
+        for number, (x, y), visible, certainty in zip(update.ids, *update.points, strict=True)
+    ]
+    line = {"frame": update.index, "time_s": round(update.time_s, 4), "points": points}
+    print(json.dumps(line), flush=True)
