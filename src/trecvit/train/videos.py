@@ -16,14 +16,14 @@ from trecvit.data.clips import Failure, Sample, TrainingClips
 from trecvit.data.manifest import Manifest, read_manifest
 from trecvit.errors import DataError
 from trecvit.processes import Share
-from trecvit.train.feed import Batch, Feed
+from trecvit.train.feed import Feed, LabelledBatch
 from trecvit.train.recipe import Recipe, Videos
 from trecvit.workers import ignore_sigterm
 
 _EXAMPLES = 256
 
 
-class VideoFeed(Feed):
+class VideoFeed(Feed[LabelledBatch]):
     """Batches of clips of real videos: each video once per epoch, in an order of each epoch's own.
 
     The last videos of an epoch that do not fill a batch are left out of it; the next epoch has another order.
@@ -66,7 +66,7 @@ class VideoFeed(Feed):
             self._latest = (epoch, order)
         return self._latest[1]
 
-    def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
+    def batches(self, first_step: int, share: Share) -> Iterator[LabelledBatch]:
         """What a process sees in each step."""
         loader = DataLoader(
             self.clips,
@@ -109,11 +109,12 @@ class _Steps:
         return self.feed.num_steps - self.first_step
 
 
-def _collate(items: Sequence[Sample | Failure]) -> Batch:
+def _collate(items: Sequence[Sample | Failure]) -> LabelledBatch:
     samples = [item for item in items if isinstance(item, Sample)]
     failures = tuple(item for item in items if isinstance(item, Failure))
     videos = torch.stack([sample.pixels for sample in samples]) if samples else torch.zeros(0, dtype=torch.uint8)
-    return Batch(videos, torch.tensor([sample.label for sample in samples], dtype=torch.long), failures)
+    labels = torch.tensor([sample.label for sample in samples], dtype=torch.long)
+    return LabelledBatch(videos, labels, failures=failures)
 
 
 def _with_classes(manifest: Manifest) -> Manifest:
