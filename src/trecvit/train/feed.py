@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trecvit.data.clips import Failure
@@ -117,3 +119,56 @@ class Feed(ABC, Generic[BatchKind_co]):
     @abstractmethod
     def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
         """Some clips, to set first weights by."""
+
+
+class Epochs:
+    """Each of some files once per epoch, in an order of each epoch's own.
+
+    The last files of an epoch that do not fill a batch are left out of it; the next epoch has another order.
+
+    Args:
+        num_files: How many there are.
+        batch_size: Files of a step.
+        seed: Of the orders.
+
+    Attributes:
+        steps_per_epoch: Whole batches that the files fill.
+    """
+
+    def __init__(self, num_files: int, batch_size: int, *, seed: int) -> None:
+        self.num_files, self.batch_size, self.seed = num_files, batch_size, seed
+        self.steps_per_epoch = num_files // batch_size
+        self._latest: tuple[int, NDArray[np.int64]] | None = None
+
+    def items(self, step: int) -> list[tuple[int, int]]:
+        """The epoch and the files of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        chosen = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return [(epoch, int(index)) for index in chosen]
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The files of an epoch in its order; that of the last one asked for is kept."""
+        if self._latest is None or self._latest[0] != epoch:
+            order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.num_files)
+            self._latest = (epoch, order)
+        return self._latest[1]
+
+
+class Steps:
+    """A process's share of each step's items, as a sampler of batches; made as the steps come.
+
+    Args:
+        items: The items of a step.
+        steps: Their numbers.
+        share: The process.
+    """
+
+    def __init__(self, items: Callable[[int], list[tuple[int, int]]], steps: range, share: Share) -> None:
+        self.items, self.steps, self.share = items, steps, share
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            yield list(self.share.of(self.items(step)))
+
+    def __len__(self) -> int:
+        return len(self.steps)

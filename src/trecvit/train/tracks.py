@@ -19,7 +19,7 @@ from trecvit.data.tracked import TrackedVideo, TrackedVideos, random_queries
 from trecvit.data.tracks import TrackScenes
 from trecvit.errors import DataError
 from trecvit.processes import Share
-from trecvit.train.feed import Feed, TrackBatch
+from trecvit.train.feed import Epochs, Feed, Steps, TrackBatch
 from trecvit.train.recipe import Recipe
 from trecvit.workers import ignore_sigterm
 
@@ -29,41 +29,37 @@ Clip = tuple[Tensor, Tensor, Tensor, Tensor]  # of a `TrackBatch`, without its f
 
 
 class TrackFeed(Feed[TrackBatch]):
-    """Batches of clips with tracks: scenes, each shown once; or files, each once per epoch in an order of its own.
-
-    The last files of an epoch that do not fill a batch are left out of it; the next epoch has another order.
-    """
+    """Batches of clips with tracks: scenes, each shown once; or files, each once per epoch, see `Epochs`."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.tracks is not None, "a tracker's recipe has tracks"
         plan = recipe.optimisation
-        self.batch_size, self.num_workers, self.seed = plan.batch_size, recipe.num_workers, recipe.seed
+        self.batch_size, self.num_workers = plan.batch_size, recipe.num_workers
         self.max_failed_share = recipe.tracks.max_failed_share
         self.clips = TrackClips(recipe)
-        self.num_files = len(self.clips.source) if isinstance(self.clips.source, TrackedVideos) else None
+        self.epochs: Epochs | None = None
         num_steps = plan.num_steps
-        if self.num_files is not None:
-            if self.num_files < plan.batch_size:
+        if isinstance(self.clips.source, TrackedVideos):
+            self.epochs = Epochs(len(self.clips.source), plan.batch_size, seed=recipe.seed)
+            if not self.epochs.steps_per_epoch:
                 raise DataError(
-                    f"{recipe.data}: {self.num_files} files do not fill one batch of {plan.batch_size}; take a smaller "
-                    "batch_size"
+                    f"{recipe.data}: {len(self.clips.source)} files do not fill one batch of {plan.batch_size}; take a "
+                    "smaller batch_size"
                 )
-            num_steps = num_steps or plan.epochs * (self.num_files // plan.batch_size)
+            num_steps = num_steps or plan.epochs * self.epochs.steps_per_epoch
         super().__init__(labels=(), num_steps=num_steps)
 
     def items(self, step: int) -> list[tuple[int, int]]:
         """The epoch and the clips of a step."""
-        if self.num_files is None:
-            return [(0, step * self.batch_size + place) for place in range(self.batch_size)]
-        epoch, place = divmod(step, self.num_files // self.batch_size)
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.num_files)
-        return [(epoch, int(index)) for index in order[place * self.batch_size : (place + 1) * self.batch_size]]
+        if self.epochs is not None:
+            return self.epochs.items(step)
+        return [(0, step * self.batch_size + place) for place in range(self.batch_size)]
 
     def batches(self, first_step: int, share: Share) -> Iterator[TrackBatch]:
         """What a process sees in each step."""
         yield from DataLoader(
             self.clips,
-            batch_sampler=[list(share.of(self.items(step))) for step in range(first_step, self.num_steps)],
+            batch_sampler=Steps(self.items, range(first_step, self.num_steps), share),
             num_workers=self.num_workers,
             worker_init_fn=ignore_sigterm,
             collate_fn=_collate,
@@ -73,7 +69,8 @@ class TrackFeed(Feed[TrackBatch]):
 
     def accept(self, failed: Mapping[str, str]) -> None:
         """Refuses more than the recipe's share of the files."""
-        if len(failed) > self.max_failed_share * (self.num_files or 0):
+        num_files = self.epochs.num_files if self.epochs is not None else 0
+        if len(failed) > self.max_failed_share * num_files:
             name, reason = next(iter(failed.items()))
             raise DataError(
                 f"{len(failed)} files with tracks could not be read, more than max_failed_share="
