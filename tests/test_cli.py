@@ -58,7 +58,7 @@ def test_help_is_quick_and_names_every_command():
 
 @pytest.mark.parametrize(
     "words",
-    [["classify"], ["stream"], ["track"], ["demo"], ["info"], ["convert"], ["train"], ["finetune"], ["curves"],
+    [["classify"], ["stream"], ["track"], ["demo"], ["info"], ["convert"], ["export"], ["train"], ["finetune"], ["curves"],
      ["doctor"], ["data", "render"], ["data", "check"], ["data", "shard"], ["eval", "world"], ["eval", "videos"],
      ["eval", "early"], ["eval", "tapvid"], ["bench", "stream"], ["bench", "speed"], ["bench", "train"],
      ["bench", "loader"], ["study", "efficiency"]],

@@ -16,6 +16,7 @@ import torch
 
 from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.errors import CheckpointError, ConfigError, DataError
+from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
 from trecvit.train.bench import loader_speed, update_costs
@@ -56,10 +57,11 @@ def recipe_path(tmp_path) -> Path:
 def test_every_shipped_recipe_loads_and_builds(path):
     recipe = load_recipe(path)
     with torch.device("meta"):
-        model = TRecViT(recipe.model, preprocessing=recipe.preprocessing)
+        model = (TAPNext if recipe.tracks else TRecViT)(recipe.model, preprocessing=recipe.preprocessing)
     count = sum(parameter.numel() for parameter in model.parameters())
     expected = {
         "world": 909_842, "world_files": 909_842, "kinetics400": 111_913_360, "something_something_v2": 111_218_862,
+        "track_world": 1_878_337,
     }  # fmt: skip
     assert count == expected[path.stem]
     assert optimisers_of(model, recipe.optimisation)

@@ -154,7 +154,7 @@ def test_batches_of_which_nothing_can_be_read_move_nothing(tmp_path, data, recip
     untouched = TRecViT(recipe.model)
     lines = []
     assert same_weights(train(recipe, tmp_path / "run", report=lines.append), untouched)
-    assert all((line.failed, line.loss, line.accuracy) == (4, 0.0, 0.0) for line in lines)
+    assert all((line.failed, line.loss, line.figures["accuracy"]) == (4, 0.0, 0.0) for line in lines)
 
 
 def test_too_few_videos_or_none_with_a_class_are_refused(tmp_path, data, recipe_path):
@@ -288,8 +288,8 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_a_weight(
     backward = Loop._backward
     calls = []
 
-    def spoilt(self, videos, labels, num_clips):
-        sums = backward(self, videos, labels, num_clips)
+    def spoilt(self, part, num_clips):
+        sums = backward(self, part, num_clips)
         if len(calls) == first_bad:
             self.model.norm.weight.grad[0] = float("inf")
         calls.append(sums)
@@ -333,10 +333,10 @@ def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
     seen = set()
     backward = Loop._backward
 
-    def watched(self, videos, labels, num_clips):
+    def watched(self, part, num_clips):
         hook = self.model.blocks[0].spatial.mlp_up.register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
         try:
-            return backward(self, videos, labels, num_clips)
+            return backward(self, part, num_clips)
         finally:
             hook.remove()
 

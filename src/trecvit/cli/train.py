@@ -113,10 +113,11 @@ def curves(
     draw_curves({run.name: run for run in runs}, save)
     if figures:
         figures.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    table = Table("run", "steps", "loss", "best top-1 on the way", "top-1", box=None, pad_edge=False)
+    table = Table("run", "steps", "loss", "best on the way", "at the end", box=None, pad_edge=False)
     for name, at in found.items():
-        tops = (f"{at[key]:.1%}" if key in at else "" for key in ("best_top1", "top1"))
-        table.add_row(name, str(at["steps"]), f"{at['loss']:.3f}", *tops)
+        score = "average_jaccard" if {"average_jaccard", "best_average_jaccard"} & at.keys() else "top1"
+        said = (f"{score} {at[key]:.1%}" if key in at else "" for key in (f"best_{score}", score))
+        table.add_row(name, str(at["steps"]), f"{at['loss']:.3f}", *said)
     console().print(table)
     print(save)
 
@@ -137,7 +138,8 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
         task = bar.add_task("", total=None)
 
         def report(line: Progress) -> None:
-            words = f"loss {line.loss:.3f}  accuracy {line.accuracy:.1%}  {line.clips_per_s:.1f} clips/s"
+            shares = "  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in line.figures.items())
+            words = f"loss {line.loss:.3f}  {shares}  {line.clips_per_s:.1f} clips/s"
             words += f"  {line.failed} unreadable" if line.failed else ""
             bar.update(task, completed=line.step, total=line.num_steps, description=words)
             if not sys.stderr.isatty():

@@ -21,9 +21,9 @@ from torch import Tensor
 from trecvit.errors import ConfigError
 from trecvit.memory import peak_bytes
 from trecvit.processes import Processes, Share
-from trecvit.train.feed import Batch, Feed
+from trecvit.train.feed import Batch, Feed, LabelledBatch
 from trecvit.train.initialise import first_model
-from trecvit.train.loop import Loop, feed_of
+from trecvit.train.loop import Loop, feed_of, objective_of
 from trecvit.train.recipe import Recipe, recipe_from_dict
 from trecvit.workers import worker_pool
 
@@ -159,7 +159,7 @@ def loader_speed(
         for _ in range(2):
             next(batches)
         begun_s = time.perf_counter()
-        num_clips = sum(len(batch.labels) for batch in batches)
+        num_clips = sum(len(batch) for batch in batches)
         made[count] = num_clips / (time.perf_counter() - begun_s)
         report(done)
     used = _updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
@@ -170,10 +170,11 @@ def loader_speed(
 def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> float:
     """Speed of the training loop's updates on clips that are ready, after one that is not timed."""
     recipe = replace(recipe, start=replace(recipe.start, weights="", vit="", whiten_grain_px=0))
-    feed = _RandomFeed(recipe)
+    feed = _ready(recipe)
     model, _ = first_model(recipe, feed)
     with TemporaryDirectory() as folder:
-        loop = Loop(recipe, Path(folder), feed, None, model.to(processes.device), processes, "ddp", lambda _: None)
+        objective = objective_of(_untested(recipe))
+        loop = Loop(recipe, Path(folder), feed, objective, model.to(processes.device), processes, "ddp", lambda _: None)
         batches = feed.batches(0, Share())
         loop.update(next(batches), 0)
         begun_s = time.perf_counter()
@@ -182,15 +183,22 @@ def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> fl
         return num_updates / (time.perf_counter() - begun_s)
 
 
-class _RandomFeed(Feed):
-    """One batch of random clips, again and again."""
+def _untested(recipe: Recipe) -> Recipe:
+    """The recipe without what it is tested on, which need not be there."""
+    if recipe.videos is not None:
+        return replace(recipe, videos=replace(recipe.videos, validation=None, validate_every=0))
+    if recipe.tracks is not None:
+        alone = replace(recipe.tracks, validation_files="", validation_scenes=0, validate_every=0)
+        return replace(recipe, tracks=alone)
+    return recipe
 
-    def __init__(self, recipe: Recipe) -> None:
-        names = tuple(f"class {number}" for number in range(recipe.model.num_classes))
-        super().__init__(labels=names, num_steps=max(recipe.optimisation.num_steps, 1))
-        plan, size = recipe.preprocessing, recipe.optimisation.batch_size
-        videos = torch.randint(0, 256, (size, plan.num_frames, 3, *plan.image_size), dtype=torch.uint8)
-        self.batch = Batch(videos, torch.arange(size) % recipe.model.num_classes)
+
+class _ReadyFeed(Feed[Batch]):
+    """One batch, again and again."""
+
+    def __init__(self, batch: Batch, *, labels: tuple[str, ...], num_steps: int) -> None:
+        super().__init__(labels=labels, num_steps=num_steps)
+        self.batch = batch
 
     def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
         """The batch, without end."""
@@ -204,3 +212,15 @@ class _RandomFeed(Feed):
     def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
         """Its clips."""
         return self.batch.videos
+
+
+def _ready(recipe: Recipe) -> _ReadyFeed:
+    """Random clips of as many classes as the model has; for a tracker, the first of the recipe's own."""
+    plan, size, num_steps = recipe.preprocessing, recipe.optimisation.batch_size, recipe.optimisation.num_steps
+    if recipe.tracks is not None:
+        feed = feed_of(replace(recipe, num_workers=0))
+        return _ReadyFeed(next(feed.batches(0, Share())), labels=(), num_steps=feed.num_steps)
+    count = recipe.model.num_classes
+    videos = torch.randint(0, 256, (size, plan.num_frames, 3, *plan.image_size), dtype=torch.uint8)
+    names = tuple(f"class {number}" for number in range(count))
+    return _ReadyFeed(LabelledBatch(videos, torch.arange(size) % count), labels=names, num_steps=max(num_steps, 1))

@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
+from trecvit.config import TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.tapnext import TAPNext
+from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.pretrained import mismatch
-from trecvit.train.feed import Feed
+from trecvit.train.feed import Batch, Feed
 from trecvit.train.recipe import Recipe
 from trecvit.weights.imagenet import initialise_from_vit
 from trecvit.weights.load import load_as
@@ -18,7 +20,7 @@ from trecvit.weights.load import load_as
 _FLOOR = 1e-3  # of a component's variance, pixels in [0,1]: what lies below is noise, and is not blown up
 
 
-def first_model(recipe: Recipe, feed: Feed) -> tuple[TRecViT, str]:
+def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[TRecViT | TAPNext, str]:
     """The model before the first update, made as the recipe's `start` says, and words about what it was made of.
 
     Raises:
@@ -30,19 +32,25 @@ def first_model(recipe: Recipe, feed: Feed) -> tuple[TRecViT, str]:
         raise ConfigError(
             f"model.num_classes: the data have {len(feed.labels)} classes, got {recipe.model.num_classes}"
         )
-    model = TRecViT(recipe.model, preprocessing=recipe.preprocessing, labels=feed.labels)
+    model: TRecViT | TAPNext
+    if isinstance(recipe.model, TrackerConfig):
+        model = TAPNext(recipe.model, preprocessing=recipe.preprocessing)
+    else:
+        model = TRecViT(recipe.model, preprocessing=recipe.preprocessing, labels=feed.labels)
     if start.whiten_grain_px:
         whiten_patches(model, feed.examples(), grain_px=start.whiten_grain_px)
     scale_first_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
     made_of = []
-    if start.vit:
+    if start.vit and isinstance(model, TRecViT):
         made_of.append(str(initialise_from_vit(model, start.vit)))
     if start.weights:
-        made_of.append(go_on_from(model, load_as(TRecViT, start.weights), source=start.weights))
+        trained: TRecViT | TAPNext
+        trained = load_as(TAPNext, start.weights) if recipe.tracks else load_as(TRecViT, start.weights)
+        made_of.append(go_on_from(model, trained, source=start.weights))
     return model, "\n".join(made_of) or "fresh weights"
 
 
-def go_on_from(model: TRecViT, trained: TRecViT, *, source: str) -> str:
+def go_on_from(model: VideoModel, trained: VideoModel, *, source: str) -> str:
     """Takes over a trained model's weights, its head only if it has the same classes, and says so in words.
 
     Raises:
@@ -63,7 +71,7 @@ def go_on_from(model: TRecViT, trained: TRecViT, *, source: str) -> str:
 
 
 @torch.no_grad()
-def whiten_patches(model: TRecViT, videos: UInt8[Tensor, "B T 3 H W"], *, grain_px: int = 1) -> None:
+def whiten_patches(model: VideoModel, videos: UInt8[Tensor, "B T 3 H W"], *, grain_px: int = 1) -> None:
     """Sets the patch embedding so that the tokens of these videos have uncorrelated channels of equal size.
 
     Neighbouring pixels are so alike that a random embedding sees little but brightness, and motion moves what is left.
@@ -76,9 +84,10 @@ def whiten_patches(model: TRecViT, videos: UInt8[Tensor, "B T 3 H W"], *, grain_
             more than half its own length from frame to frame tells nothing about direction, and is better left for
             training to find.
     """
-    embedding, width = model.tokenizer.embedding, model.config.width
+    embedding, blocks = model.tokenizer.embedding, model.tokenizer.config
+    width = blocks.width
     frames = F.avg_pool2d(videos.flatten(0, 1).float() / 255.0, grain_px)
-    side, extent = model.config.patch_size // grain_px, model.config.temporal_patch_size
+    side, extent = blocks.patch_size // grain_px, blocks.temporal_patch_size
     patches = frames.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
     mean = patches.mean(dim=0)
     variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
@@ -92,7 +101,7 @@ def whiten_patches(model: TRecViT, videos: UInt8[Tensor, "B T 3 H W"], *, grain_
 
 
 @torch.no_grad()
-def scale_first_weights(model: TRecViT, *, convolutions: float, positions: float) -> None:
+def scale_first_weights(model: VideoModel, *, convolutions: float, positions: float) -> None:
     """Multiplies the initial temporal convolutions and positions, which the paper begins close to zero."""
     for name, parameter in model.named_parameters():
         if name.endswith("temporal.conv.weight"):

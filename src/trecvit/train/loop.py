@@ -1,4 +1,4 @@
-"""The training loop: supervised classification, on one process or many.
+"""The training loop: for any objective, on one process or many.
 
 A run lives in a folder: `recipe.json` (resolved), `run.json` (versions, commit, machine), `start.txt` (what the first
 weights were made of), `metrics.jsonl`, `validation.jsonl` and the same as TensorBoard's events, `failures.jsonl` if
@@ -18,32 +18,34 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.data.manifest import Manifest, read_manifest
+from trecvit.data.clips import Failure
+from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
-from trecvit.evaluate.scores import figures, write_result
-from trecvit.evaluate.videos import check_labels, evaluate_videos, protocol, views_protocol, with_class
-from trecvit.model.trecvit import Output, TRecViT
+from trecvit.model.tapnext import TAPNext
+from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
+from trecvit.train.classify import Classification
 from trecvit.train.feed import Batch, Feed
 from trecvit.train.initialise import first_model
+from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.optimise import RunningMean, optimisers_of, schedule
 from trecvit.train.parallel import save_whole, spread
 from trecvit.train.recipe import Recipe
 from trecvit.train.run_folder import Journal, claim, draw_curves, known_failures
 from trecvit.train.scenes import SceneFeed
+from trecvit.train.track import Tracking, validation_of
+from trecvit.train.tracks import TrackFeed
 from trecvit.train.videos import VideoFeed
-
-_NO_CLASS = -100  # what cross-entropy leaves out of account
+from trecvit.weights.load import load
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Progress:
     Attributes:
         step: Updates done.
         num_steps: Updates in all.
-        loss: Cross-entropy with label smoothing.
-        accuracy: Share of training clips answered right.
+        loss: Mean over the training clips.
+        figures: The objective's, such as the accuracy: shares of what was right in the training clips.
         learning_rate: Now.
         clips_per_s: Throughput of all processes.
         elapsed_s: Of this process, since the loop began.
@@ -65,12 +67,19 @@ class Progress:
     step: int
     num_steps: int
     loss: float
-    accuracy: float
+    figures: dict[str, float]
     learning_rate: float
     clips_per_s: float
     elapsed_s: float
     failed: int
     first_step: int
+
+    def line(self) -> dict[str, float | int]:
+        """What is logged: all of it, the figures by their own names."""
+        fields = dict(self.__dict__)
+        figures = fields.pop("figures")
+        head = {name: fields.pop(name) for name in ("step", "num_steps", "loss")}
+        return {**head, **figures, **fields}
 
 
 def train(
@@ -80,7 +89,7 @@ def train(
     processes: Processes | None = None,
     parallel: str = "ddp",
     report: Callable[[Progress], None] = lambda _: None,
-) -> TRecViT:
+) -> TRecViT | TAPNext:
     """Trains a model and leaves it in `folder`/model.
 
     Args:
@@ -101,45 +110,36 @@ def train(
         claim(folder, recipe, processes)
     processes.wait()
     torch.manual_seed(recipe.seed)
-    feed = feed_of(recipe)
-    validation = read_manifest(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
+    feed, objective = feed_of(recipe), objective_of(recipe)
     model, made_of = first_model(recipe, feed)
-    if recipe.videos is not None and validation is not None:
-        # Now, and not after hours of training.
-        check_labels(model, validation)
-        with_class(validation)
-        clips, crops = recipe.videos.eval_clips, recipe.videos.eval_crops
-        EvaluationViews(validation, recipe.preprocessing, num_clips=clips, num_crops=crops)
     if processes.first:
         (folder / "start.txt").write_text(made_of + "\n", encoding="utf-8")
-    loop = Loop(recipe, folder, feed, validation, model.to(processes.device), processes, parallel, report)
+    loop = Loop(recipe, folder, feed, objective, model.to(processes.device), processes, parallel, report)
     loop.run()
     loop.export(feed.num_steps, folder / "model")
-    trained = TRecViT.load(folder / "model", device=processes.device)
-    if recipe.videos is not None and validation is not None:
-        scores, failures = evaluate_videos(
-            trained,
-            validation,
-            num_clips=clips,
-            num_crops=crops,
-            num_workers=recipe.num_workers,
-            processes=processes,
-        )
-        if processes.first:
-            said = protocol(trained, validation, checkpoint=folder / "model", looked_at=views_protocol(clips, crops))
-            write_result(folder / "evaluation", scores, said, failures)
+    objective.evaluate(folder / "model", folder / "evaluation", processes)
     if processes.first and find_spec("matplotlib"):
         draw_curves({folder.name: folder}, folder / "curves.png")
     processes.wait()
-    return trained
+    return load(folder / "model", device=processes.device)
 
 
-def feed_of(recipe: Recipe) -> Feed:
+def feed_of(recipe: Recipe) -> Feed[Batch]:
     """Where a recipe's batches come from."""
+    if recipe.tracks is not None:
+        return TrackFeed(recipe)
     if recipe.scenes is not None:
         return SceneFeed(recipe, recipe.scenes)
     assert recipe.videos is not None, "a recipe has scenes or videos"
     return VideoFeed(recipe, recipe.videos)
+
+
+def objective_of(recipe: Recipe) -> Objective[Any, Any]:
+    """What a recipe trains for."""
+    if recipe.tracks is not None:
+        return Tracking(recipe, validation_of(recipe.tracks))
+    validation = read_manifest(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
+    return Classification(recipe, validation)
 
 
 class Loop:
@@ -149,18 +149,17 @@ class Loop:
         self,
         recipe: Recipe,
         folder: Path,
-        feed: Feed,
-        validation: Manifest | None,
-        model: TRecViT,
+        feed: Feed[Batch],
+        objective: Objective[Any, Any],
+        model: TRecViT | TAPNext,
         processes: Processes,
         parallel: str,
         report: Callable[[Progress], None],
     ) -> None:
         self.recipe, self.plan, self.folder, self.feed = recipe, recipe.optimisation, folder, feed
-        self.validation, self.processes, self.report = validation, processes, report
+        self.objective, self.processes, self.report = objective, processes, report
         model.checkpoint_activations = self.plan.checkpoint_activations
-        if model.head is not None:
-            model.head.dropout = self.plan.head_dropout
+        objective.prepare(model)
         self.model = model.train()
         self.network = spread(model, processes, parallel)
         if self.plan.compile:
@@ -186,15 +185,14 @@ class Loop:
 
     def export(self, step: int, folder: Path) -> None:
         """Writes the model as it is after `step` updates, or the running mean of its weights."""
-        data = self.recipe.videos.train.path if self.recipe.videos else "the synthetic world"
-        self.model.provenance = {"source": f"trained for {step} steps", "data": data}
+        self.model.provenance = {"source": f"trained for {step} steps", "data": self.recipe.data}
         with self.mean.in_place_of(self.model) if self.mean is not None else nullcontext():
             save_whole(self.model, folder, self.processes)
 
     def _go_on(self, first_step: int, journal: Journal | None) -> None:
         begun_s = last_s = time.perf_counter()
         paused_s = 0.0  # spent on validation and checkpoints since the last line of the log
-        sums = torch.zeros(4, dtype=torch.float64)  # loss, right, clips, failures
+        sums = self._no_sums()
         with _sigterm() as told_to_stop:
             batches = self.feed.batches(first_step, self.processes.share)
             for step, batch in enumerate(batches, start=first_step):
@@ -204,13 +202,18 @@ class Loop:
                 self._note_failures(batch.failures, done, journal)
                 stop = self.processes.any(told_to_stop())
                 if done % self.recipe.log_every == 0 or last:
-                    loss, right, clips, failed = self.processes.total(sums).tolist()
+                    of_all = self.processes.total(sums)
+                    loss, clips, failed = of_all[:3].tolist()
+                    shares = of_all[3:].view(-1, 2).tolist()
                     now_s = time.perf_counter()
                     progress = Progress(
                         step=done,
                         num_steps=self.feed.num_steps,
                         loss=loss / max(clips, 1),
-                        accuracy=right / max(clips, 1),
+                        figures={
+                            name: right / max(count, 1)
+                            for name, (right, count) in zip(self.objective.figures, shares, strict=True)
+                        },
                         learning_rate=schedule(step, self.plan, self.feed.num_steps) * self.plan.learning_rate,
                         clips_per_s=clips / (now_s - last_s - paused_s),
                         elapsed_s=now_s - begun_s,
@@ -218,7 +221,7 @@ class Loop:
                         first_step=first_step,
                     )
                     if journal is not None:
-                        journal.training(progress.__dict__)
+                        journal.training(progress.line())
                         self.report(progress)
                     last_s, paused_s = now_s, 0.0
                     sums.zero_()
@@ -243,32 +246,26 @@ class Loop:
         self.feed.accept(self.failed)
 
     def _validate(self, step: int, journal: Journal | None) -> None:
-        """One middle crop of one clip of every validation video; the best model so far is kept in `best`."""
-        assert self.validation is not None, "a recipe that validates has validation videos"
+        """Tests the model as it is now; the best so far is kept in `best`."""
         tested = self.folder / "tested"
         self.export(step, tested)
-        model = TRecViT.load(tested, device=self.processes.device)
-        scores, failures = evaluate_videos(
-            model,
-            self.validation,
-            num_clips=1,
-            num_crops=1,
-            num_workers=self.recipe.num_workers,
-            processes=self.processes,
-        )
+        figures = self.objective.test(tested, self.processes)
         self.processes.wait()  # all have loaded it
         if journal is None:
             return
-        top1 = figures(scores)["top1"]
-        if top1 > journal.best():
+        if figures[self.objective.score] > journal.best(self.objective.score):
             shutil.rmtree(self.folder / "best", ignore_errors=True)
             tested.rename(self.folder / "best")
         else:
             shutil.rmtree(tested)
-        journal.validation({"step": step, "top1": top1, "videos": len(scores.names), "failed": len(failures)})
+        journal.validation({"step": step, **figures})
+
+    def _no_sums(self) -> Tensor:
+        """Loss, clips, failures, then for each of the objective's figures how much was right and out of how much."""
+        return torch.zeros(3 + 2 * len(self.objective.figures), dtype=torch.float64)
 
     def update(self, batch: Batch, step: int) -> Tensor:
-        """One step; returns the sums that the log is made of: loss, right answers, clips, failures."""
+        """One step; returns the sums that the log is made of, see `_no_sums`."""
         # What is drawn in a step depends on nothing but the step, whatever was drawn before it.
         draws = np.random.SeedSequence([self.recipe.seed, 6, step, self.processes.share.number])
         torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
@@ -277,12 +274,13 @@ class Loop:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak_lr"] * rate
         self.model.zero_grad(set_to_none=True)
-        num_clips = max(float(self.processes.total(torch.tensor(float(len(batch.labels))))), 1.0)
-        sums = torch.tensor([0.0, 0.0, len(batch.labels), len(batch.failures)], dtype=torch.float64)
-        for videos, labels in self._parts(batch.to(self.processes.device)):
-            loss, right = self._backward(videos, labels, num_clips)
-            sums[0] += loss
-            sums[1] += right
+        num_clips = max(float(self.processes.total(torch.tensor(float(len(batch))))), 1.0)
+        sums = self._no_sums()
+        sums[1], sums[2] = len(batch), len(batch.failures)
+        for part in self._parts(batch.to(self.processes.device)):
+            loss, shares = self._backward(part, num_clips)
+            sums[0] += loss.item()
+            sums[3:] += shares.flatten()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not (math.isfinite(float(self.processes.total(sums)[0])) and math.isfinite(float(norm))):
@@ -293,29 +291,23 @@ class Loop:
             self.mean.update(self.model)
         return sums
 
-    def _backward(self, videos: Tensor, labels: Tensor, num_clips: float) -> tuple[float, int]:
-        """Adds a part's gradient; returns the sum of its losses, and how many clips were answered right."""
+    def _backward(self, part: Batch, num_clips: float) -> PartLoss:
+        """Adds a part's gradient; returns the sum of its losses, and what it got right."""
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.plan.bf16):
-            out: Output = self.network(videos)
-        assert out.logits is not None, "a recipe's model has a head"
-        loss = F.cross_entropy(
-            out.logits, labels, label_smoothing=self.plan.label_smoothing, reduction="sum", ignore_index=_NO_CLASS
-        )
+            out = self.network(*part.inputs)
+        loss, shares = self.objective.loss(out, part)
         # Processes average their gradients; what is wanted is the mean over all clips of all of them.
         (loss * (self.processes.share.count / num_clips)).backward()
-        return loss.item(), int((out.logits.argmax(dim=1) == labels).sum())
+        return PartLoss(loss.detach(), shares)
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
         """The batch in the parts that go through the model together, as many in every process and every step.
 
         All processes have to take part in every pass: where there is no clip for one, it shows a blank one that counts
         nothing.
         """
-        plan, device = self.recipe.preprocessing, batch.labels.device
-        blank = torch.zeros(1, plan.num_frames, 3, *plan.image_size, dtype=torch.uint8, device=device)
-        parts = self.plan.accumulation
-        for videos, labels in zip(batch.videos.tensor_split(parts), batch.labels.tensor_split(parts), strict=True):
-            yield (videos, labels) if len(labels) else (blank, torch.full((1,), _NO_CLASS, device=device))
+        for part in batch.split(self.plan.accumulation):
+            yield part if len(part) else self.objective.blank(self.recipe.preprocessing, self.processes.device)
 
     def _give_up(self, batch: Batch, step: int) -> None:
         """Leaves everything that is needed to compute this step again."""
@@ -323,7 +315,7 @@ class Loop:
         self.model.zero_grad(set_to_none=True)
         Checkpoints(left, self.processes, keep=1).save(step, self.model, self.optimisers, self.mean)
         name = f"batch-{self.processes.share.number}.safetensors"
-        save_file({"videos": batch.videos.contiguous(), "labels": batch.labels}, left / name)
+        save_file({key: tensor.contiguous() for key, tensor in batch.tensors().items()}, left / name)
         raise DataError(
             f"step {step}: loss or gradient is not finite; weights before the step and its batch are in {left}. "
             "Try a smaller learning rate or a longer warm-up"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.trecvit import VideoModel
 from trecvit.train.recipe import Optimisation
 
 
@@ -22,7 +22,7 @@ def schedule(step: int, plan: Optimisation, num_steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def optimisers_of(model: TRecViT, plan: Optimisation) -> list[Optimizer]:
+def optimisers_of(model: VideoModel, plan: Optimisation) -> list[Optimizer]:
     """AdamW, and Muon for the blocks' linear maps if the plan has a rate for it. Groups carry their `peak_lr`.
 
     Weight decay is on matrices only; what scales, shifts, places, or sets the recurrence's eigenvalues has none.

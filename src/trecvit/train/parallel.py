@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from trecvit.errors import ConfigError
+from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import build
 from trecvit.processes import Processes
@@ -18,7 +19,7 @@ from trecvit.processes import Processes
 Kind = Literal["ddp", "fsdp"]
 
 
-def spread(model: TRecViT, processes: Processes, kind: str) -> nn.Module:
+def spread(model: TRecViT | TAPNext, processes: Processes, kind: str) -> nn.Module:
     """What to call instead of the model, so that gradients are averaged over the processes.
 
     Args:
@@ -43,18 +44,19 @@ def spread(model: TRecViT, processes: Processes, kind: str) -> nn.Module:
     return model
 
 
-def save_whole(model: TRecViT, folder: Path, processes: Processes) -> None:
+def save_whole(model: TRecViT | TAPNext, folder: Path, processes: Processes) -> None:
     """Collects the weights from all processes and writes the model from the first."""
     weights: Mapping[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     if processes.first:
-        whole = build(
-            lambda: TRecViT(
-                model.config, preprocessing=model.preprocessing, labels=model.labels, provenance=model.provenance
-            ),
-            weights,
-            source="the weights in training",
-        )
-        whole.save(folder)
+        build(lambda: _again(model), weights, source="the weights in training").save(folder)
     processes.wait()
+
+
+def _again(model: TRecViT | TAPNext) -> TRecViT | TAPNext:
+    """A new model of the same description. FSDP gives the one in training another class, which cannot be made anew."""
+    about, source = model.preprocessing, model.provenance
+    if isinstance(model, TAPNext):
+        return TAPNext(model.config, preprocessing=about, provenance=source)
+    return TRecViT(model.config, preprocessing=about, labels=model.labels, provenance=source)

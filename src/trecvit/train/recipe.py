@@ -10,11 +10,14 @@ from typing import Any
 
 import yaml
 
-from trecvit.config import ModelConfig, Preprocessing, model_config, refuse_unknown
+from trecvit.config import ModelConfig, Preprocessing, TrackerConfig, model_config, refuse_unknown
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import DataSource
+from trecvit.data.tracks import TrackSceneConfig
 from trecvit.data.world import LABELS, NUM_SYMMETRIES, WorldConfig
 from trecvit.errors import ConfigError
+
+_NUM_POINTS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +38,7 @@ class Optimisation:
             steps as everything else it would lose what it began with before anything is learnt from it.
         weight_decay: On matrices only; norms, biases, positions and the recurrence's eigenvalues are left alone.
         warmup_steps: Updates until the peak.
-        label_smoothing: Share of the target spread over all classes.
+        label_smoothing: Share of the target spread over all classes; trackers have none.
         head_dropout: Share of the head's evidence that is hidden from the classifier (paper, Table 9, "cls dropout").
         clip_norm: Largest norm of the whole gradient.
         bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
@@ -153,6 +156,79 @@ class Videos:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tracks:
+    """Clips with the tracks of points, to train a tracker on: the synthetic world's, or a folder of files.
+
+    Attributes:
+        scenes: What the scenes look like. Length, size and number of points are those of the clips.
+        files: Such a folder as `trecvit.data.tapvid.read_track_files` takes. One of the two.
+        num_points: Points Q of a clip. A file's are drawn from those that it shows; too few leave slots empty.
+        first_share: Share of the points that are asked for where they are first seen, as TAP-Vid does; the others are
+            at any of the frames that show them.
+        photographs: Whether the scenes' textures are also cut from photographs (scikit-image's, the training split).
+        pictures: A folder of further pictures and cut-out sprites for the scenes, if any.
+        seed: Of the scenes.
+        validation_scenes: How many held-out scenes to test on: of another seed, with photographs of the other split.
+        validation_seed: Theirs.
+        validation_files: A folder of files to test on instead.
+        validate_every: Steps between two tests; the tracker that does best is kept. 0 tests the trained one only.
+        max_failed_share: The run stops once more than this share of the files could not be read.
+    """
+
+    scenes: TrackSceneConfig | None = None
+    files: str = ""
+    num_points: int = _NUM_POINTS
+    first_share: float = 0.5
+    photographs: bool = True
+    pictures: str = ""
+    seed: int = 0
+    validation_scenes: int = 0
+    validation_seed: int = 1
+    validation_files: str = ""
+    validate_every: int = 0
+    max_failed_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if (self.scenes is None) == (not self.files):
+            raise ConfigError("tracks: expected `scenes` or `files`, one of them")
+        if self.validation_scenes and self.validation_files:
+            raise ConfigError("tracks: expected `validation_scenes` or `validation_files`, not both")
+        if self.num_points < 1 or not 0 <= self.first_share <= 1:
+            raise ConfigError(
+                "tracks: expected num_points >= 1 and first_share from 0 to 1, got "
+                f"{self.num_points} and {self.first_share}"
+            )
+        if min(self.seed, self.validation_seed) < 0 or self.seed == self.validation_seed:
+            raise ConfigError(
+                "tracks: expected seed and validation_seed of 0 or more that differ, got "
+                f"{self.seed} and {self.validation_seed}"
+            )
+        if self.validation_scenes and self.scenes is None:
+            raise ConfigError("tracks.validation_scenes: there are no tracks.scenes that say what they look like")
+        if self.validate_every and not self.validates:
+            raise ConfigError("tracks.validate_every: there are no validation_scenes or validation_files to test on")
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is something to test on."""
+        return bool(self.validation_scenes or self.validation_files)
+
+    @classmethod
+    def from_value(cls, value: Any, preprocessing: Preprocessing) -> Tracks:
+        """From a recipe, whose clips are as `preprocessing` says."""
+        values = _mapping(cls, value, "tracks")
+        if (scenes := values.pop("scenes", None)) is not None:
+            scenes = {
+                "num_frames": preprocessing.num_frames,
+                "image_size": preprocessing.image_size,
+                "num_points": values.get("num_points", _NUM_POINTS),
+                **_mapping(TrackSceneConfig, scenes, "tracks.scenes"),
+            }
+            values["scenes"] = TrackSceneConfig(**{**scenes, "image_size": tuple(scenes["image_size"])})
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
     """What the first weights are.
 
@@ -178,11 +254,12 @@ class Recipe:
     """A training run.
 
     Attributes:
-        model: The architecture.
+        model: The architecture: of a classifier, or of a tracker of points.
         preprocessing: What the trained model will expect of videos.
         optimisation: How the weights are moved.
-        scenes: The data, if they are the synthetic world's.
-        videos: The data, if they are files. One of the two.
+        scenes: A classifier's data, if they are the synthetic world's.
+        videos: A classifier's data, if they are files.
+        tracks: A tracker's data. One of the three.
         start: What the first weights are.
         seed: Of the initial weights, the order of the videos and their augmentation.
         num_workers: Processes that make clips beside each training process.
@@ -191,11 +268,12 @@ class Recipe:
         keep_checkpoints: How many of them to keep, the newest.
     """
 
-    model: ModelConfig
+    model: ModelConfig | TrackerConfig
     preprocessing: Preprocessing
     optimisation: Optimisation
     scenes: Scenes | None = None
     videos: Videos | None = None
+    tracks: Tracks | None = None
     start: Start = field(default_factory=Start)
     seed: int = 0
     num_workers: int = 1
@@ -204,19 +282,33 @@ class Recipe:
     keep_checkpoints: int = 3
 
     def __post_init__(self) -> None:
-        if (self.scenes is None) == (self.videos is None):
-            raise ConfigError("expected `scenes` or `videos`, one of them")
+        if [self.scenes, self.videos, self.tracks].count(None) != 2:
+            raise ConfigError("expected `tracks`, `scenes` or `videos`, one of them")
+        if isinstance(self.model, TrackerConfig) != (self.tracks is not None):
+            raise ConfigError("a model with `blocks` is a tracker: expected `tracks` for it, and for no other model")
         if self.scenes is not None:
             self._check_scenes(self.scenes)
+        if self.tracks is not None:
+            self._check_tracks(self.tracks)
         if min(self.log_every, self.checkpoint_every, self.keep_checkpoints) < 1 or self.num_workers < 0:
             raise ConfigError(
                 "log_every, checkpoint_every, keep_checkpoints: expected 1 or more; num_workers: 0 or more"
             )
         grain = self.start.whiten_grain_px
-        if grain < 0 or (grain and self.model.patch_size % grain):
-            raise ConfigError(
-                f"whiten_grain_px: expected 0 or a divisor of patch_size={self.model.patch_size}, got {grain}"
-            )
+        patch_size = self.blocks.patch_size
+        if grain < 0 or (grain and patch_size % grain):
+            raise ConfigError(f"whiten_grain_px: expected 0 or a divisor of patch_size={patch_size}, got {grain}")
+
+    @property
+    def blocks(self) -> ModelConfig:
+        """The architecture of tokenizer and blocks."""
+        return self.model.blocks if isinstance(self.model, TrackerConfig) else self.model
+
+    @property
+    def data(self) -> str:
+        """Where the clips come from, in words."""
+        path = self.videos.train.path if self.videos else self.tracks.files if self.tracks else ""
+        return path or "the synthetic world"
 
     def _check_scenes(self, scenes: Scenes) -> None:
         if self.model.num_classes != len(LABELS):
@@ -235,9 +327,30 @@ class Recipe:
                 f"{2 * views}, got {size}"
             )
 
+    def _check_tracks(self, tracks: Tracks) -> None:
+        if self.start.vit:
+            raise ConfigError("start.vit: a tracker does not begin with a ViT; expected start.weights or nothing")
+        if self.preprocessing.frame_stride != 1:
+            raise ConfigError(
+                f"preprocessing.frame_stride: a tracker sees every frame; expected 1, got "
+                f"{self.preprocessing.frame_stride}"
+            )
+        if tracks.scenes is None:
+            return
+        clips = (self.preprocessing.num_frames, self.preprocessing.image_size, tracks.num_points)
+        filmed = (tracks.scenes.num_frames, tracks.scenes.image_size, tracks.scenes.num_points)
+        if clips != filmed:
+            raise ConfigError(
+                f"tracks.scenes: num_frames, image_size and num_points {filmed} must be those of preprocessing and "
+                f"tracks, {clips}; leave them out"
+            )
+        if not self.optimisation.num_steps:
+            raise ConfigError("optimisation: scenes are without end; say num_steps and not epochs")
+
     def validates_at(self, step: int) -> bool:
         """Whether the model is tested after `step` updates."""
-        every = self.videos.validate_every if self.videos is not None else 0
+        tested = self.videos or self.tracks
+        every = tested.validate_every if tested is not None else 0
         return every > 0 and step % every == 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -253,7 +366,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
-        path: The YAML file. `model` takes `preset` and any fields of `ModelConfig`.
+        path: The YAML file. `model` takes `preset` and any fields of `ModelConfig`; or, for a tracker, `blocks`, which
+            take those, and any other fields of `TrackerConfig`.
         overrides: Words of the form "section.key=value" that replace single values.
 
     Raises:
@@ -281,11 +395,11 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
     """
     refuse_unknown(Recipe, content)
     values = dict(content)
-    model = _mapping(None, values.pop("model", {}), "model")
+    preprocessing = Preprocessing.from_dict(_mapping(None, values.pop("preprocessing", {}), "preprocessing"))
     optimisation = _mapping(Optimisation, values.pop("optimisation", {}), "optimisation")
     sections: dict[str, Any] = {
-        "model": model_config(model.pop("preset", "tiny"), **model),
-        "preprocessing": Preprocessing.from_dict(_mapping(None, values.pop("preprocessing", {}), "preprocessing")),
+        "model": _architecture(_mapping(None, values.pop("model", {}), "model")),
+        "preprocessing": preprocessing,
         "optimisation": Optimisation(**optimisation),
         "start": Start(**_mapping(Start, values.pop("start", {}), "start")),
     }
@@ -293,10 +407,20 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
         sections["scenes"] = Scenes.from_value(scenes)
     if (videos := values.pop("videos", None)) is not None:
         sections["videos"] = Videos.from_value(videos)
+    if (tracks := values.pop("tracks", None)) is not None:
+        sections["tracks"] = Tracks.from_value(tracks, preprocessing)
     for key, value in values.items():
         if isinstance(value, (dict, list)):
             raise ConfigError(f"{key!r} is a value, not a section; got {value!r}")
     return Recipe(**sections, **values)
+
+
+def _architecture(values: dict[str, Any]) -> ModelConfig | TrackerConfig:
+    if "blocks" not in values:
+        return model_config(values.pop("preset", "tiny"), **values)
+    fields = _mapping(TrackerConfig, values, "model")
+    blocks = _mapping(None, fields.pop("blocks"), "model.blocks")
+    return TrackerConfig(blocks=model_config(blocks.pop("preset", "tiny"), **blocks), **fields)
 
 
 def _override(content: dict[str, Any], word: str) -> None:

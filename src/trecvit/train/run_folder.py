@@ -21,6 +21,9 @@ from trecvit.files import write_text
 from trecvit.processes import Processes
 from trecvit.train.recipe import Recipe
 
+# What is drawn of a run, in words: of its training clips, and of its tests. A run has one of each, or no test.
+_LEARNT = {"accuracy": "accuracy", "average_pts_within_thresh": "δ-average"}
+_TESTED = {"top1": "top-1", "average_jaccard": "average Jaccard"}
 _METRICS, _VALIDATION, _FAILURES = "metrics.jsonl", "validation.jsonl", "failures.jsonl"
 
 
@@ -81,9 +84,9 @@ class Journal:
         """Adds a line to `validation.jsonl`."""
         self._add(_VALIDATION, "validation", line)
 
-    def best(self) -> float:
-        """The highest top-1 of all validations so far; below 0 if there was none."""
-        return max((line["top1"] for line in read_lines(self.folder / _VALIDATION)), default=-1.0)
+    def best(self, score: str) -> float:
+        """The highest value of a figure in all validations so far; below 0 if there was none."""
+        return max((line[score] for line in read_lines(self.folder / _VALIDATION)), default=-1.0)
 
     def failures(self, step: int, failures: Sequence[Failure]) -> None:
         """Adds videos that could not be read to `failures.jsonl`."""
@@ -117,7 +120,7 @@ def known_failures(folder: Path) -> dict[str, str]:
 
 
 def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
-    """Draws loss and accuracy of one run, or of several over each other, from what their folders hold.
+    """Draws loss and what was right of one run, or of several over each other, from what their folders hold.
 
     Args:
         runs: Run folders by the name to write at their curves.
@@ -140,14 +143,15 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
         lines, colour = read_lines(folder / _METRICS), f"C{number}"
         steps = [line["step"] for line in lines]
         left.plot(steps, [line["loss"] for line in lines], color=colour, label=name)
-        right.plot(
-            steps, [line["accuracy"] for line in lines], color=colour, alpha=0.5, label=f"{name}, training clips"
-        )
+        learnt = _the_one_in(lines[0], _LEARNT) if lines else "accuracy"
+        label = f"{name}, {_LEARNT[learnt]} on training clips"
+        right.plot(steps, [line[learnt] for line in lines], color=colour, alpha=0.5, label=label)
         if tested := read_lines(folder / _VALIDATION):
-            steps, top1 = [line["step"] for line in tested], [line["top1"] for line in tested]
-            right.plot(steps, top1, color=colour, marker="o", label=f"{name}, validation videos")
+            score = _the_one_in(tested[0], _TESTED)
+            steps, values = [line["step"] for line in tested], [line[score] for line in tested]
+            right.plot(steps, values, color=colour, marker="o", label=f"{name}, {_TESTED[score]} on validation videos")
     left.set(xlabel="step", ylabel="training loss")
-    right.set(xlabel="step", ylabel="accuracy", ylim=(0, 1))
+    right.set(xlabel="step", ylabel="share", ylim=(0, 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
@@ -155,7 +159,9 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
 
 
 def outcome(folder: Path) -> dict[str, float | int]:
-    """How far a run has come: steps, last loss, the best top-1 on the way, and that of its evaluation.
+    """How far a run has come: steps, last loss, the best score on the way, and that of its evaluation.
+
+    The score is `top1`, of trackers `average_jaccard`; the best is `best_top1` or `best_average_jaccard`.
 
     Raises:
         DataError: when the folder holds no run.
@@ -165,10 +171,17 @@ def outcome(folder: Path) -> dict[str, float | int]:
         raise DataError(f"{folder}: expected a run folder, with a {_METRICS}")
     found = {"steps": lines[-1]["step"], "loss": lines[-1]["loss"]}
     if tested := read_lines(folder / _VALIDATION):
-        found["best_top1"] = max(line["top1"] for line in tested)
-    if (result := folder / "evaluation" / "result.json").exists():
-        found["top1"] = json.loads(result.read_text(encoding="utf-8"))["top1"]
+        score = _the_one_in(tested[0], _TESTED)
+        found[f"best_{score}"] = max(line[score] for line in tested)
+    if (path := folder / "evaluation" / "result.json").exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        score = _the_one_in(result, _TESTED)
+        found[score] = result[score]
     return found
+
+
+def _the_one_in(line: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    return next(name for name in names if name in line)
 
 
 def _commit() -> str:

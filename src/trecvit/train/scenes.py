@@ -18,7 +18,7 @@ from trecvit.data.textures import load_pictures, photographs
 from trecvit.data.world import LABELS, NUM_SYMMETRIES, World, mirrored
 from trecvit.errors import ConfigError
 from trecvit.processes import Share
-from trecvit.train.feed import Batch, Feed
+from trecvit.train.feed import Feed, LabelledBatch
 from trecvit.train.recipe import Recipe, Scenes
 from trecvit.workers import ignore_sigterm
 
@@ -26,7 +26,7 @@ from trecvit.workers import ignore_sigterm
 _STEPS_BETWEEN_VIEWS = 64
 
 
-class SceneFeed(Feed):
+class SceneFeed(Feed[LabelledBatch]):
     """Batches of the synthetic world's clips."""
 
     def __init__(self, recipe: Recipe, scenes: Scenes) -> None:
@@ -44,7 +44,7 @@ class SceneFeed(Feed):
         """Scenes are made, not read."""
         assert not failed, failed
 
-    def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
+    def batches(self, first_step: int, share: Share) -> Iterator[LabelledBatch]:
         """The clips of each step from `first_step` to the last."""
         pairs_per_step = self.new_per_step * self.scenes.views_per_scene
         if pairs_per_step % share.count:
@@ -60,7 +60,7 @@ class SceneFeed(Feed):
             prefetch_factor=4 if self.num_workers else None,
         )
         for videos, labels in loader:
-            yield Batch(videos.flatten(0, 1), labels.flatten())
+            yield LabelledBatch(videos.flatten(0, 1), labels.flatten())
 
     def views(self, step: int) -> list[tuple[int, int]]:
         """The scene numbers of a step, and how often each has been shown before.

@@ -5,10 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -16,18 +14,15 @@ from trecvit.data.clips import Failure, Sample, TrainingClips
 from trecvit.data.manifest import Manifest, read_manifest
 from trecvit.errors import DataError
 from trecvit.processes import Share
-from trecvit.train.feed import Batch, Feed
+from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps
 from trecvit.train.recipe import Recipe, Videos
 from trecvit.workers import ignore_sigterm
 
 _EXAMPLES = 256
 
 
-class VideoFeed(Feed):
-    """Batches of clips of real videos: each video once per epoch, in an order of each epoch's own.
-
-    The last videos of an epoch that do not fill a batch are left out of it; the next epoch has another order.
-    """
+class VideoFeed(Feed[LabelledBatch]):
+    """Batches of clips of real videos, each once per epoch, see `Epochs`."""
 
     def __init__(self, recipe: Recipe, videos: Videos) -> None:
         self.manifest = _with_classes(read_manifest(videos.train))
@@ -38,7 +33,8 @@ class VideoFeed(Feed):
                 stacklevel=2,
             )
         plan = recipe.optimisation
-        self.steps_per_epoch = len(self.manifest.videos) // plan.batch_size
+        self.epochs = Epochs(len(self.manifest.videos), plan.batch_size, seed=recipe.seed)
+        self.steps_per_epoch = self.epochs.steps_per_epoch
         if not self.steps_per_epoch:
             raise DataError(
                 f"{self.manifest.source}: {len(self.manifest.videos)} videos do not fill one batch of "
@@ -47,30 +43,19 @@ class VideoFeed(Feed):
         names = self.manifest.labels or tuple(f"class {number}" for number in range(self.manifest.num_classes))
         super().__init__(labels=names, num_steps=plan.num_steps or plan.epochs * self.steps_per_epoch)
         self.videos = videos
-        self.seed = recipe.seed
         self.batch_size = plan.batch_size
         self.num_workers = recipe.num_workers
-        self._latest: tuple[int, NDArray[np.int64]] | None = None
         self.clips = TrainingClips(self.manifest, recipe.preprocessing, videos.augmentation, seed=recipe.seed)
 
     def items(self, step: int) -> list[tuple[int, int]]:
         """The epoch and the videos of a step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        chosen = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        return [(epoch, int(index)) for index in chosen]
+        return self.epochs.items(step)
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """The videos of an epoch in its order; that of the last one asked for is kept."""
-        if self._latest is None or self._latest[0] != epoch:
-            order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.manifest.videos))
-            self._latest = (epoch, order)
-        return self._latest[1]
-
-    def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
+    def batches(self, first_step: int, share: Share) -> Iterator[LabelledBatch]:
         """What a process sees in each step."""
         loader = DataLoader(
             self.clips,
-            batch_sampler=_Steps(self, first_step, share),
+            batch_sampler=Steps(self.items, range(first_step, self.num_steps), share),
             num_workers=self.num_workers,
             worker_init_fn=ignore_sigterm,
             collate_fn=_collate,
@@ -95,25 +80,12 @@ class VideoFeed(Feed):
         return _collate([self.clips[item] for step in range(num_steps) for item in self.items(step)]).videos
 
 
-class _Steps:
-    """The items of each step, as a sampler of batches; the order of an epoch is made when it begins."""
-
-    def __init__(self, feed: VideoFeed, first_step: int, share: Share) -> None:
-        self.feed, self.first_step, self.share = feed, first_step, share
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first_step, self.feed.num_steps):
-            yield list(self.share.of(self.feed.items(step)))
-
-    def __len__(self) -> int:
-        return self.feed.num_steps - self.first_step
-
-
-def _collate(items: Sequence[Sample | Failure]) -> Batch:
+def _collate(items: Sequence[Sample | Failure]) -> LabelledBatch:
     samples = [item for item in items if isinstance(item, Sample)]
     failures = tuple(item for item in items if isinstance(item, Failure))
     videos = torch.stack([sample.pixels for sample in samples]) if samples else torch.zeros(0, dtype=torch.uint8)
-    return Batch(videos, torch.tensor([sample.label for sample in samples], dtype=torch.long), failures)
+    labels = torch.tensor([sample.label for sample in samples], dtype=torch.long)
+    return LabelledBatch(videos, labels, failures=failures)
 
 
 def _with_classes(manifest: Manifest) -> Manifest:

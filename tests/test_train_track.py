@@ -1,0 +1,368 @@
+"""Trackers in the training loop: what they are shown, what counts, and that the loop's promises hold for them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+
+from trecvit.data.tapvid import write_track_file
+from trecvit.data.tracked import TrackedVideo
+from trecvit.errors import ConfigError, DataError
+from trecvit.evaluate.tapvid import tapvid_metrics
+from trecvit.model.tapnext import TAPNext
+from trecvit.processes import Processes, Share
+from trecvit.train.bench import loader_speed
+from trecvit.train.initialise import first_model
+from trecvit.train.loop import Loop, feed_of, objective_of, train
+from trecvit.train.optimise import optimisers_of
+from trecvit.train.recipe import Optimisation, load_recipe
+from trecvit.train.run_folder import outcome, read_lines
+from trecvit.train.track import validation_of
+from trecvit.weights.load import load
+
+BLOCKS = {
+    "preset": "tiny", "width": 16, "depth": 2, "num_heads": 2, "mlp_width": 16, "patch_size": 8, "image_size": 32,
+    "temporal_mlp": True, "pooling": "mean", "num_classes": 0,
+}  # fmt: skip
+SMALL = {
+    "model": {"blocks": BLOCKS, "raster_px": 32, "readout_width": 16},
+    "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
+    "tracks": {"scenes": {"min_things": 1, "max_things": 2}, "num_points": 6, "photographs": False},
+    "optimisation": {"num_steps": 6, "batch_size": 4, "warmup_steps": 2},
+    "num_workers": 0,
+    "log_every": 1,
+    "checkpoint_every": 2,
+}
+TESTED = ["tracks.validation_scenes=2", "tracks.validate_every=2"]
+
+
+@pytest.fixture
+def recipe_path(tmp_path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def loop_of(recipe, folder) -> Loop:
+    torch.manual_seed(recipe.seed)
+    feed = feed_of(recipe)
+    model, _ = first_model(recipe, feed)
+    return Loop(recipe, folder, feed, objective_of(recipe), model, Processes(), "ddp", lambda _: None)
+
+
+def gradient(loop: Loop) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in loop.model.parameters()])
+
+
+def test_a_small_tracker_learns(tmp_path, recipe_path):
+    """Things that stand still: it has to carry a place from the query on."""
+    words = [
+        "tracks.scenes.speed=0", "tracks.scenes.camera_speed=0", "optimisation.num_steps=100",
+        "optimisation.learning_rate=1e-2", "checkpoint_every=100", "tracks.first_share=1.0",
+    ]  # fmt: skip
+    lines = []
+    train(load_recipe(recipe_path, words), tmp_path / "run", report=lines.append)
+    first, last = ([line.loss for line in some] for some in (lines[:10], lines[-10:]))
+    assert np.mean(last) < 0.7 * np.mean(first)
+    near = [line.figures["average_pts_within_thresh"] for line in lines]
+    assert np.mean(near[-10:]) > 2 * np.mean(near[:10])
+
+
+def test_a_run_leaves_a_tracker_its_log_its_tests_and_the_best(tmp_path, recipe_path):
+    run = tmp_path / "run"
+    tracker = train(load_recipe(recipe_path, TESTED), run)
+    again = load(run / "model")
+    assert isinstance(tracker, TAPNext)
+    assert same_weights(tracker, again)
+    assert again.preprocessing.image_size == (32, 32)
+    assert again.provenance == {"source": "trained for 6 steps", "data": "the synthetic world"}
+    logged, tested = read_lines(run / "metrics.jsonl"), read_lines(run / "validation.jsonl")
+    assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
+    assert all(0 <= line["occlusion_accuracy"] <= 1 and math.isfinite(line["loss"]) for line in logged)
+    assert [(line["step"], line["videos"], line["failed"]) for line in tested] == [(2, 2, 0), (4, 2, 0), (6, 2, 0)]
+    assert isinstance(load(run / "best"), TAPNext)
+    result = json.loads((run / "evaluation" / "result.json").read_text())
+    assert result["protocol"]["image_size"] == [32, 32]
+    for name in ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy"):
+        assert result[name] == tested[-1][name]
+    with PIL.Image.open(run / "curves.png") as picture:
+        assert picture.size == (1100, 400)
+    at = outcome(run)
+    assert at["average_jaccard"] == result["average_jaccard"] <= at["best_average_jaccard"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, recipe_path, workers):
+    words = [*TESTED, "optimisation.ema_decay=0.9", "optimisation.accumulation=2", "optimisation.bf16=true"]
+    recipe = load_recipe(recipe_path, [*words, "optimisation.muon_learning_rate=0.01", f"num_workers={workers}"])
+    expected = train(recipe, tmp_path / "whole")
+
+    def fall(line):
+        if line.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", report=fall)
+    assert not (tmp_path / "run" / "model").exists()
+    began = []
+    got = train(recipe, tmp_path / "run", report=began.append)
+    assert [line.step for line in began] == [5, 6]
+    assert same_weights(got, expected)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        timed = ("clips_per_s", "elapsed_s", "first_step")
+        one, other = (
+            [{key: value for key, value in line.items() if key not in timed} for line in read_lines(run / name)]
+            for run in (tmp_path / "whole", tmp_path / "run")
+        )
+        assert one == other
+
+
+def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, recipe_path):
+    gradients, sums = [], []
+    for parts in (1, 3, 6):  # in six parts two are empty
+        recipe = load_recipe(recipe_path, [f"optimisation.accumulation={parts}", "optimisation.learning_rate=0.0"])
+        loop = loop_of(recipe, tmp_path)
+        sums.append(loop.update(next(loop.feed.batches(0, Share())), 0))
+        gradients.append(gradient(loop))
+    for other, its in zip(gradients[1:], sums[1:], strict=True):
+        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(its, sums[0], rtol=1e-5, atol=1e-5)
+    assert sums[0][1] == 4
+    assert gradients[0].abs().max() > 0
+
+
+def test_what_is_empty_hidden_or_before_the_query_counts_nothing(tmp_path, recipe_path):
+    loop = loop_of(load_recipe(recipe_path, ["optimisation.learning_rate=0.0"]), tmp_path)
+    batch = next(loop.feed.batches(0, Share()))
+    hidden = replace(batch, visible=torch.zeros_like(batch.visible))
+    empty = replace(hidden, query_points_tyx=torch.full_like(batch.query_points_tyx, math.inf))
+    sums = loop.update(empty, 0)
+    assert sums.tolist() == [0, 4, 0, 0, 0, 0, 0]
+    assert gradient(loop).abs().max() == 0
+    # Hidden points have no place, so that whatever stands there changes nothing; visibility still counts.
+    found = []
+    for places in (batch.tracks_xy, torch.full_like(batch.tracks_xy, math.nan)):
+        loop = loop_of(loop.recipe, tmp_path)
+        found.append((loop.update(replace(hidden, tracks_xy=places), 0), gradient(loop)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][0][0] > 0
+    before = torch.arange(4) < batch.query_points_tyx[..., :1]
+    assert before.any()
+    moved = torch.where(before[..., None], batch.tracks_xy + 9, batch.tracks_xy)
+    turned = torch.where(before, ~batch.visible, batch.visible)
+    sums = [
+        loop_of(loop.recipe, tmp_path).update(some, 0)
+        for some in (batch, replace(batch, tracks_xy=moved, visible=turned))
+    ]
+    assert torch.equal(*sums)
+
+
+def test_the_logged_figures_are_tapvids(tmp_path, recipe_path):
+    loop = loop_of(load_recipe(recipe_path), tmp_path)
+    batch = next(loop.feed.batches(0, Share())).split(4)[0]
+    with torch.no_grad():
+        out = loop.model(*batch.inputs)
+        # Near enough to the truth that there is something to tell.
+        out = out._replace(points_xy=batch.tracks_xy + 0.05 * (out.points_xy - batch.tracks_xy))
+    shares = loop.objective.loss(out, batch).shares
+    expected = tapvid_metrics(
+        query_points_tyx=batch.query_points_tyx.numpy(),
+        gt_occluded=~batch.visible.numpy(),
+        gt_tracks_xy=batch.tracks_xy.numpy() * 8,
+        pred_occluded=~out.visible.numpy(),
+        pred_tracks_xy=out.points_xy.numpy() * 8,
+        query_mode="first",
+    )
+    for name, (right, count) in zip(loop.objective.figures, shares.tolist(), strict=True):
+        assert right / count == pytest.approx(expected[name][0], abs=1e-6)
+    assert 0.1 < shares[0, 0] / shares[0, 1] < 0.99
+
+
+def test_a_step_shows_the_same_clips_wherever_the_run_began_and_whoever_makes_them(recipe_path):
+    alone, helped = (feed_of(load_recipe(recipe_path, [f"num_workers={workers}"])) for workers in (0, 1))
+    whole, late = list(alone.batches(0, Share())), list(helped.batches(4, Share()))
+    assert (len(whole), len(late)) == (6, 2)
+    for batch, again in zip(whole[4:], late, strict=True):
+        for name, tensor in batch.tensors().items():
+            assert torch.equal(tensor, again.tensors()[name])
+    assert not torch.equal(whole[0].videos, whole[1].videos)
+    halves = [next(alone.batches(0, Share(number, 2))) for number in (0, 1)]
+    assert torch.equal(halves[0].videos, whole[0].videos[::2])
+    assert torch.equal(halves[1].tracks_xy, whole[0].tracks_xy[1::2])
+
+
+def test_every_point_is_asked_for_where_it_is_seen(recipe_path):
+    for share in (0.0, 1.0):
+        words = [f"tracks.first_share={share}", "tracks.num_points=40"]
+        batch = next(feed_of(load_recipe(recipe_path, words)).batches(0, Share()))
+        frames = batch.query_points_tyx[..., 0].long()
+        assert batch.visible.gather(2, frames[..., None]).all()
+        places = batch.tracks_xy.gather(2, frames[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+        torch.testing.assert_close(batch.query_points_tyx[..., 1:].flip(-1), places)
+        first = batch.visible.int().argmax(dim=2)
+        assert (frames == first).float().mean() == 1 if share else (frames == first).float().mean() < 0.8
+
+
+def test_held_out_scenes_are_others(recipe_path):
+    recipe = load_recipe(recipe_path, ["tracks.validation_scenes=2"])
+    videos = validation_of(recipe.tracks)
+    trained_on = feed_of(recipe).clips.source
+    assert len(videos) == 2
+    assert not np.array_equal(videos[0].video, trained_on[0].video)
+    assert videos[0].video.shape == trained_on[0].video.shape
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """Longer and larger than the clips, of unequal numbers of points; where one is hidden there is no number."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        num_points = (1, 3, 9, 12, 2)[number]
+        hidden = rng.random((num_points, 7)) < 0.3
+        hidden[:, 3] = False  # which every cut of four frames shows
+        tracks = rng.uniform(0, 64, (num_points, 7, 2)).astype(np.float32)
+        tracks[hidden] = math.nan
+        tracks[0, 3] = 64.4  # a little outside
+        pixels = rng.integers(0, 256, (7, 64, 64, 3), np.uint8)
+        write_track_file(
+            folder / f"{number}.npz", TrackedVideo(name="", video=pixels, tracks_xy=tracks, occluded=hidden)
+        )
+    return folder
+
+
+def from_files(path: Path, files: Path, *words: str):
+    content = {**SMALL, "tracks": {"files": str(files), "num_points": 6, "max_failed_share": 0.3}}
+    content["optimisation"] = {"epochs": 3, "batch_size": 2, "warmup_steps": 2}
+    path.write_text(yaml.safe_dump(content))
+    return load_recipe(path, words)
+
+
+def test_a_tracker_learns_from_files(tmp_path, recipe_path, files):
+    recipe = from_files(recipe_path, files, f"tracks.validation_files={files}")
+    feed = feed_of(recipe)
+    assert feed.num_steps == 6
+    shown = [[index for step in (2 * epoch, 2 * epoch + 1) for _, index in feed.items(step)] for epoch in range(3)]
+    assert all(len(set(some)) == 4 for some in shown)
+    assert len({tuple(some) for some in shown}) > 1
+    for batch in feed.batches(0, Share()):
+        assert batch.videos.shape == (2, 4, 3, 32, 32)
+        asked = batch.query_points_tyx[..., 0].isfinite()
+        assert torch.equal(asked, batch.visible.any(dim=2))
+        assert batch.query_points_tyx[asked][:, 1:].amax() <= 32
+    assert {int(count) for batch in feed.batches(0, Share()) for count in asked_for(batch)} >= {1, 6}
+    tracker = train(recipe, tmp_path / "run")
+    assert tracker.provenance["data"] == str(files)
+    assert all(math.isfinite(line["loss"]) for line in read_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["good"] == 5
+
+
+def asked_for(batch) -> torch.Tensor:
+    return batch.query_points_tyx[..., 0].isfinite().sum(dim=1)
+
+
+def test_files_that_cannot_be_read_are_counted_and_too_many_stop_the_run(tmp_path, recipe_path, files):
+    (files / "3.npz").write_bytes(b"no file")
+    short = TrackedVideo(
+        name="",
+        video=np.zeros((3, 32, 32, 3), np.uint8),
+        tracks_xy=np.ones((1, 3, 2), np.float32),
+        occluded=np.zeros((1, 3), bool),
+    )
+    train(from_files(recipe_path, files), tmp_path / "run")
+    failures = read_lines(tmp_path / "run" / "failures.jsonl")
+    assert {line["name"] for line in failures} == {"3"}
+    write_track_file(files / "1.npz", short)
+    with pytest.raises(DataError, match=r"2 files with tracks could not be read, more than max_failed_share=0\.3"):
+        train(from_files(recipe_path, files), tmp_path / "other")
+    reasons = [line["reason"] for line in read_lines(tmp_path / "other" / "failures.jsonl")]
+    assert any("expected at least num_frames=4 frames, got 3" in reason for reason in reasons)
+    with pytest.raises(DataError, match="5 files do not fill one batch of 6"):
+        feed_of(from_files(recipe_path, files, "optimisation.batch_size=6"))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_train_the_tracker_of_one(tmp_path, recipe_path, kind):
+    words = [*TESTED, "optimisation.batch_size=3", "optimisation.accumulation=2", "optimisation.ema_decay=0.8"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
+        "train", str(recipe_path), *words, "--to", str(tmp_path / "both"), "--parallel", kind,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(load_recipe(recipe_path, words), tmp_path / "alone")
+    both, alone = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("both", "alone"))
+    for name in ("loss", "average_pts_within_thresh", "occlusion_accuracy"):
+        assert [line[name] for line in both] == pytest.approx([line[name] for line in alone], rel=1e-4)
+    assert "average pts within thresh" in done.stdout
+    assert isinstance(load(tmp_path / "both" / "model"), TAPNext)
+    tested = [read_lines(tmp_path / name / "validation.jsonl") for name in ("both", "alone")]
+    assert [line["step"] for line in tested[0]] == [line["step"] for line in tested[1]] == [2, 4, 6]
+
+
+def test_a_tracker_goes_on_from_another(tmp_path, recipe_path):
+    first = train(load_recipe(recipe_path), tmp_path / "first")
+    words = [f"start.weights={tmp_path / 'first' / 'model'}", "optimisation.learning_rate=0.0"]
+    assert same_weights(train(load_recipe(recipe_path, words), tmp_path / "second"), first)
+    assert "left fresh: none" in (tmp_path / "second" / "start.txt").read_text()
+
+
+def test_muon_and_weight_decay_are_for_a_trackers_matrices(recipe_path):
+    model = TAPNext(load_recipe(recipe_path).model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    adamw, muon = optimisers_of(model, Optimisation(num_steps=1, weight_decay=0.3, muon_learning_rate=0.1))
+    spared = {names[id(p)] for group in adamw.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert {"point_tokens.unknown", "point_tokens.query", "point_tokens.mask", "tokenizer.positions"} <= spared
+    moved = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert moved
+    assert all(name.startswith("blocks.") for name in moved)
+
+
+def test_the_loaders_speed_is_measured(recipe_path):
+    speed = loader_speed(load_recipe(recipe_path, TESTED), workers=[0], num_steps=3)
+    assert min(speed.made[0], speed.used) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["model.bloks={}"], "did you mean 'blocks'"),
+        (["model.blocks.widht=3"], "did you mean 'width'"),
+        (["model.blocks.num_classes=3"], "num_classes=0"),
+        (["tracks.scenes.spede=1"], "did you mean 'speed'"),
+        (["tracks.scenes.num_frames=9"], "must be those of preprocessing"),
+        (["tracks.num_pints=1"], "did you mean 'num_points'"),
+        (["tracks.num_points=0"], "num_points must be from 1"),
+        (["tracks.files=x"], "`scenes` or `files`, one of them"),
+        (["tracks.first_share=1.5"], "first_share from 0 to 1"),
+        (["tracks.validate_every=3"], "to test on"),
+        (["tracks.validation_seed=0"], "that differ, got 0 and 0"),
+        (["tracks.validation_scenes=1", "tracks.validation_files=x"], "not both"),
+        (["videos={train: x}"], "one of them"),
+        (["model={preset: tiny}"], "with `blocks` is a tracker"),
+        (["preprocessing.frame_stride=2"], "sees every frame"),
+        (["start.vit=x"], "does not begin with a ViT"),
+        (["start.whiten_grain_px=3"], "divisor of patch_size=8"),
+        (["optimisation.num_steps=0", "optimisation.epochs=2"], "without end"),
+        (["tracks=3"], "is a section, not a value"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(recipe_path, words, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load_recipe(recipe_path, words)
