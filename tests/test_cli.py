@@ -58,8 +58,8 @@ def test_help_is_quick_and_names_every_command():
 
 @pytest.mark.parametrize(
     "words",
-    [["classify"], ["stream"], ["track"], ["demo"], ["info"], ["convert"], ["export"], ["train"], ["finetune"], ["curves"],
-     ["doctor"], ["data", "render"], ["data", "check"], ["data", "shard"], ["eval", "world"], ["eval", "videos"],
+    [["classify"], ["stream"], ["track"], ["demo"], ["info"], ["convert"], ["export"], ["train"], ["finetune"],
+     ["curves"], ["doctor"], ["data", "render"], ["data", "check"], ["data", "shard"], ["eval", "world"], ["eval", "videos"],
      ["eval", "early"], ["eval", "tapvid"], ["bench", "stream"], ["bench", "speed"], ["bench", "train"],
      ["bench", "loader"], ["study", "efficiency"]],
     ids=" ".join,
@@ -111,6 +111,16 @@ def test_stream_prints_a_json_line_per_frame_looked_at(video):
     for line in lines:
         probabilities = [entry["probability"] for entry in line["top"]]
         assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_what_was_exported_streams_as_the_model_does(video, tmp_path):
+    done = trecvit("export", "motions", tmp_path / "fast")
+    assert done.returncode == 0, done.stderr
+    said = [trecvit("stream", video, "-m", model) for model in ("motions", tmp_path / "fast")]
+    expected, found = ([json.loads(line) for line in one.stdout.splitlines()] for one in said)
+    assert [line["top"][0]["label"] for line in found] == [line["top"][0]["label"] for line in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one["top"][0]["probability"] == pytest.approx(other["top"][0]["probability"], abs=1e-4)
 
 
 def test_stream_saves_an_annotated_video(video, tmp_path):
