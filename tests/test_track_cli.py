@@ -205,14 +205,16 @@ def test_track_says_what_it_cannot_do(video, tracker, tmp_path):
             raise done.exception
 
 
-def test_track_keeps_what_was_readable_of_a_damaged_file(video, tracker, tmp_path):
-    cut = tmp_path / "cut.mkv"
-    whole = Path(video).read_bytes()
-    cut.write_bytes(whole[: len(whole) * 2 // 3])
+def test_track_keeps_what_was_readable_of_a_damaged_file(tracker, tmp_path):
+    cut = tmp_path / "cut.webm"
+    with VideoWriter(cut, 12) as writer:
+        for frame in np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), np.uint8):
+            writer.write(frame)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     done = run("track", cut, "--model", tracker, "--grid", 1, "--tracks", tmp_path / "cut.npz")
     assert isinstance(done.exception, VideoError)
     with np.load(tmp_path / "cut.npz") as saved:
-        assert 0 < len(saved["times_s"]) < NUM_FRAMES
+        assert 5 < len(saved["times_s"]) < 30
 
 
 def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):

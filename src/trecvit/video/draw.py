@@ -134,7 +134,7 @@ class Trail(NamedTuple):
         hue: On the colour wheel, from 0 (red) by 1/3 (green) and 2/3 (blue) to 1 (red again).
     """
 
-    points_xy: npt.NDArray[np.floating[Any]]
+    points_xy: npt.NDArray[Any]
     visible: npt.NDArray[np.bool_]
     hue: float
 
@@ -170,7 +170,7 @@ def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
     return _painted(image, paint)
 
 
-def draw_truth(image: Image, point_xy: npt.NDArray[np.floating[Any]], visible: bool) -> Image:
+def draw_truth(image: Image, point_xy: npt.NDArray[Any], visible: bool) -> Image:
     """Draws where a point truly is, as a white cross; a fainter one where it is hidden there.
 
     Args:
@@ -193,8 +193,8 @@ class _Brush:
 
     def __init__(self, layer: PIL.Image.Image, short_side_px: int) -> None:
         self._draw = PIL.ImageDraw.Draw(layer)
-        self._radius = _SMOOTHING * max(2.5, short_side_px / 90)
-        self._line_px = round(_SMOOTHING * max(1.0, short_side_px / 240))
+        self._radius = _SMOOTHING * max(3.5, short_side_px / 90)
+        self._line_px = round(_SMOOTHING * max(1.5, short_side_px / 240))
 
     def way(self, trail: Trail) -> None:
         """The lines between a trail's points, the oldest first."""
@@ -206,7 +206,7 @@ class _Brush:
                 alpha = round(255 * newer / len(places) * (1 if seen else _HIDDEN_SHARE))
                 self._draw.line((*start, *end), fill=(*colour, alpha), width=self._line_px)
 
-    def point(self, point_xy: npt.NDArray[np.floating[Any]], colour: tuple[int, int, int], *, hollow: bool) -> None:
+    def point(self, point_xy: npt.NDArray[Any], colour: tuple[int, int, int], *, hollow: bool) -> None:
         """A disc with a dark rim, or a ring of the same size."""
         place = _place(point_xy)
         if place is None:
@@ -217,7 +217,7 @@ class _Brush:
         if hollow:
             self._disc(place, self._radius - self._line_px, _NOTHING)
 
-    def cross(self, point_xy: npt.NDArray[np.floating[Any]], colour: _Colour) -> None:
+    def cross(self, point_xy: npt.NDArray[Any], colour: _Colour) -> None:
         """Two strokes with dark rims that leave the middle free."""
         place = _place(point_xy)
         if place is None:
@@ -247,7 +247,7 @@ def _painted(image: Image, paint: Callable[[_Brush], None]) -> Image:
     return np.array(canvas)
 
 
-def _place(point_xy: npt.NDArray[np.floating[Any]]) -> tuple[float, float] | None:
+def _place(point_xy: npt.NDArray[Any]) -> tuple[float, float] | None:
     """Where Pillow, which counts from pixels' centres, draws a point on the enlarged layer."""
     x, y = point_xy * _SMOOTHING - 0.5
     return (float(x), float(y)) if abs(x) < _FARTHEST_PX and abs(y) < _FARTHEST_PX else None
