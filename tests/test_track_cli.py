@@ -172,7 +172,7 @@ def test_track_writes_a_video_and_tracks(video, tracker, tmp_path):
     table = tmp_path / "out.csv"
     done = run("track", video, "--model", tracker, *asked, "--tracks", table)
     assert done.exit_code == 0, done.output
-    lines = list(csv.DictReader(table.open()))
+    lines = list(csv.DictReader(table.read_text().splitlines()))
     assert len(lines) == 3 * NUM_FRAMES - 2
     for line in lines:
         place = int(line["point"]), int(line["frame"])
