@@ -232,7 +232,7 @@ def test_packed_weights_have_not_become_slower_than_plain_ones():
                 begun_s = time.perf_counter()
                 one.step(frames, state)
                 best_s[one] = min(best_s[one], time.perf_counter() - begun_s)
-    assert best_s[model] / best_s[fast] > 1.2  # measured: 1.9
+    assert best_s[model] / best_s[fast] > 1.2  # measured: 1.77
 
 
 def test_every_combination_is_measured_and_what_cannot_be_says_why(tmp_path):
