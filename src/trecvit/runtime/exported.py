@@ -14,7 +14,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -45,12 +45,7 @@ _FORMAT = "trecvit-exported-1"
 _MODES = ("compile", "openvino")
 _DESCRIPTION, _REST, _STREAM = "exported.json", "rest.safetensors", "stream.xml"
 
-
-class _Graph(NamedTuple):
-    """A file of the folder."""
-
-    file: str
-    shapes: Shapes
+_REST_PARTS = ("norm.", "head.")  # what is needed outside of the graphs
 
 
 def export(
@@ -102,11 +97,9 @@ def export(
         raise ConfigError(f"{folder}: expected a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     source = for_inference(model, dtype, mode)
-    graphs = []
-    for count in dict.fromkeys(frames):
-        shapes = Shapes(batch_size, count, image_size)
-        graphs.append(_Graph(f"frames_{count}.{'pt2' if mode == 'compile' else 'xml'}", shapes))
-        _write_graph(folder / graphs[-1].file, source, shapes, mode, dtype)
+    counts = list(dict.fromkeys(frames))
+    for count in counts:
+        _write_graph(folder / _file(count, mode), source, Shapes(batch_size, count, image_size), mode, dtype)
     if mode == "openvino":
         _write_stream(folder / _STREAM, source, Shapes(batch_size, extent, image_size))
     rest = {name: tensor.contiguous() for name, tensor in source.state_dict().items() if name.startswith(_REST_PARTS)}
@@ -116,7 +109,7 @@ def export(
         "mode": mode,
         "dtype": next(name for name, value in DTYPES.items() if value == dtype),
         "batch_size": batch_size,
-        "frames": [graph.shapes.num_frames for graph in graphs],
+        "frames": counts,
         "image_size": list(image_size),
         "made_for": _made_for(mode),
         "model": model.config.to_dict(),
@@ -164,7 +157,7 @@ def load_exported(folder: str | Path) -> TRecViT:
     model.requires_grad_(False)
     runs: dict[Shapes, Run] = {}
     for one in shapes:
-        path = folder / f"frames_{one.num_frames}.{'pt2' if mode == 'compile' else 'xml'}"
+        path = folder / _file(one.num_frames, mode)
         if not path.exists():
             raise CheckpointError(f"{path}: no such file; export the model again")
         runs[one] = (
@@ -175,7 +168,9 @@ def load_exported(folder: str | Path) -> TRecViT:
     return model
 
 
-_REST_PARTS = ("norm.", "head.")
+def _file(num_frames: int, mode: str) -> str:
+    """Name of the graph for so many frames."""
+    return f"frames_{num_frames}.{'pt2' if mode == 'compile' else 'xml'}"
 
 
 class _ExportedPass:
