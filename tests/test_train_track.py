@@ -29,6 +29,7 @@ from trecvit.train.optimise import optimisers_of
 from trecvit.train.recipe import Optimisation, load_recipe
 from trecvit.train.run_folder import outcome, read_lines
 from trecvit.train.track import validation_of
+from trecvit.train.tracks import TrackClips
 from trecvit.weights.load import load
 
 BLOCKS = {
@@ -374,3 +375,28 @@ def test_the_loaders_speed_is_measured(recipe_path):
 def test_recipes_that_make_no_sense_are_refused(recipe_path, words, complaint):
     with pytest.raises(ConfigError, match=complaint):
         load_recipe(recipe_path, words)
+
+
+def test_easy_scenes_come_first_and_then_fewer_and_fewer(recipe_path):
+    words = ["tracks.easy_steps=40", "optimisation.num_steps=60", "optimisation.batch_size=8"]
+    recipe = load_recipe(recipe_path, words)
+    clips = TrackClips(recipe)
+    is_easy = [clips._source(index) is clips.easy_scenes for index in range(60 * 8)]
+    shares = [sum(is_easy[first : first + 80]) / 80 for first in range(0, 480, 80)]
+    assert shares == pytest.approx([0.875, 0.625, 0.375, 0.125, 0.0, 0.0], abs=0.15)
+    assert is_easy[0]
+    assert not any(is_easy[40 * 8 :])
+    assert clips.easy_scenes is not None
+    easy = clips.easy_scenes.config
+    assert (easy.min_things, easy.max_things, easy.plain_share) == (0, 2, 0.0)
+    assert easy.num_frames == 4
+    # What is shown is a scene of the kind that is said.
+    first = clips.easy_scenes[0].video
+    assert np.array_equal(clips[0, 0][0].numpy(), np.moveaxis(first, 3, 1))
+
+
+def test_files_have_no_easy_ones(recipe_path):
+    content = {**SMALL, "tracks": {"files": "somewhere", "easy_steps": 10}}
+    recipe_path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="easy_steps"):
+        load_recipe(recipe_path)

@@ -80,6 +80,20 @@ class TrackSceneConfig:
             if name in ("num_points", "min_things", "max_things") and int(value) != value:
                 raise ConfigError(f"{name} must be a whole number, not {value!r}")
 
+    def easy(self) -> TrackSceneConfig:
+        """The same, with hardly anything in the way: a patterned backdrop that the camera moves past, and few things.
+
+        Most points then move as all around them do, from which a small model learns to follow what it sees at all.
+        """
+        return replace(
+            self,
+            min_things=0,
+            max_things=min(self.max_things, 2),
+            light_drift=min(self.light_drift, 0.03),
+            noise=min(self.noise, 1.0),
+            plain_share=0.0,
+        )
+
     def world(self) -> WorldConfig:
         """What a `Stage` needs to know of it."""
         return WorldConfig(

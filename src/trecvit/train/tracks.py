@@ -95,22 +95,32 @@ class TrackClips(Dataset[Clip | Failure]):
         assert tracks is not None, "a tracker's recipe has tracks"
         self.num_points, self.first_share, self.seed = tracks.num_points, tracks.first_share, recipe.seed
         self.source: TrackScenes | TrackedVideos
+        self.easy_scenes: TrackScenes | None = None
+        self.num_easy = tracks.easy_steps * recipe.optimisation.batch_size
         if tracks.scenes is None:
             self.source = read_track_files(tracks.files)
         else:
             pictures = photographs("train") if tracks.photographs else []
             pictures += load_pictures(tracks.pictures) if tracks.pictures else []
             self.source = TrackScenes(tracks.scenes, seed=tracks.seed, pictures=pictures)
+            self.easy_scenes = TrackScenes(tracks.scenes.easy(), seed=tracks.seed, pictures=pictures)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Clip | Failure:
         epoch, index = epoch_and_index
         rng = np.random.default_rng([self.seed, 9, epoch, index])
         try:
-            video = self._cut(self.source[index], rng)
+            video = self._cut(self._source(index)[index], rng)
         except DataError as exc:
             names = self.source.names if isinstance(self.source, TrackedVideos) else {index: f"scene {index}"}
             return Failure(names[index], str(exc))
         return self._asked(video, rng)
+
+    def _source(self, index: int) -> TrackScenes | TrackedVideos:
+        """Easy scenes at first, whose share falls from all to none over the first `easy_steps`."""
+        draw = np.random.default_rng([self.seed, 10, index]).random()
+        if self.easy_scenes is not None and draw * self.num_easy > index:
+            return self.easy_scenes
+        return self.source
 
     def _cut(self, video: TrackedVideo, rng: np.random.Generator) -> TrackedVideo:
         """As many frames as a clip has, from anywhere in the video, in a clip's size."""
