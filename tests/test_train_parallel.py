@@ -104,7 +104,7 @@ def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, ki
         (data / "dark" / f"broken{number}.mp4").write_bytes(b"no video")
     path = tmp_path / "videos.yaml"
     path.write_text(VIDEOS.format(data=data))
-    words = ["optimisation.accumulation=2", "optimisation.checkpoint_activations=true"]
+    words = ["optimisation.accumulation=2", "optimisation.recompute=blocks"]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
         "train", str(path), *words, "--to", str(tmp_path / "both"), "--parallel", kind,

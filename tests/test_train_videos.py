@@ -181,9 +181,10 @@ def test_accumulation_gives_the_big_batchs_update(tmp_path, recipe_path):
     assert losses[3] == pytest.approx(losses[1], rel=1e-4)  # parts of 2 and 2 clips
 
 
-def test_checkpointed_activations_change_nothing(tmp_path, recipe_path):
+@pytest.mark.parametrize("what", ["cheap", "blocks"])
+def test_recomputing_changes_nothing(tmp_path, recipe_path, what):
     plain = train(load_recipe(recipe_path), tmp_path / "plain")
-    again = train(load_recipe(recipe_path, ["optimisation.checkpoint_activations=true"]), tmp_path / "again")
+    again = train(load_recipe(recipe_path, [f"optimisation.recompute={what}"]), tmp_path / "again")
     assert same_weights(plain, again)
 
 

@@ -19,6 +19,7 @@ Pooling = Literal["cls", "mean"]
 TemporalMixer = Literal["lru", "none"]
 Gelu = Literal["tanh", "erf"]
 QueryBorder = Literal["nearest", "zeros"]
+Recompute = Literal["nothing", "cheap", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

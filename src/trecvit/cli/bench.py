@@ -120,18 +120,20 @@ def bench_train(
     device: DeviceOption = "cpu",
     save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
 ) -> None:
-    """Memory and speed of training updates: sizes, clip lengths, with and without activation checkpointing."""
+    """Memory and speed of training updates: sizes, clip lengths, by what is computed again in the backward pass."""
     from dataclasses import asdict
+    from typing import get_args
 
     from rich.table import Table
 
+    from trecvit.config import Recompute
     from trecvit.runtime.doctor import machine
     from trecvit.train.bench import update_costs
 
     sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
-    table = Table("size", "frames", "checkpointing", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
+    table = Table("size", "frames", "recomputed", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
     costs = []
-    with progress_bar("measurements", 2 * len(sizes) * len(frames)) as advance:
+    with progress_bar("measurements", len(get_args(Recompute)) * len(sizes) * len(frames)) as advance:
         for cost in update_costs(sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device):
             costs.append(cost)
             advance(len(costs))
@@ -139,7 +141,7 @@ def bench_train(
             if cost.memory_bytes is not None and cost.updates_per_s is not None:
                 memory, rate = f"{cost.memory_bytes / 1e9:.2f} GB", cost.updates_per_s
                 words = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
-            table.add_row(cost.size, str(cost.num_frames), "on" if cost.checkpointing else "off", *words)
+            table.add_row(cost.size, str(cost.num_frames), cost.recompute, *words)
     if save:
         content = {"machine": machine(), "device": device, "image_px": image_px, "bf16": bf16}
         content["costs"] = [asdict(cost) for cost in costs]

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
-from trecvit.model.linear import Linear
+from trecvit.model.linear import GELU, Linear
+from trecvit.model.recompute import Recomputing
 from trecvit.model.scan import GATE_SHARPNESS, bounded_sqrt, gated_scan, linear_scan
 
 _MAX_PHASE = 0.1  # code: complex eigenvalues start with phases in [0, 0.1 pi)
@@ -168,7 +169,7 @@ class RGLRU(nn.Module):
         return _to_real(states).to(x.dtype), _to_real(last)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Recomputing):
     """Griffin's MLP: gelu(W_1 x) * (W_2 x), then a linear map back. TRecViT leaves it out, TAPNext has it."""
 
     def __init__(self, width: int, hidden_width: int, out_scale: float) -> None:
@@ -183,11 +184,20 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N D"], *, add: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Maps every token by itself and adds `add`."""
-        down: Tensor = self.down(self.gate(x, gelu="tanh") * self.up(x), add=add)
+        gate = self.gate(x, gelu=None if self._keeps_inputs_only() else "tanh")
+        down: Tensor = self._stage(self._down, gate, self.up(x), add)
+        return down
+
+    def _down(
+        self, gate: Float[Tensor, "B T N M"], up: Float[Tensor, "B T N M"], add: Float[Tensor, "B T N D"]
+    ) -> Float[Tensor, "B T N D"]:
+        if self._keeps_inputs_only():
+            gate = F.gelu(gate, approximate=GELU["tanh"])
+        down: Tensor = self.down(gate * up, add=add)
         return down
 
 
-class TemporalBlock(nn.Module):
+class TemporalBlock(Recomputing):
     """x + linear_out(gelu(linear_y n) * lru(conv(linear_x n))), n = RMSNorm(x) (paper, section 3.2 and Figure 1)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -216,16 +226,35 @@ class TemporalBlock(nn.Module):
             state: What this layer remembers of the frames before.
             fresh: Which streams have no frames before.
         """
+        gate, y = self._stage(self._branches, x)
+        y, state = self._stage(self._recurrence, y, state, fresh)
+        x = self._stage(self._join, gate, y, x)
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = self.mlp(self.mlp_norm(x), add=x)
+        return x, state
+
+    def _branches(self, x: Float[Tensor, "B T N D"]) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B T N E"]]:
+        """The gate, before its GELU if that is computed again, and what is to recur."""
         normed = self.norm(x)
-        gate = self.linear_y(normed, gelu="tanh")
-        y, taps = self.linear_x(normed), state.taps
+        gate = self.linear_y(normed, gelu=None if self._keeps_inputs_only() else "tanh")
+        return gate, self.linear_x(normed)
+
+    def _recurrence(
+        self, y: Float[Tensor, "B T N E"], state: LayerState, fresh: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B T N E"], LayerState]:
+        taps = state.taps
         if self.conv is not None:
             y, taps = self.conv(y, taps)
         y, hidden = self.lru(y, state.hidden, fresh)
+        return y, LayerState(hidden, taps)
+
+    def _join(
+        self, gate: Float[Tensor, "B T N E"], y: Float[Tensor, "B T N E"], x: Float[Tensor, "B T N D"]
+    ) -> Float[Tensor, "B T N D"]:
+        if self._keeps_inputs_only():
+            gate = F.gelu(gate, approximate=GELU["tanh"])
         x = self.linear_out(gate * y, add=x)
-        if self.mlp is not None and self.mlp_norm is not None:
-            x = self.mlp(self.mlp_norm(x), add=x)
-        return x, LayerState(hidden, taps)
+        return x
 
 
 def init_linear(linear: nn.Linear, variance_scale: float) -> None:

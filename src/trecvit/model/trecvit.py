@@ -22,10 +22,11 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import ModelConfig, Preprocessing, TrackerConfig, model_config
+from trecvit.config import ModelConfig, Preprocessing, Recompute, TrackerConfig, model_config
 from trecvit.errors import InputError, StateError
-from trecvit.model.linear import Linear
+from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState, TemporalBlock
+from trecvit.model.recompute import Recomputing
 from trecvit.model.state import State
 from trecvit.pretrained import Pretrained
 
@@ -93,7 +94,7 @@ class Tokenizer(nn.Module):
         return grid[0].flatten(1).T.to(self.positions.dtype)
 
 
-class SpatialBlock(nn.Module):
+class SpatialBlock(Recomputing):
     """A pre-norm ViT block on the tokens of each frame by itself: attention, then an MLP (paper, section 3)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -117,16 +118,33 @@ class SpatialBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Mixes the tokens of each frame; frames do not see each other."""
-        mixed = self._attention(self.attention_norm(x))
-        x = self.attention_out(mixed, add=x)
-        hidden = self.mlp_up(self.mlp_norm(x), gelu=self.gelu)
-        x = self.mlp_down(hidden, add=x)
+        qkv = self._stage(self._queries_keys_values, x)
+        x = self._stage(self._attention, qkv, x)
+        hidden = self._stage(self._up, x)
+        x = self._stage(self._down, hidden, x)
         return x
 
-    def _attention(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
-        return _attend(queries, keys, values).transpose(1, 2).reshape(x.shape)
+    def _queries_keys_values(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N QKV"]:
+        qkv: Tensor = self.qkv(self.attention_norm(x))
+        return qkv
+
+    def _attention(self, qkv: Float[Tensor, "B T N QKV"], x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        heads = qkv.flatten(0, 1).unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4)
+        mixed = _attend(queries, keys, values).transpose(1, 2).reshape(x.shape)
+        x = self.attention_out(mixed, add=x)
+        return x
+
+    def _up(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N M"]:
+        """What goes into the GELU, if that is computed again, else what comes out of it."""
+        hidden: Tensor = self.mlp_up(self.mlp_norm(x), gelu=None if self._keeps_inputs_only() else self.gelu)
+        return hidden
+
+    def _down(self, hidden: Float[Tensor, "B T N M"], x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        if self._keeps_inputs_only():
+            hidden = F.gelu(hidden, approximate=GELU[self.gelu])
+        x = self.mlp_down(hidden, add=x)
+        return x
 
 
 class Block(nn.Module):
@@ -188,7 +206,7 @@ class VideoModel(Pretrained):
         self.tokenizer = Tokenizer(blocks, antialias=antialias)
         self.blocks = nn.ModuleList(Block(blocks) for _ in range(blocks.depth))
         self.norm = nn.LayerNorm(blocks.width, eps=norm_eps)
-        self.checkpoint_activations = False  # True: each block is computed again in the backward pass
+        self._recompute: Recompute = "nothing"
 
     @property
     def device(self) -> torch.device:
@@ -200,12 +218,28 @@ class VideoModel(Pretrained):
         """The weights' dtype. The recurrence and its state are float32 at least."""
         return self.norm.weight.dtype
 
+    @property
+    def recompute(self) -> Recompute:
+        """What is computed again in the backward pass instead of being kept.
+
+        "nothing"; "cheap": all but the products of linear maps; "blocks": whole blocks, of which only the inputs are
+        kept. Values and gradients are the same.
+        """
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, what: Recompute) -> None:
+        self._recompute = what
+        for module in self.modules():
+            if isinstance(module, Recomputing):
+                module.recomputes = what == "cheap"
+
     def _through_blocks(
         self, tokens: Tensor, layers: tuple[LayerState, ...], fresh: Tensor
     ) -> tuple[Tensor, tuple[LayerState, ...]]:
         after = []
         for block, layer in zip(self.blocks, layers, strict=True):
-            if self.checkpoint_activations and torch.is_grad_enabled():
+            if self.recompute == "blocks" and torch.is_grad_enabled():
                 tokens, layer = checkpoint(block, tokens, layer, fresh, use_reentrant=False)
             else:
                 tokens, layer = block(tokens, layer, fresh)

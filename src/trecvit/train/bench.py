@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from trecvit.config import Recompute
 from trecvit.errors import ConfigError
 from trecvit.memory import peak_bytes
 from trecvit.processes import Processes, Share
@@ -36,7 +38,7 @@ class UpdateCost:
         size: The model's preset.
         num_frames: Frames of a clip.
         batch_size: Clips of an update.
-        checkpointing: Whether blocks are computed again in the backward pass.
+        recompute: What is computed again in the backward pass.
         memory_bytes: Peak of the process's memory (or of the GPU's) above what it had before there was a model:
             weights, gradients, optimiser and what is kept for the backward pass. None if there was not enough of it.
         updates_per_s: None likewise.
@@ -45,7 +47,7 @@ class UpdateCost:
     size: str
     num_frames: int
     batch_size: int
-    checkpointing: bool
+    recompute: Recompute
     memory_bytes: int | None
     updates_per_s: float | None
 
@@ -60,7 +62,7 @@ def update_costs(
     num_updates: int = 2,
     device: str = "cpu",
 ) -> Iterator[UpdateCost]:
-    """Memory and speed of an update for each size and length, without and with activation checkpointing.
+    """Memory and speed of an update for each size and length, by what is computed again in the backward pass.
 
     Args:
         sizes: Presets.
@@ -71,7 +73,7 @@ def update_costs(
         num_updates: How many are timed, after one that is not.
         device: "cpu" or "cuda".
     """
-    for size, num_frames, checkpointing in product(sizes, frames, (False, True)):
+    for size, num_frames, recompute in product(sizes, frames, get_args(Recompute)):
         recipe = recipe_from_dict(
             {
                 "model": {"preset": size, "image_size": image_px},
@@ -80,7 +82,7 @@ def update_costs(
                 "optimisation": {
                     "num_steps": num_updates + 1,
                     "batch_size": batch_size,
-                    "checkpoint_activations": checkpointing,
+                    "recompute": recompute,
                     "bf16": bf16,
                 },
             }
@@ -98,7 +100,7 @@ def update_costs(
             size=size,
             num_frames=num_frames,
             batch_size=batch_size,
-            checkpointing=checkpointing,
+            recompute=recompute,
             memory_bytes=memory_bytes,
             updates_per_s=updates_per_s,
         )

@@ -158,7 +158,7 @@ class Loop:
     ) -> None:
         self.recipe, self.plan, self.folder, self.feed = recipe, recipe.optimisation, folder, feed
         self.objective, self.processes, self.report = objective, processes, report
-        model.checkpoint_activations = self.plan.checkpoint_activations
+        model.recompute = self.plan.recompute
         objective.prepare(model)
         self.model = model.train()
         self.network = spread(model, processes, parallel)

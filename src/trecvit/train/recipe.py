@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from trecvit.config import ModelConfig, Preprocessing, TrackerConfig, model_config, refuse_unknown
+from trecvit.config import ModelConfig, Preprocessing, Recompute, TrackerConfig, model_config, refuse_unknown
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import DataSource
 from trecvit.data.tracks import TrackSceneConfig
@@ -43,7 +43,7 @@ class Optimisation:
         clip_norm: Largest norm of the whole gradient.
         bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
         ema_decay: Keep a running mean of the weights that forgets by this factor per update, and save that; 0 for none.
-        checkpoint_activations: Compute each block again in the backward pass instead of keeping what is in it.
+        recompute: What is computed again in the backward pass to need less memory, see `VideoModel.recompute`.
         compile: Compile the model with torch.compile.
     """
 
@@ -61,7 +61,7 @@ class Optimisation:
     clip_norm: float = 1.0
     bf16: bool = False
     ema_decay: float = 0.0
-    checkpoint_activations: bool = False
+    recompute: Recompute = "nothing"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +75,9 @@ class Optimisation:
                 "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
                 f"{self.batch_size}, {self.accumulation} and {self.warmup_steps}"
             )
+        if self.recompute not in get_args(Recompute):
+            choices = ", ".join(get_args(Recompute))
+            raise ConfigError(f"optimisation.recompute: expected one of {choices}, got {self.recompute!r}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
         if not 0 <= self.head_dropout < 1:
@@ -161,6 +164,7 @@ class Tracks:
 
     Attributes:
         scenes: What the scenes look like. Length, size and number of points are those of the clips.
+        easy_steps: Steps over which the share of easy scenes (`TrackSceneConfig.easy`) falls from all to none.
         files: Such a folder as `trecvit.data.tapvid.read_track_files` takes. One of the two.
         num_points: Points Q of a clip. A file's are drawn from those that it shows; too few leave slots empty.
         first_share: Share of the points that are asked for where they are first seen, as TAP-Vid does; the others are
@@ -176,6 +180,7 @@ class Tracks:
     """
 
     scenes: TrackSceneConfig | None = None
+    easy_steps: int = 0
     files: str = ""
     num_points: int = _NUM_POINTS
     first_share: float = 0.5
@@ -193,6 +198,8 @@ class Tracks:
             raise ConfigError("tracks: expected `scenes` or `files`, one of them")
         if self.validation_scenes and self.validation_files:
             raise ConfigError("tracks: expected `validation_scenes` or `validation_files`, not both")
+        if self.easy_steps < 0 or (self.easy_steps and self.scenes is None):
+            raise ConfigError(f"tracks.easy_steps: expected 0, or more with tracks.scenes, got {self.easy_steps}")
         if self.num_points < 1 or not 0 <= self.first_share <= 1:
             raise ConfigError(
                 "tracks: expected num_points >= 1 and first_share from 0 to 1, got "
