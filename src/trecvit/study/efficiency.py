@@ -227,8 +227,8 @@ def _plot(axes: Any, counted: Sequence[Cost], panel: _Panel) -> None:
 
 class _Counted(NamedTuple):
     parameters: int
-    inference: tuple[int | None, int]  # operations, if they were counted, and peak bytes
-    training: tuple[int | None, int] | None
+    inference: tuple[int, int]  # operations, 0 with fused attention, and peak bytes
+    training: tuple[int, int] | None
 
 
 def _counted(name: str, num_frames: int, fused: bool, training: bool) -> _Counted:
@@ -248,10 +248,10 @@ def _counted(name: str, num_frames: int, fused: bool, training: bool) -> _Counte
             answer.float().sum().backward()
 
         # PyTorch has no count for its fused attention on CPUs; it does the same products.
-        inference = (None if fused else _operations(model.eval(), forward), _peak_bytes(model.eval(), forward))
+        inference = (0 if fused else _operations(model.eval(), forward), _peak_bytes(model.eval(), forward))
         both = None
         if training:
-            both = (None if fused else _operations(model.train(), update), _peak_bytes(model.train(), update))
+            both = (0 if fused else _operations(model.train(), update), _peak_bytes(model.train(), update))
         return _Counted(sum(parameter.numel() for parameter in model.parameters()), inference, both)
 
 
