@@ -13,7 +13,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # All that computes but the Triton kernels, which Triton reads as source.
 _NETWORKS = ["trecvit.model.trecvit", "trecvit.model.tapnext", "trecvit.model.tracker"]
-_MODEL = ["trecvit.model.lru", "trecvit.model.scan", "trecvit.model.state", *_NETWORKS]
+_MODEL = ["trecvit.model.lru", "trecvit.model.mixers", "trecvit.model.scan", "trecvit.model.state", *_NETWORKS]
 _CHECKED = [*_MODEL, "trecvit.train", "trecvit.evaluate", "trecvit.data"]
 
 

@@ -25,6 +25,8 @@ from trecvit.runtime.fast import optimize
         ("no_conv_fixed_positions", torch.float32),
         ("temporal_mlp", torch.float32),
         ("no_head", torch.bfloat16),
+        ("lstm", torch.float32),
+        ("full_conv", torch.float32),
     ],
 )
 def test_openvino_gives_the_models_answers_and_states(variant, dtype):

@@ -124,7 +124,7 @@ def test_rows_can_be_dropped_moved_repeated_and_joined_in_mid_stream(dtype, rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("variant", ["plain", "complex", "patches_of_four_frames"])
+@pytest.mark.parametrize("variant", ["plain", "complex", "patches_of_four_frames", "lstm", "full_conv"])
 def test_a_saved_state_goes_on_bit_for_bit(tmp_path, variant, dtype):
     model = tiny_model(**VARIANTS[variant]).to(dtype)
     video = random_video(2, 9)
@@ -168,7 +168,9 @@ def test_the_size_of_a_state_does_not_depend_on_the_frames_seen():
     assert model.init_state(3, image_size=(16, 24)).nbytes == 3 * short.nbytes
 
 
-@pytest.mark.parametrize("variant", ["plain", "complex", "patches_of_four_frames", "temporal_mlp"])
+@pytest.mark.parametrize(
+    "variant", ["plain", "complex", "patches_of_four_frames", "temporal_mlp", "lstm", "full_conv", "no_gates"]
+)
 def test_gradients_flow_through_a_carried_state(variant):
     model = MODELS[variant].double()
     try:

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from trecvit.cli import app
-from trecvit.study.efficiency import MODELS, OURS, PAPER, cost, frame_costs
+from trecvit.study import efficiency
+from trecvit.study.efficiency import MODELS, OURS, PAPER, cost, costs, frame_costs
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,28 @@ def test_ours_grows_with_the_frames_and_a_stream_does_not(ours):
     assert new_frame.window == 1
     assert new_frame.flop == pytest.approx(ours[8].inference_flop / 8, rel=0.01)
     assert [window.flop for window in windows] == [ours[8].inference_flop, ours[32].inference_flop]
+
+
+def test_a_loop_followed_for_a_few_frames_costs_what_the_whole_loop_does(monkeypatch):
+    few = cost(OURS, 5)
+    monkeypatch.setattr(efficiency, "_FRAMES_FOLLOWED", 1_000_000)
+    assert few == cost(OURS, 5)
+
+
+def test_operations_of_the_other_temporal_parts_are_those_worked_out_by_hand():
+    """Of 12 temporal parts, 4 frames of 197 tokens: an LSTM's 8 D x D matrices, a convolution's 4."""
+    product = 2 * 12 * 4 * 197 * 768 * 768
+    lstm, conv = (cost(name, 4, training=False).inference_flop for name in ("ViT-LSTM", "ViT-Conv1D"))
+    assert lstm - conv == 4 * product
+    linear_and_gates = 3 + 2 / 12  # of the LRU's block: three linear maps, two gates with 12 blocks each
+    assert conv - cost(OURS, 4, training=False).inference_flop == round((4 - linear_and_gates) * product)
+
+
+def test_training_is_counted_for_the_papers_lengths_only():
+    short, long = costs(["ViT-Conv1D"], [1, 128])
+    assert short.training_flop > 2.9 * short.inference_flop
+    assert short.training_bytes >= short.fused_training_bytes > short.inference_bytes
+    assert long.training_flop is long.training_bytes is long.fused_training_bytes is None
 
 
 @pytest.mark.parametrize("name", MODELS)

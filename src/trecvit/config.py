@@ -16,7 +16,7 @@ from trecvit.errors import ConfigError
 
 Positions = Literal["learned", "sincos2d"]
 Pooling = Literal["cls", "mean"]
-TemporalMixer = Literal["lru", "none"]
+TemporalMixer = Literal["lru", "attention", "lstm", "conv", "none"]
 Gelu = Literal["tanh", "erf"]
 QueryBorder = Literal["nearest", "zeros"]
 Recompute = Literal["nothing", "cheap", "blocks"]
@@ -31,13 +31,18 @@ class ModelConfig:
         depth: Number of blocks; each mixes over time, then over space, then over channels.
         num_heads: Heads of the spatial attention and blocks of the gates' block-diagonal matrices; divides `width`.
         mlp_width: Hidden channels of the MLP (paper, Table 8: 4 x width).
-        temporal_mixer: What carries information over time: the gated "lru", or "none", for the comparison that shows
-            what single frames allow.
+        temporal_mixer: What carries information over time: the gated "lru", or for the paper's comparisons
+            "attention" over whole clips, an "lstm" or a "conv"; "none" shows what single frames allow. The fields
+            beginning with lru_, the radii and `temporal_mlp` are the "lru"'s.
+        temporal_skip: The skip connection around the temporal part (paper, Table 1: hardly trains without).
+        temporal_positions: Temporal positions stored for "attention", one per frame, or temporal patch, of a training
+            clip.
         lru_multiplier: Recurrent width E over `width`. The paper's parameter counts need 1, released weights have 2.
+        lru_gates: Input and recurrence gate; without them eigenvalues are constant (paper, Table 1: 0.7 % less).
         lru_complex: Complex instead of real eigenvalues: E real channels hold E/2 complex ones (paper 3.1: no gain).
         min_radius: Least value of sigmoid(lambda) at initialisation (paper, Table 15: 0.6; code: 0.5).
         max_radius: Largest one (0.999 in both).
-        conv_width: Taps K of the causal temporal convolution before the recurrence; 0 leaves it out.
+        conv_width: Taps K of the causal temporal convolution before the recurrence, 0 leaves it out; or of the "conv".
         gelu: GELU of the spatial MLP: the "tanh" approximation of the original JAX code, or exact, "erf".
         temporal_mlp: Griffin's gated MLP after the recurrence; TRecViT has none, TAPNext keeps it.
         patch_size: Side of a square patch in pixels.
@@ -54,7 +59,10 @@ class ModelConfig:
     num_heads: int = 12
     mlp_width: int = 3072
     temporal_mixer: TemporalMixer = "lru"
+    temporal_skip: bool = True
+    temporal_positions: int = 32
     lru_multiplier: int = 1
+    lru_gates: bool = True
     lru_complex: bool = False
     min_radius: float = 0.6
     max_radius: float = 0.999
@@ -71,16 +79,23 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _image_size(self.image_size))
-        for name in ("width", "depth", "num_heads", "mlp_width", "lru_multiplier", "patch_size", "head_width"):
+        for name in (
+            "width",
+            "depth",
+            "num_heads",
+            "mlp_width",
+            "lru_multiplier",
+            "temporal_positions",
+            "patch_size",
+            "head_width",
+        ):
             _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
         for name in ("conv_width", "num_classes"):
             _require(_is_int(getattr(self, name)) and getattr(self, name) >= 0, self, name, "a whole number >= 0")
-        for name in ("lru_complex", "temporal_mlp"):
+        for name in ("lru_complex", "lru_gates", "temporal_mlp", "temporal_skip"):
             _require(isinstance(getattr(self, name), bool), self, name, "true or false")
         _require(self.temporal_patch_size in (1, 2, 4, 8), self, "temporal_patch_size", "1, 2, 4 or 8")
-        _require(
-            self.temporal_mixer in get_args(TemporalMixer), self, "temporal_mixer", f"one of {get_args(TemporalMixer)}"
-        )
+        self._check_temporal_part()
         _require(self.gelu in get_args(Gelu), self, "gelu", f"one of {get_args(Gelu)}")
         _require(self.positions in get_args(Positions), self, "positions", f"one of {get_args(Positions)}")
         _require(self.pooling in get_args(Pooling), self, "pooling", f"one of {get_args(Pooling)}")
@@ -109,6 +124,25 @@ class ModelConfig:
             "image_size",
             f"a positive multiple of patch_size={self.patch_size} in both directions",
         )
+
+    def _check_temporal_part(self) -> None:
+        mixer = self.temporal_mixer
+        _require(mixer in get_args(TemporalMixer), self, "temporal_mixer", f"one of {get_args(TemporalMixer)}")
+        if mixer == "conv":
+            _require(self.conv_width >= 1, self, "conv_width", "at least one tap for temporal_mixer='conv'")
+        if not self.temporal_skip:
+            _require(mixer != "none", self, "temporal_skip", "true for temporal_mixer='none', which skips all")
+        if not self.lru_gates:
+            _require(mixer == "lru", self, "lru_gates", f"true for temporal_mixer={mixer!r}; only the 'lru' has gates")
+            _require(not self.lru_complex, self, "lru_gates", "true for lru_complex=True; without gates it is real")
+        if self.temporal_mlp:
+            rule = f"false for temporal_mixer={mixer!r}; Griffin's MLP belongs to the 'lru'"
+            _require(mixer in ("lru", "none"), self, "temporal_mlp", rule)
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether the model can go on with a stream, or looks at whole clips only."""
+        return self.temporal_mixer != "attention"
 
     @property
     def lru_width(self) -> int:
@@ -172,6 +206,7 @@ class TrackerConfig:
         _require(isinstance(self.blocks, ModelConfig), self, "blocks", "a ModelConfig")
         for name, expected in (("pooling", "mean"), ("num_classes", 0), ("temporal_patch_size", 1)):
             _require(getattr(self.blocks, name) == expected, self, "blocks", f"{name}={expected!r}")
+        _require(self.blocks.can_stream, self, "blocks", "a temporal_mixer that can stream, which 'attention' cannot")
         _require(self.blocks.width % 4 == 0 and self.blocks.width >= 8, self, "blocks", "a width >= 8 that 4 divides")
         for name in ("raster_px", "readout_width"):
             _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")

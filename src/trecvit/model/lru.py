@@ -30,6 +30,8 @@ _MAX_PHASE = 0.1  # code: complex eigenvalues start with phases in [0, 0.1 pi)
 class LayerState(NamedTuple):
     """What one layer remembers of each token's past; its size does not depend on how many frames there were.
 
+    How wide both are, or whether there is anything in them, is the temporal part's: see `mixers.state_sizes`.
+
     Attributes:
         hidden: State of the recurrence, float32 (float64 for a float64 model) whatever the compute dtype.
         taps: The last K-1 inputs of the temporal convolution (none for K <= 1), in the model's dtype.
@@ -126,10 +128,7 @@ class RGLRU(nn.Module):
         self.input_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
         self.a_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
         self.pair: GatePair | None = None
-        # Uniform on the ring, so that a^2 and not a is uniform between the squared radii (code: rnn_param_init).
-        low, high = config.min_radius**2, config.max_radius**2
-        log_a = 0.5 * torch.log(torch.rand(num_eigenvalues) * (high - low) + low + 1e-8)
-        self.a_param = nn.Parameter(torch.log(torch.expm1(-log_a)))
+        self.a_param = _on_the_ring(config, num_eigenvalues)
         if self.is_complex:
             self.a_imag_param = nn.Parameter(torch.rand(num_eigenvalues) * (_MAX_PHASE * math.pi))
 
@@ -169,6 +168,29 @@ class RGLRU(nn.Module):
         return _to_real(states).to(x.dtype), _to_real(last)
 
 
+class UngatedLRU(nn.Module):
+    """The recurrence without its gates (paper, Table 1): h_t = a h_(t-1) + sqrt(1 - a^2) x_t, first frame h_1 = x_1.
+
+    a = sigmoid(lambda), as in the linear recurrent unit (arXiv:2303.06349). The paper does not say whether the power c
+    stays; our choice is none, so that radii are what the configuration says. `a_param` is -lambda.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.a_param = _on_the_ring(config, config.lru_width)
+
+    def forward(
+        self, x: Float[Tensor, "B T N E"], hidden: Float[Tensor, "B N E"], fresh: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
+        """See `RGLRU.forward`."""
+        log_a = -F.softplus(self.a_param.to(hidden.dtype))
+        inputs = bounded_sqrt(-torch.expm1(2.0 * log_a)) * x
+        inputs[:, 0] = torch.where(fresh[:, None, None], x[:, 0], inputs[:, 0])
+        decay = log_a.exp().expand_as(inputs)
+        states, last = linear_scan(decay.flatten(2), inputs.flatten(2), hidden.flatten(1))
+        return states.view_as(x).to(x.dtype), last.view_as(hidden)
+
+
 class GatedMLP(Recomputing):
     """Griffin's MLP: gelu(W_1 x) * (W_2 x), then a linear map back. TRecViT leaves it out, TAPNext has it."""
 
@@ -204,11 +226,12 @@ class TemporalBlock(Recomputing):
         super().__init__()
         width, lru_width = config.width, config.lru_width
         out_scale = 2.0 / config.depth  # code: final_w_init_variance_scale
+        self.skip = config.temporal_skip
         self.norm = RMSNorm(width)
         self.linear_y = Linear(width, lru_width)
         self.linear_x = Linear(width, lru_width)
         self.conv = CausalConv(lru_width, config.conv_width) if config.conv_width else None
-        self.lru = RGLRU(config)
+        self.lru = RGLRU(config) if config.lru_gates else UngatedLRU(config)
         self.linear_out = Linear(lru_width, width)
         self.mlp_norm = RMSNorm(width) if config.temporal_mlp else None
         self.mlp = GatedMLP(width, config.mlp_width, out_scale) if config.temporal_mlp else None
@@ -253,7 +276,7 @@ class TemporalBlock(Recomputing):
     ) -> Float[Tensor, "B T N D"]:
         if self._keeps_inputs_only():
             gate = F.gelu(gate, approximate=GELU["tanh"])
-        x = self.linear_out(gate * y, add=x)
+        x = self.linear_out(gate * y, add=x if self.skip else None)
         return x
 
 
@@ -261,6 +284,13 @@ def init_linear(linear: nn.Linear, variance_scale: float) -> None:
     """Normal weights of variance `variance_scale` / inputs, zero bias (code: variance_scaling(fan_in, normal))."""
     nn.init.normal_(linear.weight, std=math.sqrt(variance_scale / linear.in_features))
     nn.init.zeros_(linear.bias)
+
+
+def _on_the_ring(config: ModelConfig, num_eigenvalues: int) -> nn.Parameter:
+    """-lambda, such that a^2 and not a is uniform between the squared radii (code: rnn_param_init)."""
+    low, high = config.min_radius**2, config.max_radius**2
+    log_a = 0.5 * torch.log(torch.rand(num_eigenvalues) * (high - low) + low + 1e-8)
+    return nn.Parameter(torch.log(torch.expm1(-log_a)))
 
 
 class _DepthwiseConv(torch.autograd.Function):

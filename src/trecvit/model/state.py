@@ -22,6 +22,7 @@ from trecvit.config import ModelConfig
 from trecvit.errors import ConfigError, StateError
 from trecvit.files import write_whole
 from trecvit.model.lru import LayerState
+from trecvit.model.mixers import state_sizes
 
 _States = TypeVar("_States", bound="StreamState")  # not Self, which the tests' shape checks do not understand
 _DOES_NOT_SHAPE_STATE = ("min_radius", "max_radius", "num_classes")
@@ -205,6 +206,11 @@ class StreamState:
                 f"the state was begun with {self.image_size[0]}x{self.image_size[1]} frames, got "
                 f"{frames.shape[3]}x{frames.shape[4]}; resize them or begin with init_state(image_size=...)"
             )
+        if not config.can_stream and bool(self.frames_seen.any()):
+            raise StateError(
+                f"temporal_mixer={config.temporal_mixer!r} looks at whole clips and cannot go on with a stream; "
+                "give all frames at once, with a fresh state"
+            )
         if self.dtype != dtype:
             raise StateError(f"the state is for a {self.dtype} model, this one is {dtype}; use state.to(dtype={dtype})")
         if self.device != device:
@@ -283,9 +289,9 @@ def empty_layers(
     config: ModelConfig, batch_size: int, num_tokens: int, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[LayerState, ...]:
     """What the blocks remember of `num_tokens` tokens per stream before their first frame; `dtype` is the model's."""
-    lru_width = config.lru_width if config.temporal_mixer == "lru" else 0
-    hidden = (batch_size, num_tokens, lru_width)
-    taps = (batch_size, max(config.conv_width - 1, 0), num_tokens, lru_width)
+    sizes = state_sizes(config)
+    hidden = (batch_size, num_tokens, sizes.hidden_width)
+    taps = (batch_size, sizes.num_taps, num_tokens, sizes.taps_width)
     return tuple(
         LayerState(
             hidden=torch.zeros(hidden, dtype=recurrent_dtype(dtype), device=device),

@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from trecvit.config import ModelConfig, Preprocessing, Recompute, TrackerConfig, model_config
 from trecvit.errors import InputError, StateError
 from trecvit.model.linear import GELU, Linear
-from trecvit.model.lru import LayerState, TemporalBlock
+from trecvit.model.lru import LayerState
+from trecvit.model.mixers import TemporalPositions, temporal_part
 from trecvit.model.recompute import Recomputing
 from trecvit.model.state import State
 from trecvit.pretrained import Pretrained
@@ -68,6 +69,7 @@ class Tokenizer(nn.Module):
             self.positions = nn.Parameter(torch.randn(config.num_patches, config.width) * config.width**-0.5)
         # code: the class token starts at zero and gets no position.
         self.cls = nn.Parameter(torch.zeros(config.width)) if config.pooling == "cls" else None
+        self.time = TemporalPositions(config) if config.temporal_mixer == "attention" else None
 
     def forward(self, frames: Float[Tensor, "B F 3 H W"]) -> Float[Tensor, "B T N D"]:
         """Tokens of F = T * temporal_patch_size frames with values in [0,1]."""
@@ -81,7 +83,7 @@ class Tokenizer(nn.Module):
         if self.cls is not None:
             cls = self.cls.expand(batch_size, tokens.shape[1], 1, -1)
             tokens = torch.cat([cls, tokens], dim=2)
-        return tokens
+        return tokens if self.time is None else self.time(tokens)
 
     def _positions_for(self, rows: int, columns: int) -> Float[Tensor, "P D"]:
         if self.positions is None:
@@ -152,7 +154,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.temporal = TemporalBlock(config) if config.temporal_mixer == "lru" else None
+        self.temporal = temporal_part(config)
         self.spatial = SpatialBlock(config)
 
     def forward(

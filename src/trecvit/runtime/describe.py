@@ -18,20 +18,27 @@ def describe(model: TRecViT | TAPNext) -> dict[str, Any]:
     """Facts about a model as plain JSON values, the most asked for first.
 
     Floating-point operations are PyTorch's count of matrix products, two per multiply-add, for one new frame at the
-    size of `preprocessing`; a tracker's are those with `POINTS` points.
+    size of `preprocessing`; a tracker's are those with `POINTS` points. A model that cannot stream has no state and is
+    counted over a whole clip.
     """
     height, width = model.preprocessing.image_size
+    streams = isinstance(model, TAPNext) or model.config.can_stream
     facts: dict[str, Any] = {
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weight bytes": sum(parameter.nbytes for parameter in model.parameters()),
         "GFLOP per frame": round(flops_per_frame(model) / 1e9, 3),
-        "state bytes per stream": (_tracks(model) if isinstance(model, TAPNext) else model.init_state(1)).nbytes,
     }
+    if streams:
+        state = _tracks(model) if isinstance(model, TAPNext) else model.init_state(1)
+        facts |= {"state bytes per stream": state.nbytes}
     if isinstance(model, TAPNext):
         facts |= {"costs are with": f"{POINTS} points", "input": f"frames of {height}x{width} pixels, one by one"}
     else:
-        facts |= {"input": f"frames of {height}x{width} pixels, clips of {model.preprocessing.num_frames}"}
+        clips = f"clips of {model.preprocessing.num_frames}" + (
+            "" if streams else ", whole ones only: it cannot stream"
+        )
+        facts |= {"input": f"frames of {height}x{width} pixels, {clips}"}
     facts |= {"preprocessing": model.preprocessing.to_dict(), "model": model.config.to_dict()}
     if isinstance(model, TRecViT):
         facts |= {"labels": list(model.labels)}
@@ -41,7 +48,7 @@ def describe(model: TRecViT | TAPNext) -> dict[str, Any]:
 def flops_per_frame(model: TRecViT | TAPNext) -> int:
     """Floating-point operations of one new frame of one stream; with temporal patches, the average over a patch.
 
-    For a tracker with `POINTS` points, their readouts included.
+    For a tracker with `POINTS` points, their readouts included. For a model that cannot stream, an average over a clip.
     """
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         if isinstance(model, TAPNext):
@@ -53,7 +60,8 @@ def flops_per_frame(model: TRecViT | TAPNext) -> int:
             tracker.visibility(features)
             return int(counter.get_total_flops())
         shadow = TRecViT(model.config, preprocessing=model.preprocessing)
-        num_frames = model.config.temporal_patch_size
+        extent = model.config.temporal_patch_size
+        num_frames = extent if model.config.can_stream else model.preprocessing.num_frames // extent * extent
         frames = torch.zeros(1, num_frames, 3, *model.preprocessing.image_size)
         shadow._advance(frames, shadow.init_state(1))
         return int(counter.get_total_flops()) // num_frames

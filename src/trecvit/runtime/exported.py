@@ -5,7 +5,8 @@
 
 A graph holds for one batch, number of frames and image size, so there is a file for each. What is carried from frame to
 frame goes in and out of it, and stays the value it is everywhere else. OpenVINO's folders also hold `stream.xml`, with
-the state kept inside, for programs without Python: frames in, class probabilities (or features) out.
+the state kept inside, for programs without Python: frames in, class probabilities (or features) out. A model that only
+takes whole clips has none.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def export(
     counts = list(dict.fromkeys(frames))
     for count in counts:
         _write_graph(folder / _file(count, mode), source, Shapes(batch_size, count, image_size), mode, dtype)
-    if mode == "openvino":
+    if mode == "openvino" and model.config.can_stream:
         _write_stream(folder / _STREAM, source, Shapes(batch_size, extent, image_size))
     rest = {name: tensor.contiguous() for name, tensor in source.state_dict().items() if name.startswith(_REST_PARTS)}
     safetensors.torch.save_file(rest, folder / _REST)

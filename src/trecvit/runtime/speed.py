@@ -121,6 +121,8 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
     if dtype not in DTYPES:
         raise ConfigError(f"expected one of {', '.join(DTYPES)}")
     model = _made(name)
+    if model.config.temporal_mixer in ("lstm", "conv"):
+        raise ConfigError(f"temporal_mixer={model.config.temporal_mixer!r}: the bound is of matrix products only")
     if num_frames % model.config.temporal_patch_size:
         raise ConfigError(f"expected a multiple of temporal_patch_size={model.config.temporal_patch_size} frames")
     fast, begun_s = _made_fast(model, dtype, mode, batch_size, num_frames)

@@ -1,12 +1,17 @@
-"""What video models cost as videos grow longer: the paper's Figure 3 and the cost columns of its Table 3.
+"""What video models cost as videos grow longer: the paper's Figures 3 and 5 and the cost columns of its Table 3.
 
 Nothing is computed: operations are PyTorch's count of matrix products, two per multiply-add, and memory is the peak of
 all live tensors in float32 (weights, gradients, activations), both followed on tensors without content. A model that
 would need half a terabyte is counted on a laptop. XLA, which the paper used, fuses and counts a little differently.
+
+Of the RG-LRU's loop over frames only the first few are followed: it has no matrix products, and each of its frames
+takes and gives back the same memory (`tests/test_study.py` holds this against whole loops). The LSTM's is followed in
+full, as PyTorch's own operations do it; its fused kernel hides what it needs from the count.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,15 +27,18 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from trecvit.baselines.video_transformers import FACTORISED_ENCODER, NAMES, build_baseline
-from trecvit.config import model_config
+from trecvit.config import TemporalMixer, model_config
 from trecvit.errors import MissingPackageError
-from trecvit.model import trecvit
+from trecvit.model import scan, trecvit
 from trecvit.model.trecvit import TRecViT
 
 OURS = "TRecViT-B"
-MODELS = (OURS, *NAMES)
+OUR_BLOCKS: dict[str, TemporalMixer] = {OURS: "lru", "ViT-LSTM": "lstm", "ViT-Conv1D": "conv"}
+MODELS = (*OUR_BLOCKS, *NAMES)
 IMAGE_PX = 224
-FRAMES = (8, 16, 24, 32, 40, 48, 56, 64)
+TRAINING_FRAMES = (8, 16, 24, 32, 40, 48, 56, 64)  # as in the paper's figures
+FRAMES = (*TRAINING_FRAMES, 128, 256, 512, 1024)
+_FRAMES_FOLLOWED = 3  # of the RG-LRU's loop: its first frame differs, and whatever is reused has come back by then
 _CLASSES = 174  # Something-Something-v2, as in the paper's Table 3
 
 # The paper's Table 3: parameters in millions, TFLOP and GB of inference; its text: ratios to ViViT-L in Figure 3.
@@ -47,7 +55,7 @@ class Cost:
     """Of one clip, batch 1.
 
     Attributes:
-        model: `OURS` or one of the baselines.
+        model: One of `OUR_BLOCKS` or of the baselines.
         num_frames: Frames of 224 x 224.
         parameters: Weights.
         inference_flop: Operations of a forward pass.
@@ -98,11 +106,11 @@ def costs(
     Args:
         models: Names.
         frames: Lengths.
-        training: Whether to count a training step as well.
+        training: Whether to count a training step as well, up to the longest of `TRAINING_FRAMES`.
         report: Called with the number of costs counted.
     """
     for done, (name, num_frames) in enumerate(product(models, frames), start=1):
-        yield cost(name, num_frames, training=training)
+        yield cost(name, num_frames, training=training and num_frames <= max(TRAINING_FRAMES))
         report(done)
 
 
@@ -113,7 +121,6 @@ def cost(name: str, num_frames: int, *, training: bool = True) -> Cost:
         model=name,
         num_frames=num_frames,
         parameters=plain.parameters,
-        # PyTorch has no count for its fused attention on CPUs; it does the same products.
         inference_flop=plain.inference[0],
         training_flop=plain.training[0] if plain.training else None,
         inference_bytes=plain.inference[1],
@@ -124,7 +131,7 @@ def cost(name: str, num_frames: int, *, training: bool = True) -> Cost:
 
 
 def frame_costs(counted: Sequence[Cost]) -> list[FrameCost]:
-    """What every new frame costs: the window run again, or for TRecViT one frame and the state.
+    """What every new frame costs: the window run again, or for what can stream one frame and the state.
 
     The factorised encoder is left out: it could keep what it has computed of each frame.
     """
@@ -134,10 +141,15 @@ def frame_costs(counted: Sequence[Cost]) -> list[FrameCost]:
         for one in counted
         if one.model != FACTORISED_ENCODER
     ]
-    single = cost(OURS, 1, training=False)
+    streaming = list(dict.fromkeys([OURS, *(one.model for one in counted if one.model in OUR_BLOCKS)]))
+    return [*(_streamed(name) for name in streaming), *found]
+
+
+def _streamed(name: str) -> FrameCost:
     with torch.device("meta"):
-        state = TRecViT(model_config("base", num_classes=_CLASSES)).init_state(1)
-    return [FrameCost(model=OURS, window=1, flop=single.inference_flop, kept_bytes=state.nbytes), *found]
+        state = TRecViT(model_config("base", num_classes=_CLASSES, temporal_mixer=OUR_BLOCKS[name])).init_state(1)
+    flop = cost(name, 1, training=False).inference_flop
+    return FrameCost(model=name, window=1, flop=flop, kept_bytes=state.nbytes)
 
 
 def to_dict(counted: Sequence[Cost], per_frame: Sequence[FrameCost]) -> dict[str, Any]:
@@ -159,48 +171,72 @@ def to_dict(counted: Sequence[Cost], per_frame: Sequence[FrameCost]) -> dict[str
 
 
 def draw(counted: Sequence[Cost], folder: Path) -> list[Path]:
-    """Draws operations and memory over the number of frames, as `efficiency.png` and `.svg`."""
+    """Draws operations and memory over the number of frames, as `efficiency.png` and `.svg`.
+
+    Above, to 64 frames, on the paper's linear axes; below all lengths, on logarithmic ones.
+    """
     try:
         import matplotlib.figure
     except ImportError as error:
         raise MissingPackageError("matplotlib", needed_for="pictures", extra="study") from error
-    panels: tuple[tuple[str, str, float], ...] = (
+    short: list[_Panel] = [
         ("TFLOP, forward", "inference_flop", 1e12),
         ("TFLOP, forward and backward", "training_flop", 1e12),
-        ("peak memory of inference, GB\nattention maps materialised", "inference_bytes", 1e9),
         ("peak memory of a training step, GB\nattention maps materialised", "training_bytes", 1e9),
         ("peak memory of a training step, GB\nfused attention", "fused_training_bytes", 1e9),
-    )
-    figure = matplotlib.figure.Figure(figsize=(22, 4.6), layout="constrained")
-    names = list(dict.fromkeys(one.model for one in counted))
-    for axes, (title, field, unit) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for number, name in enumerate(names):
-            mine = [one for one in counted if one.model == name and getattr(one, field) is not None]
-            heights = [getattr(one, field) / unit for one in mine]
-            width = 3.0 if name == OURS else 1.5
-            frames = [one.num_frames for one in mine]
-            axes.plot(frames, heights, color=f"C{number}", linewidth=width, marker="o", ms=3, label=name)
-        axes.set(xlabel="frames", title=title)
+    ]
+    long: list[_Panel] = [
+        ("TFLOP, forward", "inference_flop", 1e12),
+        ("peak memory of inference, GB\nattention maps materialised", "inference_bytes", 1e9),
+        ("peak memory of inference, GB\nfused attention", "fused_inference_bytes", 1e9),
+    ]
+    figure = matplotlib.figure.Figure(figsize=(19, 9.6), layout="constrained")
+    above, below = figure.subplots(2, len(short))
+    for axes, panel in zip(above, short, strict=True):
+        _plot(axes, [one for one in counted if one.num_frames <= max(TRAINING_FRAMES)], panel)
         axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
+    for axes, panel in zip(below[:-1], long, strict=True):
+        _plot(axes, counted, panel)
+        axes.set(xscale="log", yscale="log")
+        ticks = sorted({one.num_frames for one in counted if one.num_frames.bit_count() == 1})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.minorticks_off()
+    below[-1].axis("off")
+    below[-1].legend(*above[0].get_legend_handles_labels(), loc="center", fontsize=11)
     written = [folder / f"efficiency.{suffix}" for suffix in ("png", "svg")]
     for path in written:
         figure.savefig(path, dpi=90)
     return written
 
 
+_Panel = tuple[str, str, float]  # title, field of a `Cost`, unit
+
+
+def _plot(axes: Any, counted: Sequence[Cost], panel: _Panel) -> None:
+    title, field, unit = panel
+    for number, name in enumerate(dict.fromkeys(one.model for one in counted)):
+        mine = [one for one in counted if one.model == name and getattr(one, field) is not None]
+        heights = [getattr(one, field) / unit for one in mine]
+        width = 3.0 if name == OURS else 1.5
+        frames = [one.num_frames for one in mine]
+        line = "--" if name in OUR_BLOCKS and name != OURS else "-"
+        axes.plot(frames, heights, line, color=f"C{number}", linewidth=width, marker="o", ms=3, label=name)
+    axes.set(xlabel="frames", title=title)
+    axes.grid(alpha=0.3)
+
+
 class _Counted(NamedTuple):
     parameters: int
-    inference: tuple[int, int]  # operations and peak bytes
+    inference: tuple[int, int]  # operations, 0 with fused attention, and peak bytes
     training: tuple[int, int] | None
 
 
 def _counted(name: str, num_frames: int, fused: bool, training: bool) -> _Counted:
     model = _without_weights(name, num_frames, fused)
-    with _attention(fused), FakeTensorMode(allow_non_fake_inputs=True):
+    ours = isinstance(model, TRecViT)
+    with _attention(fused), _loops_followed(), FakeTensorMode(allow_non_fake_inputs=True):
         _give_empty_weights(model)
-        video = torch.zeros(1, num_frames, 3, IMAGE_PX, IMAGE_PX, dtype=torch.uint8 if name == OURS else torch.float32)
+        video = torch.zeros(1, num_frames, 3, IMAGE_PX, IMAGE_PX, dtype=torch.uint8 if ours else torch.float32)
 
         def forward() -> None:
             with torch.no_grad():
@@ -208,31 +244,38 @@ def _counted(name: str, num_frames: int, fused: bool, training: bool) -> _Counte
 
         def update() -> None:
             out = model(video)
-            answer = out.logits if name == OURS else out if isinstance(out, Tensor) else out.last_hidden_state
+            answer = out.logits if ours else out if isinstance(out, Tensor) else out.last_hidden_state
             answer.float().sum().backward()
 
-        inference = _operations_and_peak(model.eval(), forward)
-        both = _operations_and_peak(model.train(), update) if training else None
+        # PyTorch has no count for its fused attention on CPUs; it does the same products.
+        inference = (0 if fused else _operations(model.eval(), forward), _peak_bytes(model.eval(), forward))
+        both = None
+        if training:
+            both = (0 if fused else _operations(model.train(), update), _peak_bytes(model.train(), update))
         return _Counted(sum(parameter.numel() for parameter in model.parameters()), inference, both)
 
 
-def _operations_and_peak(model: nn.Module, run: Callable[[], None]) -> tuple[int, int]:
+def _operations(model: nn.Module, run: Callable[[], None]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     model.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops())
+
+
+def _peak_bytes(model: nn.Module, run: Callable[[], None]) -> int:
     tracker = MemTracker()
     tracker.track_external(model)
     with tracker:
         run()
     model.zero_grad(set_to_none=True)
     peak = tracker.get_tracker_snapshot("peak")
-    return int(counter.get_total_flops()), int(sum(kinds["Total"] for kinds in peak.values()))
+    return int(sum(kinds["Total"] for kinds in peak.values()))
 
 
 def _without_weights(name: str, num_frames: int, fused: bool) -> nn.Module:
     with torch.device("meta"):
-        if name == OURS:
-            return TRecViT(model_config("base", num_classes=_CLASSES))
+        if name in OUR_BLOCKS:
+            return TRecViT(model_config("base", num_classes=_CLASSES, temporal_mixer=OUR_BLOCKS[name]))
         return build_baseline(name, image_size=IMAGE_PX, num_frames=num_frames, fused=fused)
 
 
@@ -250,3 +293,16 @@ def _attention(fused: bool) -> Iterator[None]:
     """Whether TRecViT's own attention, which on CPUs is plain products for few tokens, is PyTorch's fused one."""
     with patch.object(trecvit, "_MAX_TOKENS_FOR_PRODUCTS", 0 if fused else trecvit._MAX_TOKENS_FOR_PRODUCTS):
         yield
+
+
+@contextmanager
+def _loops_followed() -> Iterator[None]:
+    """The RG-LRU's loop for a few frames, and the LSTM as a loop of products that can be counted, not as a kernel."""
+
+    def few(*bounds: int) -> range:
+        return range(*bounds)[:_FRAMES_FOLLOWED]
+
+    with patch.object(scan, "range", few, create=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of oneDNN's settings for GPUs
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield

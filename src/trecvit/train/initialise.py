@@ -106,5 +106,5 @@ def scale_first_weights(model: VideoModel, *, convolutions: float, positions: fl
     for name, parameter in model.named_parameters():
         if name.endswith("temporal.conv.weight"):
             parameter.mul_(convolutions)
-        elif name == "tokenizer.positions":
+        elif name in ("tokenizer.positions", "tokenizer.time.positions"):
             parameter.mul_(positions)

@@ -132,7 +132,7 @@ def convert(
         raise CheckpointError(f"{target}: the original format holds no class names; convert to a folder instead")
     if not isinstance(model, TRecViT):
         raise CheckpointError(f"{target}: a {type(model).__name__} is written as a folder only")
-    for field, value in (("temporal_mixer", "lru"), ("gelu", "tanh")):
+    for field, value in (("temporal_mixer", "lru"), ("temporal_skip", True), ("lru_gates", True), ("gelu", "tanh")):
         if getattr(model.config, field) != value:
             raise CheckpointError(f"the original format knows no {field}={getattr(model.config, field)!r}")
     write_official(target, model.config, model.state_dict())
