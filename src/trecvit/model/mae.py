@@ -86,8 +86,11 @@ def targets(video: Clips, hidden: Int64[Tensor, "B H"], config: ModelConfig) -> 
     pixels = video.float() / 255.0 if video.dtype == torch.uint8 else video.float()
     patches = patches_of(pixels, config).take_along_dim(hidden[:, None, :, None], dim=2)
     colours = patches.unflatten(3, (3, -1))
-    mean = colours.mean(dim=4, keepdim=True).expand_as(colours).flatten(3)
-    deviation = (colours.std(dim=4, keepdim=True) + _MIN_DEVIATION).expand_as(colours).flatten(3)
+    mean = colours.mean(dim=4, keepdim=True)
+    # Not std(), which complains where nothing is hidden.
+    variance = (colours - mean).square().sum(dim=4, keepdim=True) / (colours.shape[4] - 1)
+    deviation = (variance.sqrt() + _MIN_DEVIATION).expand_as(colours).flatten(3)
+    mean = mean.expand_as(colours).flatten(3)
     return Targets((patches - mean) / deviation, mean, deviation)
 
 

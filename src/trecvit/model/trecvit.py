@@ -428,7 +428,8 @@ def patches_of(frames: Shaped[Tensor, "B F 3 H W"], config: ModelConfig) -> Shap
     extent, side = config.temporal_patch_size, config.patch_size
     rows, columns = height // side, width // side
     pixels = frames.reshape(batch_size, num_frames // extent, extent, colours, rows, side, columns, side)
-    return pixels.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(2, 3)
+    patches: Tensor = pixels.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(2, 3)
+    return patches
 
 
 def frames_of(
@@ -438,7 +439,8 @@ def frames_of(
     extent, side = config.temporal_patch_size, config.patch_size
     rows, columns = (length // side for length in image_size)
     pixels = patches.unflatten(3, (3, extent, side, side)).unflatten(2, (rows, columns))
-    return pixels.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(1, 2)
+    frames: Tensor = pixels.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(1, 2)
+    return frames
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Float[Tensor, "P D"]:
