@@ -140,3 +140,20 @@ def test_views_come_in_the_manifests_order(data):
     assert [views[number].name for number in range(4)] == [video.name for video in read_manifest(data).videos]
     assert isinstance(views[0], Sample)
     assert views[0].pixels.shape == (12, 4, 3, 32, 32)
+
+
+def test_what_has_no_class_may_be_mirrored(tmp_path):
+    """And a class that must not be is none any more once the classes are taken away."""
+    write_noise(tmp_path / "moving left" / "noise.mp4", 10)
+    manifest = read_manifest(tmp_path).unlabelled()
+    clips = TrainingClips(manifest, PLAN, Augmentation(flip=True), seed=0)
+    plain = TrainingClips(manifest, PLAN, Augmentation(), seed=0)
+    shown = [(clips[epoch, 0], plain[epoch, 0]) for epoch in range(20)]
+    assert {clip.label for clip, _ in shown} == {-1}
+    # The crop is drawn before the mirror, so that both have the same.
+    mirrored = sum(torch.equal(clip.pixels, other.pixels.flip(-1)) for clip, other in shown)
+    assert all(
+        torch.equal(clip.pixels, other.pixels) or torch.equal(clip.pixels, other.pixels.flip(-1))
+        for clip, other in shown
+    )
+    assert 3 < mirrored < 17

@@ -157,6 +157,18 @@ def test_a_folder_per_class(tmp_path):
         read_manifest(tmp_path / "empty")
 
 
+def test_a_folder_of_videos_without_classes(tmp_path):
+    touch(tmp_path / "2.mp4", tmp_path / "10.webm", tmp_path / "notes.txt", tmp_path / ".hidden" / "3.mp4")
+    manifest = read_manifest(tmp_path)
+    assert (as_pairs(manifest), manifest.labels, manifest.num_classes) == ([("10.webm", -1), ("2.mp4", -1)], (), 0)
+    touch(tmp_path / "walks" / "deep" / "1.mp4")
+    assert as_pairs(read_manifest(tmp_path)) == [("walks/deep/1.mp4", 0)]
+    at_any_depth = read_manifest(DataSource(path=str(tmp_path), format="unlabelled"))
+    assert as_pairs(at_any_depth) == [("10.webm", -1), ("2.mp4", -1), ("walks/deep/1.mp4", -1)]
+    assert as_pairs(read_manifest(tmp_path).unlabelled()) == [("walks/deep/1.mp4", -1)]
+    assert read_manifest(tmp_path).unlabelled().num_classes == 0
+
+
 def test_two_files_for_one_video_are_an_error(tmp_path):
     entries = [{"id": "1", "template": "Holding [something]"}]
     path = something(tmp_path, entries)

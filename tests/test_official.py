@@ -17,6 +17,7 @@ from trecvit.errors import CheckpointError
 from trecvit.model.trecvit import TRecViT
 from trecvit.weights.load import convert, load
 from trecvit.weights.official import from_official, infer_config, official_shapes, read_official, to_official
+from trecvit.weights.zoo import ZOO
 
 GOLDEN = Path(__file__).parent / "golden"
 FRAMES_PER_CLIP = {"small_tok": None, "small_gap_clips": 6}
@@ -242,3 +243,52 @@ def test_a_file_that_promises_too_much_allocates_nothing(tmp_path):
         archive.writestr("tokenizer/embedding/kernel.npy", header.getvalue() + bytes(64))
     with pytest.raises(CheckpointError, match="promises float32"):
         load(path)
+
+
+def released_autoencoder(folder: Path, change=lambda arrays: None) -> TRecViT:
+    """A file of the layout that `base_mae` is expected to have, where the zoo looks for it, and the model it is of."""
+    model = tiny_model(num_classes=0, pooling="mean", image_size=(24, 24))
+    arrays = to_official(model.config, model.state_dict())
+    arrays["decoder/mask_token"] = np.ones((1, 1, 8), np.float32)
+    arrays["step"] = np.array(7)
+    change(arrays)
+    np.savez(folder / ZOO["base_mae"].filename, **arrays)
+    return model
+
+
+def test_of_the_released_autoencoder_the_backbone_is_taken_and_the_rest_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRECVIT_CACHE", str(tmp_path))
+    expected = released_autoencoder(tmp_path)
+    got = load("base_mae")
+    assert got.head is None
+    assert got.config == expected.config.replace(min_radius=0.5, head_width=ModelConfig().head_width)
+    assert all(torch.equal(got.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
+    assert got.provenance["not taken"] == "decoder/mask_token (1, 1, 8), step ()"
+    assert got.provenance["source"] == ZOO["base_mae"].url
+    again = load(got.save(tmp_path / "model"))
+    assert again.provenance == got.provenance
+    with pytest.raises(CheckpointError, match=r"2 left over: decoder/mask_token \(1, 1, 8\), step"):
+        load(tmp_path / ZOO["base_mae"].filename)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda arrays: arrays.pop("encoder/encoder_norm/bias"), r"1 missing: encoder/encoder_norm/bias \(16,\)"),
+        (lambda arrays: arrays.update({"encoder/new": arrays["step"]}), r"1 left over: encoder/new \(\)"),
+        # A learnt position or class token under another name must not become a model without one.
+        (
+            lambda arrays: arrays.update({"tokenizer/places": arrays.pop("tokenizer/pos_embedding")}),
+            r"1 left over: tokenizer/places \(1, 9, 16\)",
+        ),
+        (
+            lambda arrays: [arrays.update({f"params/{name}": arrays.pop(name)}) for name in list(arrays)],
+            "expected arrays under tokenizer/ and encoder/, got params/tokenizer/embedding/kernel",
+        ),
+    ],
+)
+def test_a_backbone_is_not_taken_half(tmp_path, monkeypatch, change, complaint):
+    monkeypatch.setenv("TRECVIT_CACHE", str(tmp_path))
+    released_autoencoder(tmp_path, change)
+    with pytest.raises(CheckpointError, match=complaint):
+        load("base_mae")

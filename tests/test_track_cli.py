@@ -141,6 +141,13 @@ def test_captions_and_grids_keep_to_their_places():
     assert (grid == 128).all(axis=2).sum() >= 4 * 90 * 120
     with pytest.raises(InputError, match="one size"):
         draw_grid([[grey, grey[:40]]], ["a", "b"])
+    named = draw_grid([[grey, grey], [grey, grey]], ["a", "b"], row_titles=["first", "second"])
+    margin = named.shape[1] - grid.shape[1]
+    assert margin > 10
+    assert np.array_equal(named[:, margin:], grid)
+    assert (named[:, :margin] < 128).any()
+    with pytest.raises(InputError, match="row_titles: expected one for each of 1 rows, got 2"):
+        draw_grid([[grey, grey]], ["a", "b"], row_titles=["first", "second"])
 
 
 def test_only_the_last_places_are_remembered():

@@ -16,6 +16,7 @@ import torch
 
 from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.errors import CheckpointError, ConfigError, DataError
+from trecvit.model.mae import MaskedAutoencoder
 from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
@@ -57,11 +58,14 @@ def recipe_path(tmp_path) -> Path:
 def test_every_shipped_recipe_loads_and_builds(path):
     recipe = load_recipe(path)
     with torch.device("meta"):
-        model = (TAPNext if recipe.tracks else TRecViT)(recipe.model, preprocessing=recipe.preprocessing)
+        if recipe.mae is not None:
+            model = MaskedAutoencoder(recipe.autoencoder, preprocessing=recipe.preprocessing)
+        else:
+            model = (TAPNext if recipe.tracks else TRecViT)(recipe.model, preprocessing=recipe.preprocessing)
     count = sum(parameter.numel() for parameter in model.parameters())
     expected = {
         "world": 909_842, "world_files": 909_842, "kinetics400": 111_913_360, "something_something_v2": 111_218_862,
-        "track_world": 2_865_985,
+        "track_world": 2_865_985, "mae_world": 1_383_456, "mae_k400": 117_995_136,
     }  # fmt: skip
     assert count == expected[path.stem]
     assert optimisers_of(model, recipe.optimisation)
@@ -78,6 +82,17 @@ def test_the_paper_s_recipes_say_what_its_table_9_says():
         assert recipe.start.vit
         differs = (plan.epochs, plan.head_dropout, videos.augmentation.rand_augment_ops > 0, recipe.model.num_classes)
         assert differs == PAPERS[name]
+
+
+def test_the_paper_s_recipe_for_masked_autoencoding_says_what_its_table_10_says():
+    recipe = load_recipe(RECIPES[0].parent / "mae_k400.yaml")
+    plan, clips = recipe.optimisation, recipe.preprocessing
+    assert (plan.learning_rate, plan.weight_decay, plan.epochs) == (3e-4, 0.05, 1600)
+    assert (clips.num_frames, clips.frame_stride, clips.image_size) == (16, 2, (224, 224))
+    assert recipe.mae.mask_ratio == 0.9
+    steps_per_epoch = 241_512 // plan.batch_size
+    assert plan.warmup_steps == 40 * steps_per_epoch
+    assert recipe.mae.validate_every == 20 * steps_per_epoch
 
 
 def test_updates_are_measured_in_processes_of_their_own():

@@ -249,6 +249,82 @@ class TrackerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderConfig:
+    """Architecture of a masked autoencoder: a TRecViT that sees some tubes of a clip, and what restores the others.
+
+    Attributes:
+        blocks: Tokenizer and blocks of the encoder, without a head.
+        decoder: Blocks of the decoder, see `decoder_config`. Patches are the encoder's, positions the fixed ones.
+        mask_ratio: Share of the tubes that are hidden (paper, section 4.1: 0.9 does best).
+    """
+
+    blocks: ModelConfig
+    decoder: ModelConfig
+    mask_ratio: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "decoder"):
+            _require(isinstance(getattr(self, name), ModelConfig), self, name, "a ModelConfig")
+        _require(self.blocks.num_classes == 0, self, "blocks", "num_classes=0")
+        _require(self.blocks.patch_size >= 2, self, "blocks", "patch_size >= 2, patches of one pixel have no contrast")
+        for name, value in _decoder_must_have(self.blocks).items():
+            _require(getattr(self.decoder, name) == value, self, "decoder", f"{name}={value!r}")
+        _require(0.0 <= self.mask_ratio < 1.0, self, "mask_ratio", "a share of 0 up to but not 1")
+
+    @property
+    def depth(self) -> int:
+        """Number of the encoder's blocks."""
+        return self.blocks.depth
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels for which positions are stored."""
+        return self.blocks.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """0: an autoencoder names nothing."""
+        return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "blocks": self.blocks.to_dict(), "decoder": self.decoder.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
+        refuse_unknown(cls, values)
+        parts = {}
+        for name in ("blocks", "decoder"):
+            if not isinstance(values.get(name), Mapping):
+                raise ConfigError(
+                    f"AutoencoderConfig.{name}: expected a ModelConfig's fields, got {values.get(name)!r}"
+                )
+            parts[name] = ModelConfig.from_dict(values[name])
+        return cls(**{**values, **parts})
+
+
+def decoder_config(blocks: ModelConfig, **fields: Any) -> ModelConfig:
+    """The decoder for an encoder of these blocks, by default of the size of VideoMAE's for its base model.
+
+    The paper does not say what its decoder was. VideoMAE's (github.com/MCG-NJU/VideoMAE at 14ef8d8) has 4 blocks of
+    width 384 with 6 heads, which attend to all tokens of all frames. These are TRecViT's own blocks, so that a hidden
+    tube too remembers its past, or with `temporal_mixer="none"` blocks that see each frame by itself.
+
+    Args:
+        blocks: The encoder's.
+        fields: Those of `ModelConfig` that are to be others.
+    """
+    size = {"width": 384, "depth": 4, "num_heads": 6, "mlp_width": 1536}
+    return ModelConfig().replace(**{**size, **_decoder_must_have(blocks), **fields})
+
+
+def _decoder_must_have(blocks: ModelConfig) -> dict[str, Any]:
+    same = {name: getattr(blocks, name) for name in ("patch_size", "temporal_patch_size", "image_size")}
+    return {**same, "positions": "sincos2d", "pooling": "mean", "num_classes": 0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
     """How frames become the model's input. Pixels are in [0, 1], without mean or deviation (code: frames / 255).
 

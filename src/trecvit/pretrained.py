@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from trecvit.config import ModelConfig, Preprocessing, TrackerConfig
+from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing, TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.files import write_text, write_whole
 
@@ -46,11 +46,11 @@ class Pretrained(
         provenance: Where the weights come from, as free text by key ("source", "licence", "command" ...).
     """
 
-    config_class: ClassVar[type[ModelConfig] | type[TrackerConfig]] = ModelConfig
+    config_class: ClassVar[type[ModelConfig] | type[TrackerConfig] | type[AutoencoderConfig]] = ModelConfig
 
     def __init__(
         self,
-        config: ModelConfig | TrackerConfig,
+        config: ModelConfig | TrackerConfig | AutoencoderConfig,
         *,
         preprocessing: Preprocessing | None = None,
         labels: Sequence[str] = (),
@@ -79,9 +79,11 @@ class Pretrained(
 
         Each file appears whole or not at all. The weights keep their dtype.
         """
-        folder = Path(folder)
+        return self._save(Path(folder), self.state_dict())
+
+    def _save(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
         description = {
             "format": FORMAT,
             "architecture": type(self).__name__,
@@ -119,7 +121,7 @@ class Pretrained(
             preprocessing = Preprocessing.from_dict(description["preprocessing"])
         except (ConfigError, TypeError) as exc:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {exc}") from exc
-        tensors = _read_tensors(folder / WEIGHTS_FILE)
+        tensors = cls._read_weights(folder)
         if config.depth > len(tensors):
             raise CheckpointError(f"{folder}: {config.depth} layers cannot be made of {len(tensors)} tensors")
         # A model that names nothing takes no names; `read_description` has seen to it that there are none.
@@ -136,6 +138,10 @@ class Pretrained(
             device=device,
             dtype=dtype,
         )
+
+    @classmethod
+    def _read_weights(cls, folder: Path) -> dict[str, Tensor]:
+        return read_tensors(folder / WEIGHTS_FILE)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
@@ -248,7 +254,12 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return dict(description)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: when the file is missing or is none.
+    """
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError as exc:

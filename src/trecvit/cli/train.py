@@ -115,7 +115,8 @@ def curves(
         figures.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     table = Table("run", "steps", "loss", "best on the way", "at the end", box=None, pad_edge=False)
     for name, at in found.items():
-        score = "average_jaccard" if {"average_jaccard", "best_average_jaccard"} & at.keys() else "top1"
+        scores = ("average_jaccard", "explained")
+        score = next((name for name in scores if {name, f"best_{name}"} & at.keys()), "top1")
         said = (f"{score} {at[key]:.1%}" if key in at else "" for key in (f"best_{score}", score))
         table.add_row(name, str(at["steps"]), f"{at['loss']:.3f}", *said)
     console().print(table)

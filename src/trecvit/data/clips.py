@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
-from trecvit.data.manifest import Manifest
+from trecvit.data.manifest import NO_LABEL, Manifest
 from trecvit.errors import ConfigError, VideoError
 from trecvit.video.decode import Source, length_and_rate, read_frames_at
 from trecvit.video.sampling import clip_indices, evaluation_clips, spatial_crops
@@ -65,7 +65,7 @@ class TrainingClips(Dataset[Sample | Failure]):
     def __init__(
         self, manifest: Manifest, preprocessing: Preprocessing, augmentation: Augmentation, *, seed: int
     ) -> None:
-        if augmentation.flip and not manifest.labels:
+        if augmentation.flip and not manifest.labels and any(video.label != NO_LABEL for video in manifest.videos):
             raise ConfigError(
                 f"{manifest.source} has numbers only: without the names of its classes nobody knows which may be "
                 "mirrored; give `labels`, or flip=false"
@@ -91,11 +91,17 @@ class TrainingClips(Dataset[Sample | Failure]):
             frames, _ = read_frames_at(video.source, indices, short_side_px=short_side_px)
         except VideoError as exc:
             return Failure(video.name, exc.reason)
-        # Without names nothing is mirrored, and nothing says what a mirror would show.
-        mirrored = self.in_mirror[video.label] if self.in_mirror else None
+        mirrored = self._in_mirror(video.label)
         clip, flipped = self.augmentation(frames, rng, plan.image_size, may_flip=mirrored is not None)
         label = mirrored if flipped and mirrored is not None else video.label
         return Sample(torch.from_numpy(clip).permute(0, 3, 1, 2), label, video.name)
+
+    def _in_mirror(self, label: int) -> int | None:
+        """What a mirrored video of this class would be called; None if it must not be mirrored."""
+        if label == NO_LABEL:  # nothing that a mirror could make untrue
+            return NO_LABEL if self.augmentation.flip else None
+        # Without names nothing says what a mirror would show.
+        return self.in_mirror[label] if self.in_mirror else None
 
 
 class EvaluationViews(Dataset[Sample | Failure]):

@@ -16,7 +16,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,7 +32,7 @@ NO_LABEL = -1
 
 Unknown = list[tuple[str, str]]  # names of videos, and what their classes are said to be
 
-Format = Literal["kinetics", "something", "list", "folders", "shards"]
+Format = Literal["kinetics", "something", "list", "folders", "shards", "unlabelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +81,22 @@ class Manifest:
         """How many classes there are: the named ones, or one more than the largest number."""
         return len(self.labels) or max(video.label for video in self.videos) + 1
 
+    def unlabelled(self) -> Manifest:
+        """The same videos without their classes."""
+        return replace(self, videos=tuple(replace(video, label=NO_LABEL) for video in self.videos), labels=())
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSource:
     """Where one split of a data set is.
 
     Attributes:
-        path: The list (Kinetics' csv, Something-Something's JSON, a `path label` list), the folder of classes, or the
-            shards: a folder of them, one file, or a pattern such as "train-{000..099}.tar", also as an address.
+        path: The list (Kinetics' csv, Something-Something's JSON, a `path label` list), the folder of classes or of
+            videos without any, or the shards: a folder of them, one file, or a pattern such as "train-{000..099}.tar",
+            also as an address.
         videos: Folder of the videos, for the formats with a list; the list's own folder by default.
-        format: One of "kinetics", "something", "list", "folders", "shards"; found out from `path` by default.
+        format: One of "kinetics", "something", "list", "folders", "shards", "unlabelled"; found out from `path` by
+            default. "unlabelled" takes all videos in a folder, at any depth.
         labels: "kinetics400", "something_something_v2", or a file with the names of the classes: lines in the order of
             their numbers, or Something-Something's JSON. What the data say themselves by default.
     """
@@ -134,6 +140,8 @@ def read_manifest(source: DataSource | str | Path, *, unknown: Unknown | None = 
     names = read_labels(source.labels) if source.labels else None
     if form == "folders":
         return read_folders(source.path, labels=names, unknown=unknown)
+    if form == "unlabelled":
+        return read_unlabelled(source.path)
     if form == "shards":
         return read_shards(shard_paths(source.path), labels=names, source=source.path, unknown=unknown)
     videos = source.videos or _default_videos(Path(source.path))
@@ -275,6 +283,14 @@ def read_folders(
     return Manifest(tuple(found), tuple(labels if labels is not None else classes), (), str(folder))
 
 
+def read_unlabelled(folder: str | Path) -> Manifest:
+    """All videos in a folder, at any depth but not in hidden folders, without classes."""
+    folder = Path(folder)
+    names = sorted(file.relative_to(folder) for file in _walk(folder) if file.suffix.lower() in VIDEO_SUFFIXES)
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return Manifest(tuple(Video(name.as_posix(), folder / name, NO_LABEL) for name in shown), (), (), str(folder))
+
+
 def read_shards(
     shards: Sequence[Path],
     *,
@@ -372,13 +388,22 @@ def _recognised(path: str) -> Format:
     if suffix == ".tar":
         return "shards"
     if Path(path).is_dir():
-        return "shards" if any(Path(path).glob("*.tar")) else "folders"
+        return _recognised_folder(Path(path))
     if not Path(path).is_file():
         raise DataError(f"{path}: there is no such file or folder; check the path")
     if suffix == ".json":
         return "something"
     with _opened(Path(path)) as lines:
         return "kinetics" if "youtube_id" in next(iter(lines), "") else "list"
+
+
+def _recognised_folder(folder: Path) -> Format:
+    entries = list(folder.iterdir())
+    if any(entry.suffix == ".tar" for entry in entries):
+        return "shards"
+    has_folders = any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+    has_videos = any(entry.suffix.lower() in VIDEO_SUFFIXES for entry in entries)
+    return "unlabelled" if has_videos and not has_folders else "folders"
 
 
 def _default_videos(path: Path) -> Path:

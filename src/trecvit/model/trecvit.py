@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import ModelConfig, Preprocessing, Recompute, TrackerConfig, model_config
+from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing, Recompute, TrackerConfig, model_config
 from trecvit.errors import InputError, StateError
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState
@@ -71,17 +71,26 @@ class Tokenizer(nn.Module):
         self.cls = nn.Parameter(torch.zeros(config.width)) if config.pooling == "cls" else None
         self.time = TemporalPositions(config) if config.temporal_mixer == "attention" else None
 
-    def forward(self, frames: Float[Tensor, "B F 3 H W"]) -> Float[Tensor, "B T N D"]:
-        """Tokens of F = T * temporal_patch_size frames with values in [0,1]."""
-        batch_size, num_frames, colours, height, width = frames.shape
-        extent, side = self.config.temporal_patch_size, self.config.patch_size
-        rows, columns = height // side, width // side
-        pixels = frames.reshape(batch_size, num_frames // extent, extent, colours, rows, side, columns, side)
-        patches = pixels.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(2, 3)
+    def forward(
+        self, frames: Float[Tensor, "B F 3 H W"], visible: Int64[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B T N D"]:
+        """Tokens of F = T * temporal_patch_size frames with values in [0,1].
+
+        Args:
+            frames: The videos.
+            visible: Which patches of each video to look at, the same in all its frames, in the order of the tokens to
+                come; the others cost nothing. By default all.
+        """
+        side = self.config.patch_size
+        patches = patches_of(frames, self.config)
+        positions = self._positions_for(frames.shape[3] // side, frames.shape[4] // side)
+        if visible is not None:
+            patches = patches.take_along_dim(visible[:, None, :, None], dim=2)
+            positions = positions[visible][:, None]
         tokens: Tensor = self.embedding(patches)
-        tokens = tokens + self._positions_for(rows, columns)
+        tokens = tokens + positions
         if self.cls is not None:
-            cls = self.cls.expand(batch_size, tokens.shape[1], 1, -1)
+            cls = self.cls.expand(*tokens.shape[:2], 1, -1)
             tokens = torch.cat([cls, tokens], dim=2)
         return tokens if self.time is None else self.time(tokens)
 
@@ -195,7 +204,7 @@ class VideoModel(Pretrained):
 
     def __init__(
         self,
-        config: ModelConfig | TrackerConfig,
+        config: ModelConfig | TrackerConfig | AutoencoderConfig,
         blocks: ModelConfig,
         *,
         norm_eps: float = NORM_EPS,
@@ -239,14 +248,7 @@ class VideoModel(Pretrained):
     def _through_blocks(
         self, tokens: Tensor, layers: tuple[LayerState, ...], fresh: Tensor
     ) -> tuple[Tensor, tuple[LayerState, ...]]:
-        after = []
-        for block, layer in zip(self.blocks, layers, strict=True):
-            if self.recompute == "blocks" and torch.is_grad_enabled():
-                tokens, layer = checkpoint(block, tokens, layer, fresh, use_reentrant=False)
-            else:
-                tokens, layer = block(tokens, layer, fresh)
-            after.append(layer)
-        return tokens, tuple(after)
+        return through_blocks(self.blocks, tokens, layers, fresh, recompute=self.recompute == "blocks")
 
     def _pixels(self, frames: Tensor) -> Tensor:
         """Frames in [0,1], in the weights' dtype."""
@@ -426,6 +428,20 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         state.check_fits(frames, self.config, device=self.device, dtype=self.dtype)
 
 
+def through_blocks(
+    blocks: nn.ModuleList, tokens: Tensor, layers: tuple[LayerState, ...], fresh: Tensor, *, recompute: bool
+) -> tuple[Tensor, tuple[LayerState, ...]]:
+    """Block after block, see `Block.forward`; with `recompute`, what is in them is computed again for the gradient."""
+    after = []
+    for block, layer in zip(blocks, layers, strict=True):
+        if recompute and torch.is_grad_enabled():
+            tokens, layer = checkpoint(block, tokens, layer, fresh, use_reentrant=False)
+        else:
+            tokens, layer = block(tokens, layer, fresh)
+        after.append(layer)
+    return tokens, tuple(after)
+
+
 def create_model(preset: str, *, labels: Sequence[str] = (), **overrides: Any) -> TRecViT:
     """A freshly initialised model.
 
@@ -440,6 +456,27 @@ def create_model(preset: str, *, labels: Sequence[str] = (), **overrides: Any) -
     if labels and "num_classes" not in overrides:
         overrides["num_classes"] = len(labels)
     return TRecViT(model_config(preset, **overrides), labels=labels)
+
+
+def patches_of(frames: Shaped[Tensor, "B F 3 H W"], config: ModelConfig) -> Shaped[Tensor, "B T P pixels"]:
+    """The pixels of each patch of F = T * temporal_patch_size frames: colour by colour, frame by frame, row by row."""
+    batch_size, num_frames, colours, height, width = frames.shape
+    extent, side = config.temporal_patch_size, config.patch_size
+    rows, columns = height // side, width // side
+    pixels = frames.reshape(batch_size, num_frames // extent, extent, colours, rows, side, columns, side)
+    patches: Tensor = pixels.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(2, 3)
+    return patches
+
+
+def frames_of(
+    patches: Float[Tensor, "B T P pixels"], config: ModelConfig, image_size: tuple[int, int]
+) -> Float[Tensor, "B F 3 H W"]:
+    """Inverse of `patches_of`."""
+    extent, side = config.temporal_patch_size, config.patch_size
+    rows, columns = (length // side for length in image_size)
+    pixels = patches.unflatten(3, (3, extent, side, side)).unflatten(2, (rows, columns))
+    frames: Tensor = pixels.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(1, 2)
+    return frames
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Float[Tensor, "P D"]:

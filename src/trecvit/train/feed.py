@@ -89,6 +89,22 @@ class TrackBatch(Batch):
         return (self.videos, self.query_points_tyx)
 
 
+@dataclass(frozen=True)
+class MaskedBatch(Batch):
+    """Clips and what is visible of them.
+
+    Attributes:
+        visible: `[B, K]`, the numbers of the patches that are, the same in all frames of a clip.
+    """
+
+    visible: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the autoencoder is called with."""
+        return (self.videos, self.visible)
+
+
 BatchKind_co = TypeVar("BatchKind_co", bound=Batch, covariant=True)
 
 

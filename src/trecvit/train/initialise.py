@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trecvit.config import TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError
+from trecvit.model.mae import MaskedAutoencoder
 from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.pretrained import mismatch
@@ -20,7 +21,7 @@ from trecvit.weights.load import load_as
 _FLOOR = 1e-3  # of a component's variance, pixels in [0,1]: what lies below is noise, and is not blown up
 
 
-def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[TRecViT | TAPNext, str]:
+def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[TRecViT | TAPNext | MaskedAutoencoder, str]:
     """The model before the first update, made as the recipe's `start` says, and words about what it was made of.
 
     Raises:
@@ -32,8 +33,10 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[TRecViT | TAPNext, s
         raise ConfigError(
             f"model.num_classes: the data have {len(feed.labels)} classes, got {recipe.model.num_classes}"
         )
-    model: TRecViT | TAPNext
-    if isinstance(recipe.model, TrackerConfig):
+    model: TRecViT | TAPNext | MaskedAutoencoder
+    if recipe.mae is not None:
+        model = MaskedAutoencoder(recipe.autoencoder, preprocessing=recipe.preprocessing)
+    elif isinstance(recipe.model, TrackerConfig):
         model = TAPNext(recipe.model, preprocessing=recipe.preprocessing)
     else:
         model = TRecViT(recipe.model, preprocessing=recipe.preprocessing, labels=feed.labels)
@@ -53,14 +56,18 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[TRecViT | TAPNext, s
 def go_on_from(model: VideoModel, trained: VideoModel, *, source: str) -> str:
     """Takes over a trained model's weights, its head only if it has the same classes, and says so in words.
 
+    An autoencoder takes the encoder's and no head, and begins with a fresh decoder.
+
     Raises:
-        CheckpointError: when the models differ in anything but the head.
+        CheckpointError: when the models differ in anything but head and decoder.
     """
     weights = dict(trained.state_dict())
-    if trained.labels != model.labels:
-        weights = {name: weight for name, weight in weights.items() if not name.startswith("head.classifier.")}
     own = model.state_dict()
-    missing = [name for name in own if name not in weights and not name.startswith("head.")]
+    if isinstance(model, MaskedAutoencoder):
+        weights = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
+    elif trained.labels != model.labels:
+        weights = {name: weight for name, weight in weights.items() if not name.startswith("head.classifier.")}
+    missing = [name for name in own if name not in weights and not name.startswith(("head.", "decoder."))]
     left_over = [name for name in weights if name not in own]
     other = [name for name in weights if name in own and weights[name].shape != own[name].shape]
     if reasons := mismatch(missing, left_over, other):

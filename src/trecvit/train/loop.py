@@ -2,8 +2,9 @@
 
 A run lives in a folder: `recipe.json` (resolved), `run.json` (versions, commit, machine), `start.txt` (what the first
 weights were made of), `metrics.jsonl`, `validation.jsonl` and the same as TensorBoard's events, `failures.jsonl` if
-videos could not be read, `checkpoints/`, `best/` and, at the end, `model/`, `evaluation/` and `curves.png`. Killed at
-any moment and started again with the same recipe, it goes on from its last checkpoint, to the same bit on a CPU.
+videos could not be read, `checkpoints/`, `best/`, an autoencoder's `pictures/` and, at the end, `model/`, `evaluation/`
+and `curves.png`. Killed at any moment and started again with the same recipe, it goes on from its last checkpoint, to
+the same bit on a CPU.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from trecvit.data.clips import Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
 from trecvit.model.tapnext import TAPNext
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.classify import Classification
-from trecvit.train.feed import Batch, Feed
+from trecvit.train.feed import Batch, Feed, LabelledBatch
 from trecvit.train.initialise import first_model
+from trecvit.train.mae import MaskedAutoencoding, held_out_clips
+from trecvit.train.masks import MaskedFeed
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.optimise import RunningMean, optimisers_of, schedule
 from trecvit.train.parallel import save_whole, spread
@@ -128,16 +131,21 @@ def feed_of(recipe: Recipe) -> Feed[Batch]:
     """Where a recipe's batches come from."""
     if recipe.tracks is not None:
         return TrackFeed(recipe)
+    clips: Feed[LabelledBatch]
     if recipe.scenes is not None:
-        return SceneFeed(recipe, recipe.scenes)
-    assert recipe.videos is not None, "a recipe has scenes or videos"
-    return VideoFeed(recipe, recipe.videos)
+        clips = SceneFeed(recipe, recipe.scenes)
+    else:
+        assert recipe.videos is not None, "a recipe has scenes or videos"
+        clips = VideoFeed(recipe, recipe.videos)
+    return MaskedFeed(recipe, clips) if recipe.mae is not None else clips
 
 
 def objective_of(recipe: Recipe) -> Objective[Any, Any]:
     """What a recipe trains for."""
     if recipe.tracks is not None:
         return Tracking(recipe, validation_of(recipe.tracks))
+    if recipe.mae is not None:
+        return MaskedAutoencoding(recipe, held_out_clips(recipe))
     validation = read_manifest(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
     return Classification(recipe, validation)
 
@@ -151,7 +159,7 @@ class Loop:
         folder: Path,
         feed: Feed[Batch],
         objective: Objective[Any, Any],
-        model: TRecViT | TAPNext,
+        model: VideoModel,
         processes: Processes,
         parallel: str,
         report: Callable[[Progress], None],
@@ -253,6 +261,7 @@ class Loop:
         self.processes.wait()  # all have loaded it
         if journal is None:
             return
+        self.objective.draw(tested, self.folder / "pictures" / f"step-{step:08d}", self.processes)
         if figures[self.objective.score] > journal.best(self.objective.score):
             shutil.rmtree(self.folder / "best", ignore_errors=True)
             tested.rename(self.folder / "best")

@@ -60,6 +60,9 @@ class Objective(ABC, Generic[_Batch, _Output]):
     def test(self, model: Path, processes: Processes) -> dict[str, float | int]:
         """Figures of a short test of a saved model on the way, `score` among them. All processes call it."""
 
+    def draw(self, model: Path, folder: Path, processes: Processes) -> None:
+        """Makes pictures of what a saved model on the way does, if there is something to see; in the first process."""
+
     @abstractmethod
     def evaluate(self, model: Path, folder: Path, processes: Processes) -> None:
         """Tests the trained model thoroughly, if there is something to test it on, and writes into `folder`."""

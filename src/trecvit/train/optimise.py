@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trecvit.model.trecvit import VideoModel
+from trecvit.model.trecvit import Block, VideoModel
 from trecvit.train.recipe import Optimisation
 
 
@@ -27,7 +27,8 @@ def optimisers_of(model: VideoModel, plan: Optimisation) -> list[Optimizer]:
 
     Weight decay is on matrices only; what scales, shifts, places, or sets the recurrence's eigenvalues has none.
     """
-    in_blocks = {id(layer.weight) for layer in model.blocks.modules() if isinstance(layer, nn.Linear)}
+    blocks = (block for block in model.modules() if isinstance(block, Block))
+    in_blocks = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
     embedding: list[nn.Parameter] = []
     by_muon: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -47,7 +48,7 @@ def optimisers_of(model: VideoModel, plan: Optimisation) -> list[Optimizer]:
         {"params": matrices, "peak_lr": rate, "weight_decay": decay},
         {"params": others, "peak_lr": rate, "weight_decay": 0.0},
     ]
-    optimisers: list[Optimizer] = [torch.optim.AdamW(groups, fused=True)]
+    optimisers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, plan.beta2), fused=True)]
     if by_muon:
         group = {"params": by_muon, "peak_lr": plan.muon_learning_rate, "weight_decay": decay}
         optimisers.append(torch.optim.Muon([group]))

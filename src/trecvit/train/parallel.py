@@ -11,15 +11,16 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from trecvit.errors import ConfigError
+from trecvit.model.mae import MaskedAutoencoder
 from trecvit.model.tapnext import TAPNext
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.pretrained import build
 from trecvit.processes import Processes
 
 Kind = Literal["ddp", "fsdp"]
 
 
-def spread(model: TRecViT | TAPNext, processes: Processes, kind: str) -> nn.Module:
+def spread(model: VideoModel, processes: Processes, kind: str) -> nn.Module:
     """What to call instead of the model, so that gradients are averaged over the processes.
 
     Args:
@@ -44,7 +45,7 @@ def spread(model: TRecViT | TAPNext, processes: Processes, kind: str) -> nn.Modu
     return model
 
 
-def save_whole(model: TRecViT | TAPNext, folder: Path, processes: Processes) -> None:
+def save_whole(model: VideoModel, folder: Path, processes: Processes) -> None:
     """Collects the weights from all processes and writes the model from the first."""
     weights: Mapping[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -54,9 +55,12 @@ def save_whole(model: TRecViT | TAPNext, folder: Path, processes: Processes) -> 
     processes.wait()
 
 
-def _again(model: TRecViT | TAPNext) -> TRecViT | TAPNext:
+def _again(model: VideoModel) -> VideoModel:
     """A new model of the same description. FSDP gives the one in training another class, which cannot be made anew."""
     about, source = model.preprocessing, model.provenance
     if isinstance(model, TAPNext):
         return TAPNext(model.config, preprocessing=about, provenance=source)
+    if isinstance(model, MaskedAutoencoder):
+        return MaskedAutoencoder(model.config, preprocessing=about, provenance=source)
+    assert isinstance(model, TRecViT), f"a {type(model).__name__} is not trained"
     return TRecViT(model.config, preprocessing=about, labels=model.labels, provenance=source)

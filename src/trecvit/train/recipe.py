@@ -10,7 +10,16 @@ from typing import Any, get_args
 
 import yaml
 
-from trecvit.config import ModelConfig, Preprocessing, Recompute, TrackerConfig, model_config, refuse_unknown
+from trecvit.config import (
+    AutoencoderConfig,
+    ModelConfig,
+    Preprocessing,
+    Recompute,
+    TrackerConfig,
+    decoder_config,
+    model_config,
+    refuse_unknown,
+)
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import DataSource
 from trecvit.data.tracks import TrackSceneConfig
@@ -36,9 +45,10 @@ class Optimisation:
         muon_learning_rate: The peak for the linear maps within the blocks, then moved by Muon; 0 leaves them to AdamW.
         embedding_rate: The patch embedding's rate as a factor on the others'. It has many inputs, and with the same
             steps as everything else it would lose what it began with before anything is learnt from it.
+        beta2: How slowly AdamW forgets the squares of past gradients.
         weight_decay: On matrices only; norms, biases, positions and the recurrence's eigenvalues are left alone.
         warmup_steps: Updates until the peak.
-        label_smoothing: Share of the target spread over all classes; trackers have none.
+        label_smoothing: Share of the target spread over all classes; trackers and autoencoders have none.
         head_dropout: Share of the head's evidence that is hidden from the classifier (paper, Table 9, "cls dropout").
         clip_norm: Largest norm of the whole gradient.
         bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
@@ -54,6 +64,7 @@ class Optimisation:
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.0
     embedding_rate: float = 1.0
+    beta2: float = 0.999
     weight_decay: float = 0.05
     warmup_steps: int = 100
     label_smoothing: float = 0.1
@@ -80,8 +91,9 @@ class Optimisation:
             raise ConfigError(f"optimisation.recompute: expected one of {choices}, got {self.recompute!r}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
-        if not 0 <= self.head_dropout < 1:
-            raise ConfigError(f"optimisation.head_dropout: expected 0 up to but not 1, got {self.head_dropout}")
+        for name in ("beta2", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optimisation.{name}: expected 0 up to but not 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +248,47 @@ class Tracks:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Mae:
+    """Masked autoencoding (paper, section 4.1): most of each clip is hidden, and the model learns to restore it.
+
+    The clips are those of `scenes` or `videos`, whose classes, if there are any, play no part.
+
+    Attributes:
+        decoder: What restores, see `decoder_config`; it is saved beside the model and belongs to it no more.
+        mask_ratio: Share of the tubes that are hidden (paper: 0.9 does best).
+        validation_clips: How many held-out clips to test on and to make pictures of: one of each of so many of
+            `videos.validation`, spread evenly over its list, or scenes of another seed with photographs of the other
+            split.
+        validation_seed: Of those scenes, and of all held-out clips' masks.
+        validate_every: Steps between two tests; the model that does best is kept. 0 tests the trained one only.
+    """
+
+    decoder: ModelConfig
+    mask_ratio: float = 0.9
+    validation_clips: int = 32
+    validation_seed: int = 1
+    validate_every: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.validation_clips, self.validation_seed, self.validate_every) < 0:
+            raise ConfigError(
+                "mae: expected validation_clips, validation_seed and validate_every of 0 or more, got "
+                f"{self.validation_clips}, {self.validation_seed} and {self.validate_every}"
+            )
+        if self.validate_every and not self.validation_clips:
+            raise ConfigError("mae.validate_every: there are no validation_clips to test on")
+
+    @classmethod
+    def from_value(cls, value: Any, model: ModelConfig | TrackerConfig) -> Mae:
+        """From a recipe whose encoder is `model`."""
+        if isinstance(model, TrackerConfig):
+            raise ConfigError("mae: the encoder is a TRecViT; expected a model without `blocks`")
+        values = _mapping(cls, value, "mae")
+        decoder = _mapping(ModelConfig, values.pop("decoder", {}), "mae.decoder")
+        return cls(decoder=decoder_config(model, **decoder), **values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
     """What the first weights are.
 
@@ -267,6 +320,7 @@ class Recipe:
         scenes: A classifier's data, if they are the synthetic world's.
         videos: A classifier's data, if they are files.
         tracks: A tracker's data. One of the three.
+        mae: Says that the model learns from `scenes` or `videos` without their classes.
         start: What the first weights are.
         seed: Of the initial weights, the order of the videos and their augmentation.
         num_workers: Processes that make clips beside each training process.
@@ -281,6 +335,7 @@ class Recipe:
     scenes: Scenes | None = None
     videos: Videos | None = None
     tracks: Tracks | None = None
+    mae: Mae | None = None
     start: Start = field(default_factory=Start)
     seed: int = 0
     num_workers: int = 1
@@ -293,6 +348,8 @@ class Recipe:
             raise ConfigError("expected `tracks`, `scenes` or `videos`, one of them")
         if isinstance(self.model, TrackerConfig) != (self.tracks is not None):
             raise ConfigError("a model with `blocks` is a tracker: expected `tracks` for it, and for no other model")
+        if self.mae is not None:
+            self._check_mae(self.mae)
         if self.scenes is not None:
             self._check_scenes(self.scenes)
         if self.tracks is not None:
@@ -312,13 +369,32 @@ class Recipe:
         return self.model.blocks if isinstance(self.model, TrackerConfig) else self.model
 
     @property
+    def autoencoder(self) -> AutoencoderConfig:
+        """The architecture of encoder and decoder, for a recipe with `mae`."""
+        assert self.mae is not None, "a recipe without `mae` has no decoder"
+        return AutoencoderConfig(blocks=self.blocks, decoder=self.mae.decoder, mask_ratio=self.mae.mask_ratio)
+
+    @property
     def data(self) -> str:
         """Where the clips come from, in words."""
         path = self.videos.train.path if self.videos else self.tracks.files if self.tracks else ""
         return path or "the synthetic world"
 
+    def _check_mae(self, mae: Mae) -> None:
+        _ = self.autoencoder  # refuses what does not fit together
+        if self.start.vit:
+            raise ConfigError("start.vit: an autoencoder begins from nothing, or from start.weights")
+        if self.scenes is not None and self.scenes.seed == mae.validation_seed:
+            raise ConfigError(f"mae.validation_seed: expected another than scenes.seed={self.scenes.seed}")
+        if self.videos is None:
+            return
+        if self.videos.validate_every:
+            raise ConfigError("videos.validate_every: tests how well videos are classified; say mae.validate_every")
+        if mae.validate_every and self.videos.validation is None:
+            raise ConfigError("mae.validate_every: there are no videos.validation to test on")
+
     def _check_scenes(self, scenes: Scenes) -> None:
-        if self.model.num_classes != len(LABELS):
+        if self.mae is None and self.model.num_classes != len(LABELS):
             raise ConfigError(f"model.num_classes: the world has {len(LABELS)} classes, got {self.model.num_classes}")
         if scenes.world.image_size != self.preprocessing.image_size:
             raise ConfigError(
@@ -356,7 +432,7 @@ class Recipe:
 
     def validates_at(self, step: int) -> bool:
         """Whether the model is tested after `step` updates."""
-        tested = self.videos or self.tracks
+        tested = self.mae or self.videos or self.tracks
         every = tested.validate_every if tested is not None else 0
         return every > 0 and step % every == 0
 
@@ -416,6 +492,8 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
         sections["videos"] = Videos.from_value(videos)
     if (tracks := values.pop("tracks", None)) is not None:
         sections["tracks"] = Tracks.from_value(tracks, preprocessing)
+    if (mae := values.pop("mae", None)) is not None:
+        sections["mae"] = Mae.from_value(mae, sections["model"])
     for key, value in values.items():
         if isinstance(value, (dict, list)):
             raise ConfigError(f"{key!r} is a value, not a section; got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -22,8 +23,9 @@ from trecvit.processes import Processes
 from trecvit.train.recipe import Recipe
 
 # What is drawn of a run, in words: of its training clips, and of its tests. A run has one of each, or no test.
-_LEARNT = {"accuracy": "accuracy", "average_pts_within_thresh": "δ-average"}
-_TESTED = {"top1": "top-1", "average_jaccard": "average Jaccard"}
+_EXPLAINED = "explained variance of what is hidden"
+_LEARNT = {"accuracy": "accuracy", "average_pts_within_thresh": "δ-average", "explained": _EXPLAINED}
+_TESTED = {"top1": "top-1", "average_jaccard": "average Jaccard", "explained": _EXPLAINED}
 _METRICS, _VALIDATION, _FAILURES = "metrics.jsonl", "validation.jsonl", "failures.jsonl"
 
 
@@ -85,8 +87,8 @@ class Journal:
         self._add(_VALIDATION, "validation", line)
 
     def best(self, score: str) -> float:
-        """The highest value of a figure in all validations so far; below 0 if there was none."""
-        return max((line[score] for line in read_lines(self.folder / _VALIDATION)), default=-1.0)
+        """The highest value of a figure in all validations so far; minus infinity if there was none."""
+        return max((line[score] for line in read_lines(self.folder / _VALIDATION)), default=-math.inf)
 
     def failures(self, step: int, failures: Sequence[Failure]) -> None:
         """Adds videos that could not be read to `failures.jsonl`."""
@@ -161,7 +163,7 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
 def outcome(folder: Path) -> dict[str, float | int]:
     """How far a run has come: steps, last loss, the best score on the way, and that of its evaluation.
 
-    The score is `top1`, of trackers `average_jaccard`; the best is `best_top1` or `best_average_jaccard`.
+    The score is `top1`, of trackers `average_jaccard`, of autoencoders `explained`; the best is `best_top1` and so on.
 
     Raises:
         DataError: when the folder holds no run.

@@ -25,7 +25,8 @@ class VideoFeed(Feed[LabelledBatch]):
     """Batches of clips of real videos, each once per epoch, see `Epochs`."""
 
     def __init__(self, recipe: Recipe, videos: Videos) -> None:
-        self.manifest = _with_classes(read_manifest(videos.train))
+        manifest = read_manifest(videos.train)
+        self.manifest = manifest.unlabelled() if recipe.mae else _with_classes(manifest)
         if missing := self.manifest.missing:
             listed = len(missing) + len(self.manifest.videos)
             warnings.warn(

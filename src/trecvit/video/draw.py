@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -289,12 +290,13 @@ def draw_caption(image: Image, words: str) -> Image:
     return np.array(canvas)
 
 
-def draw_grid(rows: Sequence[Sequence[Image]], titles: Sequence[str]) -> Image:
-    """Pictures of one size beside and below each other, with a title over each column.
+def draw_grid(rows: Sequence[Sequence[Image]], titles: Sequence[str], *, row_titles: Sequence[str] = ()) -> Image:
+    """Pictures of one size beside and below each other, with a title over each column, and before each row if wanted.
 
     Args:
         rows: As many images as there are titles in each, uint8 `[H, W, 3]`.
         titles: What stands over the columns, shortened to their width.
+        row_titles: What stands before the rows, one for each or none at all.
 
     Raises:
         InputError: If an image is not uint8 `[H, W, 3]`, or sizes or numbers differ.
@@ -307,14 +309,22 @@ def draw_grid(rows: Sequence[Sequence[Image]], titles: Sequence[str]) -> Image:
             f"rows: expected {len(titles)} images of one size in each, got {[len(row) for row in rows]} of sizes "
             f"{sorted(shape[:2] for shape in sizes)}"
         )
+    if row_titles and len(row_titles) != len(rows):
+        raise InputError(f"row_titles: expected one for each of {len(rows)} rows, got {len(row_titles)}")
     height_px, width_px = next(iter(sizes))[:2]
     text_px = max(_MIN_TEXT_PX, width_px // 12)
     gap_px, title_px = max(2, width_px // 40), 2 * text_px
-    size_px = (len(titles) * (width_px + gap_px) + gap_px, len(rows) * (height_px + gap_px) + title_px)
+    margin_px = gap_px
+    if row_titles:
+        margin_px += gap_px + math.ceil(max(_font(text_px).getlength(title) for title in row_titles))
+    size_px = (len(titles) * (width_px + gap_px) + margin_px, len(rows) * (height_px + gap_px) + title_px)
     canvas = PIL.Image.new("RGB", size_px, (255, 255, 255))
     draw = PIL.ImageDraw.Draw(canvas)
+    for row, title in enumerate(row_titles):
+        top_px = title_px + row * (height_px + gap_px) + (height_px - text_px) // 2
+        _line(draw, (gap_px, top_px), title, _font(text_px), _RIM, margin_px)
     for column, title in enumerate(titles):
-        left_px = gap_px + column * (width_px + gap_px)
+        left_px = margin_px + column * (width_px + gap_px)
         _line(draw, (left_px, text_px // 3), title, _font(text_px), _RIM, width_px)
         for row, images in enumerate(rows):
             canvas.paste(PIL.Image.fromarray(images[column]), (left_px, title_px + row * (height_px + gap_px)))

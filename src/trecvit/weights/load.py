@@ -17,7 +17,7 @@ from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, build, read_description
 from trecvit.processes import usable_device
-from trecvit.weights.official import read_official, write_official
+from trecvit.weights.official import read_backbone, read_official, write_official
 from trecvit.weights.tapnext import TORCH_SUFFIXES, is_tapnext_npz, read_tapnext
 from trecvit.weights.zoo import ZOO, zoo_path
 
@@ -150,6 +150,8 @@ def _load_from_zoo(
     path = zoo_path(name, progress=progress)
     labels = class_names(entry.classes) if entry.classes else ()
     provenance = {"source": entry.url, "licence": entry.licence, "description": entry.description}
+    if entry.backbone_only:
+        return _load_backbone(path, device, dtype, provenance=provenance, **overrides)
     if entry.image_size is not None:
         overrides = {"image_size": entry.image_size, **overrides}
     return _load_file(path, device, dtype, overrides, labels=labels, provenance=provenance)
@@ -174,6 +176,21 @@ def _load_file(
         device=device,
         dtype=dtype,
     )
+
+
+def _load_backbone(
+    path: Path,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    *,
+    provenance: dict[str, str],
+    **overrides: Any,
+) -> TRecViT:
+    """The model without a head, and in its provenance by name what of the file is not in it."""
+    config, tensors, others = read_backbone(path, **overrides)
+    if others:
+        provenance = {**provenance, "not taken": ", ".join(others)}
+    return build(lambda: TRecViT(config, provenance=provenance), tensors, source=str(path), device=device, dtype=dtype)
 
 
 def _load_tapnext(

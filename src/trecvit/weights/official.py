@@ -99,6 +99,7 @@ _HEAD = (
     Entry("decoder/cls_head/kernel", "R V", "head.classifier.weight", KERNEL),
     Entry("decoder/cls_head/bias", "V", "head.classifier.bias", SAME),
 )
+_BACKBONE = ("tokenizer/", "encoder/")
 
 
 def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -240,6 +241,36 @@ def read_official(path: str | Path, **overrides: Any) -> tuple[ModelConfig, dict
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return config, from_official(config, arrays)
+
+
+def read_backbone(path: str | Path, **overrides: Any) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
+    """Architecture and state dict of tokenizer and encoder of a file that holds more, and what else it holds.
+
+    For the released masked autoencoder, of which only the backbone's code was published. Everything under `tokenizer/`
+    and `encoder/` must be the backbone's, taken as a whole or not at all; about the rest nothing is guessed.
+
+    Args:
+        path: The file.
+        overrides: Fields of `ModelConfig` that the arrays leave open, see `infer_config`.
+
+    Returns:
+        The third is name and shape of every array that is no part of the backbone.
+
+    Raises:
+        CheckpointError: as `read_official`, for the backbone's arrays.
+    """
+    path = Path(path)
+    with taken_whole(path, "an .npz file of arrays"):
+        headers = read_headers(path)
+        backbone = {name: header for name, header in headers.items() if name.startswith(_BACKBONE)}
+        others = [f"{name} {shape}" for name, (shape, _) in headers.items() if name not in backbone]
+        if not backbone:
+            raise CheckpointError(f"expected arrays under {' and '.join(_BACKBONE)}, got {', '.join(others[:10])}")
+        config = infer_config({name: shape for name, (shape, _) in backbone.items()}, **overrides)
+        compare(backbone, official_shapes(config))
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in backbone}
+        return config, from_official(config, arrays), others
 
 
 def write_official(path: str | Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:

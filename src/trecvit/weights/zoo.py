@@ -33,6 +33,8 @@ class ZooEntry:
     """One line for people."""
     classes: str = ""
     """Data set whose class names the model speaks (`trecvit.data.class_names`), or nothing."""
+    backbone_only: bool = False
+    """Whether the file holds other arrays too, of which nothing is known."""
     image_size: tuple[int, int] | None = None
     """Height and width in pixels of the pictures that a tracker was made for, where the file does not say it."""
 
@@ -55,7 +57,8 @@ ZOO: dict[str, ZooEntry] = {
             filename="trecvit_B_mae.npz",
             size_bytes=None,
             licence=_LICENCE,
-            description="TRecViT-B self-supervised by masked auto-encoding on Kinetics-400",
+            description="TRecViT-B self-supervised by masked auto-encoding on Kinetics-400; no head",
+            backbone_only=True,
         ),
         ZooEntry(
             name="bootstapnext",

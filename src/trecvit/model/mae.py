@@ -1,0 +1,259 @@
+"""Masked autoencoding (paper, section 4.1): most tubes of a clip are hidden, the rest is encoded, and all is restored.
+
+A tube is one patch of the picture through all frames: one temporal recurrence. The encoder is a TRecViT's tokenizer,
+blocks and last norm, given fewer tokens: it mixes tubes over time one by one and frames over space as sets, so it takes
+any of them, each with its position, and what is hidden costs nothing.
+
+B clips · F frames · T temporal patches, of one frame each but for `temporal_patch_size` · P patches per frame, of which
+K are visible and H hidden · D width of the encoder
+
+Sources: "paper" arXiv:2412.14294; "VideoMAE", whose recipe it follows, github.com/MCG-NJU/VideoMAE at 14ef8d8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor, nn
+
+from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing
+from trecvit.errors import InputError
+from trecvit.model.state import empty_layers
+from trecvit.model.trecvit import (
+    NORM_EPS,
+    Block,
+    TRecViT,
+    VideoModel,
+    frames_of,
+    init_lecun,
+    patches_of,
+    sincos_positions,
+    through_blocks,
+)
+from trecvit.pretrained import WEIGHTS_FILE, build, read_tensors
+
+DECODER_FOLDER = "decoder"  # within the folder of the encoder
+_DECODER = f"{DECODER_FOLDER}."
+
+Clips = Shaped[Tensor, "B F 3 height width"]  # F = T * temporal_patch_size
+
+_MIN_DEVIATION = 1e-6  # VideoMAE: added to a patch's deviation
+
+
+def tube_masks(num_clips: int, num_patches: int, mask_ratio: float, generator: torch.Generator) -> Int64[Tensor, "B K"]:
+    """Which patches of each clip are visible, in all its frames: one random 2-D mask per clip.
+
+    Args:
+        num_clips: B.
+        num_patches: Patches P of a frame.
+        mask_ratio: Share that is hidden, rounded down to whole patches (VideoMAE), and one always stays visible.
+        generator: On the CPU; decides which.
+
+    Returns:
+        Their numbers in rising order.
+    """
+    num_visible = max(num_patches - int(mask_ratio * num_patches), 1)
+    return torch.rand(num_clips, num_patches, generator=generator).argsort(dim=1)[:, :num_visible].sort(dim=1).values
+
+
+def hidden_patches(visible: Int64[Tensor, "B K"], num_patches: int) -> Int64[Tensor, "B H"]:
+    """The numbers of all other patches, in rising order."""
+    is_visible = torch.zeros(len(visible), num_patches, dtype=torch.int8, device=visible.device)
+    is_visible = is_visible.scatter(1, visible, torch.ones_like(visible, dtype=torch.int8))
+    return is_visible.argsort(dim=1, stable=True)[:, : num_patches - visible.shape[1]]
+
+
+class Targets(NamedTuple):
+    """What is to be restored, and what makes pixels of it again: pixels = normalised * deviation + mean.
+
+    Attributes:
+        normalised: Each patch, colour by colour, brought to mean 0 and deviation 1.
+        mean: Of each patch and colour, for pixels in [0,1].
+        deviation: Likewise.
+    """
+
+    normalised: Float[Tensor, "B T H pixels"]
+    mean: Float[Tensor, "B T H pixels"]
+    deviation: Float[Tensor, "B T H pixels"]
+
+
+def targets(video: Clips, hidden: Int64[Tensor, "B H"], config: ModelConfig) -> Targets:
+    """The hidden patches of uint8 or [0,1] videos, normalised one by one (VideoMAE's normalised targets), float32."""
+    pixels = video.float() / 255.0 if video.dtype == torch.uint8 else video.float()
+    patches = patches_of(pixels, config).take_along_dim(hidden[:, None, :, None], dim=2)
+    colours = patches.unflatten(3, (3, -1))
+    mean = colours.mean(dim=4, keepdim=True)
+    # Not std(), which complains where nothing is hidden.
+    variance = (colours - mean).square().sum(dim=4, keepdim=True) / (colours.shape[4] - 1)
+    deviation = (variance.sqrt() + _MIN_DEVIATION).expand_as(colours).flatten(3)
+    mean = mean.expand_as(colours).flatten(3)
+    return Targets((patches - mean) / deviation, mean, deviation)
+
+
+class Restoration(NamedTuple):
+    """What an autoencoder says of what it did not see.
+
+    Attributes:
+        normalised: Its guess of `Targets.normalised`.
+        hidden: Which patches these are.
+    """
+
+    normalised: Float[Tensor, "B T H pixels"]
+    hidden: Int64[Tensor, "B H"]
+
+
+class Decoder(nn.Module):
+    """Visible tokens, and a mask token wherever something is hidden -> blocks -> pixels of the hidden patches."""
+
+    def __init__(self, config: ModelConfig, encoder_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Linear(encoder_width, config.width, bias=False)  # VideoMAE: encoder_to_decoder
+        self.mask = nn.Parameter(torch.zeros(config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.out = nn.Linear(config.width, 3 * config.temporal_patch_size * config.patch_size**2)
+        nn.init.xavier_uniform_(self.embedding.weight)
+        nn.init.trunc_normal_(self.mask, std=0.02, a=-0.02, b=0.02)  # VideoMAE
+        init_lecun(self.out)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B T K D"],
+        visible: Int64[Tensor, "B K"],
+        hidden: Int64[Tensor, "B H"],
+        grid: tuple[int, int],
+        *,
+        recompute: bool = False,
+    ) -> Float[Tensor, "B T H pixels"]:
+        """Restores the hidden patches of all frames.
+
+        Args:
+            features: The encoder's, of the visible patches.
+            visible: Which these are.
+            hidden: Which the others are.
+            grid: Rows and columns of patches in a frame.
+            recompute: See `through_blocks`.
+        """
+        positions = sincos_positions(*grid, self.config.width).to(self.mask)
+        seen = self.embedding(features) + positions[visible][:, None]
+        unseen = (self.mask + positions[hidden])[:, None].expand(-1, seen.shape[1], -1, -1)
+        # Visible first: blocks do not care for an order, and what is wanted then lies in one piece.
+        tokens = torch.cat([seen, unseen.to(seen.dtype)], dim=2)
+        batch_size, num_tokens = tokens.shape[0], tokens.shape[2]
+        layers = empty_layers(self.config, batch_size, num_tokens, device=tokens.device, dtype=self.mask.dtype)
+        fresh = torch.ones(batch_size, dtype=torch.bool, device=tokens.device)
+        tokens, _ = through_blocks(self.blocks, tokens, layers, fresh, recompute=recompute)
+        restored: Tensor = self.out(self.norm(tokens[:, :, visible.shape[1] :]))
+        return restored
+
+
+class MaskedAutoencoder(VideoModel, tags=["masked-autoencoding"]):
+    """`autoencoder(video, visible)` restores what is hidden of clips; `save` leaves the encoder as a TRecViT.
+
+    The decoder is saved in a folder within, so that `MaskedAutoencoder.load` finds both.
+    """
+
+    config: AutoencoderConfig
+    config_class = AutoencoderConfig
+
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        *,
+        preprocessing: Preprocessing | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(config, config.blocks, preprocessing=preprocessing, provenance=provenance)
+        self.decoder = Decoder(config.decoder, config.blocks.width)
+
+    def forward(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Restoration:
+        """Restores the patches that are not visible, in all frames.
+
+        Args:
+            video: uint8, or floating point in [0,1].
+            visible: Numbers of the patches that are, see `tube_masks`. Others are not looked at.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not a video, or not patches of it.
+        """
+        self._check_frames(video)
+        side = self.config.blocks.patch_size
+        grid = (video.shape[3] // side, video.shape[4] // side)
+        hidden = hidden_patches(visible, grid[0] * grid[1])
+        features = self.encode(video, visible)
+        recompute = self.recompute == "blocks"
+        return Restoration(self.decoder(features, visible, hidden, grid, recompute=recompute), hidden)
+
+    def encode(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Float[Tensor, "B T K D"]:
+        """The encoder's features of the visible patches; a class token goes with them, and is not among these."""
+        blocks = self.config.blocks
+        if video.shape[1] % blocks.temporal_patch_size:
+            raise InputError(
+                f"expected a number of frames that temporal_patch_size={blocks.temporal_patch_size} divides, "
+                f"got {video.shape[1]}"
+            )
+        tokens = self.tokenizer(self._pixels(video), visible)
+        batch_size, num_tokens = tokens.shape[0], tokens.shape[2]
+        layers = empty_layers(blocks, batch_size, num_tokens, device=self.device, dtype=self.dtype)
+        fresh = torch.ones(batch_size, dtype=torch.bool, device=self.device)
+        tokens, _ = self._through_blocks(tokens, layers, fresh)
+        features: Tensor = self.norm(tokens[:, :, num_tokens - visible.shape[1] :])
+        return features
+
+    @torch.no_grad()
+    def restore(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Float[Tensor, "B F 3 height width"]:
+        """The videos with their hidden patches restored, in [0,1], float32.
+
+        The decoder says what a patch looks like but for its mean and its contrast, which training takes out of it;
+        those are the true ones, as in VideoMAE's pictures.
+        """
+        normalised, hidden = self(video, visible)
+        true = targets(video, hidden, self.config.blocks)
+        guess = (normalised.float() * true.deviation + true.mean).clamp(0.0, 1.0)
+        return self.with_patches(video, hidden, guess)
+
+    def with_patches(
+        self, video: Clips, numbers: Int64[Tensor, "B H"], patches: Shaped[Tensor, "B T H pixels"]
+    ) -> Float[Tensor, "B F 3 height width"]:
+        """The videos in [0,1], float32, with some patches replaced.
+
+        Args:
+            video: uint8, or floating point in [0,1].
+            numbers: Which patches.
+            patches: Their pixels in [0,1].
+        """
+        whole = patches_of(video.float() / 255.0 if video.dtype == torch.uint8 else video.float(), self.config.blocks)
+        index = numbers[:, None, :, None].expand_as(patches)
+        whole = whole.scatter(2, index, patches)
+        return frames_of(whole, self.config.blocks, (video.shape[3], video.shape[4]))
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the encoder into a folder as a TRecViT without a head, and the decoder into a folder within."""
+        folder, weights = Path(folder), self.state_dict()
+        encoder = {name: tensor for name, tensor in weights.items() if not name.startswith(_DECODER)}
+        about, source = self.preprocessing, self.provenance
+        build(
+            lambda: TRecViT(self.config.blocks, preprocessing=about, provenance=source),
+            encoder,
+            source="the encoder's weights",
+            device=self.device,
+            dtype=self.dtype,
+        ).save(folder)
+        self._save(folder / DECODER_FOLDER, {name: weights[name] for name in weights if name not in encoder})
+        return folder
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> MaskedAutoencoder:
+        """Reads what `save` wrote, see `Pretrained.load`."""
+        return super().load(Path(folder) / DECODER_FOLDER, device=device, dtype=dtype)
+
+    @classmethod
+    def _read_weights(cls, folder: Path) -> dict[str, Tensor]:
+        return {**read_tensors(folder.parent / WEIGHTS_FILE), **read_tensors(folder / WEIGHTS_FILE)}
