@@ -29,7 +29,6 @@ from torch.distributed.tensor import DTensor
 from trecvit.data.clips import Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
-from trecvit.model.tapnext import TAPNext
 from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
@@ -152,7 +151,7 @@ class Loop:
         folder: Path,
         feed: Feed[Batch],
         objective: Objective[Any, Any],
-        model: TRecViT | TAPNext,
+        model: TRecViT | PointTracker,
         processes: Processes,
         parallel: str,
         report: Callable[[Progress], None],

@@ -11,15 +11,16 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from trecvit.errors import ConfigError
-from trecvit.model.tapnext import TAPNext
+from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import build
 from trecvit.processes import Processes
+from trecvit.weights.load import blank
 
 Kind = Literal["ddp", "fsdp"]
 
 
-def spread(model: TRecViT | TAPNext, processes: Processes, kind: str) -> nn.Module:
+def spread(model: TRecViT | PointTracker, processes: Processes, kind: str) -> nn.Module:
     """What to call instead of the model, so that gradients are averaged over the processes.
 
     Args:
@@ -44,19 +45,17 @@ def spread(model: TRecViT | TAPNext, processes: Processes, kind: str) -> nn.Modu
     return model
 
 
-def save_whole(model: TRecViT | TAPNext, folder: Path, processes: Processes) -> None:
+def save_whole(model: TRecViT | PointTracker, folder: Path, processes: Processes) -> None:
     """Collects the weights from all processes and writes the model from the first."""
     weights: Mapping[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     if processes.first:
-        build(lambda: _again(model), weights, source="the weights in training").save(folder)
+        about: dict[str, Any] = {
+            "preprocessing": model.preprocessing,
+            "labels": model.labels,
+            "provenance": model.provenance,
+        }
+        # By its description, because FSDP gives the model in training another class, which cannot be made anew.
+        build(lambda: blank(model.config, **about), weights, source="the weights in training").save(folder)
     processes.wait()
-
-
-def _again(model: TRecViT | TAPNext) -> TRecViT | TAPNext:
-    """A new model of the same description. FSDP gives the one in training another class, which cannot be made anew."""
-    about, source = model.preprocessing, model.provenance
-    if isinstance(model, TAPNext):
-        return TAPNext(model.config, preprocessing=about, provenance=source)
-    return TRecViT(model.config, preprocessing=about, labels=model.labels, provenance=source)

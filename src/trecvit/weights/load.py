@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from trecvit.config import nearest
+from trecvit.config import Architecture, Preprocessing, nearest
 from trecvit.data.class_names import class_names
 from trecvit.data.manifest import read_labels
 from trecvit.download import Progress
@@ -107,6 +108,20 @@ def load_as(
     if not isinstance(model, kind):
         raise CheckpointError(f"{source}: expected a {kind.__name__}, this is a {type(model).__name__}")
     return model
+
+
+def blank(
+    config: Architecture,
+    *,
+    preprocessing: Preprocessing | None = None,
+    labels: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+) -> TRecViT | PointTracker:
+    """The model that a description is one of, with first weights; trackers have no labels."""
+    kind: Any = next(kind for kind in ARCHITECTURES.values() if kind.config_class is type(config))
+    named = {"labels": labels} if labels else {}
+    made: TRecViT | PointTracker = kind(config, preprocessing=preprocessing, provenance=provenance, **named)
+    return made
 
 
 def convert(
