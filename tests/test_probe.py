@@ -15,7 +15,7 @@ from trecvit.cli import app
 from trecvit.config import Preprocessing, model_config
 from trecvit.data.clips import evaluation_views
 from trecvit.data.manifest import read_manifest
-from trecvit.errors import ConfigError, DataError
+from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.evaluate import features as features_module
 from trecvit.evaluate.features import Features, cached_features, trecvit_encoder
 from trecvit.model.trecvit import TRecViT
@@ -259,3 +259,64 @@ def test_other_classes_and_impossible_plans_are_refused(tmp_path, train_data):
     for fields in ({"epochs": 0}, {"learning_rate": 0.0}, {"width": -1}, {"num_seeds": 0}):
         with pytest.raises(ConfigError, match="expected epochs"):
             ProbePlan(**fields)
+
+
+# ---- VideoMAE ------------------------------------------------------------------------------------------------------
+
+
+def videomae(folder: Path) -> Path:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(2)
+    config = transformers.VideoMAEConfig(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=32, num_frames=4,
+        decoder_hidden_size=24, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=24,
+    )  # fmt: skip
+    transformers.VideoMAEForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_videomaes_tokens_are_told_frame_by_frame(tmp_path):
+    from trecvit.baselines.video_transformers import fresh_videomae, load_videomae, videomae_encoder
+
+    model = load_videomae(videomae(tmp_path))
+    encoder = videomae_encoder(model, "it")
+    assert encoder.preprocessing == Preprocessing(image_size=(32, 32), num_frames=4, frame_stride=4)
+    video = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    seen: list[torch.Tensor] = []
+    handle = encoder.network.embeddings.register_forward_hook(lambda _module, _args, out: seen.append(out))
+    other = video.clone()
+    other[:, 2:] = 0
+    with torch.no_grad():
+        tokens = encoder.features(video)
+        encoder.features(other)
+    handle.remove()
+    assert tokens.shape == (2, 2, 4, 24)
+    first, second = (part.unflatten(1, (2, 4)) for part in seen)
+    assert torch.equal(first[:, 0], second[:, 0])
+    assert not torch.isclose(first[:, 1], second[:, 1]).all(dim=-1).any()
+    again = videomae_encoder(fresh_videomae(model, 0), "fresh")
+    assert not torch.equal(again.features(video), tokens)
+    assert torch.equal(again.features(video), videomae_encoder(fresh_videomae(model, 0), "fresh").features(video))
+
+
+def test_a_videomae_is_probed_as_a_trecvit_is(tmp_path, train_data):
+    folder = videomae(tmp_path / "videomae")
+    words = ["probe", "--data", train_data, "--validation", train_data, "--videomae", folder, "--stride", 1]
+    words += ["--to", tmp_path / "to", "--epochs", 1, "--seeds", 1]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "to" / "probe.json").read_text())
+    assert result["protocol"]["architecture"]["architecture"] == "VideoMAE"
+    assert result["protocol"]["preprocessing"]["frame_stride"] == 1
+
+
+def test_what_is_no_videomae_is_refused(tmp_path):
+    from trecvit.baselines.video_transformers import load_videomae
+
+    pytest.importorskip("transformers")
+    with pytest.raises(CheckpointError, match="expected a folder with transformers'"):
+        load_videomae(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
+    with pytest.raises(CheckpointError, match="as transformers saves it"):
+        load_videomae(tmp_path)

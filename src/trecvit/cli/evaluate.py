@@ -27,6 +27,7 @@ from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
     from trecvit.data.tracked import TrackedVideo
+    from trecvit.evaluate.features import Encoder
     from trecvit.evaluate.tapvid import Queries
     from trecvit.model.tracker import Tracker, TrackerOutput
 
@@ -255,6 +256,10 @@ def probe(
     validation: Annotated[str, typer.Option(help="Videos that they are tested on; of the same classes.")],
     to: Annotated[Path, typer.Option("--to", help="Folder for the features, kept for the next time, and probe.json.")],
     model: ModelOption = "motions",
+    videomae: Annotated[
+        Path | None, typer.Option(help="Instead of a TRecViT: a folder of transformers' VideoMAE, to compare with.")
+    ] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Of a VideoMAE's frames; a TRecViT knows its own.")] = 4,
     videos: VideosOption = None,
     labels: LabelsOption = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips of each video.")] = 1,
@@ -275,11 +280,10 @@ def probe(
     """
     from rich.table import Table
 
-    from trecvit.evaluate.features import trecvit_encoder
-    from trecvit.train.probe import ProbePlan, fresh_trecvit
+    from trecvit.train.probe import ProbePlan
     from trecvit.train.probe import probe as run_probes
 
-    network = load_model(model, device)
+    encoder, fresh = _videomae(videomae, stride, device) if videomae else _trecvit(model, device)
     plan = ProbePlan(
         epochs=epochs,
         batch_size=batch_size,
@@ -291,8 +295,8 @@ def probe(
     )
     with progress_bars(hidden=as_json) as report:
         result, failures = run_probes(
-            trecvit_encoder(network, model),
-            lambda seed: trecvit_encoder(fresh_trecvit(network, seed), f"{model}, first weights of seed {seed}"),
+            encoder,
+            fresh,
             manifest_of(data, videos, labels),
             manifest_of(validation, videos, labels),
             to,
@@ -311,3 +315,24 @@ def probe(
         console().print(table)
         print(to / "probe.json")
     name_failures(failures)
+
+
+def _trecvit(model: str, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
+    """What is probed, and the same with the first weights of a seed."""
+    from trecvit.evaluate.features import trecvit_encoder
+    from trecvit.train.probe import fresh_trecvit
+
+    network = load_model(model, device)
+    return trecvit_encoder(network, model), lambda seed: trecvit_encoder(fresh_trecvit(network, seed), f"seed {seed}")
+
+
+def _videomae(folder: Path, stride: int, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
+    """Likewise."""
+    from trecvit.baselines.video_transformers import fresh_videomae, load_videomae, videomae_encoder
+
+    network = load_videomae(folder).to(device)
+
+    def fresh(seed: int) -> Encoder:
+        return videomae_encoder(fresh_videomae(network, seed), f"seed {seed}", frame_stride=stride)
+
+    return videomae_encoder(network, str(folder), frame_stride=stride), fresh
