@@ -181,8 +181,10 @@ def videomae_encoder(model: Any, name: str, *, frame_stride: int = 4, frame_rate
 
     def features(video: Tensor) -> Tensor:
         pixels = (video.to(network.device).float() / 255.0 - mean) / deviation
-        tokens: Tensor = network(pixels).last_hidden_state
-        return tokens.unflatten(1, (config.num_frames // config.tubelet_size, -1))  # tubelets frame by frame
+        # Tubelets lie frame by frame.
+        num_rows = config.num_frames // config.tubelet_size
+        tokens: Tensor = network(pixels).last_hidden_state.unflatten(1, (num_rows, -1))
+        return tokens
 
     preprocessing = Preprocessing(
         image_size=config.image_size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -143,14 +143,20 @@ def attention_probe(
         loss.backward()
         optimiser.step()
         report(step + 1, num_steps)
-    readout.eval()
-    with torch.no_grad():
-        probs = [
-            torch.stack([readout(test.tokens(rows, view).to(device)).softmax(-1).cpu() for view in range(num_views)])
-            for rows in torch.arange(len(test.names)).split(plan.batch_size)
-            for rows in [rows.tolist()]
-        ]
-    return torch.cat(probs, dim=1).mean(dim=0)
+    return _answers(readout.eval(), test, plan.batch_size, device)
+
+
+@torch.inference_mode()
+def _answers(
+    readout: AttentionReadout, test: Features, batch_size: int, device: torch.device | str
+) -> Float[Tensor, "M C"]:
+    """Probabilities, averaged over the views."""
+    probs = []
+    for first in range(0, len(test.names), batch_size):
+        rows = range(first, min(first + batch_size, len(test.names)))
+        views = [readout(test.tokens(rows, view).to(device)) for view in range(test.pooled.shape[1])]
+        probs.append(torch.stack(views).softmax(dim=-1).mean(dim=0).cpu())
+    return torch.cat(probs)
 
 
 def _readout(features: Features, num_classes: int, plan: ProbePlan) -> AttentionReadout:
@@ -201,12 +207,9 @@ def probe(
         raise DataError(f"{train.source} and {test.source} have not the same classes in the same order")
     folder = Path(folder)
     num_classes = max(train.num_classes, test.num_classes)
-    seeds = range(plan.num_seeds)
-    runs = [("pretrained", encoder, "pretrained", list(seeds))]
-    runs += [("random", fresh(seed), f"random-{seed}", [seed]) for seed in seeds]
     failures: dict[str, Failure] = {}
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for kind, made, name, its_seeds in runs:
+    for kind, name, made, seeds in _runs(encoder, fresh, plan.num_seeds):
         both: dict[str, Features] = {}
         for split, manifest in (("train", train), ("test", test)):
             both[split], failed = cached_features(
@@ -219,23 +222,12 @@ def probe(
                 report=partial(_told, report, f"features, {name}, {split}", len(manifest.videos)),
             )
             failures |= {f"{split}: {one.name}": one for one in failed}
-        for seed in its_seeds:
-            answers: dict[str, Callable[[], Tensor]] = {
-                "linear": partial(linear_probe, **both, num_classes=num_classes),
-                "k-NN": partial(knn_probe, **both, num_classes=num_classes),
-                "attention": partial(
-                    attention_probe,
-                    **both,
-                    num_classes=num_classes,
-                    plan=plan,
-                    seed=seed,
-                    device=device,
-                    report=partial(report, f"attention readout, {kind}, seed {seed}"),
-                ),
-            }
-            for method, answer in answers.items():
+        for seed in seeds:
+            told = partial(report, f"attention readout, {kind}, seed {seed}")
+            attention = partial(attention_probe, plan=plan, seed=seed, device=device, report=told)
+            for method, answer in (("linear", linear_probe), ("k-NN", knn_probe), ("attention", attention)):
                 begun_s = time.perf_counter()
-                right = _top1(both["test"], answer())
+                right = _top1(both["test"], answer(both["train"], both["test"], num_classes))
                 found.setdefault((kind, method), []).append((right, time.perf_counter() - begun_s))
     result = {
         "protocol": _protocol(encoder, train, test, plan),
@@ -248,6 +240,15 @@ def probe(
     }
     write_text(folder / "probe.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result, list(failures.values())
+
+
+def _runs(
+    encoder: Encoder, fresh: Callable[[int], Encoder], num_seeds: int
+) -> Iterator[tuple[str, str, Encoder, Sequence[int]]]:
+    """Kind and name of features, what makes them, and the seeds to probe them with; one encoder at a time."""
+    yield "pretrained", "pretrained", encoder, range(num_seeds)
+    for seed in range(num_seeds):
+        yield "random", f"random-{seed}", fresh(seed), [seed]
 
 
 def _told(report: Report, words: str, total: int, done: int, _failed: int) -> None:
