@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trecvit.config import ModelConfig, TrackerConfig
+from trecvit.config import ModelConfig, PointReadoutConfig, ReadoutTrackerConfig, TrackerConfig
+from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.tapnext import TAPNext
+from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
 from trecvit.model.trecvit import TRecViT
 
 TINY = {
@@ -81,3 +85,43 @@ def tiny_tracker(**overrides: Any) -> TAPNext:
             scale = 0.5 if name.endswith("conv.weight") else 0.1
             parameter.add_(scale * torch.randn(parameter.shape))
     return tracker.eval()
+
+
+def tiny_readout_tracker(pooling: str = "cls", **readout: int) -> ReadoutTracker:
+    """The same small tracker of the paper's kind every time, for frames of 32 x 32."""
+    blocks = {**TINY, "image_size": (32, 32), "pooling": pooling, "num_classes": 0}
+    sizes = {"num_bases": 5, "width": 24, "depth": 2, "num_heads": 3, "mlp_width": 20, **readout}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(7)
+        tracker = ReadoutTracker(
+            ReadoutTrackerConfig(blocks=ModelConfig(**blocks), readout=PointReadoutConfig(**sizes))
+        )
+        for name, parameter in tracker.named_parameters():
+            scale = 0.5 if name.endswith("conv.weight") else 0.1
+            parameter.add_(scale * torch.randn(parameter.shape))
+    return tracker.eval()
+
+
+def of_each_part(function: Callable[..., Tensor], *outs: TrackerOutput) -> TrackerOutput:
+    """An output made of what a function makes of each part of others; a part that there is not stays away."""
+    parts = {name: [getattr(out, name) for out in outs] for name in TrackerOutput._fields}
+    return TrackerOutput(**{name: function(*some) for name, some in parts.items() if some[0] is not None})
+
+
+def run_tracker(
+    tracker: PointTracker, video: Tensor, state: TrackerState, places: list[int]
+) -> tuple[TrackerOutput, TrackerState]:
+    """Streams a video cut at these places: what is said of all its frames, and the last state."""
+    outs = []
+    for start, end in pairwise([0, *places, video.shape[1]]):
+        out, state = tracker.step(video[:, start:end], state)
+        outs.append(out)
+    return of_each_part(lambda *pieces: torch.cat(pieces, dim=2), *outs), state
+
+
+def assert_same_tracks(got: TrackerOutput, expected: TrackerOutput, tolerance: float = 1e-5) -> None:
+    """Float32's tolerance by default: the same sums in another order."""
+    for name, part in expected._asdict().items():
+        assert (getattr(got, name) is None) == (part is None), name
+        if part is not None:
+            assert relative_error(getattr(got, name), part) < tolerance, name

@@ -219,13 +219,14 @@ def test_a_saved_autoencoder_is_a_trecvit_with_a_decoder_beside_it(tmp_path):
 
 def test_recomputing_gives_the_same_gradients():
     gradients = []
-    for recompute in (False, True):
+    for recompute in ("nothing", "cheap", "blocks"):
         model, video, visible = autoencoder(), random_video(2, 4), masks(2, 6, 0.5)
-        model.checkpoint_activations = recompute
+        model.recompute = recompute
         model(video, visible).normalised.square().mean().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+        assert torch.equal(gradient, gradients[2][name]), name
 
 
 def test_a_decoder_without_time_sees_each_frame_by_itself():

@@ -102,7 +102,10 @@ def change_description(folder, change) -> None:
     ("change", "words"),
     [
         (lambda d: d.update(format="other"), "expected the format 'trecvit-1', got 'other'"),
-        (lambda d: d.update(architecture="ViViT"), "expected architecture 'TRecViT' or 'TAPNext', got 'ViViT'"),
+        (
+            lambda d: d.update(architecture="ViViT"),
+            "expected architecture 'TRecViT' or .*, got 'ViViT'",
+        ),
         (lambda d: d["model"].update(widht=3), "no field 'widht', did you mean 'width'"),
         (lambda d: d["model"].update(width="16"), "width: expected a whole number"),
         (lambda d: d["model"].update(width=32), "of another shape or type"),

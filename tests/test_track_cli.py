@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from models import random_video, tiny_tracker
+from models import random_video, tiny_readout_tracker, tiny_tracker
 from typer.testing import CliRunner
 
 from trecvit.cli import app
@@ -25,6 +25,7 @@ from trecvit.runtime.track import LiveTracker
 from trecvit.video.decode import read_frames
 from trecvit.video.draw import Trail, draw_caption, draw_grid, draw_trails, draw_truth
 from trecvit.video.encode import VideoWriter
+from trecvit.weights.load import load
 
 NUM_FRAMES = 6
 QUERIES = np.array([[0, 10.0, 20.0], [2, 40.0, 64.0], [0, 0.0, 0.0]], np.float32)
@@ -38,6 +39,11 @@ def frames_of(height: int = 48, width: int = 64) -> np.ndarray:
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory) -> str:
     return str(tiny_tracker().save(tmp_path_factory.mktemp("tracker")))
+
+
+@pytest.fixture(scope="module", params=[tiny_tracker, tiny_readout_tracker], ids=["tapnext", "readout"])
+def either(request, tmp_path_factory) -> str:
+    return str(request.param().save(tmp_path_factory.mktemp("either")))
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +166,10 @@ def test_only_the_last_places_are_remembered():
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_track_writes_a_video_and_tracks(video, tracker, tmp_path):
+def test_track_writes_a_video_and_tracks(video, either, tmp_path):
     out, npz = tmp_path / "out.mp4", tmp_path / "out.npz"
     asked = ["--points", "20,10 64,40@2", "--points", "0,0"]
-    done = run("track", video, "--model", tracker, *asked, "--save", out, "--tracks", npz)
+    done = run("track", video, "--model", either, *asked, "--save", out, "--tracks", npz)
     assert done.exit_code == 0, done.output
     assert len(list(read_frames(out))) == NUM_FRAMES
     with np.load(npz) as saved:
@@ -177,7 +183,7 @@ def test_track_writes_a_video_and_tracks(video, tracker, tmp_path):
     assert arrays["certainty"].shape == (3, NUM_FRAMES)
 
     table = tmp_path / "out.csv"
-    done = run("track", video, "--model", tracker, *asked, "--tracks", table)
+    done = run("track", video, "--model", either, *asked, "--tracks", table)
     assert done.exit_code == 0, done.output
     lines = list(csv.DictReader(table.read_text().splitlines()))
     assert len(lines) == 3 * NUM_FRAMES - 2
@@ -187,8 +193,8 @@ def test_track_writes_a_video_and_tracks(video, tracker, tmp_path):
         assert bool(int(line["visible"])) == arrays["visible"][place]
 
 
-def test_track_live_prints_a_json_line_per_frame(video, tracker):
-    done = run("track", video, "--model", tracker, "--live", "--grid", 2)
+def test_track_live_prints_a_json_line_per_frame(video, either):
+    done = run("track", video, "--model", either, "--live", "--grid", 2)
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["frame"] for line in lines] == list(range(NUM_FRAMES))
@@ -235,11 +241,11 @@ def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):
     assert all("gave up point" in line for line in done.stdout.splitlines())
 
 
-def test_info_tells_of_trackers(tracker):
-    done = run("info", tracker, "--json")
+def test_info_tells_of_trackers(either):
+    done = run("info", either, "--json")
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
-    model = tiny_tracker()
+    model = load(either)
     assert facts == json.loads(json.dumps(describe(model)))
     assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert facts["GFLOP per frame"] == round(flops_per_frame(model) / 1e9, 3)
@@ -270,9 +276,9 @@ def test_eval_tapvid_scores_a_baseline_and_draws_it(tmp_path):
         assert picture.width > 4 * picture.height / 2
 
 
-def test_eval_tapvid_scores_a_tracker(tracker, tmp_path):
+def test_eval_tapvid_scores_a_tracker(either, tmp_path):
     write_track_file(tmp_path / "still.npz", still_video())
-    done = run("eval", "tapvid", tmp_path, "--to", tmp_path, "--model", tracker, "--query-mode", "strided")
+    done = run("eval", "tapvid", tmp_path, "--to", tmp_path, "--model", either, "--query-mode", "strided")
     assert done.exit_code == 0, done.output
     protocol = json.loads((tmp_path / "result.json").read_text())["protocol"]
     assert protocol["query_mode"] == "strided"

@@ -16,8 +16,6 @@ import torch
 
 from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.errors import CheckpointError, ConfigError, DataError
-from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
 from trecvit.train.bench import loader_speed, update_costs
@@ -27,7 +25,7 @@ from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of, schedule
 from trecvit.train.recipe import Optimisation, load_recipe
 from trecvit.train.scenes import SceneFeed
-from trecvit.weights.load import load
+from trecvit.weights.load import blank, load
 
 # Epochs, dropout of the head, RandAugment or not, and classes: where the paper's two data sets differ.
 PAPERS = {"kinetics400": (30, 0.0, False, 400), "something_something_v2": (35, 0.1, True, 174)}
@@ -58,14 +56,12 @@ def recipe_path(tmp_path) -> Path:
 def test_every_shipped_recipe_loads_and_builds(path):
     recipe = load_recipe(path)
     with torch.device("meta"):
-        if recipe.mae is not None:
-            model = MaskedAutoencoder(recipe.autoencoder, preprocessing=recipe.preprocessing)
-        else:
-            model = (TAPNext if recipe.tracks else TRecViT)(recipe.model, preprocessing=recipe.preprocessing)
+        model = blank(recipe.architecture, preprocessing=recipe.preprocessing)
     count = sum(parameter.numel() for parameter in model.parameters())
     expected = {
         "world": 909_842, "world_files": 909_842, "kinetics400": 111_913_360, "something_something_v2": 111_218_862,
-        "track_world": 2_865_985, "mae_world": 1_383_456, "mae_k400": 117_995_136,
+        "track_world": 2_865_985, "track_readout_world": 1_589_956, "mae_world": 1_383_456,
+        "mae_k400": 117_995_136,
     }  # fmt: skip
     assert count == expected[path.stem]
     assert optimisers_of(model, recipe.optimisation)

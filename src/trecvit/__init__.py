@@ -13,13 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trecvit.config import PRESETS, ModelConfig, Preprocessing, TrackerConfig
+    from trecvit.config import (
+        PRESETS,
+        ModelConfig,
+        PointReadoutConfig,
+        Preprocessing,
+        ReadoutTrackerConfig,
+        TrackerConfig,
+    )
     from trecvit.data.class_names import class_names
     from trecvit.data.world import World, WorldConfig
     from trecvit.errors import TRecViTError
+    from trecvit.model.readout_tracker import ReadoutState, ReadoutTracker
     from trecvit.model.state import State
     from trecvit.model.tapnext import TAPNext, TrackState
-    from trecvit.model.tracker import TrackerOutput, track_both_ways
+    from trecvit.model.tracker import PointTracker, TrackerOutput, track_both_ways
     from trecvit.model.trecvit import Output, TRecViT, create_model
     from trecvit.runtime.exported import export, load_exported
     from trecvit.runtime.fast import optimize
@@ -33,7 +41,12 @@ _HOMES = {
     "LiveTracker": "trecvit.runtime.track",
     "ModelConfig": "trecvit.config",
     "Output": "trecvit.model.trecvit",
+    "PointReadoutConfig": "trecvit.config",
+    "PointTracker": "trecvit.model.tracker",
     "Preprocessing": "trecvit.config",
+    "ReadoutState": "trecvit.model.readout_tracker",
+    "ReadoutTracker": "trecvit.model.readout_tracker",
+    "ReadoutTrackerConfig": "trecvit.config",
     "State": "trecvit.model.state",
     "TAPNext": "trecvit.model.tapnext",
     "TRecViT": "trecvit.model.trecvit",
@@ -58,7 +71,12 @@ __all__ = [
     "LiveTracker",
     "ModelConfig",
     "Output",
+    "PointReadoutConfig",
+    "PointTracker",
     "Preprocessing",
+    "ReadoutState",
+    "ReadoutTracker",
+    "ReadoutTrackerConfig",
     "State",
     "TAPNext",
     "TRecViT",

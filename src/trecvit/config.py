@@ -178,8 +178,42 @@ def _tapnext_b() -> ModelConfig:
     )
 
 
+class _TrackerConfig:
+    """What the architectures of trackers have in common."""
+
+    __slots__ = ()
+    blocks: ModelConfig
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.blocks.depth
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels for which positions are stored."""
+        return self.blocks.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """0: a tracker names nothing."""
+        return 0
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; an unknown field is a ConfigError that names the nearest one."""
+        refuse_unknown(type(self), changes)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    @classmethod
+    def _blocks_of(cls, values: Mapping[str, Any]) -> ModelConfig:
+        blocks = values.get("blocks")
+        if not isinstance(blocks, Mapping):
+            raise ConfigError(f"{cls.__name__}.blocks: expected the fields of a ModelConfig, got {blocks!r}")
+        return ModelConfig.from_dict(blocks)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrackerConfig:
+class TrackerConfig(_TrackerConfig):
     """Architecture of a TAPNext point tracker. The defaults are the published models' size, 194 M parameters.
 
     The published weights come in two arithmetics: JAX (`gelu="tanh"` in `blocks`, `norm_eps=1e-6`,
@@ -214,26 +248,6 @@ class TrackerConfig:
         _require(is_eps, self, "norm_eps", "a number between 0 and 1")
         _require(self.query_border in get_args(QueryBorder), self, "query_border", f"one of {get_args(QueryBorder)}")
 
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.blocks.depth
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels for which positions are stored."""
-        return self.blocks.image_size
-
-    @property
-    def num_classes(self) -> int:
-        """0: a tracker names nothing."""
-        return 0
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed; an unknown field is a ConfigError that names the nearest one."""
-        refuse_unknown(type(self), changes)
-        return dataclasses.replace(self, **changes)
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {**dataclasses.asdict(self), "blocks": self.blocks.to_dict()}
@@ -242,10 +256,70 @@ class TrackerConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
         refuse_unknown(cls, values)
-        blocks = values.get("blocks")
-        if not isinstance(blocks, Mapping):
-            raise ConfigError(f"TrackerConfig.blocks: expected the fields of a ModelConfig, got {blocks!r}")
-        return cls(**{**values, "blocks": ModelConfig.from_dict(blocks)})
+        return cls(**{**values, "blocks": cls._blocks_of(values)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointReadoutConfig:
+    """Architecture of a `RecurrentPointReadout`. The defaults are MooG's (moog/configs/movi.py, head "points").
+
+    Attributes:
+        num_bases: Frequencies in which a query's x and y are told.
+        width: Channels S of a point's state, and of its queries, keys and values.
+        depth: Layers of cross-attention.
+        num_heads: Of the attention; divides `width`.
+        mlp_width: Hidden channels of the layers' MLPs; those of all others are `width`.
+    """
+
+    num_bases: int = 16
+    width: int = 512
+    depth: int = 3
+    num_heads: int = 8
+    mlp_width: int = 2048
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            _require(_is_int(value) and value >= 1, self, entry.name, "a whole number >= 1")
+        _require(self.width % self.num_heads == 0, self, "num_heads", f"a divisor of width={self.width}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From plain JSON values; unknown keys and impossible values raise ConfigError."""
+        refuse_unknown(cls, values)
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutTrackerConfig(_TrackerConfig):
+    """Architecture of the paper's point tracker (section 5.3): a frozen TRecViT, and a readout that has a state.
+
+    Attributes:
+        blocks: The backbone, without its head.
+        readout: What reads the points off its features.
+    """
+
+    blocks: ModelConfig = field(default_factory=lambda: ModelConfig(num_classes=0))
+    readout: PointReadoutConfig = field(default_factory=PointReadoutConfig)
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.blocks, ModelConfig), self, "blocks", "a ModelConfig")
+        for name, expected in (("num_classes", 0), ("temporal_patch_size", 1)):
+            _require(getattr(self.blocks, name) == expected, self, "blocks", f"{name}={expected!r}")
+        _require(isinstance(self.readout, PointReadoutConfig), self, "readout", "a PointReadoutConfig")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {"blocks": self.blocks.to_dict(), "readout": dataclasses.asdict(self.readout)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
+        refuse_unknown(cls, values)
+        readout = values.get("readout", {})
+        if not isinstance(readout, Mapping):
+            raise ConfigError(f"{cls.__name__}.readout: expected the fields of a PointReadoutConfig, got {readout!r}")
+        return cls(blocks=cls._blocks_of(values), readout=PointReadoutConfig.from_dict(readout))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,6 +376,9 @@ class AutoencoderConfig:
                 )
             parts[name] = ModelConfig.from_dict(values[name])
         return cls(**{**values, **parts})
+
+
+Architecture = ModelConfig | TrackerConfig | ReadoutTrackerConfig | AutoencoderConfig
 
 
 def decoder_config(blocks: ModelConfig, **fields: Any) -> ModelConfig:

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing, TrackerConfig
+from trecvit.config import Architecture, ModelConfig, Preprocessing
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.files import write_text, write_whole
 
@@ -46,11 +46,11 @@ class Pretrained(
         provenance: Where the weights come from, as free text by key ("source", "licence", "command" ...).
     """
 
-    config_class: ClassVar[type[ModelConfig] | type[TrackerConfig] | type[AutoencoderConfig]] = ModelConfig
+    config_class: ClassVar[type[Architecture]] = ModelConfig
 
     def __init__(
         self,
-        config: ModelConfig | TrackerConfig | AutoencoderConfig,
+        config: Architecture,
         *,
         preprocessing: Preprocessing | None = None,
         labels: Sequence[str] = (),

@@ -5,15 +5,18 @@ One frame per patch, as the paper counts (its ViViT-L has 6,272 tokens at 32 fra
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trecvit.config import nearest
-from trecvit.errors import ConfigError, MissingPackageError
+from trecvit.config import Preprocessing, nearest
+from trecvit.errors import CheckpointError, ConfigError, MissingPackageError
+from trecvit.evaluate.features import Encoder
 
 _Builder = Callable[[int, int, str], Any]  # image size, frames, kind of attention -> nn.Module
 
@@ -29,6 +32,8 @@ _LARGE: dict[str, Any] = {
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
+# What VideoMAE's published weights expect of pixels in [0,1] (transformers: VideoMAEImageProcessor).
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TEMPORAL_LAYERS = 4  # of the factorised encoder: ViViT (arXiv:2103.15691), section 4.2
 
 
@@ -125,9 +130,78 @@ def build_baseline(name: str, *, image_size: int, num_frames: int, fused: bool) 
     """
     if name not in _BUILDERS:
         raise ConfigError(f"expected one of {', '.join(NAMES)}, got {name!r}{nearest(name, NAMES)}")
+    _require_transformers()
+    model: nn.Module = _BUILDERS[name](image_size, num_frames, "sdpa" if fused else "eager")
+    return model
+
+
+def load_videomae(source: str | Path) -> Any:
+    """The `VideoMAEModel` of a folder that transformers has written, also of a pre-training or classifying model.
+
+    Raises:
+        CheckpointError: When there is none.
+        MissingPackageError: transformers is not installed.
+    """
+    _require_transformers()
+    from transformers import VideoMAEModel
+
+    if not Path(source).is_dir():
+        raise CheckpointError(f"{source}: expected a folder with transformers' config.json and weights of a VideoMAE")
+    try:
+        model, told = VideoMAEModel.from_pretrained(source, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise CheckpointError(f"{source}: expected a VideoMAE as transformers saves it: {exc}") from exc
+    if missing := sorted(told["missing_keys"]):
+        raise CheckpointError(f"{source}: not a VideoMAE's weights; {len(missing)} are missing, such as {missing[0]}")
+    return model.eval()
+
+
+def fresh_videomae(model: Any, seed: int) -> Any:
+    """The same architecture with first weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return type(model)(model.config).to(model.device).eval()
+
+
+def videomae_encoder(model: Any, name: str, *, frame_stride: int = 4, frame_rate_fps: float | None = None) -> Encoder:
+    """A `VideoMAEModel` on all tokens of a clip, to be probed as a TRecViT is.
+
+    Features are what transformers calls `last_hidden_state`: without a last norm where the configuration says
+    `use_mean_pooling`, as transformers then puts it behind the pooling.
+
+    Args:
+        model: From `load_videomae` or `fresh_videomae`.
+        name: As the user named it.
+        frame_stride: Every how many frames one is taken; VideoMAE's own on K400 is 4.
+        frame_rate_fps: See `Preprocessing`.
+    """
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    config = network.config
+    mean, deviation = (torch.tensor(value, device=network.device).view(3, 1, 1) for value in (_MEAN, _DEVIATION))
+
+    def features(video: Tensor) -> Tensor:
+        pixels = (video.to(network.device).float() / 255.0 - mean) / deviation
+        # Tubelets lie frame by frame.
+        num_rows = config.num_frames // config.tubelet_size
+        tokens: Tensor = network(pixels).last_hidden_state.unflatten(1, (num_rows, -1))
+        return tokens
+
+    preprocessing = Preprocessing(
+        image_size=config.image_size,
+        num_frames=config.num_frames,
+        frame_stride=frame_stride,
+        frame_rate_fps=frame_rate_fps,
+    )
+    return Encoder(name, network, {"architecture": "VideoMAE", **_sizes(config)}, preprocessing, features)
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    names = (*_BASE, "image_size", "patch_size", "num_frames", "tubelet_size", "use_mean_pooling")
+    return {name: getattr(config, name) for name in names}
+
+
+def _require_transformers() -> None:
     try:
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingPackageError("transformers", needed_for="the models to compare with", extra="study") from error
-    model: nn.Module = _BUILDERS[name](image_size, num_frames, "sdpa" if fused else "eager")
-    return model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trecvit.cli.app import eval_app
+from trecvit.cli.app import app, eval_app
 from trecvit.cli.options import (
     DataArgument,
     DeviceOption,
@@ -22,11 +22,12 @@ from trecvit.cli.options import (
     load_tracker,
     manifest_of,
 )
-from trecvit.cli.terminal import console, name_failures, print_facts, progress_bar
+from trecvit.cli.terminal import console, name_failures, print_facts, progress_bar, progress_bars
 from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
     from trecvit.data.tracked import TrackedVideo
+    from trecvit.evaluate.features import Encoder
     from trecvit.evaluate.tapvid import Queries
     from trecvit.model.tracker import Tracker, TrackerOutput
 
@@ -247,3 +248,91 @@ def _print_tests(tests: list[dict[str, Any]]) -> None:
         shares = (f"{test['by_class'][label]:.0%}" if label in test["by_class"] else "" for test in tests)
         classes.add_row(label, *shares, tests[0]["confused_with"][label])
     console().print(classes)
+
+
+@app.command()
+def probe(
+    data: Annotated[str, typer.Option("--data", help="Videos that the probes learn from, in any of the forms.")],
+    validation: Annotated[str, typer.Option(help="Videos that they are tested on; of the same classes.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for the features, kept for the next time, and probe.json.")],
+    model: ModelOption = "motions",
+    videomae: Annotated[
+        Path | None, typer.Option(help="Instead of a TRecViT: a folder of transformers' VideoMAE, to compare with.")
+    ] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Of a VideoMAE's frames; a TRecViT knows its own.")] = 4,
+    videos: VideosOption = None,
+    labels: LabelsOption = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips of each video.")] = 1,
+    crops: Annotated[int, typer.Option(min=1, help="Crops of each clip, 1 or 3.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the attention readout.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per update of the attention readout.")] = 32,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Its peak.")] = 3e-4,
+    width: Annotated[int, typer.Option(min=0, help="Its width.", show_default="that of the features")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs that mean and deviation are of.")] = 3,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """What is in a model's frozen features: linear, nearest-neighbour and attention probes, beside random features.
+
+    Features are computed once and kept; a folder that holds those of another model, or of other videos, is refused. A
+    video that cannot be read is listed by name and makes the exit code 1.
+    """
+    from rich.table import Table
+
+    from trecvit.train.probe import ProbePlan
+    from trecvit.train.probe import probe as run_probes
+
+    encoder, fresh = _videomae(videomae, stride, device) if videomae else _trecvit(model, device)
+    plan = ProbePlan(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        width=width,
+        num_clips=clips,
+        num_crops=crops,
+        num_seeds=seeds,
+    )
+    with progress_bars(hidden=as_json) as report:
+        result, failures = run_probes(
+            encoder,
+            fresh,
+            manifest_of(data, videos, labels),
+            manifest_of(validation, videos, labels),
+            to,
+            plan,
+            num_workers=workers,
+            device=device,
+            report=report,
+        )
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        table = Table("probe", "features", "top-1", "seconds", box=None, pad_edge=False)
+        for row in sorted(result["rows"], key=lambda row: str(row["probe"])):
+            spread = f"{row['mean']:.1%} ± {row['deviation']:.1%}"
+            table.add_row(row["probe"], row["features"], spread, f"{row['seconds_per_seed']:.1f}")
+        console().print(table)
+        print(to / "probe.json")
+    name_failures(failures)
+
+
+def _trecvit(model: str, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
+    """What is probed, and the same with the first weights of a seed."""
+    from trecvit.evaluate.features import trecvit_encoder
+    from trecvit.train.probe import fresh_trecvit
+
+    network = load_model(model, device)
+    return trecvit_encoder(network, model), lambda seed: trecvit_encoder(fresh_trecvit(network, seed), f"seed {seed}")
+
+
+def _videomae(folder: Path, stride: int, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
+    """Likewise."""
+    from trecvit.baselines.video_transformers import fresh_videomae, load_videomae, videomae_encoder
+
+    network = load_videomae(folder).to(device)
+
+    def fresh(seed: int) -> Encoder:
+        return videomae_encoder(fresh_videomae(network, seed), f"seed {seed}", frame_stride=stride)
+
+    return videomae_encoder(network, str(folder), frame_stride=stride), fresh

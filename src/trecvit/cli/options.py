@@ -11,10 +11,10 @@ from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
     from trecvit.data.manifest import Manifest
-    from trecvit.model.tapnext import TAPNext
-    from trecvit.model.trecvit import TRecViT
+    from trecvit.model.tracker import PointTracker
+    from trecvit.model.trecvit import TRecViT, VideoModel
 
-_Model = TypeVar("_Model", "TRecViT", "TAPNext")
+_Model = TypeVar("_Model", bound="VideoModel")
 
 ModelOption = Annotated[
     str,
@@ -61,16 +61,16 @@ def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
     return _fast(load_model(model, device), dtype, mode)
 
 
-def load_tracker(model: str, device: str) -> TAPNext:
+def load_tracker(model: str, device: str) -> PointTracker:
     """`load_model` for point trackers."""
-    from trecvit.model.tapnext import TAPNext
+    from trecvit.model.tracker import PointTracker
     from trecvit.weights.load import load_as
 
     with download_bar() as progress:
-        return load_as(TAPNext, model, device=device, progress=progress)
+        return load_as(PointTracker, model, device=device, progress=progress)
 
 
-def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> TAPNext:
+def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> PointTracker:
     """`load_fast` for point trackers."""
     return _fast(load_tracker(model, device), dtype, mode)
 

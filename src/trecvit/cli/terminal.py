@@ -36,6 +36,24 @@ def progress_bar(what: str, total: int | None, *, hidden: bool = False) -> Itera
 
 
 @contextmanager
+def progress_bars(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each of several things that are done one after another, told by name, number done and number in all."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console(stderr=True), disable=hidden or not sys.stderr.isatty()) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
 def download_bar() -> Iterator[Callable[[int, int | None], None]]:
     """A bar that appears with the first bytes of a download."""
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn

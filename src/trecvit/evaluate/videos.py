@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from trecvit.data.clips import EvaluationViews, Failure
@@ -159,7 +160,7 @@ def protocol(
     """
     return {
         "checkpoint": str(checkpoint),
-        "weights_sha256": _hash_of_weights(model),
+        "weights_sha256": hash_of_weights(model),
         "data": manifest.source,
         "listed": len(manifest.videos) + len(manifest.missing),
         "missing": len(manifest.missing),
@@ -174,7 +175,7 @@ def protocol(
     }
 
 
-def _hash_of_weights(model: TRecViT) -> str:
+def hash_of_weights(model: nn.Module) -> str:
     """Of names and values, so that it is the same whatever file they came from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -21,15 +21,14 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig, Preprocessing, TrackerConfig
-from trecvit.errors import InputError, StateError
 from trecvit.model.linear import GELU
-from trecvit.model.state import StreamState, empty_layers, num_patches, recurrent_dtype
-from trecvit.model.tracker import NEVER, TrackerOutput, read_queries
-from trecvit.model.trecvit import Video, VideoModel, init_lecun, sincos_positions
+from trecvit.model.state import empty_layers, num_patches, recurrent_dtype
+from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
+from trecvit.model.trecvit import init_lecun, sincos_positions
 
 # code: prediction_heads and tracker_certainty; all in columns or rows of the raster.
 _SOFT_ARGMAX_RADIUS = 20
@@ -38,24 +37,13 @@ _CERTAINTY_RADIUS = 8
 
 
 @dataclass(frozen=True)
-class TrackState(StreamState):
-    """What a `TAPNext` remembers of B streams with Q points each; see `StreamState` for its methods.
+class TrackState(TrackerState):
+    """What a `TAPNext` remembers of B streams with Q points each; see `TrackerState` for its methods.
 
-    Points cannot be added to a state, but a point's place can be kept free from the start: a query whose frame is
-    infinite is an empty slot, carried as the unknown tokens that the model was trained with, until `place` fills it.
-
-    Attributes:
-        query_frames: The frame in which each point is shown to the model, counted from the stream's first; `NEVER` in
-            empty slots.
-        query_points_yx: Where it is there, in pixels of the frames.
+    An empty slot is carried as the unknown tokens that the model was trained with.
     """
 
-    query_frames: Int64[Tensor, "B Q"]
-    query_points_yx: Float[Tensor, "B Q 2"]
-
     _FORMAT: ClassVar[str] = "trecvit-track-state-1"
-    _ALIKE: ClassVar[tuple[str, ...]] = (*StreamState._ALIKE, "num_queries")
-    _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ("query_frames", "query_points_yx")
 
     @classmethod
     def begin(
@@ -80,52 +68,15 @@ class TrackState(StreamState):
             query_points_yx=query_points_yx,
         )
 
-    @property
-    def num_queries(self) -> int:
-        """Points Q of each stream, empty slots included."""
-        return self.query_frames.shape[1]
-
-    def place(self, slot: int, points_xy: Float[Tensor, "B 2"]) -> TrackState:
-        """A point in a slot that was empty so far: where it is in each stream's next frame.
-
-        This is the same as having declared it from the start, with the number of the next frame.
-
-        Raises:
-            StateError: when the slot is not empty.
-            InputError: for a place outside the picture.
-        """
-        if not bool((self.query_frames[:, slot] == NEVER).all()):
-            raise StateError(f"place: expected an empty slot, but slot {slot} has a point")
-        points_yx = points_xy.flip(-1).to(self.query_points_yx)
-        _, points_yx = read_queries(F.pad(points_yx, (1, 0))[:, None], self.image_size)
-        frames, places = self.query_frames.clone(), self.query_points_yx.clone()
-        frames[:, slot], places[:, slot] = self.frames_seen, points_yx[:, 0]
-        return self.replace(query_frames=frames, query_points_yx=places)
-
-    def copy_slot(self, source: int, target: int) -> TrackState:
-        """The slot `target` becomes what `source` is, with its query and its past; the others stay as they are.
-
-        From a slot that was empty from the start this makes one that is as if it had been: a point is forgotten.
-        """
+    def _slots_in(self, name: str) -> tuple[int, int] | None:
         first = num_patches(self.config, self.image_size)
-        copied = {}
-        for name, tensor in self._tensors().items():
-            axis, offset = {"hidden": (1, first), "taps": (2, first)}.get(name.rpartition(".")[2], (1, 0))
-            if name != "frames_seen":
-                tensor = tensor.clone()
-                tensor.select(axis, offset + target).copy_(tensor.select(axis, offset + source))
-            copied[name] = tensor
-        return self._with(copied)
+        return {"hidden": (1, first), "taps": (2, first)}.get(name.rpartition(".")[2]) or super()._slots_in(name)
 
     @classmethod
     def _described(cls, config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]) -> TrackState:
         frames = torch.empty(tensors["query_frames"].shape, dtype=torch.int64, device="meta")
         places = torch.empty(*frames.shape, 2, device="meta")
         return cls.begin(config, frames, places, image_size=image_size, dtype=tensors["layers.0.taps"].dtype)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        queries = {"query_frames": self.query_frames, "query_points_yx": self.query_points_yx}
-        return {**queries, **super()._tensors()}
 
 
 class PointTokens(nn.Module):
@@ -194,15 +145,12 @@ class Readout(nn.Module):
         return out.to(recurrent_dtype(out.dtype))
 
 
-class TAPNext(VideoModel, tags=["point-tracking"]):
-    """The tracker: `tracker(video, query_points_tyx)` for clips, `tracker.step(frames, state)` for streams.
-
-    See `Pretrained` for what it carries besides weights, `track_both_ways` for the frames before a query, and
-    `trecvit.LiveTracker` for points that come and go.
-    """
+class TAPNext(PointTracker):
+    """The tracker; see `PointTracker` for how it is used."""
 
     config: TrackerConfig
     config_class = TrackerConfig
+    state_class = TrackState
 
     def __init__(
         self,
@@ -211,88 +159,33 @@ class TAPNext(VideoModel, tags=["point-tracking"]):
         preprocessing: Preprocessing | None = None,
         provenance: Mapping[str, str] | None = None,
     ) -> None:
-        preprocessing = preprocessing or self.preprocessing_for(config.image_size)
         # Positions are resized as the code does it, without antialiasing.
         super().__init__(
-            config,
-            config.blocks,
-            norm_eps=config.norm_eps,
-            antialias=False,
-            preprocessing=preprocessing,
-            provenance=provenance,
+            config, norm_eps=config.norm_eps, antialias=False, preprocessing=preprocessing, provenance=provenance
         )
         self.point_tokens = PointTokens(config)
         self.coordinates = Readout(config, 2 * config.raster_px)
         self.visibility = Readout(config, 1)
 
-    @staticmethod
-    def preprocessing_for(image_size: tuple[int, int]) -> Preprocessing:
-        """Every frame, brought to this height and width."""
-        return Preprocessing(image_size=image_size, frame_stride=1)
-
-    def forward(self, video: Video, query_points_tyx: Shaped[Tensor, "B Q 3"]) -> TrackerOutput:
-        """Tracks points over whole videos.
-
-        Args:
-            video: uint8, or floating point in [0,1]. Any height and width that `patch_size` divides; points are found
-                best at the size of the training videos, `preprocessing.image_size`.
-            query_points_tyx: Each point's frame from 0, and its y and x in pixels of the video. An infinite frame makes
-                an empty slot, which fills up a row with fewer points.
-
-        Raises:
-            InputError: for shapes, dtypes or values that are not a video or not queries in it.
-        """
-        self._check_frames(video)
-        if query_points_tyx.dim() == 3 and len(query_points_tyx) != len(video):
-            raise InputError(f"expected queries for {len(video)} videos, got them for {len(query_points_tyx)}")
-        state = self.init_state(query_points_tyx, image_size=(video.shape[3], video.shape[4]))
-        return self.step(video, state)[0]
-
-    def init_state(
-        self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: tuple[int, int] | None = None
+    def begin(
+        self,
+        query_frames: Int64[Tensor, "B Q"],
+        query_points_yx: Float[Tensor, "B Q 2"],
+        image_size: tuple[int, int],
     ) -> TrackState:
-        """The state of B streams before their first frame.
+        """See `PointTracker.begin`."""
+        return TrackState.begin(
+            self.config.blocks, query_frames, query_points_yx, image_size=image_size, dtype=self.dtype
+        )
 
-        Args:
-            query_points_tyx: As in `forward`. Frames are counted from the first that `step` will see, and may be any
-                number of frames away. Points that are not known yet get empty slots, see `TrackState`.
-            image_size: Height and width of the frames to come, by default those of `preprocessing`.
-
-        Raises:
-            InputError: for what are no queries in pictures of this size.
-        """
-        image_size = image_size or self.preprocessing.image_size
-        self._check_image_size(*image_size)
-        frames, places = read_queries(query_points_tyx.to(self.device), image_size)
-        return TrackState.begin(self.config.blocks, frames, places, image_size=image_size, dtype=self.dtype)
-
-    def step(self, frames: Video, state: TrackState) -> tuple[TrackerOutput, TrackState]:
-        """Goes on with the next frames, any number of them, of every stream.
-
-        Feeding a video in any pieces gives the same points as `tracker(video, query_points_tyx)`.
-
-        Args:
-            frames: uint8, or floating point in [0,1]; row b belongs to stream b.
-            state: What `init_state` or the last `step` returned. It is not changed.
-
-        Returns:
-            What is said of every point in these frames, and the new state.
-
-        Raises:
-            InputError: for shapes, dtypes or values that are not frames.
-            StateError: when the state belongs to another model, batch, image size, dtype or device.
-        """
-        self._check_frames(frames)
-        if not isinstance(state, TrackState):
-            raise StateError(f"expected a TrackState from init_state or step, got {type(state).__name__}")
-        state.check_fits(frames, self.config.blocks, device=self.device, dtype=self.dtype)
+    def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
         to_raster = self.config.raster_px / torch.tensor(state.image_size, device=self.device)
         frames_until = state.query_frames - state.frames_seen[:, None]
         points = self.point_tokens(state.query_points_yx * to_raster, frames_until, frames.shape[1])
-        features, state = self._advance(self._pixels(frames), points, state)
+        features, state = self._advance(frames, points, state)
         return self._read(features, to_raster.flip(0)), state
 
-    def _advance(self, frames: Tensor, points: Tensor, state: TrackState) -> tuple[Tensor, TrackState]:
+    def _advance(self, frames: Tensor, points: Tensor, state: TrackerState) -> tuple[Tensor, TrackerState]:
         """One pass over all tokens: what becomes of the points' [B,T,Q,D], and the new state."""
         patches = self.tokenizer(frames)
         tokens = torch.cat([patches, points], dim=2)

@@ -1,4 +1,4 @@
-"""What every point tracker takes and gives: queries in, points out, and tracking backwards in time.
+"""What every point tracker takes, gives and remembers: queries in, points out, and tracking backwards in time.
 
 Coordinates are pixels of the caller's frames: (0, 0) is the upper left corner of the upper left pixel and (W, H) the
 lower right one of the lower right pixel, as in TAP-Vid (arXiv:2211.03726).
@@ -7,17 +7,24 @@ lower right one of the lower right pixel, as in TAP-Vid (arXiv:2211.03726).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from trecvit.errors import InputError
+from trecvit.config import Preprocessing, ReadoutTrackerConfig, TrackerConfig
+from trecvit.errors import InputError, StateError
+from trecvit.model.state import StreamState
+from trecvit.model.trecvit import NORM_EPS, Video, VideoModel
 
 NEVER = torch.iinfo(torch.int64).max
 """The frame of a query that has not come."""
+
+_States = TypeVar("_States", bound="TrackerState")
 
 
 class TrackerOutput(NamedTuple):
@@ -31,12 +38,14 @@ class TrackerOutput(NamedTuple):
         certainty: From 0 to 1, how much of the tracker's belief lies close to `points_xy`.
         coordinate_logits: The scores that `points_xy` was read off: of x and of y, over R columns and R rows into which
             the picture is divided. None for a tracker that has no such scores.
+        certainty_logits: What `certainty` is the sigmoid of, None for a tracker that finds it otherwise.
     """
 
     points_xy: Float[Tensor, "B Q T 2"]
     visible_logits: Float[Tensor, "B Q T"]
     certainty: Float[Tensor, "B Q T"]
     coordinate_logits: Float[Tensor, "B Q T 2 R"] | None = None
+    certainty_logits: Float[Tensor, "B Q T"] | None = None
 
     @property
     def visible(self) -> Bool[Tensor, "B Q T"]:
@@ -45,6 +54,174 @@ class TrackerOutput(NamedTuple):
 
 
 Tracker = Callable[[Tensor, Tensor], TrackerOutput]
+
+
+@dataclass(frozen=True)
+class TrackerState(StreamState):
+    """What a tracker remembers of B streams with Q points each; see `StreamState` for its methods.
+
+    Points cannot be added to a state, but a point's place can be kept free from the start: a query whose frame is
+    infinite is an empty slot until `place` fills it.
+
+    Attributes:
+        query_frames: The frame in which each point is shown to the model, counted from the stream's first; `NEVER` in
+            empty slots.
+        query_points_yx: Where it is there, in pixels of the frames.
+    """
+
+    query_frames: Int64[Tensor, "B Q"]
+    query_points_yx: Float[Tensor, "B Q 2"]
+
+    _ALIKE: ClassVar[tuple[str, ...]] = (*StreamState._ALIKE, "num_queries")
+    _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ("query_frames", "query_points_yx")
+
+    @property
+    def num_queries(self) -> int:
+        """Points Q of each stream, empty slots included."""
+        return self.query_frames.shape[1]
+
+    def place(self: _States, slot: int, points_xy: Float[Tensor, "B 2"]) -> _States:
+        """A point in a slot that was empty so far: where it is in each stream's next frame.
+
+        This is the same as having declared it from the start, with the number of the next frame.
+
+        Raises:
+            StateError: when the slot is not empty.
+            InputError: for a place outside the picture.
+        """
+        if not bool((self.query_frames[:, slot] == NEVER).all()):
+            raise StateError(f"place: expected an empty slot, but slot {slot} has a point")
+        points_yx = points_xy.flip(-1).to(self.query_points_yx)
+        _, points_yx = read_queries(F.pad(points_yx, (1, 0))[:, None], self.image_size)
+        frames, places = self.query_frames.clone(), self.query_points_yx.clone()
+        frames[:, slot], places[:, slot] = self.frames_seen, points_yx[:, 0]
+        return self.replace(query_frames=frames, query_points_yx=places)
+
+    def copy_slot(self: _States, source: int, target: int) -> _States:
+        """The slot `target` becomes what `source` is, with its query and its past; the others stay as they are.
+
+        From a slot that was empty from the start this makes one that is as if it had been: a point is forgotten.
+        """
+        copied = self._tensors()
+        for name, tensor in copied.items():
+            if (slots := self._slots_in(name)) is not None:
+                axis, first = slots
+                copied[name] = tensor = tensor.clone()
+                tensor.select(axis, first + target).copy_(tensor.select(axis, first + source))
+        return self._with(copied)
+
+    def _slots_in(self, name: str) -> tuple[int, int] | None:
+        """The axis of a tensor on which the points lie, and where on it they begin; None if they do not."""
+        return (1, 0) if name in self._KEPT_BY_RESET else None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        queries = {"query_frames": self.query_frames, "query_points_yx": self.query_points_yx}
+        return {**queries, **super()._tensors()}
+
+
+class PointTracker(VideoModel, tags=["point-tracking"]):
+    """What trackers have in common: `tracker(video, query_points_tyx)` for clips, `step(frames, state)` for streams.
+
+    See `Pretrained` for what it carries besides weights, `track_both_ways` for the frames before a query, and
+    `trecvit.LiveTracker` for points that come and go.
+    """
+
+    config: TrackerConfig | ReadoutTrackerConfig
+    state_class: ClassVar[type[TrackerState]]
+
+    def __init__(
+        self,
+        config: TrackerConfig | ReadoutTrackerConfig,
+        *,
+        norm_eps: float = NORM_EPS,
+        antialias: bool = True,
+        preprocessing: Preprocessing | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            config,
+            config.blocks,
+            norm_eps=norm_eps,
+            antialias=antialias,
+            preprocessing=preprocessing or self.preprocessing_for(config.image_size),
+            provenance=provenance,
+        )
+
+    @staticmethod
+    def preprocessing_for(image_size: tuple[int, int]) -> Preprocessing:
+        """Every frame, brought to this height and width."""
+        return Preprocessing(image_size=image_size, frame_stride=1)
+
+    def forward(self, video: Video, query_points_tyx: Shaped[Tensor, "B Q 3"]) -> TrackerOutput:
+        """Tracks points over whole videos.
+
+        Args:
+            video: uint8, or floating point in [0,1]. Any height and width that `patch_size` divides; points are found
+                best at the size of the training videos, `preprocessing.image_size`.
+            query_points_tyx: Each point's frame from 0, and its y and x in pixels of the video. An infinite frame makes
+                an empty slot, which fills up a row with fewer points.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not a video or not queries in it.
+        """
+        self._check_frames(video)
+        if query_points_tyx.dim() == 3 and len(query_points_tyx) != len(video):
+            raise InputError(f"expected queries for {len(video)} videos, got them for {len(query_points_tyx)}")
+        state = self.init_state(query_points_tyx, image_size=(video.shape[3], video.shape[4]))
+        return self.step(video, state)[0]
+
+    def init_state(
+        self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: tuple[int, int] | None = None
+    ) -> TrackerState:
+        """The state of B streams before their first frame.
+
+        Args:
+            query_points_tyx: As in `forward`. Frames are counted from the first that `step` will see, and may be any
+                number of frames away. Points that are not known yet get empty slots, see `TrackerState`.
+            image_size: Height and width of the frames to come, by default those of `preprocessing`.
+
+        Raises:
+            InputError: for what are no queries in pictures of this size.
+        """
+        image_size = image_size or self.preprocessing.image_size
+        self._check_image_size(*image_size)
+        return self.begin(*read_queries(query_points_tyx.to(self.device), image_size), image_size)
+
+    def begin(
+        self,
+        query_frames: Int64[Tensor, "B Q"],
+        query_points_yx: Float[Tensor, "B Q 2"],
+        image_size: tuple[int, int],
+    ) -> TrackerState:
+        """`init_state` for queries that have been read."""
+        raise NotImplementedError
+
+    def step(self, frames: Video, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
+        """Goes on with the next frames, any number of them, of every stream.
+
+        Feeding a video in any pieces gives the same points as `tracker(video, query_points_tyx)`.
+
+        Args:
+            frames: uint8, or floating point in [0,1]; row b belongs to stream b.
+            state: What `init_state` or the last `step` returned. It is not changed.
+
+        Returns:
+            What is said of every point in these frames, and the new state.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not frames.
+            StateError: when the state belongs to another model, batch, image size, dtype or device.
+        """
+        self._check_frames(frames)
+        if not isinstance(state, self.state_class):
+            expected = self.state_class.__name__
+            raise StateError(f"expected a {expected} from init_state or step, got {type(state).__name__}")
+        state.check_fits(frames, self.config.blocks, device=self.device, dtype=self.dtype)
+        return self._track(self._pixels(frames), state)
+
+    def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
+        """`step` for what has been checked, frames in [0,1]."""
+        raise NotImplementedError
 
 
 def track_both_ways(
@@ -56,7 +233,7 @@ def track_both_ways(
     Twice the work of `tracker(video, query_points_tyx)`, whose answer it keeps from each query's frame on.
 
     Args:
-        tracker: Such as a `TAPNext`.
+        tracker: Such as a `PointTracker`.
         video: As the tracker takes it.
         query_points_tyx: Likewise.
 
@@ -75,13 +252,9 @@ def track_both_ways(
     def join(ahead: Tensor, back: Tensor) -> Tensor:
         return torch.where(is_before.view(*is_before.shape, *[1] * (ahead.dim() - 3)), back.flip(2), ahead)
 
-    scores, back_scores = ahead.coordinate_logits, back.coordinate_logits
-    return TrackerOutput(
-        join(ahead.points_xy, back.points_xy),
-        join(ahead.visible_logits, back.visible_logits),
-        join(ahead.certainty, back.certainty),
-        join(scores, back_scores) if scores is not None and back_scores is not None else None,
-    )
+    # What one has none of, the other has none of either.
+    joined = {name: join(part, getattr(back, name)) for name, part in ahead._asdict().items() if part is not None}
+    return TrackerOutput(**joined)
 
 
 def read_queries(

@@ -13,7 +13,7 @@ Sources: "paper" the above; "code" github.com/google-deepmind/trecvit at 81bcb0a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing, Recompute, TrackerConfig, model_config
+from trecvit.config import Architecture, ModelConfig, Preprocessing, Recompute, model_config
 from trecvit.errors import InputError, StateError
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState
@@ -200,11 +200,16 @@ class Head(nn.Module):
 
 
 class VideoModel(Pretrained):
-    """What every model of this family is made of: tokenizer, blocks and a last norm."""
+    """What every model of this family is made of: tokenizer, blocks and a last norm.
+
+    Each has one pass over frames, `_advance`, which faster ways of running replace.
+    """
+
+    _advance: Callable[..., Any]
 
     def __init__(
         self,
-        config: ModelConfig | TrackerConfig | AutoencoderConfig,
+        config: Architecture,
         blocks: ModelConfig,
         *,
         norm_eps: float = NORM_EPS,
@@ -503,8 +508,9 @@ def _attend(
 
 
 def init_lecun(linear: nn.Linear) -> None:
-    """flax's default: a normal of variance 1/inputs, cut off at two deviations, and zero bias."""
+    """flax's default: a normal of variance 1/inputs, cut off at two deviations, and zero bias, if there is one."""
     # 0.8796... is the deviation of a standard normal cut off at +-2.
     std = linear.in_features**-0.5 / 0.87962566103423978
     nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
-    nn.init.zeros_(linear.bias)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)

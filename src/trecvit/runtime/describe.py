@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trecvit.model.tapnext import TAPNext, TrackState
+from trecvit.model.tracker import PointTracker, TrackerState
 from trecvit.model.trecvit import TRecViT
 
 POINTS = 64
 """With how many points the costs of trackers are told."""
 
 
-def describe(model: TRecViT | TAPNext) -> dict[str, Any]:
+def describe(model: TRecViT | PointTracker) -> dict[str, Any]:
     """Facts about a model as plain JSON values, the most asked for first.
 
     Floating-point operations are PyTorch's count of matrix products, two per multiply-add, for one new frame at the
@@ -22,7 +22,7 @@ def describe(model: TRecViT | TAPNext) -> dict[str, Any]:
     counted over a whole clip.
     """
     height, width = model.preprocessing.image_size
-    streams = isinstance(model, TAPNext) or model.config.can_stream
+    streams = isinstance(model, PointTracker) or model.config.can_stream
     facts: dict[str, Any] = {
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -30,9 +30,9 @@ def describe(model: TRecViT | TAPNext) -> dict[str, Any]:
         "GFLOP per frame": round(flops_per_frame(model) / 1e9, 3),
     }
     if streams:
-        state = _tracks(model) if isinstance(model, TAPNext) else model.init_state(1)
+        state = _tracks(model) if isinstance(model, PointTracker) else model.init_state(1)
         facts |= {"state bytes per stream": state.nbytes}
-    if isinstance(model, TAPNext):
+    if isinstance(model, PointTracker):
         facts |= {"costs are with": f"{POINTS} points", "input": f"frames of {height}x{width} pixels, one by one"}
     else:
         clips = f"clips of {model.preprocessing.num_frames}" + (
@@ -45,19 +45,15 @@ def describe(model: TRecViT | TAPNext) -> dict[str, Any]:
     return {**facts, "provenance": dict(model.provenance)}
 
 
-def flops_per_frame(model: TRecViT | TAPNext) -> int:
+def flops_per_frame(model: TRecViT | PointTracker) -> int:
     """Floating-point operations of one new frame of one stream; with temporal patches, the average over a patch.
 
     For a tracker with `POINTS` points, their readouts included. For a model that cannot stream, an average over a clip.
     """
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        if isinstance(model, TAPNext):
-            tracker = TAPNext(model.config, preprocessing=model.preprocessing)
-            frames = torch.zeros(1, 1, 3, *model.preprocessing.image_size)
-            points = torch.zeros(1, 1, POINTS, model.config.blocks.width)
-            features, _ = tracker._advance(frames, points, _tracks(tracker))
-            tracker.coordinates(features)
-            tracker.visibility(features)
+        if isinstance(model, PointTracker):
+            tracker = type(model)(model.config, preprocessing=model.preprocessing)
+            tracker.step(torch.zeros(1, 1, 3, *model.preprocessing.image_size), _tracks(tracker))
             return int(counter.get_total_flops())
         shadow = TRecViT(model.config, preprocessing=model.preprocessing)
         extent = model.config.temporal_patch_size
@@ -67,12 +63,7 @@ def flops_per_frame(model: TRecViT | TAPNext) -> int:
         return int(counter.get_total_flops()) // num_frames
 
 
-def _tracks(tracker: TAPNext) -> TrackState:
+def _tracks(tracker: PointTracker) -> TrackerState:
     """The state of one stream with `POINTS` points, without content."""
-    return TrackState.begin(
-        tracker.config.blocks,
-        torch.zeros(1, POINTS, dtype=torch.int64, device="meta"),
-        torch.zeros(1, POINTS, 2, device="meta"),
-        image_size=tracker.preprocessing.image_size,
-        dtype=tracker.dtype,
-    )
+    queries = torch.zeros(1, POINTS, dtype=torch.int64, device="meta"), torch.zeros(1, POINTS, 2, device="meta")
+    return tracker.begin(*queries, tracker.preprocessing.image_size)

@@ -13,13 +13,12 @@ from trecvit.config import nearest
 from trecvit.errors import ConfigError
 from trecvit.model.linear import Linear, PackedLinear
 from trecvit.model.lru import RGLRU
-from trecvit.model.tapnext import TAPNext
 from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.runtime.export import OpenVINOPass
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Mode = Literal["eager", "compile", "openvino"]
-_Model = TypeVar("_Model", TRecViT, TAPNext)
+_Model = TypeVar("_Model", bound=VideoModel)
 
 
 def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "eager") -> _Model:
@@ -64,7 +63,7 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
             raise ConfigError(f"mode='openvino' is for TRecViT, got a {type(fast).__name__}; take 'compile' or 'eager'")
         replacement = OpenVINOPass(fast, dtype)
     if replacement is not None:
-        fast._advance = replacement  # type: ignore[method-assign]
+        fast._advance = replacement
     return fast
 
 
@@ -101,7 +100,7 @@ def _pack(model: VideoModel) -> None:
                 setattr(parent, name, PackedLinear(child, rows))
 
 
-def _compiled(model: TRecViT | TAPNext) -> Callable[..., Any]:
+def _compiled(model: VideoModel) -> Callable[..., Any]:
     """The pass with weights as constants, which lets inductor pack them and fuse what follows a product into it."""
     compiled = torch.compile(model._advance, dynamic=False)
     # Not torch.compile's options: what reads the graph before inductor does asks this setting too.

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from trecvit.errors import InputError
 from trecvit.files import write_whole
-from trecvit.model.tapnext import TAPNext
-from trecvit.model.tracker import read_queries
+from trecvit.model.tracker import PointTracker, read_queries
 from trecvit.runtime.track import LivePoints, LiveTracker, points_in_frame
 from trecvit.video.decode import Source, read_frames
 from trecvit.video.draw import Trail, draw_caption, draw_trails, fit_for_display
@@ -63,7 +62,7 @@ def grid_queries(count: int, image_size: tuple[int, int]) -> Queries:
     return np.stack([np.zeros_like(x), y, x], axis=-1).reshape(-1, 3).astype(np.float32)
 
 
-def follow(tracker: TAPNext, source: Source, query_points_tyx: Queries) -> Iterator[TrackUpdate]:
+def follow(tracker: PointTracker, source: Source, query_points_tyx: Queries) -> Iterator[TrackUpdate]:
     """Tracks points through a source as its frames come. Memory does not grow with their number.
 
     Frames are brought to `tracker.preprocessing.image_size`; what comes out is what the tracker says of them as one
@@ -98,10 +97,10 @@ def follow(tracker: TAPNext, source: Source, query_points_tyx: Queries) -> Itera
         yield TrackUpdate(frame.index, frame.time_s, frame.image, tuple(ids), points_in_frame(out, ids, scale_xy))
 
 
-def follow_live(tracker: TAPNext, source: Source, query_points_tyx: Queries) -> Iterator[TrackUpdate]:
+def follow_live(tracker: PointTracker, source: Source, query_points_tyx: Queries) -> Iterator[TrackUpdate]:
     """`follow` by way of a `LiveTracker`, to which each point is added when its frame comes.
 
-    The empty slots that a `LiveTracker` carries take part in what the model does, so the points may differ a little
+    The empty slots that a `LiveTracker` carries take part in what a `TAPNext` does, so its points may differ a little
     from those of `follow`.
 
     Args:

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 
 from trecvit.errors import InputError
-from trecvit.model.tapnext import TAPNext
-from trecvit.model.tracker import TrackerOutput
+from trecvit.model.tracker import PointTracker, TrackerOutput
 from trecvit.video.frames import Image
 from trecvit.video.transforms import to_whole_clip
 
@@ -39,9 +38,9 @@ class LiveTracker:
         points_xy, visible, certainty = live.update(frame)     # a frame of any size; pixels are that frame's
 
     Every frame costs the same, however many points there are and however long the stream is: empty slots are carried as
-    the unknown tokens that stand, in the model's training, for points that will be asked for later. So a point added
-    now is tracked exactly as if its frame had been declared at the start. One slot more is carried than there can be
-    points; it never has one, and a removed point's slot becomes what that one is.
+    points that will be asked for later (in a `TAPNext` by the unknown tokens that stand for those in its training). So
+    a point added now is tracked exactly as if its frame had been declared at the start. One slot more is carried than
+    there can be points; it never has one, and a removed point's slot becomes what that one is.
 
     Args:
         tracker: It is not changed. Several live trackers may share it.
@@ -53,7 +52,7 @@ class LiveTracker:
         InputError: for fewer than one point, or a size that the model's patches do not divide.
     """
 
-    def __init__(self, tracker: TAPNext, max_points: int, *, image_size: tuple[int, int] | None = None) -> None:
+    def __init__(self, tracker: PointTracker, max_points: int, *, image_size: tuple[int, int] | None = None) -> None:
         if max_points < 1:
             raise InputError(f"max_points: expected 1 or more, got {max_points}")
         self.max_points = max_points

@@ -7,21 +7,20 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
-from trecvit.config import TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.tapnext import TAPNext
+from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.pretrained import mismatch
 from trecvit.train.feed import Batch, Feed
 from trecvit.train.recipe import Recipe
 from trecvit.weights.imagenet import initialise_from_vit
-from trecvit.weights.load import load_as
+from trecvit.weights.load import blank, load
 
 _FLOOR = 1e-3  # of a component's variance, pixels in [0,1]: what lies below is noise, and is not blown up
 
 
-def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[TRecViT | TAPNext | MaskedAutoencoder, str]:
+def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[VideoModel, str]:
     """The model before the first update, made as the recipe's `start` says, and words about what it was made of.
 
     Raises:
@@ -33,13 +32,7 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[TRecViT | TAPNext | 
         raise ConfigError(
             f"model.num_classes: the data have {len(feed.labels)} classes, got {recipe.model.num_classes}"
         )
-    model: TRecViT | TAPNext | MaskedAutoencoder
-    if recipe.mae is not None:
-        model = MaskedAutoencoder(recipe.autoencoder, preprocessing=recipe.preprocessing)
-    elif isinstance(recipe.model, TrackerConfig):
-        model = TAPNext(recipe.model, preprocessing=recipe.preprocessing)
-    else:
-        model = TRecViT(recipe.model, preprocessing=recipe.preprocessing, labels=feed.labels)
+    model = blank(recipe.architecture, preprocessing=recipe.preprocessing, labels=feed.labels)
     if start.whiten_grain_px:
         whiten_patches(model, feed.examples(), grain_px=start.whiten_grain_px)
     scale_first_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
@@ -47,8 +40,11 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[TRecViT | TAPNext | 
     if start.vit and isinstance(model, TRecViT):
         made_of.append(str(initialise_from_vit(model, start.vit)))
     if start.weights:
-        trained: TRecViT | TAPNext
-        trained = load_as(TAPNext, start.weights) if recipe.tracks else load_as(TRecViT, start.weights)
+        trained = load(start.weights)
+        becomes_backbone = isinstance(model, ReadoutTracker) and isinstance(trained, TRecViT)
+        if not (becomes_backbone or isinstance(trained, type(model))):
+            expected, got = type(model).__name__, type(trained).__name__
+            raise CheckpointError(f"{start.weights}: expected a {expected}, this is a {got}")
         made_of.append(go_on_from(model, trained, source=start.weights))
     return model, "\n".join(made_of) or "fresh weights"
 
@@ -57,17 +53,19 @@ def go_on_from(model: VideoModel, trained: VideoModel, *, source: str) -> str:
     """Takes over a trained model's weights, its head only if it has the same classes, and says so in words.
 
     An autoencoder takes the encoder's and no head, and begins with a fresh decoder.
+    A tracker that has a readout takes over a backbone without any.
 
     Raises:
         CheckpointError: when the models differ in anything but head and decoder.
     """
     weights = dict(trained.state_dict())
     own = model.state_dict()
-    if isinstance(model, MaskedAutoencoder):
+    if isinstance(model, (MaskedAutoencoder, ReadoutTracker)):
         weights = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
     elif trained.labels != model.labels:
         weights = {name: weight for name, weight in weights.items() if not name.startswith("head.classifier.")}
-    missing = [name for name in own if name not in weights and not name.startswith(("head.", "decoder."))]
+    new = ("head.", "readout.", "decoder.")
+    missing = [name for name in own if name not in weights and not name.startswith(new)]
     left_over = [name for name in weights if name not in own]
     other = [name for name in weights if name in own and weights[name].shape != own[name].shape]
     if reasons := mismatch(missing, left_over, other):

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from trecvit.data.clips import Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
-from trecvit.model.tapnext import TAPNext
+from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
@@ -92,7 +92,7 @@ def train(
     processes: Processes | None = None,
     parallel: str = "ddp",
     report: Callable[[Progress], None] = lambda _: None,
-) -> TRecViT | TAPNext:
+) -> TRecViT | PointTracker:
     """Trains a model and leaves it in `folder`/model.
 
     Args:

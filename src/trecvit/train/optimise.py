@@ -25,7 +25,8 @@ def schedule(step: int, plan: Optimisation, num_steps: int) -> float:
 def optimisers_of(model: VideoModel, plan: Optimisation) -> list[Optimizer]:
     """AdamW, and Muon for the blocks' linear maps if the plan has a rate for it. Groups carry their `peak_lr`.
 
-    Weight decay is on matrices only; what scales, shifts, places, or sets the recurrence's eigenvalues has none.
+    Frozen weights are left out. Weight decay is on matrices only; what scales, shifts, places, or sets the recurrence's
+    eigenvalues has none.
     """
     blocks = (block for block in model.modules() if isinstance(block, Block))
     in_blocks = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
@@ -34,6 +35,8 @@ def optimisers_of(model: VideoModel, plan: Optimisation) -> list[Optimizer]:
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter is model.tokenizer.embedding.weight:
             embedding.append(parameter)
         elif plan.muon_learning_rate and id(parameter) in in_blocks:
@@ -48,6 +51,8 @@ def optimisers_of(model: VideoModel, plan: Optimisation) -> list[Optimizer]:
         {"params": matrices, "peak_lr": rate, "weight_decay": decay},
         {"params": others, "peak_lr": rate, "weight_decay": 0.0},
     ]
+    # A group without weights could not be read back from a checkpoint.
+    groups = [group for group in groups if group["params"]]
     optimisers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, plan.beta2), fused=True)]
     if by_muon:
         group = {"params": by_muon, "peak_lr": plan.muon_learning_rate, "weight_decay": decay}

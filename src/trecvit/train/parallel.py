@@ -11,11 +11,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from trecvit.errors import ConfigError
-from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.tapnext import TAPNext
-from trecvit.model.trecvit import TRecViT, VideoModel
+from trecvit.model.trecvit import VideoModel
 from trecvit.pretrained import build
 from trecvit.processes import Processes
+from trecvit.weights.load import blank
 
 Kind = Literal["ddp", "fsdp"]
 
@@ -51,16 +50,11 @@ def save_whole(model: VideoModel, folder: Path, processes: Processes) -> None:
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     if processes.first:
-        build(lambda: _again(model), weights, source="the weights in training").save(folder)
+        about: dict[str, Any] = {
+            "preprocessing": model.preprocessing,
+            "labels": model.labels,
+            "provenance": model.provenance,
+        }
+        # By its description, because FSDP gives the model in training another class, which cannot be made anew.
+        build(lambda: blank(model.config, **about), weights, source="the weights in training").save(folder)
     processes.wait()
-
-
-def _again(model: VideoModel) -> VideoModel:
-    """A new model of the same description. FSDP gives the one in training another class, which cannot be made anew."""
-    about, source = model.preprocessing, model.provenance
-    if isinstance(model, TAPNext):
-        return TAPNext(model.config, preprocessing=about, provenance=source)
-    if isinstance(model, MaskedAutoencoder):
-        return MaskedAutoencoder(model.config, preprocessing=about, provenance=source)
-    assert isinstance(model, TRecViT), f"a {type(model).__name__} is not trained"
-    return TRecViT(model.config, preprocessing=about, labels=model.labels, provenance=source)

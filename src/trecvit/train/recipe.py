@@ -11,9 +11,12 @@ from typing import Any, get_args
 import yaml
 
 from trecvit.config import (
+    Architecture,
     AutoencoderConfig,
     ModelConfig,
+    PointReadoutConfig,
     Preprocessing,
+    ReadoutTrackerConfig,
     Recompute,
     TrackerConfig,
     decoder_config,
@@ -294,7 +297,7 @@ class Start:
 
     Attributes:
         weights: A trained model to go on from, as `trecvit.load` takes it; its head is taken if its classes are the
-            data's, else begun anew.
+            data's, else begun anew. For the paper's tracker also a classifier, which becomes its backbone.
         vit: A published ViT for the spatial half, see `trecvit.weights.imagenet`.
         whiten_grain_px: Begin with a patch embedding that whitens the data's patches down to this grain, see
             `whiten_patches`; 0 leaves it at random.
@@ -329,7 +332,7 @@ class Recipe:
         keep_checkpoints: How many of them to keep, the newest.
     """
 
-    model: ModelConfig | TrackerConfig
+    model: Architecture
     preprocessing: Preprocessing
     optimisation: Optimisation
     scenes: Scenes | None = None
@@ -346,7 +349,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if [self.scenes, self.videos, self.tracks].count(None) != 2:
             raise ConfigError("expected `tracks`, `scenes` or `videos`, one of them")
-        if isinstance(self.model, TrackerConfig) != (self.tracks is not None):
+        if isinstance(self.model, ModelConfig) == (self.tracks is not None):
             raise ConfigError("a model with `blocks` is a tracker: expected `tracks` for it, and for no other model")
         if self.mae is not None:
             self._check_mae(self.mae)
@@ -366,7 +369,12 @@ class Recipe:
     @property
     def blocks(self) -> ModelConfig:
         """The architecture of tokenizer and blocks."""
-        return self.model.blocks if isinstance(self.model, TrackerConfig) else self.model
+        return self.model if isinstance(self.model, ModelConfig) else self.model.blocks
+
+    @property
+    def architecture(self) -> Architecture:
+        """What is trained: the model, or the autoencoder around it."""
+        return self.model if self.mae is None else self.autoencoder
 
     @property
     def autoencoder(self) -> AutoencoderConfig:
@@ -450,7 +458,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: The YAML file. `model` takes `preset` and any fields of `ModelConfig`; or, for a tracker, `blocks`, which
-            take those, and any other fields of `TrackerConfig`.
+            take those, and any other fields of `TrackerConfig`, or `readout` with those of `PointReadoutConfig`.
         overrides: Words of the form "section.key=value" that replace single values.
 
     Raises:
@@ -500,12 +508,15 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
     return Recipe(**sections, **values)
 
 
-def _architecture(values: dict[str, Any]) -> ModelConfig | TrackerConfig:
+def _architecture(values: dict[str, Any]) -> Architecture:
     if "blocks" not in values:
         return model_config(values.pop("preset", "tiny"), **values)
-    fields = _mapping(TrackerConfig, values, "model")
+    kind = ReadoutTrackerConfig if "readout" in values else TrackerConfig
+    fields = _mapping(kind, values, "model")
     blocks = _mapping(None, fields.pop("blocks"), "model.blocks")
-    return TrackerConfig(blocks=model_config(blocks.pop("preset", "tiny"), **blocks), **fields)
+    if "readout" in fields:
+        fields["readout"] = PointReadoutConfig(**_mapping(PointReadoutConfig, fields["readout"], "model.readout"))
+    return kind(blocks=model_config(blocks.pop("preset", "tiny"), **blocks), **fields)
 
 
 def _override(content: dict[str, Any], word: str) -> None:

@@ -1,9 +1,10 @@
-"""Training to track points: TAPNext's loss, tested by TAP-Vid's metrics."""
+"""Training to track points: TAPNext's loss or TAPIR's, as the tracker has it, tested by TAP-Vid's metrics."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,13 @@ from trecvit.evaluate.tapvid import (
     tapvid_protocol,
     write_tapvid_result,
 )
-from trecvit.model.tapnext import TAPNext
-from trecvit.model.tracker import TrackerOutput
+from trecvit.model.tracker import PointTracker, TrackerOutput
 from trecvit.processes import Processes
 from trecvit.train.feed import TrackBatch
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.recipe import Recipe, Tracks
-from trecvit.train.track_loss import classified_track_loss, counted_frames
+from trecvit.train.track_loss import classified_track_loss, counted_frames, regressed_track_loss
+from trecvit.weights.load import load_as
 
 
 class Tracking(Objective[TrackBatch, TrackerOutput]):
@@ -61,25 +62,26 @@ class Tracking(Objective[TrackBatch, TrackerOutput]):
 
     def loss(self, out: TrackerOutput, part: TrackBatch) -> PartLoss:
         """The clips' losses, and what TAP-Vid's metrics count."""
-        scores = out.coordinate_logits
-        assert scores is not None, "a TAPNext has scores"
         counted = counted_frames(part.query_points_tyx, part.videos.shape[1])
         total = torch.zeros((), device=part.videos.device)
         for clip in range(len(part)):
-            one = slice(clip, clip + 1)
-            total = (
-                total
-                + classified_track_loss(
-                    points_xy=out.points_xy[one],
-                    coordinate_logits=scores[one],
-                    visible_logits=out.visible_logits[one],
-                    target_xy=part.tracks_xy[one],
-                    visible=part.visible[one],
-                    counted=counted[one],
-                    image_size=self.image_size,
-                ).total
-            )
+            total = total + self._loss_of_one(out, part, counted, slice(clip, clip + 1))
         return PartLoss(total, self._shares(out, part))
+
+    def _loss_of_one(self, out: TrackerOutput, part: TrackBatch, counted: Tensor, one: slice) -> Tensor:
+        """One clip's loss: TAPNext's where a place is read off scores, TAPIR's where it is said outright."""
+        about: dict[str, Any] = {
+            "points_xy": out.points_xy[one],
+            "visible_logits": out.visible_logits[one],
+            "target_xy": part.tracks_xy[one],
+            "visible": part.visible[one],
+            "counted": counted[one],
+            "image_size": self.image_size,
+        }
+        if out.coordinate_logits is not None:
+            return classified_track_loss(**about, coordinate_logits=out.coordinate_logits[one]).total
+        assert out.certainty_logits is not None, "a tracker has scores of places, or tells how sure it is"
+        return regressed_track_loss(**about, certainty_logits=out.certainty_logits[one]).total
 
     @torch.no_grad()
     def _shares(self, out: TrackerOutput, part: TrackBatch) -> Tensor:
@@ -112,7 +114,7 @@ class Tracking(Objective[TrackBatch, TrackerOutput]):
 
     def _scores(self, model: Path, processes: Processes) -> tuple[TapvidScores, list[Failure]]:
         assert self.validation is not None, "a recipe that validates has something to test on"
-        tracker = TAPNext.load(model, device=processes.device)
+        tracker = load_as(PointTracker, model, device=processes.device)
         return evaluate_tapvid(tracker, self.validation, image_size=self.image_size, device=processes.device)
 
 

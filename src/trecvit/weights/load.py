@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from trecvit.config import nearest
+from trecvit.config import Architecture, Preprocessing, nearest
 from trecvit.data.class_names import class_names
 from trecvit.data.manifest import read_labels
 from trecvit.download import Progress
 from trecvit.errors import CheckpointError
+from trecvit.model.mae import MaskedAutoencoder
+from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.tapnext import TAPNext
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.tracker import PointTracker
+from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, build, read_description
 from trecvit.processes import usable_device
 from trecvit.weights.official import read_backbone, read_official, write_official
 from trecvit.weights.tapnext import TORCH_SUFFIXES, is_tapnext_npz, read_tapnext
 from trecvit.weights.zoo import ZOO, zoo_path
 
-ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext]] = {"TRecViT": TRecViT, "TAPNext": TAPNext}
-_Model = TypeVar("_Model", TRecViT, TAPNext)
+ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker]] = {
+    "TRecViT": TRecViT,
+    "TAPNext": TAPNext,
+    "ReadoutTracker": ReadoutTracker,
+}
+_Model = TypeVar("_Model", bound=VideoModel)
 
 BUNDLED = "motions"  # the model that ships with the package: 18 motions of the synthetic world
 
@@ -34,7 +42,7 @@ def load(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     **overrides: Any,
-) -> TRecViT | TAPNext:
+) -> TRecViT | PointTracker:
     """A pretrained model, ready for inference.
 
     Args:
@@ -48,7 +56,7 @@ def load(
             where the weights were made for another than their positions', which may be resized.
 
     Returns:
-        A `TRecViT`, or a `TAPNext` for points; see `load_as`.
+        A `TRecViT`, or a `PointTracker`, which a `TAPNext` is or a `ReadoutTracker`; see `load_as`.
 
     Raises:
         CheckpointError: when there is no such thing, or it is damaged, hostile or incomplete. Nothing is loaded half.
@@ -101,6 +109,22 @@ def load_as(
     if not isinstance(model, kind):
         raise CheckpointError(f"{source}: expected a {kind.__name__}, this is a {type(model).__name__}")
     return model
+
+
+def blank(
+    config: Architecture,
+    *,
+    preprocessing: Preprocessing | None = None,
+    labels: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+) -> VideoModel:
+    """The model that a description is one of, with first weights; only a TRecViT has labels."""
+    # A saved autoencoder is a TRecViT's folder with a decoder in it, so `load` has no name for it.
+    kinds: tuple[Any, ...] = (*ARCHITECTURES.values(), MaskedAutoencoder)
+    kind = next(kind for kind in kinds if kind.config_class is type(config))
+    named = {"labels": labels} if labels else {}
+    made: VideoModel = kind(config, preprocessing=preprocessing, provenance=provenance, **named)
+    return made
 
 
 def convert(

@@ -1,0 +1,187 @@
+"""The paper's point tracker (arXiv:2412.14294, section 5.3): a frozen TRecViT and a `RecurrentPointReadout`.
+
+The backbone sees the frames and nothing of the points; each point has a state of its own that reads the frames'
+features one after another. So points do not change each other's tracks, and what is asked for later costs nothing until
+then but its slot.
+
+B videos (streams) · T frames · Q query points · N tokens per frame · D width · S width of a point's state
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from trecvit.config import ModelConfig, PointReadoutConfig, Preprocessing, ReadoutTrackerConfig
+from trecvit.errors import StateError
+from trecvit.model.readouts import RecurrentPointReadout
+from trecvit.model.state import empty_layers, num_patches, recurrent_dtype
+from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
+from trecvit.model.trecvit import TRecViT
+
+_Tracker = TypeVar("_Tracker", bound="ReadoutTracker")  # not Self, which the tests' shape checks do not understand
+
+
+@dataclass(frozen=True)
+class ReadoutState(TrackerState):
+    """What a `ReadoutTracker` remembers of B streams with Q points each; see `TrackerState` for its methods.
+
+    Attributes:
+        point_states: The readout's state of each point, float32 at least; zero in empty slots.
+    """
+
+    point_states: Float[Tensor, "B Q S"]
+
+    _FORMAT: ClassVar[str] = "trecvit-readout-state-1"
+    _ALIKE: ClassVar[tuple[str, ...]] = (*TrackerState._ALIKE, "readout_width")
+
+    @classmethod
+    def begin(
+        cls,
+        config: ModelConfig,
+        query_frames: Int64[Tensor, "B Q"],
+        query_points_yx: Float[Tensor, "B Q 2"],
+        *,
+        readout_width: int,
+        image_size: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> ReadoutState:
+        """The state before the first frame, where the queries are; `dtype` is the model's."""
+        batch_size, num_queries = query_frames.shape
+        device = query_frames.device
+        num_tokens = num_patches(config, image_size) + (config.pooling == "cls")
+        states = (batch_size, num_queries, readout_width)
+        return cls(
+            layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
+            frames_seen=torch.zeros(batch_size, dtype=torch.int64, device=device),
+            config=config,
+            image_size=image_size,
+            query_frames=query_frames,
+            query_points_yx=query_points_yx,
+            point_states=torch.zeros(states, dtype=recurrent_dtype(dtype), device=device),
+        )
+
+    @property
+    def readout_width(self) -> int:
+        """Channels S of a point's state."""
+        return self.point_states.shape[2]
+
+    def _slots_in(self, name: str) -> tuple[int, int] | None:
+        return (1, 0) if name == "point_states" else super()._slots_in(name)
+
+    @classmethod
+    def _described(
+        cls, config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]
+    ) -> ReadoutState:
+        batch_size, num_queries, readout_width = tensors["point_states"].shape
+        return cls.begin(
+            config,
+            torch.empty(batch_size, num_queries, dtype=torch.int64, device="meta"),
+            torch.empty(batch_size, num_queries, 2, device="meta"),
+            readout_width=readout_width,
+            image_size=image_size,
+            dtype=tensors["layers.0.taps"].dtype,
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"point_states": self.point_states, **super()._tensors()}
+
+
+class ReadoutTracker(PointTracker):
+    """The tracker; see `PointTracker` for how it is used, and `on` for one on a trained backbone.
+
+    The backbone has no gradient and is never in training mode: only the readout learns (paper, section 5.3).
+    """
+
+    config: ReadoutTrackerConfig
+    config_class = ReadoutTrackerConfig
+    state_class = ReadoutState
+
+    def __init__(
+        self,
+        config: ReadoutTrackerConfig,
+        *,
+        preprocessing: Preprocessing | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(config, preprocessing=preprocessing, provenance=provenance)
+        self.readout = RecurrentPointReadout(config.blocks.width, config.readout)
+        for part in self._backbone():
+            part.requires_grad_(False)
+
+    @classmethod
+    def on(cls: type[_Tracker], backbone: TRecViT, readout: PointReadoutConfig | None = None) -> _Tracker:
+        """A tracker with a copy of this backbone and a readout that has yet to be trained.
+
+        Args:
+            backbone: Its head is left out.
+            readout: Sizes, by default MooG's.
+
+        Raises:
+            ConfigError: for a backbone whose tokens span several frames.
+        """
+        config = ReadoutTrackerConfig(
+            blocks=backbone.config.replace(num_classes=0), readout=readout or PointReadoutConfig()
+        )
+        tracker = cls(config, preprocessing=cls.preprocessing_for(backbone.preprocessing.image_size))
+        weights = {name: weight for name, weight in backbone.state_dict().items() if not name.startswith("head.")}
+        own = {name: weight for name, weight in tracker.state_dict().items() if name.startswith("readout.")}
+        tracker.load_state_dict({**own, **weights})
+        return tracker.to(backbone.device, backbone.dtype).eval()
+
+    def train(self: _Tracker, mode: bool = True) -> _Tracker:
+        """Puts the readout into training mode, or out of it."""
+        super().train(mode)
+        for part in self._backbone():
+            part.eval()
+        return self
+
+    def begin(
+        self,
+        query_frames: Int64[Tensor, "B Q"],
+        query_points_yx: Float[Tensor, "B Q 2"],
+        image_size: tuple[int, int],
+    ) -> ReadoutState:
+        """See `PointTracker.begin`."""
+        return ReadoutState.begin(
+            self.config.blocks,
+            query_frames,
+            query_points_yx,
+            readout_width=self.config.readout.width,
+            image_size=image_size,
+            dtype=self.dtype,
+        )
+
+    def _backbone(self) -> tuple[nn.Module, ...]:
+        return self.tokenizer, self.blocks, self.norm
+
+    def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
+        assert isinstance(state, ReadoutState), "step has seen to it"
+        if state.readout_width != self.config.readout.width:
+            raise StateError(
+                f"the state belongs to a readout of width {state.readout_width}, this one's is "
+                f"{self.config.readout.width}"
+            )
+        frames_until = state.query_frames - state.frames_seen[:, None]
+        size_xy = torch.tensor(state.image_size, device=self.device).flip(0)
+        with torch.no_grad():
+            features, state = self._advance(frames, state)
+        queries_xy = state.query_points_yx.flip(-1) / size_xy
+        said, points = self.readout(features, queries_xy, frames_until, state.point_states)
+        out = TrackerOutput(
+            said.points_xy * size_xy,
+            said.visible_logits,
+            said.certainty_logits.sigmoid(),
+            certainty_logits=said.certainty_logits,
+        )
+        return out, state.replace(point_states=points)
+
+    def _advance(self, frames: Tensor, state: ReadoutState) -> tuple[Tensor, ReadoutState]:
+        """One pass of the backbone over all tokens: their features [B,T,N,D], and the state without the points'."""
+        tokens, layers = self._through_blocks(self.tokenizer(frames), state.layers, state.frames_seen == 0)
+        return self.norm(tokens), state.replace(layers=layers, frames_seen=state.frames_seen + frames.shape[1])

@@ -1,0 +1,248 @@
+"""Readouts: what is trained on top of a backbone's features, to tell a class or to follow points.
+
+B videos · T frames · N tokens per frame · D the features' width · Q query points · S width of a point's state ·
+G attention heads, of d channels each · V outputs
+
+Sources: "MooG" is github.com/google-deepmind/representations4d, `moog/modules.py` (ConditionalAutoregressiveReadout),
+`moog/attention.py` and `moog/pos_embeddings.py` at 36b1387, with the sizes of `moog/configs/movi.py`; the paper
+(arXiv:2412.14294, section 5.3) says that it tracks with MooG's readout. "4DS" is `models/readout.py` of the same
+repository (AttentionReadout with match_vjepa_implementation); the paper only says "attention readout", so that this
+is the one is inferred. flax's defaults hold where those say nothing: LeCun's normal for matrices, zeros for biases,
+tanh-approximated GELU, norms with epsilon 1e-6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from trecvit.config import PointReadoutConfig
+from trecvit.errors import InputError
+from trecvit.model.trecvit import NORM_EPS, init_lecun
+
+_STATE_NORM_EPS = 1e-4  # MooG: state_layer_norm
+_FIRST_STD = 0.02  # 4DS: of the query; of the temporal positions, for which it says nothing, a choice
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear (MooG and 4DS: MLP)."""
+
+    def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
+        super().__init__()
+        self.up = _linear(width_in, hidden)
+        self.down = _linear(hidden, width_out)
+
+    def forward(self, x: Float[Tensor, "*any I"]) -> Float[Tensor, "*any O"]:
+        """Maps the last axis."""
+        y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return y
+
+
+# ---- classes -------------------------------------------------------------------------------------------------------
+
+
+class AttentionReadout(nn.Module):
+    """One learned query looks at all tokens of all frames, and a linear map tells the outputs (4DS: AttentionReadout).
+
+        f = LayerNorm(features) + position of the frame
+        z = query + W attention(query; f);   z = z + MLP(LayerNorm(z));   outputs = W_out z
+
+    Args:
+        feature_width: D.
+        num_outputs: V, such as the number of classes.
+        num_frames: T. Every frame has a position of its own.
+        width: Channels of query, keys and values; the MLP's hidden ones are four times as many. The paper does not say
+            it; 1024 in 16 heads is what 4DS's demonstrations have.
+        num_heads: G; divides `width`.
+    """
+
+    def __init__(
+        self, feature_width: int, num_outputs: int, *, num_frames: int, width: int = 1024, num_heads: int = 16
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(feature_width, eps=NORM_EPS)
+        self.positions = nn.Parameter(_FIRST_STD * torch.randn(num_frames, feature_width))
+        self.query = nn.Parameter(_FIRST_STD * torch.randn(width))
+        self.keys_values = _linear(feature_width, 2 * width)
+        self.attention_out = _linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = MLP(width, 4 * width, width)
+        self.out = _linear(width, num_outputs)
+
+    def forward(self, features: Float[Tensor, "B T N D"]) -> Float[Tensor, "B V"]:
+        """Outputs of whole clips.
+
+        Raises:
+            InputError: for another number of frames than there are positions.
+        """
+        if features.shape[1] != len(self.positions):
+            raise InputError(f"expected features of {len(self.positions)} frames, got {features.shape[1]}")
+        seen = (self.norm(features) + self.positions[:, None]).flatten(1, 2)
+        keys, values = _heads(self.keys_values(seen), 2 * self.num_heads).chunk(2, dim=-3)
+        query = self.query.view(1, self.num_heads, 1, -1).expand(len(features), -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values).flatten(1)
+        token = self.query + self.attention_out(mixed)
+        token = token + self.mlp(self.mlp_norm(token))
+        outputs: Tensor = self.out(token)
+        return outputs
+
+
+# ---- points --------------------------------------------------------------------------------------------------------
+
+
+class PointReadout(NamedTuple):
+    """What a `RecurrentPointReadout` says of Q points in T frames.
+
+    Attributes:
+        points_xy: Where each is, from 0 to 1 over the picture's width and height.
+        visible_logits: Above 0 where it is seen.
+        certainty_logits: Above 0 where the place is likely to be right.
+    """
+
+    points_xy: Float[Tensor, "B Q T 2"]
+    visible_logits: Float[Tensor, "B Q T"]
+    certainty_logits: Float[Tensor, "B Q T"]
+
+
+class RecurrentPointReadout(nn.Module):
+    """A state per point that looks at each frame's tokens in turn (MooG: ConditionalAutoregressiveReadout).
+
+        in the query's frame   s = MLP(Fourier features of where it is)
+        in every frame         z = s + transformer(s; tokens);   s = LayerNorm(z + MLP(z))
+        told of z              place = sigmoid(MLP(z)),   (visible, certain) = MLP(z)
+
+    Points do not see each other. Choices, where MooG's code leaves it open: a query is told as (x, y) from 0 to 1, as
+    the places that come out; the state before the query is zero (there it means nothing); the tokens are all those of a
+    frame, a class token included.
+
+    Args:
+        feature_width: D.
+        config: All other sizes.
+    """
+
+    def __init__(self, feature_width: int, config: PointReadoutConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.begin = MLP(4 * config.num_bases, width, width)
+        self.enter = _linear(width, width)
+        self.layers = nn.ModuleList(CrossAttention(feature_width, config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS, bias=False)
+        self.leave = _linear(width, width)
+        self.predict = MLP(width, width, width)
+        self.state_norm = nn.LayerNorm(width, eps=_STATE_NORM_EPS, bias=False)
+        self.place = MLP(width, width, 2)
+        self.belief = MLP(width, width, 2)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B T N D"],
+        points_xy: Float[Tensor, "B Q 2"],
+        frames_until: Int64[Tensor, "B Q"],
+        states: Float[Tensor, "B Q S"],
+    ) -> tuple[PointReadout, Float[Tensor, "B Q S"]]:
+        """Follows the points through the next T frames.
+
+        Args:
+            features: Of these frames.
+            points_xy: Where each query is, from 0 to 1 over the picture's width and height.
+            frames_until: In how many frames it comes; 0 is the next frame, a negative number one that has been.
+            states: Zeros at first, then what the last call returned; in the dtype in which they are carried.
+        """
+        dtype = self.enter.weight.dtype
+        first = self.begin(fourier_features(points_xy, self.config.num_bases).to(dtype)).to(states.dtype)
+        # Keys and values are the features' alone: those of all frames in one product.
+        to_look_at = [cast(CrossAttention, layer).keys_and_values(features) for layer in self.layers]
+        seen = []
+        scale = self.state_norm.weight.to(states.dtype)
+        for frame in range(features.shape[1]):
+            states = torch.where((frames_until == frame)[..., None], first, states)
+            looked = self._look(states.to(dtype), [(keys[:, frame], values[:, frame]) for keys, values in to_look_at])
+            now = states + looked.to(states.dtype)
+            after = now + self.predict(now.to(dtype)).to(states.dtype)
+            states = F.layer_norm(after, scale.shape, scale, eps=_STATE_NORM_EPS)
+            seen.append(now)
+        told_from = torch.stack(seen, dim=2).to(dtype)
+        places = self.place(told_from).to(states.dtype).sigmoid()
+        visible, certain = self.belief(told_from).to(states.dtype).unbind(dim=-1)
+        return PointReadout(places, visible, certain), states
+
+    def _look(
+        self, states: Float[Tensor, "B Q S"], frame: Sequence[tuple[Float[Tensor, "B G N d"], Float[Tensor, "B G N d"]]]
+    ) -> Float[Tensor, "B Q S"]:
+        """What the points' states find in one frame, given each layer's keys and values (MooG: ImprovedTransformer)."""
+        x: Tensor = self.enter(states)
+        for layer, (keys, values) in zip(self.layers, frame, strict=True):
+            x = layer(x, keys, values)
+        found: Tensor = self.leave(self.norm(x))
+        return found
+
+
+class CrossAttention(nn.Module):
+    """A pre-norm layer of cross-attention and MLP (MooG: ImprovedTransformerBlock with cross_attn_only).
+
+    Queries and keys are normalised in each head; the features that keys and values are made of are not.
+    """
+
+    def __init__(self, feature_width: int, config: PointReadoutConfig) -> None:
+        super().__init__()
+        width, self.num_heads = config.width, config.num_heads
+        self.query_norm = nn.LayerNorm(width, eps=NORM_EPS, bias=False)
+        self.queries = _linear(width, width, bias=False)
+        self.keys = _linear(feature_width, width, bias=False)
+        self.values = _linear(feature_width, width, bias=False)
+        self.queries_scale = nn.Parameter(torch.ones(width // config.num_heads))
+        self.keys_scale = nn.Parameter(torch.ones(width // config.num_heads))
+        self.attention_out = _linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS, bias=False)
+        self.mlp = MLP(width, config.mlp_width, width)
+
+    def keys_and_values(
+        self, features: Float[Tensor, "B T N D"]
+    ) -> tuple[Float[Tensor, "B T G N d"], Float[Tensor, "B T G N d"]]:
+        """What the points can look at in these frames."""
+        features = features.to(self.keys.weight.dtype)
+        keys = _rms_norm(_heads(self.keys(features), self.num_heads), self.keys_scale)
+        values = _heads(self.values(features), self.num_heads)
+        return keys.to(values.dtype), values
+
+    def forward(
+        self, x: Float[Tensor, "B Q S"], keys: Float[Tensor, "B G N d"], values: Float[Tensor, "B G N d"]
+    ) -> Float[Tensor, "B Q S"]:
+        """One layer; points look at tokens, not at each other."""
+        queries = _rms_norm(_heads(self.queries(self.query_norm(x)), self.num_heads), self.queries_scale)
+        mixed = F.scaled_dot_product_attention(queries.to(values.dtype), keys, values)
+        x = x + self.attention_out(mixed.transpose(-3, -2).flatten(-2))
+        x = x + self.mlp(self.mlp_norm(x))
+        return x
+
+
+def fourier_features(points_xy: Float[Tensor, "*any 2"], num_bases: int) -> Float[Tensor, "*any F"]:
+    """sin(2^i pi x), sin(2^i pi y) for i from 0 on, then all cosines (MooG: SampleFourierEmbedding)."""
+    frequencies = 2.0 ** torch.arange(num_bases, device=points_xy.device, dtype=points_xy.dtype)
+    # A product with a power of two and the remainder are exact, so that also the highest frequencies keep their phase.
+    half_turns = (points_xy[..., None, :] * frequencies[:, None]).flatten(-2).remainder(2.0)
+    return torch.cat([(math.pi * half_turns).sin(), (math.pi * half_turns).cos()], dim=-1)
+
+
+def _heads(x: Float[Tensor, "*any N S"], num_heads: int) -> Float[Tensor, "*any G N d"]:
+    heads: Tensor = x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(-3, -2)
+    return heads
+
+
+def _rms_norm(x: Float[Tensor, "*any d"], scale: Float[Tensor, " d"]) -> Float[Tensor, "*any d"]:
+    """x over its root mean square, times the scale (flax: RMSNorm)."""
+    return F.rms_norm(x, scale.shape, scale.to(x.dtype), eps=NORM_EPS)
+
+
+def _linear(width_in: int, width_out: int, *, bias: bool = True) -> nn.Linear:
+    linear = nn.Linear(width_in, width_out, bias=bias)
+    init_lecun(linear)
+    return linear
