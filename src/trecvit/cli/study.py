@@ -16,12 +16,13 @@ from trecvit.cli.terminal import console, progress_bar
 def study_efficiency(
     to: Annotated[Path, typer.Option("--to", help="Folder for efficiency.json, .png and .svg.")],
     models: Annotated[list[str] | None, typer.Option("--model", help="Names; all by default.")] = None,
-    frames: Annotated[list[int] | None, typer.Option(help="Lengths; 8 to 64 by default.")] = None,
+    frames: Annotated[
+        list[int] | None, typer.Option(help="Lengths; 8 to 1024 by default, training steps up to 64.")
+    ] = None,
 ) -> None:
     """Parameters, operations and peak memory as videos grow longer, of TRecViT and of what it is compared with.
 
-    Nothing is computed, only counted, so this runs anywhere. All models and lengths took twenty minutes on two cores
-    beside other work.
+    Nothing is computed, only counted, so this runs anywhere; all models and lengths take some tens of minutes.
     """
     from rich.table import Table
 
@@ -36,11 +37,11 @@ def study_efficiency(
     titles = ("model", "frames", "parameters", "TFLOP", "inference", "training step", "with fused attention")
     table = Table(*titles, box=None, pad_edge=False)
     for one in counted:
-        memory = (one.inference_bytes, one.training_bytes or 0, one.fused_training_bytes or 0)
+        memory = (one.inference_bytes, one.training_bytes, one.fused_training_bytes)
         row = (
             f"{one.parameters / 1e6:.1f} M",
             f"{one.inference_flop / 1e12:.2f}",
-            *(f"{m / 1e9:.2f} GB" for m in memory),
+            *("" if m is None else f"{m / 1e9:.2f} GB" for m in memory),
         )
         table.add_row(one.model, str(one.num_frames), *row)
     console().print(table)

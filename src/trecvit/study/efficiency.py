@@ -202,7 +202,7 @@ def draw(counted: Sequence[Cost], folder: Path) -> list[Path]:
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.minorticks_off()
     below[-1].axis("off")
-    below[-1].legend(*above[0].get_legend_handles_labels(), loc="center", fontsize=11)
+    below[-1].legend(*below[0].get_legend_handles_labels(), loc="center", fontsize=11)
     written = [folder / f"efficiency.{suffix}" for suffix in ("png", "svg")]
     for path in written:
         figure.savefig(path, dpi=90)
