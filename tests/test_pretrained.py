@@ -13,7 +13,7 @@ from trecvit.data.class_names import class_names
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE
-from trecvit.weights.load import BUNDLED, convert, load
+from trecvit.weights.load import convert, load
 from trecvit.weights.zoo import ZOO
 
 
@@ -174,11 +174,11 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected a folder with model\.safetensors"):
         load(tmp_path / "video.mp4")
     with pytest.raises(CheckpointError, match=r"its own config\.json says what it is; got also width"):
-        load(BUNDLED, width=3)
+        load("motions", width=3)
 
 
 def test_the_bundled_model_is_small_and_answers():
-    model = load(BUNDLED)
+    model = load("motions")
     assert len(model.labels) == 18
     video = torch.zeros(1, 4, 3, *model.preprocessing.image_size, dtype=torch.uint8)
     assert torch.isfinite(model(video).logits).all()

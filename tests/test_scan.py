@@ -194,3 +194,11 @@ def test_gradients_stay_finite_when_a_decay_reaches_one():
     states, _ = gated_scan(*tensors, FRESH)
     for gradient in torch.autograd.grad(states.sum(), tensors):
         assert torch.isfinite(gradient).all()
+
+
+def test_the_last_state_does_not_keep_the_others_alive():
+    x, hidden = torch.rand(2, 5, 3, 4), torch.zeros(2, 3, 4)
+    with torch.no_grad():
+        states, last = gated_scan(x, x, x, torch.rand(4), hidden, torch.ones(2, dtype=torch.bool))
+    assert torch.equal(last, states[:, -1])
+    assert last.untyped_storage().nbytes() == last.nbytes

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from models import tiny_tracker
 from typer.testing import CliRunner
+from video_fixtures import make_video
 
+from trecvit.baselines.points import still_points
 from trecvit.cli import app
+from trecvit.data.textures import photographs
+from trecvit.data.tracks import TrackSceneConfig, TrackScenes
+from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.study import efficiency
 from trecvit.study.efficiency import MODELS, OURS, PAPER, cost, costs, frame_costs
+from trecvit.study.points import compare_trackers
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +104,22 @@ def test_the_command_writes_figures_and_pictures(tmp_path):
     assert [one["model"] for one in content["per_new_frame"]] == [OURS, OURS, "ViViT-B"]
     assert (tmp_path / "efficiency.png").stat().st_size > 10_000
     assert "<svg" in (tmp_path / "efficiency.svg").read_text()
+
+
+def test_a_tracker_is_scored_beside_both_baselines(tmp_path):
+    pytest.importorskip("cv2")
+    config = TrackSceneConfig(num_frames=4, image_size=(32, 32), num_points=6, min_things=1, max_things=2)
+    footage = make_video(tmp_path / "real.mp4")
+    reported: list[int] = []
+    found = compare_trackers(
+        tiny_tracker(), scenes=config, num_scenes=2, footage=[footage], clips_per_video=1, report=reported.append
+    )
+    tests = ("held-out scenes", "moved footage", "moved footage, covered now and then")
+    assert [(one.test, one.tracker) for one in found] == [
+        (test, name) for test in tests for name in ("TAPNext", "still points", "Lucas–Kanade")
+    ]
+    assert reported == list(range(1, 10))
+    scenes = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(2))
+    scores, _ = evaluate_tapvid(still_points, scenes, image_size=(32, 32))
+    assert found[1].metrics == {name: scores.means()[name] for name in found[1].metrics}
+    assert found[0].metrics != found[1].metrics

@@ -94,7 +94,9 @@ def gated_scan(
         states = gated_scan_triton(x, input_gate, recurrence_gate, a_param, hidden, fresh)
     else:
         states = _GatedScan.apply(x, input_gate, recurrence_gate, a_param, hidden, fresh)  # type: ignore[no-untyped-call]
-    return states, states[:, -1]
+    last = states[:, -1]
+    # A view would keep the states of all frames alive, in every layer, until the clip has gone through the last one.
+    return states, last if torch.compiler.is_compiling() or x.shape[1] == 1 else last.clone()
 
 
 def gated_scan_reference(

@@ -114,14 +114,14 @@ def _bundled_model() -> str:
     import torch
 
     from trecvit.model.trecvit import TRecViT
-    from trecvit.weights.load import BUNDLED, load_as
+    from trecvit.weights.load import load_as
 
-    model = load_as(TRecViT, BUNDLED)
+    model = load_as(TRecViT, "motions")
     with torch.inference_mode():
         out = model(torch.zeros(1, 2, 3, *model.preprocessing.image_size, dtype=torch.uint8))
     if out.probs is None or not torch.isfinite(out.probs).all():
         raise RuntimeError("its answer to a black video is not a number")
-    return f"{BUNDLED!r} loads and answers, {len(model.labels)} classes"
+    return f"'motions' loads and answers, {len(model.labels)} classes"
 
 
 def _cache_folder() -> str:

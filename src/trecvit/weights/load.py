@@ -32,7 +32,7 @@ ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker]] =
 }
 _Model = TypeVar("_Model", bound=VideoModel)
 
-BUNDLED = "motions"  # the model that ships with the package: 18 motions of the synthetic world
+BUNDLED = ("motions", "points")  # what ships with the package: 18 motions of the synthetic world; a small tracker
 
 
 def load(
@@ -46,8 +46,8 @@ def load(
     """A pretrained model, ready for inference.
 
     Args:
-        source: "motions" (ships with the package), a name from the zoo (downloaded once), a folder written by
-            `save`, an original `.npz` file, or a TAPNext's `.npz`, `.pt` or `.ckpt`.
+        source: "motions" or "points" (they ship with the package), a name from the zoo (downloaded once), a folder
+            written by `save`, an original `.npz` file, or a TAPNext's `.npz`, `.pt` or `.ckpt`.
         device: Where the weights go.
         dtype: What they become; by default float32.
         progress: For a download, called with (bytes on disk, bytes in all or None).
@@ -64,20 +64,16 @@ def load(
         DownloadError: when a file of the zoo could not be fetched; says where to put a copy.
     """
     device = usable_device(device)
-    if isinstance(source, str) and source == BUNDLED:
+    if isinstance(source, str) and source in BUNDLED:
         _refuse_overrides(source, overrides)
-        with as_file(files("trecvit.weights") / BUNDLED) as folder:
-            return TRecViT.load(folder, device=device, dtype=dtype)
+        with as_file(files("trecvit.weights") / source) as folder:
+            return _load_folder(folder, device, dtype)
     if isinstance(source, str) and source in ZOO:
         return _load_from_zoo(source, device, dtype, progress, overrides)
     path = Path(source)
     if path.is_dir():
         _refuse_overrides(source, overrides)
-        architecture = read_description(path)["architecture"]
-        if architecture not in ARCHITECTURES:
-            known = " or ".join(map(repr, ARCHITECTURES))
-            raise CheckpointError(f"{path / CONFIG_FILE}: expected architecture {known}, got {architecture!r}")
-        return ARCHITECTURES[architecture].load(path, device=device, dtype=dtype)
+        return _load_folder(path, device, dtype)
     if path.exists() and path.suffix in (".npz", *TORCH_SUFFIXES):
         return _load_file(path, device, dtype, overrides, labels=(), provenance={"source": path.name})
     if path.exists():
@@ -85,11 +81,19 @@ def load(
             f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, an original .npz file, or a TAPNext's "
             f"({', '.join(TORCH_SUFFIXES)}); other pickled checkpoints can run code and are not opened"
         )
-    names = (BUNDLED, *ZOO)
+    names = (*BUNDLED, *ZOO)
     raise CheckpointError(
         f"{source}: no such file or folder, and no pretrained model of that name{nearest(str(source), names)}; "
         f"the names are {', '.join(names)}"
     )
+
+
+def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> TRecViT | PointTracker:
+    architecture = read_description(folder)["architecture"]
+    if architecture not in ARCHITECTURES:
+        known = " or ".join(map(repr, ARCHITECTURES))
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected architecture {known}, got {architecture!r}")
+    return ARCHITECTURES[architecture].load(folder, device=device, dtype=dtype)
 
 
 def load_as(
