@@ -86,7 +86,18 @@ def test_conversion_there_and_back_keeps_every_bit(tmp_path, name):
         assert np.array_equal(before[key], after[key]), key
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "no_temporal_part"])
+_WITHOUT_A_PLACE = {"no_temporal_part", "lstm", "full_conv", "no_gates", "no_skip"}
+
+
+@pytest.mark.parametrize("variant", sorted(_WITHOUT_A_PLACE - {"no_temporal_part"}))
+def test_what_the_official_format_has_no_place_for_is_refused(tmp_path, variant):
+    folder = tiny_model(**VARIANTS[variant]).save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"the original format knows no (temporal_|lru_)"):
+        convert(folder, tmp_path / "weights.npz")
+    assert not (tmp_path / "weights.npz").exists()
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in _WITHOUT_A_PLACE])
 def test_every_architecture_survives_the_official_format(tmp_path, variant):
     model = tiny_model(**VARIANTS[variant])
     folder = model.save(tmp_path / "model")

@@ -41,7 +41,7 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[VideoModel, str]:
         made_of.append(str(initialise_from_vit(model, start.vit)))
     if start.weights:
         trained = load(start.weights)
-        becomes_backbone = isinstance(model, ReadoutTracker) and isinstance(trained, TRecViT)
+        becomes_backbone = isinstance(model, (ReadoutTracker, MaskedAutoencoder)) and isinstance(trained, TRecViT)
         if not (becomes_backbone or isinstance(trained, type(model))):
             expected, got = type(model).__name__, type(trained).__name__
             raise CheckpointError(f"{start.weights}: expected a {expected}, this is a {got}")
