@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,14 @@ import torch
 from models import random_video, tiny_tracker
 
 import trecvit
+from trecvit.baselines.points import still_points
+from trecvit.data.textures import photographs
+from trecvit.data.tracks import TrackSceneConfig, TrackScenes
 from trecvit.errors import InputError
+from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.runtime.track import LivePoints, LiveTracker
 from trecvit.video.transforms import to_whole_clip
+from trecvit.weights.load import load
 
 TRACKER = tiny_tracker()
 NUM_FRAMES = 9
@@ -220,3 +227,21 @@ def test_a_coarse_model_can_be_live():
         got = live.update(frame)
     assert got.points_xy.dtype == np.float32
     assert np.isfinite(got.points_xy).all()
+
+
+# ---- the bundled tracker ----
+
+
+def test_the_bundled_tracker_is_small_and_follows_what_moves():
+    tracker = load("points")
+    folder = files("trecvit.weights") / "points"
+    assert sum(path.stat().st_size for path in Path(str(folder)).iterdir()) < 10e6
+    assert tracker.provenance["recipe"] == "recipes/track_world.yaml"
+    config = TrackSceneConfig(num_frames=8, num_points=32).easy()
+    videos = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(6))
+    shares = []
+    for follow in (tracker, still_points):
+        scores, failures = evaluate_tapvid(follow, videos, image_size=(96, 96))
+        assert not failures
+        shares.append(scores.means()["average_pts_within_thresh"])
+    assert shares[0] > shares[1] + 0.05
