@@ -101,7 +101,7 @@ def test_nothing_but_the_visible_tubes_is_seen_and_the_loss_reaches_every_weight
     seen = model.with_patches(video, visible, torch.rand(2, 4, 3, 192))
     assert torch.equal(model(others, visible).normalised, model(video / 255.0, visible).normalised)
     assert not torch.allclose(model(seen, visible).normalised, before.normalised, atol=1e-3)
-    (before.normalised - targets(video, before.hidden, model.config.blocks).normalised).square().mean().backward()
+    (before.normalised - targets(video, before.hidden, model.config).normalised).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -153,7 +153,7 @@ def test_targets_are_videomaes():
     is_hidden.scatter_(2, hidden[:, None].expand(-1, 2, -1), True)
     with torch.no_grad():
         loss = theirs((video / 255.0 - mean) / std, bool_masked_pos=is_hidden.flatten(1)).loss
-    ours = targets(video, hidden, blocks)
+    ours = targets(video, hidden, AutoencoderConfig(blocks=blocks, decoder=decoder_config(blocks)))
     assert float(ours.normalised.square().mean()) == pytest.approx(float(loss), rel=1e-5)
     pixels = patches_of(video / 255.0, blocks).take_along_dim(hidden[:, None, :, None], dim=2)
     torch.testing.assert_close(ours.normalised * ours.deviation + ours.mean, pixels)
@@ -165,7 +165,18 @@ def test_targets_are_videomaes():
 def test_a_patch_of_one_colour_has_a_target_of_nothing():
     blocks = ModelConfig(**{**TINY, "num_classes": 0})
     black = torch.full((1, 2, 3, 16, 24), 17, dtype=torch.uint8)
-    assert targets(black, torch.arange(6)[None], blocks).normalised.abs().max() < 0.1
+    config = AutoencoderConfig(blocks=blocks, decoder=decoder_config(blocks))
+    assert targets(black, torch.arange(6)[None], config).normalised.abs().max() < 0.1
+
+
+def test_targets_that_are_not_normalised_keep_the_colour_of_a_patch():
+    blocks = ModelConfig(**{**TINY, "num_classes": 0})
+    config = AutoencoderConfig(blocks=blocks, decoder=decoder_config(blocks), normalised_targets=False)
+    video, hidden = random_video(2, 4, 16, 24), torch.tensor([[0, 4], [2, 5]])
+    true = targets(video, hidden, config)
+    pixels = patches_of(video / 255.0, blocks).take_along_dim(hidden[:, None, :, None], dim=2)
+    torch.testing.assert_close(true.normalised, 4.0 * pixels - 2.0)
+    torch.testing.assert_close(true.normalised * true.deviation + true.mean, pixels)
 
 
 @pytest.mark.parametrize("extent", [1, 2])

@@ -215,7 +215,7 @@ def test_the_loss_is_the_mean_square_of_what_is_hidden(tmp_path, recipe_path):
         out = loop.model(*batch.inputs)
     loss, shares = loop.objective.loss(out, batch)
     assert torch.equal(out.hidden, hidden_patches(batch.visible, 16))
-    true = targets(batch.videos, out.hidden, loop.recipe.blocks).normalised
+    true = targets(batch.videos, out.hidden, loop.recipe.autoencoder).normalised
     assert true.shape == (4, 4, 12, 192)
     assert float(loss) == pytest.approx(4 * float((out.normalised - true).square().mean()), rel=1e-5)
     explained = 1 - float((out.normalised - true).square().sum() / true.square().sum())
@@ -314,7 +314,7 @@ def test_figures_of_restorations_are_what_they_say(recipe_path):
     class Perfect(MaskedAutoencoder):
         def forward(self, video, visible):
             out = super().forward(video, visible)
-            return out._replace(normalised=targets(video, out.hidden, self.config.blocks).normalised)
+            return out._replace(normalised=targets(video, out.hidden, self.config).normalised)
 
     perfect = evaluate_mae(Perfect(autoencoder.config, preprocessing=autoencoder.preprocessing), clips, seed=0)
     assert perfect["explained"] == 1.0

@@ -330,11 +330,15 @@ class AutoencoderConfig:
         blocks: Tokenizer and blocks of the encoder, without a head.
         decoder: Blocks of the decoder, see `decoder_config`. Patches are the encoder's, positions the fixed ones.
         mask_ratio: Share of the tubes that are hidden (paper, section 4.1: 0.9 does best).
+        normalised_targets: Whether each patch to be restored is brought to mean 0 and deviation 1 (paper), or is taken
+            as it is. What is hidden of a small picture has its colour in common with what is around it, and that is
+            soon learnt; a normalised patch keeps nothing of it.
     """
 
     blocks: ModelConfig
     decoder: ModelConfig
     mask_ratio: float = 0.9
+    normalised_targets: bool = True
 
     def __post_init__(self) -> None:
         for name in ("blocks", "decoder"):

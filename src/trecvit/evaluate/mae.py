@@ -39,10 +39,12 @@ def evaluate_mae(autoencoder: MaskedAutoencoder, clips: Sequence[Clip], *, seed:
         seed: Of the masks: the same for the same seed and place.
 
     Returns:
-        `explained`: the share of the hidden patches' normalised variance that the guess explains, 1 - (sum of squared
-        errors) / (sum of squared targets), over all clips; flat patches get 0, what is worse less.
-        `psnr_db`: mean over clips of the PSNR of the hidden patches' pixels, each patch with its true mean and
-        contrast. `flat_psnr_db`: that of flat patches of the true mean, which needs no model. `clips`: how many.
+        `explained`: how much of the targets the guess explains, 1 - (sum of squared errors) / (sum of squared
+        targets), over all clips; what is worse than 0 everywhere gets less. 0 everywhere are flat patches of the true
+        mean if targets are normalised, else mid-grey ones.
+        `psnr_db`: mean over clips of the PSNR of the hidden patches' pixels; with normalised targets each patch has its
+        true mean and contrast. `flat_psnr_db`: that of flat patches of the true mean, which needs no model if targets are
+        normalised, and which no model can know if they are not. `clips`: how many.
 
     Raises:
         DataError: when there are no clips.
@@ -53,13 +55,13 @@ def evaluate_mae(autoencoder: MaskedAutoencoder, clips: Sequence[Clip], *, seed:
     for number, clip in enumerate(clips):
         video = clip[None].to(autoencoder.device)
         normalised, hidden = autoencoder(video, _visible(autoencoder, clip, seed, number))
-        true = targets(video, hidden, autoencoder.config.blocks)
+        true = targets(video, hidden, autoencoder.config)
         guess = normalised.float()
         wrong += float((guess - true.normalised).square().sum())
         whole += float(true.normalised.square().sum())
         pixels = true.normalised * true.deviation + true.mean
         psnr_db += _psnr_db((guess * true.deviation + true.mean).clamp(0.0, 1.0), pixels)
-        flat_psnr_db += _psnr_db(true.mean, pixels)
+        flat_psnr_db += _psnr_db(_flat(pixels), pixels)
     count = len(clips)
     return {
         "explained": 1.0 - wrong / max(whole, 1e-9),
@@ -74,7 +76,7 @@ def draw_restored(autoencoder: MaskedAutoencoder, clips: Sequence[Clip], folder:
     """Writes `restored.png`, frames of the clips over time, and `restored.mp4`, the same clips side by side.
 
     Of each clip there is what went in, what of it was visible (the rest grey), and what came out: the visible patches
-    as they were, the others as guessed, each with its true mean and contrast, which training takes out of the patches.
+    as they were, the others as guessed; normalised ones get their true mean and contrast.
 
     Args:
         autoencoder: What restores.
@@ -111,7 +113,7 @@ def _rows(autoencoder: MaskedAutoencoder, clip: Tensor, visible: Tensor) -> list
     """The frames of a clip as they were, as far as they were visible, and as restored."""
     video = clip[None].to(autoencoder.device)
     hidden = autoencoder(video, visible).hidden
-    grey = torch.full_like(targets(video, hidden, autoencoder.config.blocks).mean, _GREY)
+    grey = torch.full_like(targets(video, hidden, autoencoder.config).mean, _GREY)
     videos = (video.float() / 255.0, autoencoder.with_patches(video, hidden, grey), autoencoder.restore(video, visible))
     return [list(_images(some[0])) for some in videos]
 
@@ -120,6 +122,12 @@ def _images(frames: Tensor) -> Iterator[Image]:
     pixels = (frames * 255.0).round().byte().movedim(1, -1).cpu().numpy()
     for frame in pixels:
         yield fit_for_display(frame, _CELL_PX)
+
+
+def _flat(patches: Tensor) -> Tensor:
+    """Each patch in its mean colour."""
+    colours = patches.unflatten(-1, (3, -1))
+    return colours.mean(dim=-1, keepdim=True).expand_as(colours).flatten(-2)
 
 
 def _psnr_db(guess: Tensor, true: Tensor) -> float:

@@ -42,6 +42,7 @@ _DECODER = f"{DECODER_FOLDER}."
 Clips = Shaped[Tensor, "B F 3 height width"]  # F = T * temporal_patch_size
 
 _MIN_DEVIATION = 1e-6  # VideoMAE: added to a patch's deviation
+_GREY, _SPREAD = 0.5, 0.25  # of pixels in [0,1], about: targets of size one
 
 
 def tube_masks(num_clips: int, num_patches: int, mask_ratio: float, generator: torch.Generator) -> Int64[Tensor, "B K"]:
@@ -72,8 +73,8 @@ class Targets(NamedTuple):
 
     Attributes:
         normalised: Each patch, colour by colour, brought to mean 0 and deviation 1.
-        mean: Of each patch and colour, for pixels in [0,1].
-        deviation: Likewise.
+        mean: Of each patch and colour, for pixels in [0,1]; or mid-grey, if patches are taken as they are.
+        deviation: Likewise; or a quarter.
     """
 
     normalised: Float[Tensor, "B T H pixels"]
@@ -81,10 +82,14 @@ class Targets(NamedTuple):
     deviation: Float[Tensor, "B T H pixels"]
 
 
-def targets(video: Clips, hidden: Int64[Tensor, "B H"], config: ModelConfig) -> Targets:
-    """The hidden patches of uint8 or [0,1] videos, normalised one by one (VideoMAE's normalised targets), float32."""
+def targets(video: Clips, hidden: Int64[Tensor, "B H"], config: AutoencoderConfig) -> Targets:
+    """The hidden patches of uint8 or [0,1] videos, normalised one by one (VideoMAE's normalised targets) unless the
+    configuration says otherwise, float32."""
     pixels = video.float() / 255.0 if video.dtype == torch.uint8 else video.float()
-    patches = patches_of(pixels, config).take_along_dim(hidden[:, None, :, None], dim=2)
+    patches = patches_of(pixels, config.blocks).take_along_dim(hidden[:, None, :, None], dim=2)
+    if not config.normalised_targets:
+        mean, deviation = torch.full_like(patches, _GREY), torch.full_like(patches, _SPREAD)
+        return Targets((patches - mean) / deviation, mean, deviation)
     colours = patches.unflatten(3, (3, -1))
     mean = colours.mean(dim=4, keepdim=True)
     # Not std(), which complains where nothing is hidden.
@@ -209,11 +214,11 @@ class MaskedAutoencoder(VideoModel, tags=["masked-autoencoding"]):
     def restore(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Float[Tensor, "B F 3 height width"]:
         """The videos with their hidden patches restored, in [0,1], float32.
 
-        The decoder says what a patch looks like but for its mean and its contrast, which training takes out of it;
-        those are the true ones, as in VideoMAE's pictures.
+        Of normalised targets the decoder does not say mean and contrast; those are the true ones, as in VideoMAE's
+        pictures.
         """
         normalised, hidden = self(video, visible)
-        true = targets(video, hidden, self.config.blocks)
+        true = targets(video, hidden, self.config)
         guess = (normalised.float() * true.deviation + true.mean).clamp(0.0, 1.0)
         return self.with_patches(video, hidden, guess)
 

@@ -1,4 +1,4 @@
-"""Training to restore what is hidden: squared error of normalised pixels, tested and drawn on held-out clips."""
+"""Training to restore what is hidden: squared error of its pixels, tested and drawn on held-out clips."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NUM_DRAWN = 4  # clips in the pictures
 
 
 class MaskedAutoencoding(Objective[MaskedBatch, Restoration]):
-    """Mean squared error of the hidden patches' normalised pixels, over all frames of a clip; clips count alike.
+    """Mean squared error of the hidden patches, over all frames of a clip; clips count alike.
 
     The paper states an L2 loss "of the entire frames", with patches normalised "as done in VideoMAE". VideoMAE counts
     only what was hidden, and so does this: a choice, since what was visible could be copied.
@@ -42,18 +42,18 @@ class MaskedAutoencoding(Objective[MaskedBatch, Restoration]):
     score = "explained"
 
     def __init__(self, recipe: Recipe, held_out: HeldOut | None) -> None:
-        self.blocks, self.data, self.held_out = recipe.blocks, recipe.data, held_out
+        self.autoencoder, self.data, self.held_out = recipe.autoencoder, recipe.data, held_out
         self.seed = recipe.mae.validation_seed if recipe.mae is not None else 0
 
     def blank(self, preprocessing: Preprocessing, device: torch.device) -> MaskedBatch:
         """A black clip of which nothing is hidden."""
         size = (1, preprocessing.num_frames, 3, *preprocessing.image_size)
-        everything = torch.arange(self.blocks.num_patches, device=device)[None]
+        everything = torch.arange(self.autoencoder.blocks.num_patches, device=device)[None]
         return MaskedBatch(torch.zeros(size, dtype=torch.uint8, device=device), everything)
 
     def loss(self, out: Restoration, part: MaskedBatch) -> PartLoss:
-        """Squared errors, and how much of the hidden patches' variance is explained."""
-        true = targets(part.videos, out.hidden, self.blocks).normalised
+        """Squared errors, and how much of the targets is explained."""
+        true = targets(part.videos, out.hidden, self.autoencoder).normalised
         squares = (out.normalised.float() - true).square()
         wrong, whole = squares.detach().double().sum(), true.double().square().sum()
         shares = torch.stack([whole - wrong, whole])[None]

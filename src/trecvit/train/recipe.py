@@ -259,6 +259,7 @@ class Mae:
     Attributes:
         decoder: What restores, see `decoder_config`; it is saved beside the model and belongs to it no more.
         mask_ratio: Share of the tubes that are hidden (paper: 0.9 does best).
+        normalised_targets: Whether patches are normalised one by one (paper), see `AutoencoderConfig`.
         validation_clips: How many held-out clips to test on and to make pictures of: one of each of so many of
             `videos.validation`, spread evenly over its list, or scenes of another seed with photographs of the other
             split.
@@ -268,6 +269,7 @@ class Mae:
 
     decoder: ModelConfig
     mask_ratio: float = 0.9
+    normalised_targets: bool = True
     validation_clips: int = 32
     validation_seed: int = 1
     validate_every: int = 0
@@ -380,7 +382,12 @@ class Recipe:
     def autoencoder(self) -> AutoencoderConfig:
         """The architecture of encoder and decoder, for a recipe with `mae`."""
         assert self.mae is not None, "a recipe without `mae` has no decoder"
-        return AutoencoderConfig(blocks=self.blocks, decoder=self.mae.decoder, mask_ratio=self.mae.mask_ratio)
+        return AutoencoderConfig(
+            blocks=self.blocks,
+            decoder=self.mae.decoder,
+            mask_ratio=self.mae.mask_ratio,
+            normalised_targets=self.mae.normalised_targets,
+        )
 
     @property
     def data(self) -> str:
