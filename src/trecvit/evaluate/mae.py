@@ -43,8 +43,8 @@ def evaluate_mae(autoencoder: MaskedAutoencoder, clips: Sequence[Clip], *, seed:
         targets), over all clips; what is worse than 0 everywhere gets less. 0 everywhere are flat patches of the true
         mean if targets are normalised, else mid-grey ones.
         `psnr_db`: mean over clips of the PSNR of the hidden patches' pixels; with normalised targets each patch has its
-        true mean and contrast. `flat_psnr_db`: that of flat patches of the true mean, which needs no model if targets are
-        normalised, and which no model can know if they are not. `clips`: how many.
+        true mean and contrast. `flat_psnr_db`: that of flat patches of the true mean, which needs no model if targets
+        are normalised, and which no model can know if they are not. `clips`: how many.
 
     Raises:
         DataError: when there are no clips.
@@ -127,7 +127,8 @@ def _images(frames: Tensor) -> Iterator[Image]:
 def _flat(patches: Tensor) -> Tensor:
     """Each patch in its mean colour."""
     colours = patches.unflatten(-1, (3, -1))
-    return colours.mean(dim=-1, keepdim=True).expand_as(colours).flatten(-2)
+    flat: Tensor = colours.mean(dim=-1, keepdim=True).expand_as(colours).flatten(-2)
+    return flat
 
 
 def _psnr_db(guess: Tensor, true: Tensor) -> float:
