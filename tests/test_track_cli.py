@@ -22,6 +22,7 @@ from trecvit.errors import ConfigError, DataError, InputError, VideoError
 from trecvit.runtime.describe import POINTS, describe, flops_per_frame
 from trecvit.runtime.follow import Trails, follow, follow_live, grid_queries
 from trecvit.runtime.track import LiveTracker
+from trecvit.video import draw
 from trecvit.video.decode import read_frames
 from trecvit.video.draw import Trail, draw_caption, draw_grid, draw_trails, draw_truth
 from trecvit.video.encode import VideoWriter
@@ -124,6 +125,17 @@ def test_what_is_no_number_or_far_away_is_not_drawn():
     places = np.array([[np.nan, 3.0], [3.0, np.nan], [1e30, 5.0], [5.0, -np.inf]])
     np.testing.assert_array_equal(draw_trails(grey, [Trail(places, np.ones(4, bool), 0.3)]), grey)
     np.testing.assert_array_equal(draw_truth(grey, places[0], True), grey)
+
+
+def test_a_picture_painted_in_squares_is_the_picture_painted_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (150, 201, 3), np.uint8)
+    trails = [Trail(rng.uniform(-20, 220, (5, 2)), rng.random(5) < 0.7, number / 12) for number in range(12)]
+    pieces = draw_trails(image, trails)
+    monkeypatch.setattr(draw, "_SQUARE_PX", 1000)
+    whole = draw_trails(image, trails)
+    assert (whole != image).any()
+    np.testing.assert_allclose(pieces.astype(int), whole, atol=1)  # Pillow rounds a little differently
 
 
 def test_a_true_place_is_a_white_cross_that_leaves_it_free():

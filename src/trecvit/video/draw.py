@@ -38,6 +38,7 @@ _FARTHEST_PX = 10 * MAX_SIDE_PX
 _MIN_TEXT_PX = 8
 # Drawn larger and scaled down, since Pillow's own shapes have jagged corners.
 _SMOOTHING = 2
+_SQUARE_PX = 64  # sides of the pieces in which a picture is painted
 _ELLIPSIS = "…"
 
 
@@ -243,8 +244,14 @@ def _painted(image: Image, paint: Callable[[_Brush], None]) -> Image:
     layer = PIL.Image.new("RGBA", (width_px * _SMOOTHING, height_px * _SMOOTHING), _NOTHING)
     paint(_Brush(layer, min(height_px, width_px)))
     canvas = PIL.Image.fromarray(image)
-    layer = layer.resize((width_px, height_px), PIL.Image.Resampling.BOX)
-    canvas.paste(layer, (0, 0), layer)
+    # Square by square: most of a picture stays as it was, and scaling all of it takes longer than tracking.
+    for top in range(0, height_px, _SQUARE_PX):
+        for left in range(0, width_px, _SQUARE_PX):
+            box = (left, top, min(left + _SQUARE_PX, width_px), min(top + _SQUARE_PX, height_px))
+            painted = layer.crop((_SMOOTHING * left, _SMOOTHING * top, _SMOOTHING * box[2], _SMOOTHING * box[3]))
+            if painted.getbbox() is not None:
+                small = painted.resize((box[2] - left, box[3] - top), PIL.Image.Resampling.BOX)
+                canvas.paste(small, (left, top), small)
     return np.array(canvas)
 
 
