@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from trecvit.cli.app import app
-from trecvit.errors import ConfigError
+from trecvit.errors import ConfigError, DataError
 from trecvit.study.ablations import GRIFFIN, OURS, TABLES, VARIANTS, gates, radii, recipe_of
 from trecvit.train.recipe import load_recipe
 from trecvit.weights.load import blank, load
@@ -55,6 +55,8 @@ def test_every_row_of_the_tables_is_a_configuration():
 def test_a_study_trains_what_is_missing_and_keeps_the_rest(small, tmp_path):
     words = ["study", "ablations", str(small), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
     words += ["--clips", "18", "--seed", "0", "--seed", "1", "--only", OURS]
+    with pytest.raises(DataError, match="no run is finished yet"):
+        CliRunner().invoke(app, [*words, "--finished"], catch_exceptions=False)
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     first = json.loads((tmp_path / "to/result.json").read_text())
     (row,) = first["rows"]
@@ -67,6 +69,9 @@ def test_a_study_trains_what_is_missing_and_keeps_the_rest(small, tmp_path):
 
     weights = tmp_path / "runs" / OURS / "seed-0/model/model.safetensors"
     before = weights.stat().st_mtime_ns
+    assert CliRunner().invoke(app, [*words, "--only", GRIFFIN, "--finished"], catch_exceptions=False).exit_code == 0
+    again = json.loads((tmp_path / "to/result.json").read_text())
+    assert [(some["name"], some["top1"]) for some in again["rows"]] == [(OURS, row["top1"])]
     assert CliRunner().invoke(app, [*words, "--only", GRIFFIN], catch_exceptions=False).exit_code == 0
     both = json.loads((tmp_path / "to/result.json").read_text())
     assert [row["name"] for row in both["rows"]] == [OURS, GRIFFIN]

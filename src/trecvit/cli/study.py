@@ -100,6 +100,9 @@ def study_ablations(
     only: Annotated[list[str] | None, typer.Option(help="Configurations; all by default.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0, 1 and 2 by default.")] = None,
     clips: Annotated[int, typer.Option(min=2, help="Held-out clips of the test, even.")] = 900,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing; show the runs that are finished.")
+    ] = False,
 ) -> None:
     """The paper's Tables 1, 2, 13, 14 and 15: other temporal parts, without gates, convolution or skip, other sizes.
 
@@ -107,6 +110,7 @@ def study_ablations(
     """
     from rich.table import Table
 
+    from trecvit.errors import DataError
     from trecvit.study.ablations import (
         GRIFFIN,
         OURS,
@@ -114,6 +118,7 @@ def study_ablations(
         VARIANTS,
         draw,
         draw_recurrence,
+        is_finished,
         recipe_of,
         speeds,
         to_dict,
@@ -124,18 +129,21 @@ def study_ablations(
     for name in names:
         recipe_of(recipe, name, 0)  # refuses now what would fail after hours
     to.mkdir(parents=True, exist_ok=True)
+    wanted = [(number, name) for number in seeds for name in names if not finished or is_finished(runs, name, number)]
+    if not wanted:
+        raise DataError(f"{runs}: no run is finished yet; leave out --finished to train them")
     tested = []
     with progress_bars() as report:
-        for place, (number, name) in enumerate((number, name) for number in seeds for name in names):
-            report("runs", place, len(names) * len(seeds))
+        for place, (number, name) in enumerate(wanted):
+            report("runs", place, len(wanted))
             said = partial(report, f"{name}, seed {number}")
             tested.append(run_one(recipe, name, number, runs, num_clips=clips, report=said))
         report("runs", len(tested), len(tested))
-        timed = [name for name in names if name in PAPER_STEPS_PER_S]
+        timed = [name for name in PAPER_STEPS_PER_S if any(one.name == name for one in tested)]
         content = to_dict(recipe, tested, speeds(recipe, timed), clips)
     (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw(content, to / "ablations.png")
-    if {OURS, GRIFFIN} <= set(names):
+    if {(seeds[0], OURS), (seeds[0], GRIFFIN)} <= set(wanted):
         draw_recurrence(recipe, runs, seeds[0], to / "recurrence.png")
     table = Table("configuration", "parameters", "top-1", "steps/s", box=None, pad_edge=False)
     for row in content["rows"]:

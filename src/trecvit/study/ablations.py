@@ -125,6 +125,11 @@ def recipe_of(path: str | Path, name: str, seed: int) -> Recipe:
     return recipe
 
 
+def is_finished(runs: Path, name: str, seed: int) -> bool:
+    """Whether a run has been trained to its end."""
+    return (_folder(runs, name, seed) / "model").exists()
+
+
 def run(
     path: str | Path, name: str, seed: int, runs: Path, *, num_clips: int, report: Callable[[int, int], None]
 ) -> Tested:
@@ -138,7 +143,7 @@ def run(
         num_clips: Held-out clips of the recipe's scenes with another seed; even.
         report: Called with the number of updates done and the number in all.
     """
-    recipe, folder = recipe_of(path, name, seed), runs / name / f"seed-{seed}"
+    recipe, folder = recipe_of(path, name, seed), _folder(runs, name, seed)
     if recipe.scenes is None:
         raise ConfigError(f"{path}: expected a recipe of scenes, which there are held-out ones of")
     known = folder / f"test-{num_clips}.json"
@@ -294,4 +299,8 @@ def draw_recurrence(path: str | Path, runs: Path, seed: int, picture: Path) -> N
 
 
 def _trained(runs: Path, name: str, seed: int) -> TRecViT:
-    return TRecViT.load(runs / name / f"seed-{seed}" / "model").eval()
+    return TRecViT.load(_folder(runs, name, seed) / "model").eval()
+
+
+def _folder(runs: Path, name: str, seed: int) -> Path:
+    return runs / name / f"seed-{seed}"

@@ -99,20 +99,32 @@ def _ablation(name: str) -> Callable[[dict[str, Any]], str]:
         for label, variant, paper in TABLES[name]:
             row = rows[variant]
             spread = "" if row["deviation"] is None else f" ± {share(row['deviation'])}"
-            line = [label, paper, share(row["mean"]) + spread, share(row["pair"]), f"{row['parameters'] / 1e6:.2f} M"]
+            here = (
+                share(row["mean"]) + spread,
+                len(row["seeds"]),
+                share(row["pair"]),
+                f"{row['parameters'] / 1e6:.2f} M",
+            )
+            line = [label, paper, *here]
             lines.append([*line, PAPER_STEPS_PER_S[variant], f"{row['steps_per_s']:.1f}"] if timed else line)
-        titles = ["", "paper, top-1 on SSv2", "here, top-1 of 18", "right class above its opposite", "parameters"]
+        titles = [
+            "",
+            "paper, top-1 on SSv2",
+            "here, top-1 of 18",
+            "seeds",
+            "right class above its opposite",
+            "parameters",
+        ]
         return table([*titles, "paper, steps/s", "here, steps/s"] if timed else titles, lines)
 
     return build
 
 
 def _scale(content: dict[str, Any]) -> str:
-    seeds = ", ".join(str(seed) for seed in content["rows"][0]["seeds"])
     height, width = content["image_size"]
     return (
         f"`recipes/{content['recipe']}`: {content['num_steps']} updates of {content['batch_size']} clips of "
-        f"{content['num_frames']} frames of {height} × {width}, seeds {seeds}, tested on {content['test_clips']} "
+        f"{content['num_frames']} frames of {height} × {width}, tested on {content['test_clips']} "
         f"held-out clips. {on(content['machine'])}."
     )
 
