@@ -156,20 +156,19 @@ def study_ablations(
 
 @study_app.command("report")
 def study_report(
-    page: Annotated[Path, typer.Option(help="The page, whose tables stand between marks.")] = Path("docs/results.md"),
-    benchmarks: Annotated[Path, typer.Option(help="Folder of the result files.")] = Path("benchmarks"),
+    root: Annotated[Path, typer.Option(help="Folder that holds docs/results.md, benchmarks/ and recipes/.")] = Path(),
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if a figure differs.")] = False,
 ) -> None:
-    """Writes the tables of the results page from the studies' result files."""
+    """Writes the results page and its pictures from the studies' result files; fails if a figure is in none of them."""
     from trecvit.errors import DataError
-    from trecvit.study.report import first_difference, rebuilt, write_page
+    from trecvit.study.report import PAGE, draw_pictures, first_difference, read_page, rebuilt, write_page
 
-    if not page.exists():
-        raise DataError(f"{page}: expected the results page; run this where docs/ is, or say --page")
-    if check:
-        said = page.read_text(encoding="utf-8")
-        if (built := rebuilt(said, benchmarks)) != said:
-            raise DataError(f"{page}: {first_difference(said, built)}; run `trecvit study report`")
-        print(f"{page}: as the result files say")
+    if not check:
+        for picture in draw_pictures(root):
+            print(picture)
+        print(f"{root / PAGE}: {'written anew' if write_page(root) else 'nothing to change'}")
         return
-    print(f"{page}: {'written anew' if write_page(page, benchmarks) else 'nothing to change'}")
+    said = read_page(root)
+    if (built := rebuilt(said, root)) != said:
+        raise DataError(f"{root / PAGE}: {first_difference(said, built)}; run `trecvit study report`")
+    print(f"{root / PAGE}: as the result files say")

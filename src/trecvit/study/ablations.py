@@ -205,7 +205,7 @@ def to_dict(
     }
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any], path: Path) -> Path:
     """The tables as bars, ours with the deviation over seeds beside the paper's."""
     from matplotlib.figure import Figure
 
@@ -240,6 +240,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     panels[0].legend(frameon=False, loc="lower right", fontsize=8)
     panels[-1].set_xlabel("top-1, %")
     figure.savefig(path, dpi=130)
+    return path
 
 
 # ---- what the recurrence has become --------------------------------------------------------------------------------

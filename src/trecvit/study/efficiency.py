@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,6 +156,7 @@ def _streamed(name: str) -> FrameCost:
 def to_dict(counted: Sequence[Cost], per_frame: Sequence[FrameCost]) -> dict[str, Any]:
     """As plain JSON values."""
     return {
+        "date": date.today().isoformat(),
         "torch": torch.__version__,
         "image_px": IMAGE_PX,
         "costs": [asdict(one) for one in counted],
@@ -204,8 +206,9 @@ def draw(counted: Sequence[Cost], folder: Path) -> list[Path]:
     below[-1].axis("off")
     below[-1].legend(*below[0].get_legend_handles_labels(), loc="center", fontsize=11)
     written = [folder / f"efficiency.{suffix}" for suffix in ("png", "svg")]
-    for path in written:
-        figure.savefig(path, dpi=90)
+    with matplotlib.rc_context({"svg.hashsalt": "efficiency"}):  # the same file for the same figures
+        figure.savefig(written[0], dpi=90)
+        figure.savefig(written[1], metadata={"Date": None})
     return written
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def to_dict(found: Sequence[Scored], *, scenes: TrackSceneConfig, footage: Seque
     """As plain JSON values."""
     return {
         "protocol": "trecvit study points, version 1",
+        "date": date.today().isoformat(),
         "torch": torch.__version__,
         "scenes": asdict(scenes),
         "footage": [Path(path).name for path in footage],

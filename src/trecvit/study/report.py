@@ -1,38 +1,182 @@
-"""The results page: its tables, written from the result files of the studies and from nothing else.
+"""The results page: every table and figure of the paper, what it says, and what was measured here.
 
-The page's words are written by hand and say what the paper reports. Between marks stand the tables of what was measured
-here. Each is rebuilt from its file, so a figure that is in none of them does not stay.
+The page's words are written by hand. Between marks stand what was measured, by which command, when, and on what: each
+is rebuilt from its result file, so a figure that is in none of them does not stay. Outside the marks a figure may
+stand only in a paragraph that begins with "The paper", which is about what the paper says.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trecvit.errors import DataError
-from trecvit.study.ablations import PAPER_STEPS_PER_S, TABLES
+from trecvit.files import write_text
+from trecvit.study import ablations, efficiency, tables
+from trecvit.study.paper import ITEMS, Item
+from trecvit.study.tables import NOT_MEASURED, Build, on, table
 
+PAGE = Path("docs/results.md")
 COMMAND = "trecvit study report"
 _END = "<!-- end of figures -->"
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """What writes a result file.
+
+    Attributes:
+        file: Its result, from the folder that holds docs/.
+        command: That writes it, unless the file says which one it was.
+        scale: At which scale, in a few words.
+        details: More of that, from the file.
+        draw: Draws pictures into a folder from nothing but the file.
+    """
+
+    file: str
+    command: str | Callable[[dict[str, Any]], str]
+    scale: str
+    details: Callable[[dict[str, Any]], str] | None = None
+    draw: Callable[[dict[str, Any], Path], list[Path]] | None = None
 
 
-def share(value: float, digits: int = 1) -> str:
-    """Of 1, in percent."""
-    return f"{100 * value:.{digits}f} %"
+_WORLD = "small models, synthetic world"
+STUDIES = {
+    "ablations": Study(
+        file="benchmarks/ablations/result.json",
+        command="OMP_NUM_THREADS=1 trecvit study ablations recipes/study_world.yaml --runs runs/ablations "
+        "--to benchmarks/ablations",
+        scale=_WORLD,
+        details=tables.ablation_scale,
+        draw=lambda content, folder: [ablations.draw(content, folder / "ablations.png")],
+    ),
+    "from scratch": Study(
+        file="benchmarks/from_scratch/result.json",
+        command="trecvit study from-scratch recipes/study_world.yaml --runs runs/from_scratch "
+        "--to benchmarks/from_scratch",
+        scale=_WORLD,
+    ),
+    "costs": Study(
+        file="benchmarks/efficiency/efficiency.json",
+        command="trecvit study efficiency --to benchmarks/efficiency",
+        scale="the paper's, counted",
+        details=lambda content: f"One clip of {content['image_px']} × {content['image_px']} pixels, float32",
+        draw=lambda content, folder: efficiency.draw([efficiency.Cost(**one) for one in content["costs"]], folder),
+    ),
+    "speed": Study(
+        file="benchmarks/speed.json",
+        command="trecvit bench speed --mode eager --mode exported --mode openvino --seconds 1 "
+        "--save benchmarks/speed.json",
+        scale="the paper's size, on a CPU",
+    ),
+    "frozen": Study(
+        file="benchmarks/frozen/result.json", command="trecvit study frozen --to benchmarks/frozen", scale=_WORLD
+    ),
+    "memory": Study(
+        file="benchmarks/memory/result.json", command="trecvit study memory --to benchmarks/memory", scale=_WORLD
+    ),
+    "eigenvalues": Study(
+        file="benchmarks/eigenvalues/result.json",
+        command="trecvit study eigenvalues --to benchmarks/eigenvalues",
+        scale=_WORLD,
+    ),
+    "points": Study(
+        file="benchmarks/points.json",
+        command=tables.points_command,
+        scale="small tracker, synthetic scenes and moved footage",
+        details=tables.points_scale,
+    ),
+    "classifier": Study(
+        file="recipes/world_files.result.json",
+        command="torchrun --nproc-per-node 2 -m trecvit train recipes/world_files.yaml --to runs/world",
+        scale=_WORLD,
+    ),
+}
+
+TABLES: dict[str, tuple[str, Build]] = {
+    **{name: ("ablations", tables.ablation(name)) for name in ablations.TABLES},
+    "Table 3": ("costs", tables.inference_costs),
+    "Table 5": ("frozen", tables.flat_rows("Table 5")),
+    "Table 6": ("memory", tables.flat_rows("Table 6")),
+    "Table 7": ("points", tables.points),
+    "Table 7, frozen": ("frozen", tables.flat_rows("Table 7")),
+    "Table 9": ("classifier", tables.classified),
+    "Figure 2": ("eigenvalues", tables.flat_rows("Figure 2")),
+    "Figure 3": ("costs", tables.training_costs(tables.FIGURE_3)),
+    "Figure 3, ratios": ("costs", tables.cost_ratios),
+    "Figure 4": ("from scratch", tables.flat_rows("Figure 4")),
+    "Figure 5": ("costs", tables.training_costs(tables.FIGURE_5)),
+    "Figure 7": ("memory", tables.flat_rows("Figure 7")),
+    "Section 1": ("speed", tables.streaming_speed),
+}
+"""What stands between the marks of a name: which study's result, and what makes a table of it."""
 
 
-def on(machine: dict[str, Any]) -> str:
-    """Where and when something was measured."""
-    return f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+def rebuilt(page: str, root: Path) -> str:
+    """The page with all that stands between marks written anew.
+
+    Args:
+        page: Its text.
+        root: Folder that holds docs/, benchmarks/ and recipes/.
+
+    Raises:
+        DataError: when a mark is not there or is no study's, a result file is not what its study writes, or a figure
+            stands outside the marks and is not the paper's.
+    """
+    contents = {name: _read(root / study.file) for name, study in STUDIES.items()}
+    texts = {"overview": _overview(contents)}
+    for name, study in STUDIES.items():
+        texts[f"study: {name}"] = _provenance(name, contents[name], root) + _pictures(root / study.file, root)
+    for name, (study_name, build) in TABLES.items():
+        content = contents[study_name]
+        texts[name] = f"{name}: {NOT_MEASURED}." if content is None else _built(study_name, build, content)
+    for name, text in texts.items():
+        page = fill(page, name, text, by=COMMAND)
+    for number, line in _figures_by_hand(page):
+        raise DataError(
+            f"line {number} says {line!r}: expected figures between marks, from result files, or in a paragraph that "
+            'begins with "The paper"'
+        )
+    return page
+
+
+def draw_pictures(root: Path) -> list[Path]:
+    """Draws again the pictures whose figures are all in a result file; those of frames and weights stay as they are."""
+    drawn: list[Path] = []
+    for study in STUDIES.values():
+        path = root / study.file
+        content = _read(path)
+        if study.draw is not None and content is not None:
+            drawn += study.draw(content, path.parent)
+    return drawn
+
+
+def write_page(root: Path) -> bool:
+    """Rebuilds the page; says whether anything on it changed.
+
+    Raises:
+        DataError: see `rebuilt`.
+    """
+    before = read_page(root)
+    after = rebuilt(before, root)
+    write_text(root / PAGE, after)
+    return after != before
+
+
+def read_page(root: Path) -> str:
+    """The page's text.
+
+    Raises:
+        DataError: when it is not there.
+    """
+    path = root / PAGE
+    if not path.exists():
+        raise DataError(f"{path}: expected the results page; run this in the repository, or say --root")
+    return path.read_text(encoding="utf-8")
 
 
 def fill(page: str, name: str, text: str, *, by: str) -> str:
@@ -54,32 +198,6 @@ def fill(page: str, name: str, text: str, *, by: str) -> str:
     return filled
 
 
-def write_page(page: Path, benchmarks: Path) -> bool:
-    """Rebuilds the page's tables; says whether anything on it changed.
-
-    Args:
-        page: Markdown with marks.
-        benchmarks: Folder of the result files.
-
-    Raises:
-        DataError: when a mark or a result file is not there, or a table is not in the page's words.
-    """
-    before = page.read_text(encoding="utf-8")
-    after = rebuilt(before, benchmarks)
-    page.write_text(after, encoding="utf-8")
-    return after != before
-
-
-def rebuilt(page: str, benchmarks: Path) -> str:
-    """The page's text with all tables written anew, see `write_page`."""
-    for name, (file, build) in _SECTIONS.items():
-        path = benchmarks / file
-        if not path.exists():
-            raise DataError(f"{path}: expected the results that the page's {name!r} shows; the page names the command")
-        page = fill(page, name, build(json.loads(path.read_text(encoding="utf-8"))), by=COMMAND)
-    return page
-
-
 def first_difference(page: str, other: str) -> str:
     """The first line that two versions of a page do not share, as words."""
     ours, theirs = page.split("\n"), other.split("\n")
@@ -88,86 +206,114 @@ def first_difference(page: str, other: str) -> str:
     return f"line {number + 1} says {said!r}, the result files {expected!r}"
 
 
-# ---- the tables ----------------------------------------------------------------------------------------------------
+# ---- what stands between the marks ---------------------------------------------------------------------------------
 
 
-def _ablation(name: str) -> Callable[[dict[str, Any]], str]:
-    def build(content: dict[str, Any]) -> str:
-        rows = {row["name"]: row for row in content["rows"]}
-        lines = []
-        timed = name == "Table 2"
-        for label, variant, paper in TABLES[name]:
-            row = rows[variant]
-            spread = "" if row["deviation"] is None else f" ± {share(row['deviation'])}"
-            here = (
-                share(row["mean"]) + spread,
-                len(row["seeds"]),
-                share(row["pair"]),
-                f"{row['parameters'] / 1e6:.2f} M",
-            )
-            line = [label, paper, *here]
-            lines.append([*line, PAPER_STEPS_PER_S[variant], f"{row['steps_per_s']:.1f}"] if timed else line)
-        titles = [
-            "",
-            "paper, top-1 on SSv2",
-            "here, top-1 of 18",
-            "seeds",
-            "right class above its opposite",
-            "parameters",
-        ]
-        return table([*titles, "paper, steps/s", "here, steps/s"] if timed else titles, lines)
-
-    return build
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected JSON, {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object with a study's results, got {type(content).__name__}")
+    return content
 
 
-def _scale(content: dict[str, Any]) -> str:
-    height, width = content["image_size"]
-    return (
-        f"`recipes/{content['recipe']}`: {content['num_steps']} updates of {content['batch_size']} clips of "
-        f"{content['num_frames']} frames of {height} × {width}, tested on {content['test_clips']} "
-        f"held-out clips. {on(content['machine'])}."
-    )
+def _built(study: str, build: Build, content: dict[str, Any]) -> str:
+    try:
+        return build(content)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise DataError(f"{STUDIES[study].file}: expected what `{_command(study, None)}` writes; {said}") from error
 
 
-def _costs(content: dict[str, Any]) -> str:
-    costs = {(cost["model"], cost["num_frames"]): cost for cost in content["costs"]}
-    lines = []
-    for said in content["paper"]:
-        cost = costs[said["model"], said["num_frames"]]
-        ours = (cost["parameters"] / 1e6, cost["inference_flop"] / 1e12, cost["inference_bytes"] / 1e9)
-        pairs = zip((said["parameters_m"], said["tflop"], said["gb"]), ours, strict=True)
-        cells = [cell for paper, here in pairs for cell in ("" if paper is None else paper, f"{here:.2f}")]
-        lines.append([said["model"], said["num_frames"], *cells])
-    titles = [
-        "",
-        "frames",
-        *(f"{what}, {who}" for what in ("M parameters", "TFLOP", "GB") for who in ("paper", "here")),
-    ]
-    return table(titles, lines) + f"\n\ntorch {content['torch']}."
+def _command(study: str, content: dict[str, Any] | None) -> str:
+    if content is not None and "command" in content:
+        return str(content["command"])
+    command = STUDIES[study].command
+    if isinstance(command, str):
+        return command
+    return f"trecvit study {study}" if content is None else _built(study, command, content)
 
 
-def _points(content: dict[str, Any]) -> str:
-    metrics = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy")
-    lines = [
-        (one["test"], one["tracker"], *(share(one["metrics"][metric]) for metric in metrics))
-        for one in content["scores"]
-    ]
-    return table(("videos", "tracker", "average Jaccard", "δ-average", "occlusion accuracy"), lines)
+def _when(content: dict[str, Any]) -> str:
+    machine = content.get("machine")
+    date = content.get("date") or (machine.get("date") if isinstance(machine, dict) else None)
+    return str(date) if date else "the file does not say"
 
 
-def _frozen(content: dict[str, Any]) -> str:
-    lines = [
-        (row["probe"], row["features"], f"{share(row['mean'])} ± {share(row['deviation'])}") for row in content["rows"]
-    ]
-    return table(("probe", "features", "top-1 of 18"), lines) + (
-        f"\n\n{content['encoder_parameters'] / 1e6:.2f} M parameters; torch {content['protocol']['torch']}."
-    )
+def _provenance(study: str, content: dict[str, Any] | None, root: Path) -> str:
+    """By which command, when, at which scale, on what."""
+    about = STUDIES[study]
+    if content is None:
+        return f"{NOT_MEASURED.capitalize()}: `{_command(study, None)}` is to write {about.file}."
+    words = [f"Measured by `{_command(study, content)}`; {_when(content)}."]
+    if "scale" in content:
+        words.append(f"{_listed(content['scale'])}.")
+    elif about.details is not None:
+        words.append(f"{_built(study, about.details, content)}.")
+    if isinstance(machine := content.get("machine"), dict):
+        words.append(f"{_built(study, lambda found: on(found['machine']), content)}.")
+    elif machine or "torch" in content:
+        words.append(f"{machine or 'torch ' + content['torch']}.")
+    link = Path("..") / about.file
+    return " ".join(words) + f" [{about.file}]({link.as_posix()})"
 
 
-_SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    **{name: ("ablations/result.json", _ablation(name)) for name in TABLES},
-    "scale": ("ablations/result.json", _scale),
-    "Table 3": ("efficiency/efficiency.json", _costs),
-    "Table 5": ("frozen.json", _frozen),
-    "Table 7": ("points.json", _points),
-}
+def _listed(scale: object) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in scale.items()) if isinstance(scale, dict) else str(scale)
+
+
+def _pictures(result: Path, root: Path) -> str:
+    """Links to the pictures beside a result file that has a folder of its own."""
+    if result.parent.parent == root or not result.exists():
+        return ""
+    pictures = sorted(result.parent.glob("*.png"))
+    links = [f"![{path.stem.replace('_', ' ')}](../{path.relative_to(root).as_posix()})" for path in pictures]
+    return "".join(f"\n\n{link}" for link in links)
+
+
+def _overview(contents: dict[str, dict[str, Any] | None]) -> str:
+    lines = [_row(item, contents) for item in ITEMS]
+    return table(("in the paper", "the paper says", "here", "scale", "command", "when"), lines)
+
+
+def _row(item: Item, contents: dict[str, dict[str, Any] | None]) -> list[str]:
+    here = [item.here] if item.here else []
+    scale, commands, when = [], [], []
+    for study in item.studies:
+        content = contents[study]
+        here.append(f"[{study}]({item.anchor})" if content is not None else f"{study}: {NOT_MEASURED}")
+        scale.append(STUDIES[study].scale)
+        commands.append(f"`{_command(study, content)}`")
+        when.append("" if content is None else _when(content))
+    cells = (here, scale, commands, when)
+    return [item.name, item.says, *("<br>".join(part for part in cell if part) for cell in cells)]
+
+
+# ---- figures that stand elsewhere ----------------------------------------------------------------------------------
+
+_FIGURE = re.compile(r"\d\.\d|\d ?(?:%|×|GB|dB|fps|frames/s|steps/s)")
+_NO_FIGURES = re.compile(r"`[^`]*`|\]\([^)]*\)")  # code, and where links lead
+
+
+def _figures_by_hand(page: str) -> list[tuple[int, str]]:
+    """Lines with figures outside the marks, in paragraphs that are not about what the paper says."""
+    found = []
+    marked = code = of_the_paper = False
+    for number, line in enumerate(page.split("\n"), start=1):
+        if line.startswith("```"):
+            code = not code
+        elif line.startswith(f"<!-- {COMMAND}: "):
+            marked = True
+        elif line == _END:
+            marked = False
+        elif line.startswith("The paper"):
+            of_the_paper = True
+        elif not line:
+            of_the_paper = False
+        if not (marked or code or of_the_paper) and _FIGURE.search(_NO_FIGURES.sub("", line)):
+            found.append((number, line))
+    return found

@@ -1,0 +1,245 @@
+"""Result files as tables in Markdown: what was measured here, beside what the paper says of the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from trecvit.study.ablations import PAPER_STEPS_PER_S, TABLES
+
+Build = Callable[[dict[str, Any]], str]
+"""Makes a table of a result file's content."""
+
+NOT_MEASURED = "not measured yet"
+METRICS = {
+    "average_jaccard": "average Jaccard",
+    "average_pts_within_thresh": "δ-average",
+    "occlusion_accuracy": "occlusion accuracy",
+}
+
+# Figures 3 and 5 as the authors drew them for the reviewers (github.com/Karami-m/TRecViT-Submission), read off the
+# pictures: operations to about 0.1 TFLOP, memory to about 1 GB, worse where curves lie on each other. They are of a
+# training step: three times the operations of Table 3. Of the LSTM, XLA counts one turn of the loop and not all.
+_READ_OFF: dict[tuple[str, int], tuple[str, str]] = {
+    ("TRecViT-B", 32): ("4.3", "14"),
+    ("TRecViT-B", 64): ("8.5", "24"),
+    ("ViViT-L", 32): ("23.2", "138"),
+    ("ViViT-L", 64): ("70.0", "510"),
+    ("ViViT-B", 32): ("7.6", "53"),
+    ("ViViT-B", 64): ("24.0", "198"),
+    ("ViViT-L, factorised self-attention", 32): ("7.4", ""),
+    ("ViViT-L, factorised self-attention", 64): ("14.7", "28 to 30"),
+    ("ViT-LSTM", 32): ("3.4", ""),
+    ("ViT-LSTM", 64): ("6.8", "22 to 23"),
+    ("ViT-Conv1D", 32): ("4.4", ""),
+    ("ViT-Conv1D", 64): ("8.9", "15"),
+}
+FIGURE_3 = (
+    "TRecViT-B",
+    "ViViT-L",
+    "ViViT-B",
+    "ViViT-L, factorised self-attention",
+    "ViViT-L, factorised encoder",
+)
+FIGURE_5 = ("TRecViT-B", "ViT-LSTM", "ViT-Conv1D")
+_FIGURE_FRAMES = (32, 64)
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def share(value: float, digits: int = 1) -> str:
+    """Of 1, in percent."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def on(machine: dict[str, Any]) -> str:
+    """Where and when something was measured."""
+    return f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+
+
+def flat_rows(name: str) -> Build:
+    """The rows of a table or figure, from a file whose rows are flat; a column for each key that any row fills.
+
+    A row that says of which `table` or `figure` it is, stands there only. Lists and what is nested are not shown.
+    """
+
+    def build(content: dict[str, Any]) -> str:
+        rows = [row for row in content["rows"] if name in _belongs(row, name)]
+        if not rows:
+            return _not_among(name)
+        shown = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("table", "figure")]
+        shown = [key for key in shown if any(_cell(row.get(key)) for row in rows)]
+        return table([key.replace("_", " ") for key in shown], [[_cell(row.get(key)) for key in shown] for row in rows])
+
+    return build
+
+
+def _belongs(row: dict[str, Any], name: str) -> tuple[str, ...]:
+    named = tuple(row[key] for key in ("table", "figure") if row.get(key))
+    return named or (name,)
+
+
+def _not_among(name: str) -> str:
+    return f"{name}: {NOT_MEASURED}, the study has been run in part."
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value.replace("|", "/") if isinstance(value, str) else ""
+
+
+def ablation(name: str) -> Build:
+    """One of the paper's tables of ablations, from what `trecvit study ablations` writes."""
+
+    def build(content: dict[str, Any]) -> str:
+        if any("table" in row for row in content["rows"]):  # each line of a table as a row, with its words
+            return flat_rows(name)(content)
+        rows = {row["name"]: row for row in content["rows"]}
+        lines = []
+        timed = name == "Table 2"
+        for label, variant, paper in TABLES[name]:
+            row = rows.get(variant)
+            here = [NOT_MEASURED, "", "", ""] if row is None else _trained(row)
+            line = [label, paper, *here]
+            if timed:
+                speed = None if row is None else row["steps_per_s"]
+                line += [PAPER_STEPS_PER_S[variant], "" if speed is None else f"{speed:.1f}"]
+            lines.append(line)
+        titles = [
+            "",
+            "paper, top-1 on SSv2",
+            "here, top-1 of 18",
+            "seeds",
+            "right class above its opposite",
+            "parameters",
+        ]
+        return table([*titles, "paper, steps/s", "here, steps/s"] if timed else titles, lines)
+
+    return build
+
+
+def _trained(row: dict[str, Any]) -> list[object]:
+    spread = "" if row["deviation"] is None else f" ± {share(row['deviation'])}"
+    seeds, parameters = len(row["seeds"]), f"{row['parameters'] / 1e6:.2f} M"
+    return [share(row["mean"]) + spread, seeds, share(row["pair"]), parameters]
+
+
+def ablation_scale(content: dict[str, Any]) -> str:
+    """What was trained, in words."""
+    height, width = content["image_size"]
+    return (
+        f"`recipes/{content['recipe']}`, {content['num_steps']} updates of {content['batch_size']} clips of "
+        f"{content['num_frames']} frames of {height} × {width}, tested on {content['test_clips']} held-out clips"
+    )
+
+
+def inference_costs(content: dict[str, Any]) -> str:
+    """The cost columns of the paper's Table 3."""
+    costs = {(cost["model"], cost["num_frames"]): cost for cost in content["costs"]}
+    lines = []
+    for said in content["paper"]:
+        cost = costs[said["model"], said["num_frames"]]
+        ours = (cost["parameters"] / 1e6, cost["inference_flop"] / 1e12, cost["inference_bytes"] / 1e9)
+        pairs = zip((said["parameters_m"], said["tflop"], said["gb"]), ours, strict=True)
+        lines.append(
+            [said["model"], said["num_frames"], *(cell for paper, here in pairs for cell in (paper, _rounded(here)))]
+        )
+    columns = [f"{what}, {who}" for what in ("M parameters", "TFLOP", "GB") for who in ("paper", "here")]
+    return table(["model", "frames", *columns], lines)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def training_costs(models: Sequence[str]) -> Build:
+    """What the paper's Figures 3 and 5 draw, at two of its lengths."""
+
+    def build(content: dict[str, Any]) -> str:
+        costs = {(cost["model"], cost["num_frames"]): cost for cost in content["costs"]}
+        lines = []
+        for model in models:
+            for frames in _FIGURE_FRAMES:
+                cost, (tflop, gigabytes) = costs[model, frames], _READ_OFF.get((model, frames), ("", ""))
+                here = [cost[key] / 1e9 for key in ("training_bytes", "fused_training_bytes")]
+                lines.append(
+                    [model, frames, tflop, _rounded(cost["training_flop"] / 1e12), gigabytes, *map(_rounded, here)]
+                )
+        titles = ["model", "frames", "TFLOP, paper, read off", "TFLOP, here", "GB, paper, read off", "GB, here"]
+        return table([*titles, "GB, here, with fused attention"], lines)
+
+    return build
+
+
+def cost_ratios(content: dict[str, Any]) -> str:
+    """What the paper's text says of Figure 3: how many times what TRecViT needs ViViT-L needs."""
+    costs = {(cost["model"], cost["num_frames"]): cost for cost in content["costs"]}
+    lines = []
+    for said in content["paper_ratios"]:
+        theirs, ours = (costs[model, said["num_frames"]] for model in ("ViViT-L", "TRecViT-B"))
+        times = {key: f"{theirs[key] / ours[key]:.1f}" for key in theirs if key in _COMPARED}
+        lines.append([
+            said["num_frames"], times["inference_flop"], said["operations"], times["training_bytes"], said["memory"],
+            times["fused_training_bytes"], times["parameters"],
+        ])  # fmt: skip
+    titles = (
+        "frames", "ViViT-L's operations over ours", "paper, about", "its training memory over ours", "paper, about",
+        "with fused attention", "its parameters",
+    )  # fmt: skip
+    return table(titles, lines)
+
+
+_COMPARED = ("inference_flop", "training_bytes", "fused_training_bytes", "parameters")
+
+
+def points(content: dict[str, Any]) -> str:
+    """A tracker beside two baselines."""
+    lines = [
+        (one["test"], one["num_videos"], one["tracker"], *(share(one["metrics"][metric]) for metric in METRICS))
+        for one in content["scores"]
+    ]
+    return table(("videos", "number", "tracker", *METRICS.values()), lines)
+
+
+def points_command(content: dict[str, Any]) -> str:
+    """The command line that a file of trackers' scores was written by."""
+    scores, num_footage = content["scores"], len(content["footage"])
+    line = f"trecvit study points recipes/track_world.yaml --scenes {scores[0]['num_videos']} "
+    if num_footage:
+        line += f"--clips {scores[-1]['num_videos'] // num_footage} --footage VIDEO --footage VIDEO … "
+    return line + "--save benchmarks/points.json"
+
+
+def points_scale(content: dict[str, Any]) -> str:
+    """What was tracked, in words."""
+    height, width = content["scenes"]["image_size"]
+    return (
+        f"Clips of {content['scenes']['num_frames']} frames, scenes of {height} × {width}, "
+        f"{len(content['footage'])} real videos that the package does not ship"
+    )
+
+
+def streaming_speed(content: dict[str, Any]) -> str:
+    """Frames per second, one frame after another."""
+    lines = [
+        (one["model"], one["dtype"], one["mode"], f"{one['frames_per_s']:.1f}")
+        for one in content["speeds"]
+        if one["model"].startswith("base") and (one["batch_size"], one["num_frames"]) == (1, 1)
+    ]
+    return table(("model", "dtype", "mode", "here, frames/s"), lines)
+
+
+def classified(content: dict[str, Any]) -> str:
+    """What `trecvit eval videos` found of a trained classifier."""
+    views = content["protocol"]
+    line = [f"{content['videos']:,}", f"{views['clips']} × {views['crops']}", share(content["top1"])]
+    return table(("held-out videos", "clips × crops", "here, top-1"), [line])
