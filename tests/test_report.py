@@ -187,7 +187,7 @@ def test_flat_rows_stand_in_the_table_that_they_name(empty):
     assert between_marks(page, "Table 6") == f"{titles}| TRecViT | 21.23 |  |\n| ViViT / full |  | 12,345 |"
     assert between_marks(page, "Figure 7") == "| k | decent |\n| --- | --- |\n| 16 | yes |"
     text = between_marks(page, "study: memory")
-    assert text.startswith("Measured by `trecvit study memory --to x`; 2027-01-02. tiny. a laptop. [benchmarks/")
+    assert text.startswith("Measured by `trecvit study memory --to x`. tiny. a laptop, 2027-01-02. [benchmarks/")
     assert text.endswith("![psnr over k](../benchmarks/memory/psnr_over_k.png)")
     row = next(row for row in cells(between_marks(page, "overview")) if row["in the paper"] == "Table 6")
     assert (row["here"], row["when"]) == ("[memory](#table-6-long-video-memorisation)", "2027-01-02")

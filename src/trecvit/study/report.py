@@ -130,7 +130,7 @@ def rebuilt(page: str, root: Path) -> str:
     contents = {name: _read(root / study.file) for name, study in STUDIES.items()}
     texts = {"overview": _overview(contents)}
     for name, study in STUDIES.items():
-        texts[f"study: {name}"] = _provenance(name, contents[name], root) + _pictures(root / study.file, root)
+        texts[f"study: {name}"] = _provenance(name, contents[name]) + _pictures(root / study.file, root)
     for name, (study_name, build) in TABLES.items():
         content = contents[study_name]
         texts[name] = f"{name}: {NOT_MEASURED}." if content is None else _built(study_name, build, content)
@@ -241,23 +241,24 @@ def _command(study: str, content: dict[str, Any] | None) -> str:
 def _when(content: dict[str, Any]) -> str:
     machine = content.get("machine")
     date = content.get("date") or (machine.get("date") if isinstance(machine, dict) else None)
-    return str(date) if date else "the file does not say"
+    return str(date) if date else "Date not recorded"
 
 
-def _provenance(study: str, content: dict[str, Any] | None, root: Path) -> str:
+def _provenance(study: str, content: dict[str, Any] | None) -> str:
     """By which command, when, at which scale, on what."""
     about = STUDIES[study]
     if content is None:
         return f"{NOT_MEASURED.capitalize()}: `{_command(study, None)}` is to write {about.file}."
-    words = [f"Measured by `{_command(study, content)}`; {_when(content)}."]
+    words = [f"Measured by `{_command(study, content)}`."]
     if "scale" in content:
         words.append(f"{_listed(content['scale'])}.")
     elif about.details is not None:
         words.append(f"{_built(study, about.details, content)}.")
     if isinstance(machine := content.get("machine"), dict):
         words.append(f"{_built(study, lambda found: on(found['machine']), content)}.")
-    elif machine or "torch" in content:
-        words.append(f"{machine or 'torch ' + content['torch']}.")
+    else:
+        torch = content.get("torch") and f"torch {content['torch']}"
+        words.append(f"{', '.join(part for part in (machine, torch, _when(content)) if part)}.")
     link = Path("..") / about.file
     return " ".join(words) + f" [{about.file}]({link.as_posix()})"
 
