@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from trecvit.cli.app import study_app
 from trecvit.cli.options import DeviceOption, TrackerOption, load_tracker
-from trecvit.cli.terminal import console, progress_bar, progress_bars
+from trecvit.cli.terminal import console, progress_bar
 
 
 @study_app.command("efficiency")
@@ -90,86 +89,3 @@ def study_points(
     for one in found:
         table.add_row(one.test, one.tracker, *(f"{one.metrics[metric]:.1%}" for metric in METRICS))
     console().print(table)
-
-
-@study_app.command("ablations")
-def study_ablations(
-    recipe: Annotated[Path, typer.Argument(help="What is trained, of scenes, such as recipes/study_world.yaml.")],
-    runs: Annotated[Path, typer.Option(help="Folder for the training runs; what is finished there is not done again.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder for result.json, ablations.png and recurrence.png.")],
-    only: Annotated[list[str] | None, typer.Option(help="Configurations; all by default.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0, 1 and 2 by default.")] = None,
-    clips: Annotated[int, typer.Option(min=2, help="Held-out clips of the test, even.")] = 900,
-    finished: Annotated[
-        bool, typer.Option("--finished", help="Train nothing; show the runs that are finished.")
-    ] = False,
-) -> None:
-    """The paper's Tables 1, 2, 13, 14 and 15: other temporal parts, without gates, convolution or skip, other sizes.
-
-    Every configuration is trained with every seed. Stop it at will; the same command goes on.
-    """
-    from rich.table import Table
-
-    from trecvit.errors import DataError
-    from trecvit.study.ablations import (
-        GRIFFIN,
-        OURS,
-        PAPER_STEPS_PER_S,
-        VARIANTS,
-        draw,
-        draw_recurrence,
-        is_finished,
-        recipe_of,
-        speeds,
-        to_dict,
-    )
-    from trecvit.study.ablations import run as run_one
-
-    names, seeds = only or list(VARIANTS), seed or [0, 1, 2]
-    for name in names:
-        recipe_of(recipe, name, 0)  # refuses now what would fail after hours
-    to.mkdir(parents=True, exist_ok=True)
-    wanted = [(number, name) for number in seeds for name in names if not finished or is_finished(runs, name, number)]
-    if not wanted:
-        raise DataError(f"{runs}: no run is finished yet; leave out --finished to train them")
-    tested = []
-    with progress_bars() as report:
-        for place, (number, name) in enumerate(wanted):
-            report("runs", place, len(wanted))
-            said = partial(report, f"{name}, seed {number}")
-            tested.append(run_one(recipe, name, number, runs, num_clips=clips, report=said))
-        report("runs", len(tested), len(tested))
-        timed = [name for name in PAPER_STEPS_PER_S if any(one.name == name for one in tested)]
-        content = to_dict(recipe, tested, speeds(recipe, timed), clips)
-    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draw(content, to / "ablations.png")
-    if {(seeds[0], OURS), (seeds[0], GRIFFIN)} <= set(wanted):
-        draw_recurrence(recipe, runs, seeds[0], to / "recurrence.png")
-    table = Table("configuration", "parameters", "top-1", "steps/s", box=None, pad_edge=False)
-    for row in content["rows"]:
-        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.1%}"
-        speed = f"{row['steps_per_s']:.2f}" if row["steps_per_s"] else ""
-        table.add_row(row["name"], f"{row['parameters'] / 1e6:.2f} M", f"{row['mean']:.1%}{spread}", speed)
-    console().print(table)
-    print(to / "result.json")
-
-
-@study_app.command("report")
-def study_report(
-    page: Annotated[Path, typer.Option(help="The page, whose tables stand between marks.")] = Path("docs/results.md"),
-    benchmarks: Annotated[Path, typer.Option(help="Folder of the result files.")] = Path("benchmarks"),
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if a figure differs.")] = False,
-) -> None:
-    """Writes the tables of the results page from the studies' result files."""
-    from trecvit.errors import DataError
-    from trecvit.study.report import first_difference, rebuilt, write_page
-
-    if not page.exists():
-        raise DataError(f"{page}: expected the results page; run this where docs/ is, or say --page")
-    if check:
-        said = page.read_text(encoding="utf-8")
-        if (built := rebuilt(said, benchmarks)) != said:
-            raise DataError(f"{page}: {first_difference(said, built)}; run `trecvit study report`")
-        print(f"{page}: as the result files say")
-        return
-    print(f"{page}: {'written anew' if write_page(page, benchmarks) else 'nothing to change'}")

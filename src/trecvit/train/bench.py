@@ -110,10 +110,10 @@ def _measure(recipe: Recipe, num_updates: int, device: str) -> tuple[int, float]
     """Peak memory in bytes, and updates per second, of this process."""
     before_bytes = peak_bytes()
     processes = Processes(device)
-    speed = updates_per_s(recipe, num_updates, processes)
+    updates_per_s = _updates_per_s(recipe, num_updates, processes)
     if processes.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(processes.device), speed
-    return peak_bytes() - before_bytes, speed
+        return torch.cuda.max_memory_allocated(processes.device), updates_per_s
+    return peak_bytes() - before_bytes, updates_per_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,12 +164,12 @@ def loader_speed(
         num_clips = sum(len(batch) for batch in batches)
         made[count] = num_clips / (time.perf_counter() - begun_s)
         report(done)
-    used = updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
+    used = _updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
     report(len(workers) + 1)
     return LoaderSpeed(made=made, used=used)
 
 
-def updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> float:
+def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> float:
     """Speed of the training loop's updates on clips that are ready, after one that is not timed."""
     recipe = replace(recipe, start=replace(recipe.start, weights="", vit="", whiten_grain_px=0))
     feed = _ready(recipe)
