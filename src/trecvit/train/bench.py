@@ -216,7 +216,12 @@ class _Updates:
     """
 
     def __init__(self, recipe: Recipe, processes: Processes, folder: Path) -> None:
-        recipe = replace(recipe, start=replace(recipe.start, weights="", vit="", whiten_grain_px=0))
+        share = max(recipe.optimisation.batch_size // processes.share.count, 1)
+        recipe = replace(
+            recipe,
+            start=replace(recipe.start, weights="", vit="", whiten_grain_px=0),
+            optimisation=replace(recipe.optimisation, batch_size=share),
+        )
         feed = _ready(recipe)
         model, _ = first_model(recipe, feed)
         objective = objective_of(_untested(recipe))
