@@ -231,3 +231,24 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             f"{row['steps_per_s']:.2f}",
         )
     console().print(table)
+
+
+@study_app.command("report")
+def study_report(
+    page: Annotated[Path, typer.Option(help="The page, whose tables stand between marks.")] = Path("docs/results.md"),
+    benchmarks: Annotated[Path, typer.Option(help="Folder of the result files.")] = Path("benchmarks"),
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if a figure differs.")] = False,
+) -> None:
+    """Writes the tables of the results page from the studies' result files."""
+    from trecvit.errors import DataError
+    from trecvit.study.report import first_difference, rebuilt, write_page
+
+    if not page.exists():
+        raise DataError(f"{page}: expected the results page; run this where docs/ is, or say --page")
+    if check:
+        said = page.read_text(encoding="utf-8")
+        if (built := rebuilt(said, benchmarks)) != said:
+            raise DataError(f"{page}: {first_difference(said, built)}; run `trecvit study report`")
+        print(f"{page}: as the result files say")
+        return
+    print(f"{page}: {'written anew' if write_page(page, benchmarks) else 'nothing to change'}")
