@@ -195,21 +195,22 @@ def test_flat_rows_stand_in_the_table_that_they_name(empty):
 
 def test_a_study_that_was_run_in_part_shows_that_part(empty):
     machine = {"processor": "P", "threads": 1, "torch": "T", "date": "2027-01-02"}
-    scale = {"recipe": "r.yaml", "num_steps": 3, "batch_size": 2, "num_frames": 4, "image_size": [8, 9]}
-    row = {"name": "lru", "seeds": [0, 1], "mean": 0.5, "deviation": 0.125, "pair": 0.75, "parameters": 2_000_000}
-    content = {**scale, "test_clips": 18, "machine": machine, "rows": [{**row, "steps_per_s": 6.25}]}
-    save(empty, "ablations", content)
+    row = {"table": "Table 2", "label": "LSTM", "paper_top1": 63.7, "paper_steps_per_s": 6.0, "parameters": 1_500_000}
+    row |= {"top1": 0.5, "top1_deviation": 0.0125, "steps_per_s": 3.0}
+    about = {"command": "trecvit study ablations it --to there", "scale": "small", "machine": machine}
+    save(empty, "ablations", {**about, "rows": [row]})
     page = rebuilt(SAID, empty)
-    first, second, *_ = cells(between_marks(page, "Table 2"))
-    assert first["here, top-1 of 18"] == "50.0 % ± 12.5 %"
-    assert (first["here, steps/s"], first["paper, steps/s"]) == ("6.2", "8.9")
-    assert second["here, top-1 of 18"] == "not measured yet"
-    assert "4 frames of 8 × 9" in between_marks(page, "study: ablations")
+    (line,) = cells(between_marks(page, "Table 2"))
+    assert (line["paper, top-1 on SSv2"], line["here, top-1 of 18"]) == ("63.7", "50.0 % ± 1.2 %")
+    assert (line["paper, steps/s"], line["here, steps/s"]) == ("6.0", "3.0")
+    assert "has been run in part" in between_marks(page, "Table 1")
+    text = between_marks(page, "study: ablations")
+    assert text.startswith(
+        "Measured by `trecvit study ablations it --to there`. small. P, 1 threads, torch T, 2027-01-02."
+    )
     report(empty)
     assert (empty / "benchmarks/ablations/ablations.png").stat().st_size > 5_000
-    save(empty, "ablations", {**content, "rows": [{"table": "Table 14", "label": "2 taps", "top1": 0.25}]})
-    assert "2 taps | 0.25" in between_marks(rebuilt(SAID, empty), "Table 14")
-    assert "has been run in part" in between_marks(rebuilt(SAID, empty), "Table 1")
+    assert "](../benchmarks/ablations/ablations.png)" in (empty / PAGE).read_text(encoding="utf-8")
 
 
 def test_pictures_are_drawn_from_the_file_alone_and_always_alike(copy):

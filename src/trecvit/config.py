@@ -16,7 +16,7 @@ from trecvit.errors import ConfigError
 
 Positions = Literal["learned", "sincos2d"]
 Pooling = Literal["cls", "mean"]
-TemporalMixer = Literal["lru", "attention", "lstm", "conv", "none"]
+TemporalMixer = Literal["lru", "attention", "lstm", "conv", "none", "full_attention", "causal_attention", "flat_lru"]
 Gelu = Literal["tanh", "erf"]
 QueryBorder = Literal["nearest", "zeros"]
 Recompute = Literal["nothing", "cheap", "blocks"]
@@ -33,10 +33,13 @@ class ModelConfig:
         mlp_width: Hidden channels of the MLP (paper, Table 8: 4 x width).
         temporal_mixer: What carries information over time: the gated "lru", or for the paper's comparisons
             "attention" over whole clips, an "lstm" or a "conv"; "none" shows what single frames allow. The fields
-            beginning with lru_, the radii and `temporal_mlp` are the "lru"'s.
+            beginning with lru_, the radii and `temporal_mlp` are the "lru"'s. Three look at a clip's tokens as one
+            sequence (paper, Figure 4): "full_attention" and "causal_attention" in the place of the spatial one, the
+            latter to a token's own frame and those before; and "flat_lru", an LRU along the tokens, row by row and
+            frame by frame, and no attention at all.
         temporal_skip: The skip connection around the temporal part (paper, Table 1: hardly trains without).
-        temporal_positions: Temporal positions stored for "attention", one per frame, or temporal patch, of a training
-            clip.
+        temporal_positions: Temporal positions stored for what looks at whole clips, one per frame, or temporal patch,
+            of a training clip.
         lru_multiplier: Recurrent width E over `width`. The paper's parameter counts need 1, released weights have 2.
         lru_gates: Input and recurrence gate; without them eigenvalues are constant (paper, Table 1: 0.7 % less).
         lru_complex: Complex instead of real eigenvalues: E real channels hold E/2 complex ones (paper 3.1: no gain).
@@ -130,19 +133,25 @@ class ModelConfig:
         _require(mixer in get_args(TemporalMixer), self, "temporal_mixer", f"one of {get_args(TemporalMixer)}")
         if mixer == "conv":
             _require(self.conv_width >= 1, self, "conv_width", "at least one tap for temporal_mixer='conv'")
+        recurs = mixer in ("lru", "flat_lru")
         if not self.temporal_skip:
-            _require(mixer != "none", self, "temporal_skip", "true for temporal_mixer='none', which skips all")
+            apart = mixer not in ("none", "full_attention", "causal_attention")
+            rule = f"true for temporal_mixer={mixer!r}, which has no temporal part to skip"
+            _require(apart, self, "temporal_skip", rule)
         if not self.lru_gates:
-            _require(mixer == "lru", self, "lru_gates", f"true for temporal_mixer={mixer!r}; only the 'lru' has gates")
+            _require(recurs, self, "lru_gates", f"true for temporal_mixer={mixer!r}; only the 'lru' has gates")
             _require(not self.lru_complex, self, "lru_gates", "true for lru_complex=True; without gates it is real")
         if self.temporal_mlp:
             rule = f"false for temporal_mixer={mixer!r}; Griffin's MLP belongs to the 'lru'"
-            _require(mixer in ("lru", "none"), self, "temporal_mlp", rule)
+            _require(recurs or mixer == "none", self, "temporal_mlp", rule)
+        if mixer == "flat_lru":
+            rule = "'mean' for temporal_mixer='flat_lru', where a class token would come before its frame's patches"
+            _require(self.pooling == "mean", self, "pooling", rule)
 
     @property
     def can_stream(self) -> bool:
-        """Whether the model can go on with a stream, or looks at whole clips only."""
-        return self.temporal_mixer != "attention"
+        """Whether the model can go on with a stream, or looks at whole clips only, with learned positions in time."""
+        return self.temporal_mixer in ("lru", "lstm", "conv", "none")
 
     @property
     def lru_width(self) -> int:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trecvit.cli.app import study_app
-from trecvit.cli.options import DeviceOption, TrackerOption, load_tracker
+from trecvit.cli.options import DeviceOption, TrackerOption, TrainingDeviceOption, load_tracker
 from trecvit.cli.terminal import console, progress_bar, progress_bars
+
+if TYPE_CHECKING:
+    from trecvit.study.plan import Plan
 
 
 @study_app.command("efficiency")
@@ -92,66 +97,140 @@ def study_points(
     console().print(table)
 
 
+_StudyRecipe = Annotated[
+    Path, typer.Argument(help="With videos and videos.validation, such as recipes/study_world.yaml.")
+]
+_Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ..., before what the plan changes.")]
+_Runs = Annotated[Path, typer.Option(help="Folder for the run folders; finished runs in it are not trained again.")]
+_To = Annotated[Path, typer.Option("--to", help="Folder for result.json and the pictures.")]
+_Only = Annotated[list[str] | None, typer.Option(help="Names of variants; all by default.")]
+_Seeds = Annotated[str, typer.Option(help="Numbers with commas between them.")]
+_Steps = Annotated[int | None, typer.Option(min=1, help="Updates of each run, if not as the recipe says.")]
+
+
 @study_app.command("ablations")
 def study_ablations(
-    recipe: Annotated[Path, typer.Argument(help="What is trained, of scenes, such as recipes/study_world.yaml.")],
-    runs: Annotated[Path, typer.Option(help="Folder for the training runs; what is finished there is not done again.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder for result.json, ablations.png and recurrence.png.")],
-    only: Annotated[list[str] | None, typer.Option(help="Configurations; all by default.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0, 1 and 2 by default.")] = None,
-    clips: Annotated[int, typer.Option(min=2, help="Held-out clips of the test, even.")] = 900,
-    finished: Annotated[
-        bool, typer.Option("--finished", help="Train nothing; show the runs that are finished.")
-    ] = False,
+    recipe: _StudyRecipe,
+    runs: _Runs,
+    to: _To,
+    overrides: _Overrides = None,
+    only: _Only = None,
+    seeds: _Seeds = "0,1,2",
+    steps: _Steps = None,
+    device: TrainingDeviceOption = "auto",
 ) -> None:
-    """The paper's Tables 1, 2, 13, 14 and 15: other temporal parts, without gates, convolution or skip, other sizes.
+    """The paper's Tables 1, 2, 13, 14 and 15: every variant of the model trained alike, mean and deviation over seeds.
 
-    Every configuration is trained with every seed. Stop it at will; the same command goes on.
+    Interrupted, the same command goes on where it stopped. Several processes share each training under torchrun.
     """
+    from trecvit.study.comparison import draw_bars
+    from trecvit.study.plan import ABLATIONS
+
+    _compare(ABLATIONS, recipe, overrides, runs, to, only, seeds, steps, device, ("ablations.png", draw_bars))
+
+
+@study_app.command("from-scratch")
+def study_from_scratch(
+    recipe: _StudyRecipe,
+    runs: _Runs,
+    to: _To,
+    overrides: _Overrides = None,
+    only: _Only = None,
+    seeds: _Seeds = "0,1,2",
+    steps: _Steps = None,
+    device: TrainingDeviceOption = "auto",
+) -> None:
+    """The paper's Figure 4: TRecViT beside models of the flattened video, all from nothing, accuracy over training.
+
+    Interrupted, the same command goes on where it stopped. Several processes share each training under torchrun.
+    """
+    from trecvit.study.comparison import draw_accuracy_curves
+    from trecvit.study.plan import FROM_SCRATCH
+
+    picture = ("from_scratch.png", draw_accuracy_curves)
+    _compare(FROM_SCRATCH, recipe, overrides, runs, to, only, seeds, steps, device, picture)
+
+
+def _compare(
+    plan: Plan,
+    recipe: Path,
+    overrides: list[str] | None,
+    runs: Path,
+    to: Path,
+    only: list[str] | None,
+    seeds: str,
+    steps: int | None,
+    device: str,
+    picture: tuple[str, Callable[[list[dict[str, Any]], Path], Path]],
+) -> None:
+    """Trains what is not trained yet, measures, writes, draws and prints."""
+    from trecvit.errors import ConfigError
+    from trecvit.processes import Processes, joined
+    from trecvit.study import comparison
+    from trecvit.study.plan import FROM_SCRATCH
+    from trecvit.train.loop import Progress
+
+    try:
+        numbers = list(dict.fromkeys(int(number) for number in seeds.split(",")))
+    except ValueError:
+        raise ConfigError(f"--seeds: expected whole numbers with commas between them, got {seeds!r}") from None
+    plan = plan.only(only) if only else plan
+    chosen = comparison.runs_of(plan, recipe, runs, overrides=overrides or (), seeds=numbers, num_steps=steps)
+    if plan.name == FROM_SCRATCH.name:
+        comparison.require_curves(chosen)
+    with joined():
+        processes = Processes(device)
+        name, draw = picture
+        with progress_bars(hidden=not processes.first) as advance:
+            done = 0
+
+            def report(run: comparison.Run, line: Progress) -> None:
+                before = numbers.index(run.seed) * line.num_steps
+                what = f"{run.variant.name}, {len(numbers)} seeds"
+                advance(what, before + line.step, len(numbers) * line.num_steps)
+
+            def finished(run: comparison.Run, took_s: float) -> None:
+                nonlocal done
+                done += 1
+                advance("runs", done, len(chosen))
+                took = f"{took_s / 60:.1f} min" if took_s else "finished before"
+                print(f"{run.folder}  {took}  {done}/{len(chosen)}", flush=True)
+
+            advance("runs", 0, len(chosen))
+            comparison.train_all(chosen, processes=processes, report=report, finished=finished)
+            measured = comparison.measure(
+                chosen, processes=processes, report=lambda rounds: advance("timing", rounds, 11)
+            )
+        if not processes.first:
+            return
+        of_seeds = comparison.look_at_ours(chosen)
+    to.mkdir(parents=True, exist_ok=True)
+    content = comparison.to_dict(plan, chosen, measured, of_seeds, shlex.join(["trecvit", *sys.argv[1:]]))
+    (to / "result.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draw(content["rows"], to / name)
+    _print_rows(content["rows"])
+    print(content["scale"])
+    for path in (to / "result.json", to / name, *comparison.draw_recurrence(chosen, of_seeds, to)):
+        print(path)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from trecvit.errors import DataError
-    from trecvit.study.ablations import (
-        GRIFFIN,
-        OURS,
-        PAPER_STEPS_PER_S,
-        VARIANTS,
-        draw,
-        draw_recurrence,
-        is_finished,
-        recipe_of,
-        speeds,
-        to_dict,
-    )
-    from trecvit.study.ablations import run as run_one
-
-    names, seeds = only or list(VARIANTS), seed or [0, 1, 2]
-    for name in names:
-        recipe_of(recipe, name, 0)  # refuses now what would fail after hours
-    to.mkdir(parents=True, exist_ok=True)
-    wanted = [(number, name) for number in seeds for name in names if not finished or is_finished(runs, name, number)]
-    if not wanted:
-        raise DataError(f"{runs}: no run is finished yet; leave out --finished to train them")
-    tested = []
-    with progress_bars() as report:
-        for place, (number, name) in enumerate(wanted):
-            report("runs", place, len(wanted))
-            said = partial(report, f"{name}, seed {number}")
-            tested.append(run_one(recipe, name, number, runs, num_clips=clips, report=said))
-        report("runs", len(tested), len(tested))
-        timed = [name for name in PAPER_STEPS_PER_S if any(one.name == name for one in tested)]
-        content = to_dict(recipe, tested, speeds(recipe, timed), clips)
-    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draw(content, to / "ablations.png")
-    if {(seeds[0], OURS), (seeds[0], GRIFFIN)} <= set(wanted):
-        draw_recurrence(recipe, runs, seeds[0], to / "recurrence.png")
-    table = Table("configuration", "parameters", "top-1", "steps/s", box=None, pad_edge=False)
-    for row in content["rows"]:
-        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.1%}"
-        speed = f"{row['steps_per_s']:.2f}" if row["steps_per_s"] else ""
-        table.add_row(row["name"], f"{row['parameters'] / 1e6:.2f} M", f"{row['mean']:.1%}{spread}", speed)
+    titles = ("paper", "variant", "top-1 here", "top-1 in the paper", "parameters", "training steps/s")
+    table = Table(*titles, box=None, pad_edge=False)
+    for row in rows:
+        spread = "" if row["top1_deviation"] is None else f" ± {100 * row['top1_deviation']:.1f}"
+        said = "" if row["paper_top1"] is None else f"{row['paper_top1']:.1f} %"
+        table.add_row(
+            row["table"],
+            row["label"],
+            f"{100 * row['top1']:.1f}{spread} %",
+            said,
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['steps_per_s']:.2f}",
+        )
     console().print(table)
-    print(to / "result.json")
 
 
 @study_app.command("report")

@@ -4,6 +4,10 @@ Each is x + mix(norm(x)) on [B,T,N,D], where `mix` sees one token at a time over
 `forward(x, state, fresh) -> (x, state)`. The LSTM and the convolution stream as the LRU does: a clip is any cut of it.
 Attention looks at all frames of a clip, later ones too, and a stream cannot go on with it.
 
+Of the flattened models of Figure 4, which see a clip as one sequence of tokens, `FlatLRU` is here, and the attention of
+the others is `trecvit.SpatialBlock`'s, over more tokens. None of them goes on with a stream: where in the clip a token
+is, `TemporalPositions` has told it.
+
 What is known of them: the paper says that they stand where the gated LRU stands, in the same ViT, and no more. Inferred
 from the operations in its Figure 5, which leave room for nothing else: the convolution is a full one of width 4 from D
 to D channels, and there are no linear maps around it or around the LSTM. Our choices: an LSTM of D channels, the
@@ -22,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trecvit.config import ModelConfig
+from trecvit.config import ModelConfig, TemporalMixer
 from trecvit.model.linear import Linear
 from trecvit.model.lru import LayerState, RMSNorm, TemporalBlock
 
@@ -42,17 +46,41 @@ def state_sizes(config: ModelConfig) -> StateSizes:
         "lru": StateSizes(config.lru_width, num_taps, config.lru_width),
         "lstm": StateSizes(2 * config.width, 0, 0),
         "conv": StateSizes(0, num_taps, config.width),
-        "attention": StateSizes(0, 0, 0),
-        "none": StateSizes(0, 0, 0),
-    }[config.temporal_mixer]
+    }.get(config.temporal_mixer, StateSizes(0, 0, 0))
 
 
 def temporal_part(config: ModelConfig) -> nn.Module | None:
     """What carries information over time in one block of such a model."""
-    if config.temporal_mixer == "none":
-        return None
-    parts = {"lru": TemporalBlock, "attention": TemporalAttention, "lstm": TemporalLSTM, "conv": TemporalConv}
-    return parts[config.temporal_mixer](config)
+    parts: dict[TemporalMixer, type[nn.Module]] = {
+        "lru": TemporalBlock,
+        "attention": TemporalAttention,
+        "lstm": TemporalLSTM,
+        "conv": TemporalConv,
+        "flat_lru": FlatLRU,
+    }
+    part = parts.get(config.temporal_mixer)
+    return part(config) if part is not None else None
+
+
+class FlatLRU(TemporalBlock):
+    """The LRU's block along all tokens of a clip as one sequence (paper, Figure 4: PureLRU).
+
+    The order is that of the tokens: row by row, then frame by frame. There is one recurrence for the whole clip, not
+    one for each place, so convolution and state mix neighbours in space as they do frames.
+    """
+
+    def forward(
+        self, x: Float[Tensor, "B T N D"], state: LayerState, fresh: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B T N D"], LayerState]:
+        """Mixes each token with all before it in this clip; nothing is remembered of the clips before."""
+        sequence = x.flatten(1, 2)[:, :, None]
+        num_taps = 0 if self.conv is None else len(self.conv.weight) - 1
+        begin = LayerState(
+            state.hidden.new_zeros(len(x), 1, self.linear_x.out_features),
+            state.taps.new_zeros(len(x), num_taps, 1, self.linear_x.out_features),
+        )
+        y, _ = super().forward(sequence, begin, torch.ones_like(fresh))
+        return y.reshape(x.shape), state
 
 
 class TemporalLSTM(nn.Module):

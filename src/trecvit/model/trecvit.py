@@ -6,6 +6,7 @@ token with "cls" pooling) · D width · R head width · V classes
 Mixing over time is the only thing that carries information from frame to frame, and it only carries it forward.
 Everything else treats every frame by itself. So the model is causal, and running it on a clip or on one frame after
 another is the same computation.
+(Parts to compare with, which look at whole clips, are the exception: `ModelConfig.can_stream`.)
 
 Sources: "paper" the above; "code" github.com/google-deepmind/trecvit at 81bcb0a.
 """
@@ -69,7 +70,7 @@ class Tokenizer(nn.Module):
             self.positions = nn.Parameter(torch.randn(config.num_patches, config.width) * config.width**-0.5)
         # code: the class token starts at zero and gets no position.
         self.cls = nn.Parameter(torch.zeros(config.width)) if config.pooling == "cls" else None
-        self.time = TemporalPositions(config) if config.temporal_mixer == "attention" else None
+        self.time = TemporalPositions(config) if not config.can_stream else None
 
     def forward(
         self, frames: Float[Tensor, "B F 3 H W"], visible: Int64[Tensor, "B K"] | None = None
@@ -106,13 +107,19 @@ class Tokenizer(nn.Module):
 
 
 class SpatialBlock(Recomputing):
-    """A pre-norm ViT block on the tokens of each frame by itself: attention, then an MLP (paper, section 3)."""
+    """A pre-norm ViT block on the tokens of each frame by itself: attention, then an MLP (paper, section 3).
+
+    For the comparisons of Figure 4 the same block attends to the tokens of all frames of the clip, or to those of a
+    token's own frame and the frames before.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
         self.gelu = config.gelu
+        self.frame_by_frame = config.temporal_mixer not in ("full_attention", "causal_attention")
+        self.causal = config.temporal_mixer == "causal_attention"
         self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.qkv = Linear(width, 3 * width)
         self.attention_out = Linear(width, width)
@@ -128,7 +135,7 @@ class SpatialBlock(Recomputing):
             nn.init.normal_(bias, std=1e-6)
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Mixes the tokens of each frame; frames do not see each other."""
+        """Mixes the tokens of each frame, which do not see each other but in the flattened models."""
         qkv = self._stage(self._queries_keys_values, x)
         x = self._stage(self._attention, qkv, x)
         hidden = self._stage(self._up, x)
@@ -140,9 +147,16 @@ class SpatialBlock(Recomputing):
         return qkv
 
     def _attention(self, qkv: Float[Tensor, "B T N QKV"], x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        heads = qkv.flatten(0, 1).unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
+        sequences = qkv.flatten(0, 1) if self.frame_by_frame else qkv.flatten(1, 2)
+        heads = sequences.unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
         queries, keys, values = heads.permute(2, 0, 3, 1, 4)
-        mixed = _attend(queries, keys, values).transpose(1, 2).reshape(x.shape)
+        if self.causal:
+            frame_of = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
+            seen = frame_of[:, None] >= frame_of
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+        else:
+            mixed = _attend(queries, keys, values)
+        mixed = mixed.transpose(1, 2).reshape(x.shape)
         x = self.attention_out(mixed, add=x)
         return x
 
@@ -164,7 +178,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.temporal = temporal_part(config)
-        self.spatial = SpatialBlock(config)
+        self.spatial = SpatialBlock(config) if config.temporal_mixer != "flat_lru" else None
 
     def forward(
         self, x: Float[Tensor, "B T N D"], state: LayerState, fresh: Bool[Tensor, " B"]
@@ -172,7 +186,9 @@ class Block(nn.Module):
         """One block over the frames to come; see `TemporalBlock.forward` for the arguments."""
         if self.temporal is not None:
             x, state = self.temporal(x, state, fresh)
-        return self.spatial(x), state
+        if self.spatial is not None:
+            x = self.spatial(x)
+        return x, state
 
 
 class Head(nn.Module):

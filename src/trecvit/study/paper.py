@@ -57,7 +57,7 @@ ITEMS = (
         name="Table 5",
         says="frozen features, attention readout: TRecViT 46.0 (K400) and 53.9 (SSv2), VideoMAE-L 45.8 and 53.7",
         anchor="#table-5-frozen-features",
-        studies=("frozen",),
+        studies=("frozen", "probe"),
     ),
     Item(
         name="Table 6",
@@ -91,8 +91,8 @@ ITEMS = (
         name="Table 10",
         says="settings of masked autoencoding",
         anchor="#table-10-masked-autoencoding",
-        here="[recipe](#table-10-masked-autoencoding) `recipes/mae_k400.yaml`: never run, no data, no GPU; a "
-        "small one is `recipes/mae_world.yaml`",
+        here="[recipe](#table-10-masked-autoencoding) `recipes/mae_k400.yaml`: never run, no data, no GPU",
+        studies=("autoencoder",),
     ),
     Item(
         name="Table 11",

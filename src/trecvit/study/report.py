@@ -16,7 +16,7 @@ from typing import Any
 
 from trecvit.errors import DataError
 from trecvit.files import write_text
-from trecvit.study import ablations, efficiency, tables
+from trecvit.study import comparison, efficiency, tables
 from trecvit.study.paper import ITEMS, Item
 from trecvit.study.tables import NOT_MEASURED, Build, on, table
 
@@ -48,17 +48,15 @@ _WORLD = "small models, synthetic world"
 STUDIES = {
     "ablations": Study(
         file="benchmarks/ablations/result.json",
-        command="OMP_NUM_THREADS=1 trecvit study ablations recipes/study_world.yaml --runs runs/ablations "
-        "--to benchmarks/ablations",
+        command="trecvit study ablations recipes/study_world.yaml --runs runs/study --to benchmarks/ablations",
         scale=_WORLD,
-        details=tables.ablation_scale,
-        draw=lambda content, folder: [ablations.draw(content, folder / "ablations.png")],
+        draw=lambda content, folder: [comparison.draw_bars(content["rows"], folder / "ablations.png")],
     ),
     "from scratch": Study(
         file="benchmarks/from_scratch/result.json",
-        command="trecvit study from-scratch recipes/study_world.yaml --runs runs/from_scratch "
-        "--to benchmarks/from_scratch",
+        command="trecvit study from-scratch recipes/study_world.yaml --runs runs/study --to benchmarks/from_scratch",
         scale=_WORLD,
+        draw=lambda content, folder: [comparison.draw_accuracy_curves(content["rows"], folder / "from_scratch.png")],
     ),
     "costs": Study(
         file="benchmarks/efficiency/efficiency.json",
@@ -76,6 +74,13 @@ STUDIES = {
     "frozen": Study(
         file="benchmarks/frozen/result.json", command="trecvit study frozen --to benchmarks/frozen", scale=_WORLD
     ),
+    "probe": Study(
+        file="benchmarks/frozen.json",
+        command="trecvit probe --model runs/mae/model --data data/probe/train.json "
+        "--validation data/probe/validation.json --to runs/probe",
+        scale=_WORLD,
+        details=tables.probe_scale,
+    ),
     "memory": Study(
         file="benchmarks/memory/result.json", command="trecvit study memory --to benchmarks/memory", scale=_WORLD
     ),
@@ -90,6 +95,11 @@ STUDIES = {
         scale="small tracker, synthetic scenes and moved footage",
         details=tables.points_scale,
     ),
+    "autoencoder": Study(
+        file="recipes/mae_world.result.json",
+        command="trecvit train recipes/mae_world.yaml --to runs/mae",
+        scale=_WORLD,
+    ),
     "classifier": Study(
         file="recipes/world_files.result.json",
         command="torchrun --nproc-per-node 2 -m trecvit train recipes/world_files.yaml --to runs/world",
@@ -98,17 +108,19 @@ STUDIES = {
 }
 
 TABLES: dict[str, tuple[str, Build]] = {
-    **{name: ("ablations", tables.ablation(name)) for name in ablations.TABLES},
+    **{f"Table {number}": ("ablations", tables.comparison(f"Table {number}")) for number in (1, 2, 13, 14, 15)},
     "Table 3": ("costs", tables.inference_costs),
     "Table 5": ("frozen", tables.flat_rows("Table 5")),
+    "Table 5, TRecViT alone": ("probe", tables.probed),
     "Table 6": ("memory", tables.flat_rows("Table 6")),
     "Table 7": ("points", tables.points),
     "Table 7, frozen": ("frozen", tables.flat_rows("Table 7")),
     "Table 9": ("classifier", tables.classified),
+    "Table 10": ("autoencoder", tables.restored),
     "Figure 2": ("eigenvalues", tables.flat_rows("Figure 2")),
     "Figure 3": ("costs", tables.training_costs(tables.FIGURE_3)),
     "Figure 3, ratios": ("costs", tables.cost_ratios),
-    "Figure 4": ("from scratch", tables.flat_rows("Figure 4")),
+    "Figure 4": ("from scratch", tables.comparison("Figure 4")),
     "Figure 5": ("costs", tables.training_costs(tables.FIGURE_5)),
     "Figure 7": ("memory", tables.flat_rows("Figure 7")),
     "Section 1": ("speed", tables.streaming_speed),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from trecvit.study.ablations import PAPER_STEPS_PER_S, TABLES
-
 Build = Callable[[dict[str, Any]], str]
 """Makes a table of a result file's content."""
 
@@ -97,49 +95,22 @@ def _cell(value: object) -> str:
     return value.replace("|", "/") if isinstance(value, str) else ""
 
 
-def ablation(name: str) -> Build:
-    """One of the paper's tables of ablations, from what `trecvit study ablations` writes."""
+def comparison(name: str) -> Build:
+    """One of the paper's comparisons, from what `trecvit study ablations` or `from-scratch` writes."""
 
     def build(content: dict[str, Any]) -> str:
-        if any("table" in row for row in content["rows"]):  # each line of a table as a row, with its words
-            return flat_rows(name)(content)
-        rows = {row["name"]: row for row in content["rows"]}
-        lines = []
-        timed = name == "Table 2"
-        for label, variant, paper in TABLES[name]:
-            row = rows.get(variant)
-            here = [NOT_MEASURED, "", "", ""] if row is None else _trained(row)
-            line = [label, paper, *here]
-            if timed:
-                speed = None if row is None else row["steps_per_s"]
-                line += [PAPER_STEPS_PER_S[variant], "" if speed is None else f"{speed:.1f}"]
-            lines.append(line)
-        titles = [
-            "",
-            "paper, top-1 on SSv2",
-            "here, top-1 of 18",
-            "seeds",
-            "right class above its opposite",
-            "parameters",
-        ]
-        return table([*titles, "paper, steps/s", "here, steps/s"] if timed else titles, lines)
+        lines, timed = [], name == "Table 2"
+        for row in content["rows"]:
+            if row["table"] == name:
+                paper = "" if row["paper_top1"] is None else row["paper_top1"]
+                spread = "" if row["top1_deviation"] is None else f" ± {share(row['top1_deviation'])}"
+                line = [row["label"], paper, share(row["top1"]) + spread, f"{row['parameters'] / 1e6:.2f} M"]
+                lines.append([*line, row["paper_steps_per_s"], f"{row['steps_per_s']:.1f}"] if timed else line)
+        titles = ["", "paper, top-1 on SSv2", "here, top-1 of 18", "here, parameters"]
+        whole = table([*titles, "paper, steps/s", "here, steps/s"] if timed else titles, lines)
+        return whole if lines else _not_among(name)
 
     return build
-
-
-def _trained(row: dict[str, Any]) -> list[object]:
-    spread = "" if row["deviation"] is None else f" ± {share(row['deviation'])}"
-    seeds, parameters = len(row["seeds"]), f"{row['parameters'] / 1e6:.2f} M"
-    return [share(row["mean"]) + spread, seeds, share(row["pair"]), parameters]
-
-
-def ablation_scale(content: dict[str, Any]) -> str:
-    """What was trained, in words."""
-    height, width = content["image_size"]
-    return (
-        f"`recipes/{content['recipe']}`, {content['num_steps']} updates of {content['batch_size']} clips of "
-        f"{content['num_frames']} frames of {height} × {width}, tested on {content['test_clips']} held-out clips"
-    )
 
 
 def inference_costs(content: dict[str, Any]) -> str:
@@ -243,3 +214,24 @@ def classified(content: dict[str, Any]) -> str:
     views = content["protocol"]
     line = [f"{content['videos']:,}", f"{views['clips']} × {views['crops']}", share(content["top1"])]
     return table(("held-out videos", "clips × crops", "here, top-1"), [line])
+
+
+def probed(content: dict[str, Any]) -> str:
+    """What `trecvit probe` found in frozen features."""
+    lines = [
+        (row["probe"], row["features"], f"{share(row['mean'])} ± {share(row['deviation'])}") for row in content["rows"]
+    ]
+    return table(("probe", "features", "here, top-1 of 18"), lines)
+
+
+def probe_scale(content: dict[str, Any]) -> str:
+    """What was probed, in words."""
+    return f"An encoder of {content['encoder_parameters'] / 1e6:.2f} M parameters, torch {content['protocol']['torch']}"
+
+
+def restored(content: dict[str, Any]) -> str:
+    """How well an autoencoder restores what is hidden."""
+    line = [content["clips"], share(content["protocol"]["mask_ratio"], 0), share(content["explained"])]
+    line += [f"{content[key]:.1f} dB" for key in ("psnr_db", "flat_psnr_db")]
+    flat = "the same of flat patches with their true means"
+    return table(("held-out clips", "hidden", "here, explained of it", "here, PSNR", flat), [line])

@@ -110,10 +110,10 @@ def _measure(recipe: Recipe, num_updates: int, device: str) -> tuple[int, float]
     """Peak memory in bytes, and updates per second, of this process."""
     before_bytes = peak_bytes()
     processes = Processes(device)
-    speed = updates_per_s(recipe, num_updates, processes)
+    updates_per_s = _updates_per_s(recipe, num_updates, processes)
     if processes.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(processes.device), speed
-    return peak_bytes() - before_bytes, speed
+        return torch.cuda.max_memory_allocated(processes.device), updates_per_s
+    return peak_bytes() - before_bytes, updates_per_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,25 +164,73 @@ def loader_speed(
         num_clips = sum(len(batch) for batch in batches)
         made[count] = num_clips / (time.perf_counter() - begun_s)
         report(done)
-    used = updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
+    used = _updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
     report(len(workers) + 1)
     return LoaderSpeed(made=made, used=used)
 
 
-def updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> float:
-    """Speed of the training loop's updates on clips that are ready, after one that is not timed."""
-    recipe = replace(recipe, start=replace(recipe.start, weights="", vit="", whiten_grain_px=0))
-    feed = _ready(recipe)
-    model, _ = first_model(recipe, feed)
+def updates_in_turn(
+    recipes: Mapping[str, Recipe],
+    *,
+    num_rounds: int = 10,
+    processes: Processes | None = None,
+    report: Callable[[int], None] = lambda _: None,
+) -> dict[str, list[float]]:
+    """Updates per second of several recipes, measured in turn, so that whatever else happens on the machine hits all.
+
+    Args:
+        recipes: By name; their models are all in memory at once.
+        num_rounds: How often each makes an update that is timed, after one that is not.
+        processes: Those that train together, and the device; by default this one is alone, on the CPU.
+        report: Called with the number of rounds done, the first included.
+    """
+    processes = processes or Processes()
+    timed: dict[str, list[float]] = {name: [] for name in recipes}
     with TemporaryDirectory() as folder:
-        objective = objective_of(_untested(recipe))
-        loop = Loop(recipe, Path(folder), feed, objective, model.to(processes.device), processes, "ddp", lambda _: None)
-        batches = feed.batches(0, Share())
-        loop.update(next(batches), 0)
+        updates = {name: _Updates(recipe, processes, Path(folder)) for name, recipe in recipes.items()}
+        for number in range(num_rounds + 1):
+            for name, update in updates.items():
+                begun_s = time.perf_counter()
+                update()
+                if number:
+                    timed[name].append(1.0 / (time.perf_counter() - begun_s))
+            report(number + 1)
+    return timed
+
+
+def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> float:
+    """Speed of the training loop's updates on clips that are ready, after one that is not timed."""
+    with TemporaryDirectory() as folder:
+        update = _Updates(recipe, processes, Path(folder))
+        update()
         begun_s = time.perf_counter()
-        for step in range(1, num_updates + 1):
-            loop.update(next(batches), step)  # ends with the loss on the CPU, so a GPU has done its work too
+        for _ in range(num_updates):
+            update()
         return num_updates / (time.perf_counter() - begun_s)
+
+
+class _Updates:
+    """The training loop's updates of a recipe's model, from nothing, on clips that are ready; one with each call.
+
+    An update ends with the loss on the CPU, so a GPU has done its work too.
+    """
+
+    def __init__(self, recipe: Recipe, processes: Processes, folder: Path) -> None:
+        share = max(recipe.optimisation.batch_size // processes.share.count, 1)
+        recipe = replace(
+            recipe,
+            start=replace(recipe.start, weights="", vit="", whiten_grain_px=0),
+            optimisation=replace(recipe.optimisation, batch_size=share),
+        )
+        feed = _ready(recipe)
+        model, _ = first_model(recipe, feed)
+        objective = objective_of(_untested(recipe))
+        self._loop = Loop(recipe, folder, feed, objective, model.to(processes.device), processes, "ddp", lambda _: None)
+        self._batches = enumerate(feed.batches(0, Share()))
+
+    def __call__(self) -> None:
+        step, batch = next(self._batches)
+        self._loop.update(batch, step)
 
 
 def _untested(recipe: Recipe) -> Recipe:

@@ -77,6 +77,8 @@ def initialise_from_vit(model: TRecViT, path: str | Path, *, mean: float = 0.5, 
         CheckpointError: When the file is no such ViT, or one of another size; nothing has been changed then.
     """
     path = Path(path)
+    if model.config.temporal_mixer == "flat_lru":
+        raise CheckpointError(f"{path}: a ViT's blocks have no place in a model of temporal_mixer='flat_lru'")
     arrays = _read(path)
     found, used = _in_our_names(arrays, path)
     own = model.state_dict()
