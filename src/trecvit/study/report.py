@@ -45,6 +45,8 @@ class Study:
 
 
 _WORLD = "small models, synthetic world"
+_NOT_BUILT = "not built yet"
+
 STUDIES = {
     "ablations": Study(
         file="benchmarks/ablations/result.json",
@@ -71,9 +73,7 @@ STUDIES = {
         "--save benchmarks/speed.json",
         scale="the paper's size, on a CPU",
     ),
-    "frozen": Study(
-        file="benchmarks/frozen/result.json", command="trecvit study frozen --to benchmarks/frozen", scale=_WORLD
-    ),
+    "frozen": Study(file="benchmarks/frozen/result.json", command=_NOT_BUILT, scale=_WORLD),
     "probe": Study(
         file="benchmarks/frozen.json",
         command="trecvit probe --model runs/mae/model --data data/probe/train.json "
@@ -81,12 +81,10 @@ STUDIES = {
         scale=_WORLD,
         details=tables.probe_scale,
     ),
-    "memory": Study(
-        file="benchmarks/memory/result.json", command="trecvit study memory --to benchmarks/memory", scale=_WORLD
-    ),
+    "memory": Study(file="benchmarks/memory/result.json", command=_NOT_BUILT, scale=_WORLD),
     "eigenvalues": Study(
         file="benchmarks/eigenvalues/result.json",
-        command="trecvit study eigenvalues --to benchmarks/eigenvalues",
+        command=_NOT_BUILT,
         scale=_WORLD,
     ),
     "points": Study(
@@ -260,7 +258,10 @@ def _provenance(study: str, content: dict[str, Any] | None) -> str:
     """By which command, when, at which scale, on what."""
     about = STUDIES[study]
     if content is None:
-        return f"{NOT_MEASURED.capitalize()}: `{_command(study, None)}` is to write {about.file}."
+        command = _command(study, None)
+        if command == _NOT_BUILT:
+            return f"{NOT_MEASURED.capitalize()}: the command that is to write {about.file} is not built."
+        return f"{NOT_MEASURED.capitalize()}: `{command}` is to write {about.file}."
     words = [f"Measured by `{_command(study, content)}`."]
     if "scale" in content:
         words.append(f"{_listed(content['scale'])}.")
@@ -300,7 +301,8 @@ def _row(item: Item, contents: dict[str, dict[str, Any] | None]) -> list[str]:
         content = contents[study]
         here.append(f"[{study}]({item.anchor})" if content is not None else f"{study}: {NOT_MEASURED}")
         scale.append(STUDIES[study].scale)
-        commands.append(f"`{_command(study, content)}`")
+        command = _command(study, content)
+        commands.append(command if command == _NOT_BUILT else f"`{command}`")
         when.append("" if content is None else _when(content))
     cells = (here, scale, commands, when)
     return [item.name, item.says, *("<br>".join(part for part in cell if part) for cell in cells)]
