@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
+from trecvit.baselines.memorise import VivitMemoriser
+from trecvit.config import Architecture, MemoriserConfig, Preprocessing, VivitMemoriserConfig
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.mae import MaskedAutoencoder
+from trecvit.model.memorise import Memoriser
 from trecvit.model.readout_tracker import ReadoutTracker
+from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.pretrained import mismatch
 from trecvit.train.feed import Batch, Feed
@@ -17,10 +24,35 @@ from trecvit.train.recipe import Recipe
 from trecvit.weights.imagenet import initialise_from_vit
 from trecvit.weights.load import blank, load
 
+Trainable = VideoModel | VivitMemoriser
+
+_HAVE_A_BACKBONE = (MaskedAutoencoder, Memoriser, ReadoutTracker)  # and something behind it that is no head
 _FLOOR = 1e-3  # of a component's variance, pixels in [0,1]: what lies below is noise, and is not blown up
 
 
-def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[VideoModel, str]:
+def fresh(
+    config: Architecture,
+    *,
+    preprocessing: Preprocessing | None = None,
+    labels: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+) -> Trainable:
+    """The model that a description is one of, with first weights: the package's own, or one to compare it with."""
+    if isinstance(config, VivitMemoriserConfig):
+        return VivitMemoriser(config, preprocessing=preprocessing, provenance=provenance)
+    return blank(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
+
+
+def load_trained(
+    config: Architecture, folder: str | Path, *, device: torch.device | str = "cpu"
+) -> TRecViT | PointTracker | Memoriser | VivitMemoriser:
+    """What a run of a model of this architecture has left in a folder."""
+    if isinstance(config, VivitMemoriserConfig):
+        return VivitMemoriser.load(folder, device=device)
+    return Memoriser.load(folder, device=device) if isinstance(config, MemoriserConfig) else load(folder, device=device)
+
+
+def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[Trainable, str]:
     """The model before the first update, made as the recipe's `start` says, and words about what it was made of.
 
     Raises:
@@ -32,16 +64,18 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[VideoModel, str]:
         raise ConfigError(
             f"model.num_classes: the data have {len(feed.labels)} classes, got {recipe.model.num_classes}"
         )
-    model = blank(recipe.architecture, preprocessing=recipe.preprocessing, labels=feed.labels)
+    model = fresh(recipe.architecture, preprocessing=recipe.preprocessing, labels=feed.labels)
+    if isinstance(model, VivitMemoriser):
+        return model, "fresh weights"
     if start.whiten_grain_px:
         whiten_patches(model, feed.examples(), grain_px=start.whiten_grain_px)
     scale_first_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
     made_of = []
-    if start.vit and isinstance(model, TRecViT):
+    if start.vit:
         made_of.append(str(initialise_from_vit(model, start.vit)))
     if start.weights:
         trained = load(start.weights)
-        becomes_backbone = isinstance(model, (ReadoutTracker, MaskedAutoencoder)) and isinstance(trained, TRecViT)
+        becomes_backbone = isinstance(model, _HAVE_A_BACKBONE) and isinstance(trained, TRecViT)
         if not (becomes_backbone or isinstance(trained, type(model))):
             expected, got = type(model).__name__, type(trained).__name__
             raise CheckpointError(f"{start.weights}: expected a {expected}, this is a {got}")
@@ -53,18 +87,18 @@ def go_on_from(model: VideoModel, trained: VideoModel, *, source: str) -> str:
     """Takes over a trained model's weights, its head only if it has the same classes, and says so in words.
 
     An autoencoder takes the encoder's and no head, and begins with a fresh decoder.
-    A tracker that has a readout takes over a backbone without any.
+    A tracker that has a readout takes over a backbone without any, and so does what returns frames of the past.
 
     Raises:
         CheckpointError: when the models differ in anything but head and decoder.
     """
     weights = dict(trained.state_dict())
     own = model.state_dict()
-    if isinstance(model, (MaskedAutoencoder, ReadoutTracker)):
+    if isinstance(model, _HAVE_A_BACKBONE):
         weights = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
     elif trained.labels != model.labels:
         weights = {name: weight for name, weight in weights.items() if not name.startswith("head.classifier.")}
-    new = ("head.", "readout.", "decoder.")
+    new = ("head.", "readout.", "decoder.", "reader.")
     missing = [name for name in own if name not in weights and not name.startswith(new)]
     left_over = [name for name in weights if name not in own]
     other = [name for name in weights if name in own and weights[name].shape != own[name].shape]
