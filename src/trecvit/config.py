@@ -479,12 +479,7 @@ class VivitMemoriserConfig:
 
 
 Architecture = (
-    ModelConfig
-    | TrackerConfig
-    | ReadoutTrackerConfig
-    | AutoencoderConfig
-    | MemoriserConfig
-    | VivitMemoriserConfig
+    ModelConfig | TrackerConfig | ReadoutTrackerConfig | AutoencoderConfig | MemoriserConfig | VivitMemoriserConfig
 )
 
 

@@ -79,7 +79,9 @@ class VivitMemoriser(Pretrained, tags=["video-memorisation"]):
         """
         size = (3, *self.config.image_size)
         if video.dim() != 5 or tuple(video.shape[2:]) != size or video.shape[1] < 1:
-            raise InputError(f"expected a video [B,T,3,H,W] with T >= 1 of {size[1]}x{size[2]}, got {tuple(video.shape)}")
+            raise InputError(
+                f"expected a video [B,T,3,H,W] with T >= 1 of {size[1]}x{size[2]}, got {tuple(video.shape)}"
+            )
         pixels = video.float() / 255.0 if video.dtype == torch.uint8 else video.float()
         pixels = (pixels.to(self.reader.weight.dtype) - GREY) / GREY  # ViViT's own input is from -1 to 1
         rows, columns = (side // self.config.patch_size for side in self.config.image_size)

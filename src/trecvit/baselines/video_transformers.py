@@ -103,7 +103,14 @@ def _videomae(image_size: int, num_frames: int, attention: str) -> Any:
 
 
 def build_vivit(
-    *, width: int, depth: int, num_heads: int, mlp_width: int, patch_size: int, image_size: tuple[int, int], num_frames: int
+    *,
+    width: int,
+    depth: int,
+    num_heads: int,
+    mlp_width: int,
+    patch_size: int,
+    image_size: tuple[int, int],
+    num_frames: int,
 ) -> Any:
     """A `VivitModel` of any size with fresh weights, one frame per patch, PyTorch's fused attention.
 

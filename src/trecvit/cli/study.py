@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -154,6 +156,109 @@ def study_ablations(
     print(to / "result.json")
 
 
+@study_app.command("memory")
+def study_memory(
+    recipe: Annotated[Path, typer.Argument(help="What is trained, such as recipes/memory_world.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    runs: Annotated[
+        Path, typer.Option(help="Folder for the training runs; what is finished there is not done again.")
+    ] = Path("runs/memory_study"),
+    to: Annotated[Path, typer.Option("--to", help="Folder for result.json and the pictures.")] = Path(
+        "benchmarks/memory"
+    ),
+    offset: Annotated[
+        list[int] | None, typer.Option(min=1, help="How many frames back; by default 1 to that at 1.5 T.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Streams that go on past the trained length.")] = 8,
+) -> None:
+    """Long-video memorisation: the paper's Figures 7 to 9 and Table 6, and streams that go on for 100 x as long.
+
+    TRecViT and ViViT are trained to return a frame of the past. Stop it at will; the same command goes on.
+    """
+    from rich.table import Table
+
+    from trecvit.study.memory import Plan, beyond_rows, draw, memory_rows, speeds, to_dict
+    from trecvit.study.memory import run as run_one
+
+    plan = Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs, seeds=tuple(seed or [0]))
+    plan.memory(plan.base)  # refuses now what would fail after hours
+    offsets = tuple(sorted(set(offset))) if offset else plan.offsets()
+    wanted = plan.runs_for(offsets)
+    to.mkdir(parents=True, exist_ok=True)
+    tested = {}
+    with progress_bars() as report:
+        for place, (model, length, number) in enumerate(wanted):
+            report("runs", place, len(wanted))
+            said = partial(report, f"{model}, {length} frames, seed {number}")
+            tested[model, length, number] = run_one(plan, model, length, number, report=said)
+        report("runs", len(wanted), len(wanted))
+        timed = speeds(plan, [some + plan.frame for some in offsets])
+        rows = memory_rows(plan, offsets, tested, timed)
+        rows += beyond_rows(plan, streams, report=partial(report, "frames past the trained length"))
+    content = to_dict(plan, rows, _command())
+    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    table = Table(
+        "", "model", "frames", "back", "PSNR", "last frame", "mean frame", "steps/s", box=None, pad_edge=False
+    )
+    for row in rows:
+        frames = row["frames"] if row["part"] == "beyond" else row.get("num_frames", row.get("tested_on"))
+        name = f"trained on {row['trained_on']}" if row["part"] == "Table 6" else row.get("forgetting", "")
+        figures = (f"{row[key]:.1f} dB" for key in ("psnr_db", "last_psnr_db", "constant_psnr_db"))
+        speed = f"{row['steps_per_s']:.2f}" if "steps_per_s" in row else ""
+        table.add_row(
+            row["part"], f"{row['model']} {name}".strip(), str(frames), str(row.get("offset", "")), *figures, speed
+        )
+    console().print(table)
+    for path in (to / "result.json", *draw(plan, content, to)):
+        print(path)
+
+
+@study_app.command("eigenvalues")
+def study_eigenvalues(
+    recipe: Annotated[Path, typer.Argument(help="What is trained, such as recipes/memory_world.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    runs: Annotated[
+        Path, typer.Option(help="Folder for the training runs; what is finished there is not done again.")
+    ] = Path("runs/eigenvalues"),
+    to: Annotated[Path, typer.Option("--to", help="Folder for result.json and eigenvalues.png.")] = Path(
+        "benchmarks/eigenvalues"
+    ),
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
+) -> None:
+    """The paper's Figure 2: the recurrence's eigenvalues before and after learning to memorise, from two ranges."""
+    from rich.table import Table
+
+    from trecvit.study.eigenvalues import RANGES, Plan, draw, to_dict
+    from trecvit.study.eigenvalues import run as run_one
+
+    plan = Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs)
+    wanted = [(low, number) for number in seed or [0] for low in RANGES]
+    for low, number in wanted:
+        plan.recipe(low, number)  # refuses now what would fail after hours
+    to.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with progress_bars() as report:
+        for place, (low, number) in enumerate(wanted):
+            report("runs", place, len(wanted))
+            rows += run_one(plan, low, number, report=partial(report, f"from {low:g}, seed {number}"))
+        report("runs", len(wanted), len(wanted))
+    content = to_dict(plan, rows, _command())
+    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draw(content, to / "eigenvalues.png")
+    table = Table(
+        "drawn from", "seed", "", "mean", "5 %", "median", "95 %", "below the range", box=None, pad_edge=False
+    )
+    for row in rows:
+        quantiles = (f"{row['quantiles'][share]:.3f}" for share in ("0.05", "0.5", "0.95"))
+        drawn = f"{row['min_radius']:g} to {row['max_radius']:g}"
+        below = f"{row['below_min_radius']:.1%}"
+        table.add_row(drawn, str(row["seed"]), row["moment"], f"{row['mean']:.3f}", *quantiles, below)
+    console().print(table)
+    for path in (to / "result.json", to / "eigenvalues.png"):
+        print(path)
+
+
 @study_app.command("report")
 def study_report(
     page: Annotated[Path, typer.Option(help="The page, whose tables stand between marks.")] = Path("docs/results.md"),
@@ -173,3 +278,8 @@ def study_report(
         print(f"{page}: as the result files say")
         return
     print(f"{page}: {'written anew' if write_page(page, benchmarks) else 'nothing to change'}")
+
+
+def _command() -> str:
+    """The command line as it was run."""
+    return shlex.join(["trecvit", *sys.argv[1:]])

@@ -89,7 +89,7 @@ def _image(frame: Float[Tensor, "3 h w"]) -> Image:
     return fit_for_display(pixels, _CELL_PX)
 
 
-# ---- streams that go on past the length of the training clips ---------------------------------------------------------
+# ---- streams that go on past the length of the training clips --------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +162,7 @@ def recall_in_streams(
         if seen == num_frames - offset:
             first = past_frame(frames[None].movedim(0, 1), 0)
         rows = frames.repeat(count, 1, 1, 1)[:, None].to(model.device)  # all streams, for one after the other way
-        state = model.init_state(len(rows), image_size=tuple(frames.shape[2:])) if state is None else state
+        state = model.init_state(len(rows), image_size=(frames.shape[2], frames.shape[3])) if state is None else state
         state = state.reset(torch.cat([cuts & how.at_cuts for how in forgettings]))
         answers, state = model.step(rows, state)
         if seen == left[0]:

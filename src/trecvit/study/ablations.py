@@ -245,7 +245,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
 # ---- what the recurrence has become --------------------------------------------------------------------------------
 
 
-def radii(model: TRecViT) -> list[Tensor]:
+def radii(model: nn.Module) -> list[Tensor]:
     """sigmoid(lambda) of each block's channels: the eigenvalues where the recurrence gate is 1/c."""
     return [torch.sigmoid(-part.a_param.detach().float()) for part in model.modules() if isinstance(part, RGLRU)]
 

@@ -31,8 +31,8 @@ from trecvit.baselines.memorise import VivitMemoriser
 from trecvit.data.clips import Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
-from trecvit.model.tracker import PointTracker
 from trecvit.model.memorise import Memoriser
+from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints

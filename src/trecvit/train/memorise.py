@@ -38,7 +38,7 @@ _NUM_DRAWN = 4  # clips in the pictures
 
 
 class MemoryFeed(Feed[MemoryBatch]):
-    """Batches of clips of which a frame is to be returned: scenery, each clip shown once; or of videos, see `VideoFeed`.
+    """Batches of clips of which a frame is to be returned: of scenery, each shown once, or of videos, see `VideoFeed`.
 
     Args:
         recipe: With `memory`.

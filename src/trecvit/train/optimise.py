@@ -14,7 +14,6 @@ from trecvit.model.trecvit import Block, VideoModel
 from trecvit.train.initialise import Trainable
 from trecvit.train.recipe import Optimisation
 
-
 _NOT_DECAYED = ("positions", "bias", "position_embeddings", "cls_token")  # the last two are transformers' names
 
 
@@ -32,7 +31,8 @@ def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
     Frozen weights are left out. Weight decay is on matrices only; what scales, shifts, places, or sets the recurrence's
     eigenvalues has none.
     """
-    blocks = [block for block in model.modules() if isinstance(block, Block)] or list(model.blocks)
+    # Also those of an autoencoder's decoder; another network's blocks are no `Block`.
+    blocks: list[nn.Module] = [block for block in model.modules() if isinstance(block, Block)] or [*model.blocks]
     in_blocks = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
     embedding: list[nn.Parameter] = []
     by_muon: list[nn.Parameter] = []

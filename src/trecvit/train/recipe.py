@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -31,6 +31,8 @@ from trecvit.data.scenery import SceneryConfig
 from trecvit.data.tracks import TrackSceneConfig
 from trecvit.data.world import LABELS, NUM_SYMMETRIES, WorldConfig
 from trecvit.errors import ConfigError
+
+Network = Literal["trecvit", "vivit"]
 
 _NUM_POINTS = 32
 
@@ -332,7 +334,8 @@ class Memory:
         scenery: What the scenery looks like, if the recipe has no `videos`. The size of its frames is the clips'.
         photographs: Whether its surfaces are also cut from photographs (scikit-image's, the training split).
         scenery_seed: Of the scenery.
-        vivit: Train a ViViT instead of the TRecViT, to compare.
+        network: What is trained: the recipe's model, a "trecvit", or to compare a "vivit".
+        vivit: How large that is.
         validation_clips: How many held-out clips to test on and to make pictures of: one of each of so many of
             `videos.validation`, spread evenly over its list, or scenery of another seed with photographs of the other
             split.
@@ -344,12 +347,16 @@ class Memory:
     scenery: SceneryConfig | None = None
     photographs: bool = True
     scenery_seed: int = 0
-    vivit: Vivit | None = None
+    network: Network = "trecvit"
+    vivit: Vivit = field(default_factory=Vivit)
     validation_clips: int = 32
     validation_seed: int = 1
     validate_every: int = 0
 
     def __post_init__(self) -> None:
+        if self.network not in get_args(Network):
+            choices = ", ".join(get_args(Network))
+            raise ConfigError(f"memory.network: expected one of {choices}, got {self.network!r}")
         if min(self.validation_clips, self.validation_seed, self.validate_every, self.scenery_seed) < 0:
             raise ConfigError(
                 "memory: expected validation_clips, validation_seed, validate_every and scenery_seed of 0 or more, got "
@@ -369,8 +376,8 @@ class Memory:
         if (scenery := values.pop("scenery", None)) is not None:
             scenery = {"image_size": preprocessing.image_size, **_mapping(SceneryConfig, scenery, "memory.scenery")}
             values["scenery"] = SceneryConfig(**{**scenery, "image_size": tuple(scenery["image_size"])})
-        if (vivit := values.pop("vivit", None)) is not None:
-            values["vivit"] = Vivit(**_mapping(Vivit, vivit, "memory.vivit"))
+        if "vivit" in values:
+            values["vivit"] = Vivit(**_mapping(Vivit, values["vivit"], "memory.vivit"))
         return cls(**values)
 
 
@@ -457,6 +464,7 @@ class Recipe:
     @property
     def blocks(self) -> ModelConfig:
         """The architecture of tokenizer and blocks."""
+        assert not isinstance(self.model, VivitMemoriserConfig), "a recipe's model is a TRecViT's or a tracker's"
         return self.model if isinstance(self.model, ModelConfig) else self.model.blocks
 
     @property
@@ -481,7 +489,7 @@ class Recipe:
     def memoriser(self) -> MemoriserConfig | VivitMemoriserConfig:
         """The architecture of what returns frames of the past, for a recipe with `memory`."""
         assert self.memory is not None, "a recipe without `memory` returns nothing"
-        if self.memory.vivit is None:
+        if self.memory.network == "trecvit":
             return MemoriserConfig(blocks=self.blocks, offset=self.memory.offset)
         names = [entry.name for entry in dataclasses.fields(Vivit)]
         return VivitMemoriserConfig(
@@ -520,17 +528,16 @@ class Recipe:
                 f"{self.preprocessing.num_frames} frames, got {memory.offset}"
             )
         _ = self.memoriser  # refuses what does not fit together
-        if memory.vivit is not None:
-            start = self.start
-            if start.vit or start.weights or start.whiten_grain_px or (start.conv_scale, start.positions_scale) != (1, 1):
+        if memory.network == "vivit":
+            if self.start != Start():
                 raise ConfigError("start: says what a TRecViT begins with; a ViViT begins with fresh weights")
             if self.optimisation.recompute != "nothing":
-                raise ConfigError("optimisation.recompute: expected 'nothing' for memory.vivit")
+                raise ConfigError("optimisation.recompute: expected 'nothing' for a ViViT")
         if memory.scenery is not None:
             if memory.scenery.image_size != self.preprocessing.image_size:
                 raise ConfigError(
-                    f"memory.scenery.image_size: expected preprocessing.image_size {self.preprocessing.image_size}, got "
-                    f"{memory.scenery.image_size}; leave it out"
+                    f"memory.scenery.image_size: expected preprocessing.image_size {self.preprocessing.image_size}, "
+                    f"got {memory.scenery.image_size}; leave it out"
                 )
             if not self.optimisation.num_steps:
                 raise ConfigError("optimisation: scenery is without end; say num_steps and not epochs")

@@ -58,7 +58,9 @@ class Initialised:
 
 
 @torch.no_grad()
-def initialise_from_vit(model: VideoModel, path: str | Path, *, mean: float = 0.5, deviation: float = 0.5) -> Initialised:
+def initialise_from_vit(
+    model: VideoModel, path: str | Path, *, mean: float = 0.5, deviation: float = 0.5
+) -> Initialised:
     """Sets the spatial half of a model to a published ViT.
 
     Frame by frame, the spatial blocks then compute what the ViT does. Two things are adapted to that end: the ViT saw
@@ -96,7 +98,9 @@ def initialise_from_vit(model: VideoModel, path: str | Path, *, mean: float = 0.
     if "tokenizer.positions" in own:
         found["tokenizer.positions"] = _resized(positions, model, path)
     depth = 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
-    wrong = [f"depth: {depth} there, {model.tokenizer.config.depth} here"] if depth != model.tokenizer.config.depth else []
+    wrong = (
+        [f"depth: {depth} there, {model.tokenizer.config.depth} here"] if depth != model.tokenizer.config.depth else []
+    )
     wrong += [
         f"{name}: {list(tensor.shape)} there, {list(own[name].shape)} here"
         for name, tensor in found.items()
