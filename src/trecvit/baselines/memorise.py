@@ -56,6 +56,19 @@ class VivitMemoriser(Pretrained, tags=["video-memorisation"]):
         return layers
 
     @property
+    def embedding(self) -> nn.Conv3d:
+        """What makes tokens of patches."""
+        projection: nn.Conv3d = self.vivit.embeddings.patch_embeddings.projection
+        return projection
+
+    @torch.no_grad()
+    def embed_by(self, weight: Float[Tensor, "D 3 1 side side"], bias: Float[Tensor, " D"]) -> None:
+        """Sets the patch embedding to what these are for pixels in [0,1]."""
+        self.embedding.weight.copy_(weight * GREY)
+        assert self.embedding.bias is not None, "transformers' embedding has a bias"
+        self.embedding.bias.copy_(bias + GREY * weight.flatten(1).sum(dim=1))
+
+    @property
     def recompute(self) -> Recompute:
         """What is computed again in the backward pass instead of being kept: nothing."""
         return "nothing"
@@ -86,7 +99,7 @@ class VivitMemoriser(Pretrained, tags=["video-memorisation"]):
         pixels = (pixels.to(self.reader.weight.dtype) - GREY) / GREY  # ViViT's own input is from -1 to 1
         rows, columns = (side // self.config.patch_size for side in self.config.image_size)
         cls = self.vivit.embeddings.cls_token.expand(len(video), -1, -1)
-        tokens = torch.cat([cls, self.vivit.embeddings.patch_embeddings(pixels)], dim=1)
+        tokens = torch.cat([cls, self.embedding(pixels.transpose(1, 2)).flatten(2).transpose(1, 2)], dim=1)
         tokens = tokens + self.positions(video.shape[1])
         for layer in self.blocks:
             tokens = layer(tokens)

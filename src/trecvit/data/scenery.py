@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -115,15 +116,14 @@ class Scenery:
 
     def clip(self, video: int, num_frames: int) -> tuple[UInt8[Tensor, "t 3 h w"], Bool[Tensor, " t"]]:
         """The first frames of a video, and which of them are the first after a cut."""
-        frames, cuts = zip(*(pair for pair, _ in zip(self.frames(video), range(num_frames), strict=False)), strict=True)
+        frames, cuts = zip(*islice(self.frames(video), num_frames), strict=True)
         return torch.from_numpy(np.stack(frames)).movedim(3, 1).contiguous(), torch.tensor(cuts)
 
     def _shot(self, rng: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "t h w 3"]:
         stage = Stage(rng, self.config.world(num_frames), self._supply)
-        heading, pan_px = stage.between(0, 2 * math.pi), stage.between(self.config.min_pan, self.config.max_pan)
-        way = np.arange(num_frames)[:, None] * np.array([math.cos(heading), math.sin(heading)])
-        camera = similarity(
-            stage, pan_px * stage.unit * way, stage.wobble(_WOBBLE), 1 + stage.wobble(_WOBBLE), stage.centre
-        )
+        heading = stage.between(0.0, 2 * math.pi)
+        pan_px = stage.between(self.config.min_pan, self.config.max_pan) * stage.unit
+        way = pan_px * np.arange(num_frames)[:, None] * np.array([math.cos(heading), math.sin(heading)])
+        camera = similarity(stage, way, stage.wobble(_WOBBLE), 1 + stage.wobble(_WOBBLE), stage.centre)
         surface = stage.backdrop(camera, irregular=True)
         return render(Scene(layers=(surface,), image_size=self.config.image_size, light=stage.light()))

@@ -132,7 +132,6 @@ class Recalled:
     state_rms: float
 
 
-@torch.inference_mode()
 def recall_in_streams(
     model: Memoriser,
     streams: Iterable[tuple[UInt8[Tensor, "b 3 h w"], Bool[Tensor, " b"]]],
@@ -164,7 +163,8 @@ def recall_in_streams(
         rows = frames.repeat(count, 1, 1, 1)[:, None].to(model.device)  # all streams, for one after the other way
         state = model.init_state(len(rows), image_size=(frames.shape[2], frames.shape[3])) if state is None else state
         state = state.reset(torch.cat([cuts & how.at_cuts for how in forgettings]))
-        answers, state = model.step(rows, state)
+        with torch.inference_mode():
+            answers, state = model.step(rows, state)
         if seen == left[0]:
             true, last = (past_frame(some[None].movedim(0, 1), 0) for some in (recent[0], recent[-1]))
             assert first is not None, "moments are after the frame to be returned"

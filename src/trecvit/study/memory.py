@@ -27,7 +27,10 @@ from trecvit.train.memorise import HeldOutMemory
 from trecvit.train.recipe import Memory, Recipe, load_recipe
 
 OURS, VIVIT = "TRecViT", "ViViT"
-_NETWORKS: dict[str, tuple[str, ...]] = {OURS: ("memory.network=trecvit",), VIVIT: ("memory.network=vivit", "start={}")}
+_NETWORKS: dict[str, tuple[str, ...]] = {
+    OURS: ("memory.network=trecvit",),
+    VIVIT: ("memory.network=vivit", "start.vit=''", "start.weights=''"),
+}
 LONGER = 1.5  # tested length over trained length (paper, Table 6: 96 and 64)
 MULTIPLES = (1.0, LONGER, 3.0, 10.0, 100.0)
 FORGETTINGS = (

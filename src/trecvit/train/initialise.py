@@ -65,10 +65,10 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[Trainable, str]:
             f"model.num_classes: the data have {len(feed.labels)} classes, got {recipe.model.num_classes}"
         )
     model = fresh(recipe.architecture, preprocessing=recipe.preprocessing, labels=feed.labels)
-    if isinstance(model, VivitMemoriser):
-        return model, "fresh weights"
     if start.whiten_grain_px:
         whiten_patches(model, feed.examples(), grain_px=start.whiten_grain_px)
+    if isinstance(model, VivitMemoriser):
+        return model, "fresh weights"
     scale_first_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
     made_of = []
     if start.vit:
@@ -110,7 +110,7 @@ def go_on_from(model: VideoModel, trained: VideoModel, *, source: str) -> str:
 
 
 @torch.no_grad()
-def whiten_patches(model: VideoModel, videos: UInt8[Tensor, "B T 3 H W"], *, grain_px: int = 1) -> None:
+def whiten_patches(model: Trainable, videos: UInt8[Tensor, "B T 3 H W"], *, grain_px: int = 1) -> None:
     """Sets the patch embedding so that the tokens of these videos have uncorrelated channels of equal size.
 
     Neighbouring pixels are so alike that a random embedding sees little but brightness, and motion moves what is left.
@@ -123,10 +123,11 @@ def whiten_patches(model: VideoModel, videos: UInt8[Tensor, "B T 3 H W"], *, gra
             more than half its own length from frame to frame tells nothing about direction, and is better left for
             training to find.
     """
-    embedding, blocks = model.tokenizer.embedding, model.tokenizer.config
+    blocks = model.config if isinstance(model, VivitMemoriser) else model.tokenizer.config
     width = blocks.width
     frames = F.avg_pool2d(videos.flatten(0, 1).float() / 255.0, grain_px)
-    side, extent = blocks.patch_size // grain_px, blocks.temporal_patch_size
+    side = blocks.patch_size // grain_px
+    extent = 1 if isinstance(model, VivitMemoriser) else model.tokenizer.config.temporal_patch_size
     patches = frames.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
     mean = patches.mean(dim=0)
     variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
@@ -135,8 +136,12 @@ def whiten_patches(model: VideoModel, videos: UInt8[Tensor, "B T 3 H W"], *, gra
     turned = kept @ torch.linalg.qr(torch.randn(width, count))[0].T  # [pixels, width]
     coarse = turned.T.reshape(width, 3, 1, side, side).expand(-1, -1, extent, -1, -1) / extent
     weight = coarse.repeat_interleave(grain_px, 3).repeat_interleave(grain_px, 4) / grain_px**2
-    embedding.weight.copy_(weight.flatten(1))
-    embedding.bias.copy_(-turned.T @ mean)
+    bias = -turned.T @ mean
+    if isinstance(model, VivitMemoriser):
+        model.embed_by(weight, bias)
+        return
+    model.tokenizer.embedding.weight.copy_(weight.flatten(1))
+    model.tokenizer.embedding.bias.copy_(bias)
 
 
 @torch.no_grad()

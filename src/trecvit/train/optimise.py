@@ -34,6 +34,7 @@ def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
     # Also those of an autoencoder's decoder; another network's blocks are no `Block`.
     blocks: list[nn.Module] = [block for block in model.modules() if isinstance(block, Block)] or [*model.blocks]
     in_blocks = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
+    patches = model.tokenizer.embedding if isinstance(model, VideoModel) else model.embedding
     embedding: list[nn.Parameter] = []
     by_muon: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -41,7 +42,7 @@ def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if isinstance(model, VideoModel) and parameter is model.tokenizer.embedding.weight:
+        if parameter is patches.weight:
             embedding.append(parameter)
         elif plan.muon_learning_rate and id(parameter) in in_blocks:
             by_muon.append(parameter)

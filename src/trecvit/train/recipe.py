@@ -529,8 +529,8 @@ class Recipe:
             )
         _ = self.memoriser  # refuses what does not fit together
         if memory.network == "vivit":
-            if self.start != Start():
-                raise ConfigError("start: says what a TRecViT begins with; a ViViT begins with fresh weights")
+            if self.start.vit or self.start.weights:
+                raise ConfigError("start.vit and start.weights: a ViViT begins with fresh weights; leave them out")
             if self.optimisation.recompute != "nothing":
                 raise ConfigError("optimisation.recompute: expected 'nothing' for a ViViT")
         if memory.scenery is not None:
