@@ -20,8 +20,6 @@ from trecvit.errors import ConfigError, InputError
 from trecvit.model.memorise import GREY, SPREAD
 from trecvit.pretrained import Pretrained
 
-_POSITIONS_STD = 0.02  # transformers begins with all positions zero, and ViT's code with this deviation
-
 
 class VivitMemoriser(Pretrained, tags=["video-memorisation"]):
     """`memoriser(video)` returns one frame of the past; see `trecvit.model.memorise.Memoriser`."""
@@ -42,7 +40,8 @@ class VivitMemoriser(Pretrained, tags=["video-memorisation"]):
             **sizes, patch_size=config.patch_size, image_size=config.image_size, num_frames=config.num_frames
         )
         self.reader = nn.Conv2d(config.width, 3 * config.patch_size**2, kernel_size=1)
-        nn.init.normal_(self.vivit.embeddings.position_embeddings, std=_POSITIONS_STD)
+        # As TRecViT's; transformers' own are zero, from which frames look alike at first.
+        nn.init.normal_(self.vivit.embeddings.position_embeddings, std=config.width**-0.5)
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,8 @@ from trecvit.train.recipe import Recipe
 from trecvit.weights.imagenet import initialise_from_vit
 from trecvit.weights.load import blank, load
 
+_POSITIONS = ("tokenizer.positions", "tokenizer.time.positions", "vivit.embeddings.position_embeddings")
+
 Trainable = VideoModel | VivitMemoriser
 
 _HAVE_A_BACKBONE = (MaskedAutoencoder, Memoriser, ReadoutTracker)  # and something behind it that is no head
@@ -67,9 +69,9 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[Trainable, str]:
     model = fresh(recipe.architecture, preprocessing=recipe.preprocessing, labels=feed.labels)
     if start.whiten_grain_px:
         whiten_patches(model, feed.examples(), grain_px=start.whiten_grain_px)
+    scale_first_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
     if isinstance(model, VivitMemoriser):
         return model, "fresh weights"
-    scale_first_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
     made_of = []
     if start.vit:
         made_of.append(str(initialise_from_vit(model, start.vit)))
@@ -145,10 +147,10 @@ def whiten_patches(model: Trainable, videos: UInt8[Tensor, "B T 3 H W"], *, grai
 
 
 @torch.no_grad()
-def scale_first_weights(model: VideoModel, *, convolutions: float, positions: float) -> None:
+def scale_first_weights(model: Trainable, *, convolutions: float, positions: float) -> None:
     """Multiplies the initial temporal convolutions and positions, which the paper begins close to zero."""
     for name, parameter in model.named_parameters():
         if name.endswith("temporal.conv.weight"):
             parameter.mul_(convolutions)
-        elif name in ("tokenizer.positions", "tokenizer.time.positions"):
+        elif name in _POSITIONS:
             parameter.mul_(positions)
