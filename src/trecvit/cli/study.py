@@ -170,7 +170,7 @@ def study_memory(
         list[int] | None, typer.Option(min=1, help="How many frames back; by default 1 to that at 1.5 T.")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
-    streams: Annotated[int, typer.Option(min=1, help="Streams that go on past the trained length.")] = 8,
+    streams: Annotated[int, typer.Option(min=1, help="Streams that go on past the trained length.")] = 16,
 ) -> None:
     """Long-video memorisation: the paper's Figures 7 to 9 and Table 6, and streams that go on for 100 x as long.
 
