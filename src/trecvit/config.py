@@ -391,7 +391,105 @@ class AutoencoderConfig:
         return cls(**{**values, **parts})
 
 
-Architecture = ModelConfig | TrackerConfig | ReadoutTrackerConfig | AutoencoderConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoriserConfig:
+    """Architecture of a TRecViT that returns a frame of the past (paper, section 5.4): blocks, and a linear reader.
+
+    Attributes:
+        blocks: Tokenizer and blocks, without a head.
+        offset: How many frames before the last the frame lies that it learns to return, k.
+    """
+
+    blocks: ModelConfig
+    offset: int
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.blocks, ModelConfig), self, "blocks", "a ModelConfig")
+        for name, value in (("num_classes", 0), ("temporal_patch_size", 1)):
+            _require(getattr(self.blocks, name) == value, self, "blocks", f"{name}={value!r}")
+        _require(self.blocks.can_stream, self, "blocks", "a temporal_mixer that can stream, which 'attention' cannot")
+        _require(_is_int(self.offset) and self.offset >= 0, self, "offset", "a whole number >= 0")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.blocks.depth
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels for which positions are stored."""
+        return self.blocks.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """0: it names nothing."""
+        return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {"blocks": self.blocks.to_dict(), "offset": self.offset}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
+        refuse_unknown(cls, values)
+        if not isinstance(values.get("blocks"), Mapping):
+            raise ConfigError(f"MemoriserConfig.blocks: expected a ModelConfig's fields, got {values.get('blocks')!r}")
+        return cls(**{**values, "blocks": ModelConfig.from_dict(values["blocks"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VivitMemoriserConfig:
+    """Architecture of the ViViT that a `MemoriserConfig` is compared with: attention over all tokens of all frames.
+
+    Attributes:
+        width: Channels D.
+        depth: Layers.
+        num_heads: Of the attention; divides `width`.
+        mlp_width: Hidden channels of the MLPs.
+        patch_size: Side of a square patch in pixels; one frame per patch.
+        image_size: Height and width of the frames in pixels.
+        num_frames: Frames for which positions are stored. Longer videos get the nearest ones.
+        offset: How many frames before the last the frame lies that it learns to return, k.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    patch_size: int
+    image_size: tuple[int, int]
+    num_frames: int
+    offset: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _image_size(self.image_size))
+        for name in ("width", "depth", "num_heads", "mlp_width", "patch_size", "num_frames"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
+        _require(self.width % self.num_heads == 0, self, "num_heads", f"a divisor of width={self.width}")
+        _require(_is_int(self.offset) and self.offset >= 0, self, "offset", "a whole number >= 0")
+        divided = all(side % self.patch_size == 0 for side in self.image_size)
+        _require(divided, self, "image_size", f"a multiple of patch_size={self.patch_size} in both directions")
+
+    @property
+    def num_classes(self) -> int:
+        """0: it names nothing."""
+        return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
+        refuse_unknown(cls, values)
+        return cls(**values)
+
+
+Architecture = (
+    ModelConfig | TrackerConfig | ReadoutTrackerConfig | AutoencoderConfig | MemoriserConfig | VivitMemoriserConfig
+)
 
 
 def decoder_config(blocks: ModelConfig, **fields: Any) -> ModelConfig:

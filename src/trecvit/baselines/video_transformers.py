@@ -102,6 +102,37 @@ def _videomae(image_size: int, num_frames: int, attention: str) -> Any:
     return VideoMAEModel(config)
 
 
+def build_vivit(
+    *,
+    width: int,
+    depth: int,
+    num_heads: int,
+    mlp_width: int,
+    patch_size: int,
+    image_size: tuple[int, int],
+    num_frames: int,
+) -> Any:
+    """A `VivitModel` of any size with fresh weights, one frame per patch, PyTorch's fused attention.
+
+    Raises:
+        MissingPackageError: transformers is not installed.
+    """
+    _require_transformers()
+    from transformers import VivitConfig, VivitModel
+
+    config = VivitConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=num_heads,
+        intermediate_size=mlp_width,
+        image_size=list(image_size),
+        num_frames=num_frames,
+        tubelet_size=[1, patch_size, patch_size],
+        attn_implementation="sdpa",
+    )
+    return VivitModel(config, add_pooling_layer=False)
+
+
 FACTORISED_ENCODER = "ViViT-L, factorised encoder"
 _BUILDERS: dict[str, _Builder] = {
     "ViViT-L": _vivit(_LARGE),

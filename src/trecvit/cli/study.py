@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,6 +101,7 @@ def study_points(
 _StudyRecipe = Annotated[
     Path, typer.Argument(help="With videos and videos.validation, such as recipes/study_world.yaml.")
 ]
+_MemoryRecipe = Annotated[Path, typer.Argument(help="With a memory, such as recipes/memory_world.yaml.")]
 _Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ..., before what the plan changes.")]
 _Runs = Annotated[Path, typer.Option(help="Folder for the run folders; finished runs in it are not trained again.")]
 _To = Annotated[Path, typer.Option("--to", help="Folder for result.json and the pictures.")]
@@ -164,16 +166,12 @@ def _compare(
     picture: tuple[str, Callable[[list[dict[str, Any]], Path], Path]],
 ) -> None:
     """Trains what is not trained yet, measures, writes, draws and prints."""
-    from trecvit.errors import ConfigError
     from trecvit.processes import Processes, joined
     from trecvit.study import comparison
     from trecvit.study.plan import FROM_SCRATCH
     from trecvit.train.loop import Progress
 
-    try:
-        numbers = list(dict.fromkeys(int(number) for number in seeds.split(",")))
-    except ValueError:
-        raise ConfigError(f"--seeds: expected whole numbers with commas between them, got {seeds!r}") from None
+    numbers = _numbers(seeds)
     plan = plan.only(only) if only else plan
     chosen = comparison.runs_of(plan, recipe, runs, overrides=overrides or (), seeds=numbers, num_steps=steps)
     if plan.name == FROM_SCRATCH.name:
@@ -205,7 +203,7 @@ def _compare(
             return
         of_seeds = comparison.look_at_ours(chosen)
     to.mkdir(parents=True, exist_ok=True)
-    content = comparison.to_dict(plan, chosen, measured, of_seeds, shlex.join(["trecvit", *sys.argv[1:]]))
+    content = comparison.to_dict(plan, chosen, measured, of_seeds, _command())
     (to / "result.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(content["rows"], to / name)
     _print_rows(content["rows"])
@@ -233,6 +231,101 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     console().print(table)
 
 
+@study_app.command("memory")
+def study_memory(
+    recipe: _MemoryRecipe,
+    runs: _Runs,
+    to: _To,
+    overrides: _Overrides = None,
+    offset: Annotated[
+        list[int] | None, typer.Option(min=1, help="How many frames back; by default 1 to that at 1.5 T.")
+    ] = None,
+    seeds: _Seeds = "0",
+    streams: Annotated[int, typer.Option(min=1, help="Streams that go on past the trained length.")] = 16,
+) -> None:
+    """Long-video memorisation: the paper's Figures 7 to 9 and Table 6, and streams that go on for 100 x as long.
+
+    TRecViT and ViViT are trained to return a frame of the past. Stop it at will; the same command goes on.
+    """
+    from rich.table import Table
+
+    from trecvit.study.memory import Plan, beyond_rows, draw, memory_rows, speeds, to_dict
+    from trecvit.study.memory import run as run_one
+
+    plan = Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs, seeds=_numbers(seeds))
+    plan.memory(plan.base)  # refuses now what would fail after hours
+    offsets = tuple(sorted(set(offset))) if offset else plan.offsets()
+    wanted = plan.runs_for(offsets)
+    to.mkdir(parents=True, exist_ok=True)
+    tested = {}
+    with progress_bars() as report:
+        for place, (model, length, number) in enumerate(wanted):
+            report("runs", place, len(wanted))
+            said = partial(report, f"{model}, {length} frames, seed {number}")
+            tested[model, length, number] = run_one(plan, model, length, number, report=said)
+        report("runs", len(wanted), len(wanted))
+        timed = speeds(plan, [some + plan.frame for some in offsets])
+        rows = memory_rows(plan, offsets, tested, timed)
+        rows += beyond_rows(plan, streams, report=partial(report, "frames past the trained length"))
+    content = to_dict(plan, rows, _command())
+    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    table = Table(
+        "", "model", "frames", "back", "PSNR", "last frame", "mean frame", "steps/s", box=None, pad_edge=False
+    )
+    for row in rows:
+        frames = row["frames"] if row["part"] == "beyond" else row.get("num_frames", row.get("tested_on"))
+        name = f"trained on {row['trained_on']}" if row["part"] == "Table 6" else row.get("forgetting", "")
+        figures = (f"{row[key]:.1f} dB" for key in ("psnr_db", "last_psnr_db", "constant_psnr_db"))
+        speed = f"{row['steps_per_s']:.2f}" if "steps_per_s" in row else ""
+        table.add_row(
+            row["part"], f"{row['model']} {name}".strip(), str(frames), str(row.get("offset", "")), *figures, speed
+        )
+    console().print(table)
+    for path in (to / "result.json", *draw(plan, content, to)):
+        print(path)
+
+
+@study_app.command("eigenvalues")
+def study_eigenvalues(
+    recipe: _MemoryRecipe,
+    runs: _Runs,
+    to: _To,
+    overrides: _Overrides = None,
+    seeds: _Seeds = "0",
+) -> None:
+    """The paper's Figure 2: the recurrence's eigenvalues before and after learning to memorise, from two ranges."""
+    from rich.table import Table
+
+    from trecvit.study.eigenvalues import RANGES, Plan, draw, to_dict
+    from trecvit.study.eigenvalues import run as run_one
+
+    plan = Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs)
+    wanted = [(low, number) for number in _numbers(seeds) for low in RANGES]
+    for low, number in wanted:
+        plan.recipe(low, number)  # refuses now what would fail after hours
+    to.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with progress_bars() as report:
+        for place, (low, number) in enumerate(wanted):
+            report("runs", place, len(wanted))
+            rows += run_one(plan, low, number, report=partial(report, f"from {low:g}, seed {number}"))
+        report("runs", len(wanted), len(wanted))
+    content = to_dict(plan, rows, _command())
+    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draw(content, to / "eigenvalues.png")
+    table = Table(
+        "drawn from", "seed", "", "mean", "5 %", "median", "95 %", "below the range", box=None, pad_edge=False
+    )
+    for row in rows:
+        quantiles = (f"{row['quantiles'][share]:.3f}" for share in ("0.05", "0.5", "0.95"))
+        drawn = f"{row['min_radius']:g} to {row['max_radius']:g}"
+        below = f"{row['below_min_radius']:.1%}"
+        table.add_row(drawn, str(row["seed"]), row["moment"], f"{row['mean']:.3f}", *quantiles, below)
+    console().print(table)
+    for path in (to / "result.json", to / "eigenvalues.png"):
+        print(path)
+
+
 @study_app.command("report")
 def study_report(
     root: Annotated[Path, typer.Option(help="Folder that holds docs/results.md, benchmarks/ and recipes/.")] = Path(),
@@ -251,3 +344,18 @@ def study_report(
     if (built := rebuilt(said, root)) != said:
         raise DataError(f"{root / PAGE}: {first_difference(said, built)}; run `trecvit study report`")
     print(f"{root / PAGE}: as the result files say")
+
+
+def _numbers(seeds: str) -> tuple[int, ...]:
+    """Those of `--seeds`, each once."""
+    from trecvit.errors import ConfigError
+
+    try:
+        return tuple(dict.fromkeys(int(number) for number in seeds.split(",")))
+    except ValueError:
+        raise ConfigError(f"--seeds: expected whole numbers with commas between them, got {seeds!r}") from None
+
+
+def _command() -> str:
+    """The command line as it was run."""
+    return shlex.join(["trecvit", *sys.argv[1:]])

@@ -51,6 +51,11 @@ class Recurrence:
         }
 
 
+def radii(lru: RGLRU) -> Float[Tensor, " E"]:
+    """sigmoid(lambda) of a block's channels: the eigenvalues where the recurrence gate is 1/c."""
+    return torch.sigmoid(-lru.a_param.detach().float()).cpu()
+
+
 @torch.inference_mode()
 def look_at(model: TRecViT, clips: Sequence[UInt8[Tensor, "T 3 H W"]]) -> list[Recurrence]:
     """Block by block.
@@ -79,7 +84,7 @@ def look_at(model: TRecViT, clips: Sequence[UInt8[Tensor, "T 3 H W"]]) -> list[R
     return [
         Recurrence(
             block=number,
-            radii=torch.sigmoid(-lru.a_param.detach().float()).cpu(),
+            radii=radii(lru),
             input_gate=_mean_and_deviation(sums[lru.input_gate]),
             recurrence_gate=_mean_and_deviation(sums[lru.a_gate]),
         )

@@ -235,6 +235,8 @@ class _Updates:
 
 def _untested(recipe: Recipe) -> Recipe:
     """The recipe without what it is tested on, which need not be there."""
+    if recipe.memory is not None:
+        recipe = replace(recipe, memory=replace(recipe.memory, validation_clips=0, validate_every=0))
     if recipe.mae is not None:
         recipe = replace(recipe, mae=replace(recipe.mae, validation_clips=0, validate_every=0))
     if recipe.videos is not None:
@@ -267,9 +269,9 @@ class _ReadyFeed(Feed[Batch]):
 
 
 def _ready(recipe: Recipe) -> _ReadyFeed:
-    """Random clips of as many classes as the model has; for trackers and autoencoders, the first of the recipe's."""
+    """Random clips of as many classes as the model has; where there are no classes, the first of the recipe's."""
     plan, size, num_steps = recipe.preprocessing, recipe.optimisation.batch_size, recipe.optimisation.num_steps
-    if recipe.tracks is not None or recipe.mae is not None:
+    if recipe.tracks is not None or recipe.mae is not None or recipe.memory is not None:
         feed = feed_of(replace(recipe, num_workers=0))
         return _ReadyFeed(next(feed.batches(0, Share())), labels=(), num_steps=feed.num_steps)
     count = recipe.model.num_classes

@@ -105,6 +105,17 @@ class MaskedBatch(Batch):
         return (self.videos, self.visible)
 
 
+@dataclass(frozen=True)
+class MemoryBatch(Batch):
+    """Clips of which a frame is to be returned.
+
+    Attributes:
+        counts: bool `[B]`, which of them count.
+    """
+
+    counts: Tensor
+
+
 BatchKind_co = TypeVar("BatchKind_co", bound=Batch, covariant=True)
 
 

@@ -27,18 +27,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from trecvit.baselines.memorise import VivitMemoriser
 from trecvit.data.clips import Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
+from trecvit.model.memorise import Memoriser
 from trecvit.model.tracker import PointTracker
-from trecvit.model.trecvit import TRecViT, VideoModel
+from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.classify import Classification
 from trecvit.train.feed import Batch, Feed, LabelledBatch
-from trecvit.train.initialise import first_model
+from trecvit.train.initialise import Trainable, first_model, load_trained
 from trecvit.train.mae import MaskedAutoencoding, held_out_clips
 from trecvit.train.masks import MaskedFeed
+from trecvit.train.memorise import Memorisation, MemoryFeed, held_out_memory
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.optimise import RunningMean, optimisers_of, schedule
 from trecvit.train.parallel import save_whole, spread
@@ -48,7 +51,6 @@ from trecvit.train.scenes import SceneFeed
 from trecvit.train.track import Tracking, validation_of
 from trecvit.train.tracks import TrackFeed
 from trecvit.train.videos import VideoFeed
-from trecvit.weights.load import load
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def train(
     processes: Processes | None = None,
     parallel: str = "ddp",
     report: Callable[[Progress], None] = lambda _: None,
-) -> TRecViT | PointTracker:
+) -> TRecViT | PointTracker | Memoriser | VivitMemoriser:
     """Trains a model and leaves it in `folder`/model.
 
     Args:
@@ -124,13 +126,15 @@ def train(
     if processes.first and find_spec("matplotlib"):
         draw_curves({folder.name: folder}, folder / "curves.png")
     processes.wait()
-    return load(folder / "model", device=processes.device)
+    return load_trained(recipe.architecture, folder / "model", device=processes.device)
 
 
 def feed_of(recipe: Recipe) -> Feed[Batch]:
     """Where a recipe's batches come from."""
     if recipe.tracks is not None:
         return TrackFeed(recipe)
+    if recipe.memory is not None:
+        return MemoryFeed(recipe)
     clips: Feed[LabelledBatch]
     if recipe.scenes is not None:
         clips = SceneFeed(recipe, recipe.scenes)
@@ -144,6 +148,8 @@ def objective_of(recipe: Recipe) -> Objective[Any, Any]:
     """What a recipe trains for."""
     if recipe.tracks is not None:
         return Tracking(recipe, validation_of(recipe.tracks))
+    if recipe.memory is not None:
+        return Memorisation(recipe, held_out_memory(recipe))
     if recipe.mae is not None:
         return MaskedAutoencoding(recipe, held_out_clips(recipe))
     validation = read_manifest(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
@@ -159,7 +165,7 @@ class Loop:
         folder: Path,
         feed: Feed[Batch],
         objective: Objective[Any, Any],
-        model: VideoModel,
+        model: Trainable,
         processes: Processes,
         parallel: str,
         report: Callable[[Progress], None],

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trecvit.model.trecvit import Block, VideoModel
+from trecvit.train.initialise import Trainable
 from trecvit.train.recipe import Optimisation
+
+_NOT_DECAYED = ("positions", "bias", "position_embeddings", "cls_token")  # the last two are transformers' names
 
 
 def schedule(step: int, plan: Optimisation, num_steps: int) -> float:
@@ -22,14 +25,16 @@ def schedule(step: int, plan: Optimisation, num_steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def optimisers_of(model: VideoModel, plan: Optimisation) -> list[Optimizer]:
+def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
     """AdamW, and Muon for the blocks' linear maps if the plan has a rate for it. Groups carry their `peak_lr`.
 
     Frozen weights are left out. Weight decay is on matrices only; what scales, shifts, places, or sets the recurrence's
     eigenvalues has none.
     """
-    blocks = (block for block in model.modules() if isinstance(block, Block))
+    # Also those of an autoencoder's decoder; another network's blocks are no `Block`.
+    blocks: list[nn.Module] = [block for block in model.modules() if isinstance(block, Block)] or [*model.blocks]
     in_blocks = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
+    patches = model.tokenizer.embedding if isinstance(model, VideoModel) else model.embedding
     embedding: list[nn.Parameter] = []
     by_muon: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -37,11 +42,11 @@ def optimisers_of(model: VideoModel, plan: Optimisation) -> list[Optimizer]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter is model.tokenizer.embedding.weight:
+        if parameter is patches.weight:
             embedding.append(parameter)
         elif plan.muon_learning_rate and id(parameter) in in_blocks:
             by_muon.append(parameter)
-        elif parameter.dim() >= 2 and not name.endswith(("positions", "bias")):
+        elif parameter.dim() >= 2 and not name.endswith(_NOT_DECAYED):
             matrices.append(parameter)
         else:
             others.append(parameter)

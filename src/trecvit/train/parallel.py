@@ -11,15 +11,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from trecvit.errors import ConfigError
-from trecvit.model.trecvit import VideoModel
 from trecvit.pretrained import build
 from trecvit.processes import Processes
-from trecvit.weights.load import blank
+from trecvit.train.initialise import Trainable, fresh
 
 Kind = Literal["ddp", "fsdp"]
 
 
-def spread(model: VideoModel, processes: Processes, kind: str) -> nn.Module:
+def spread(model: Trainable, processes: Processes, kind: str) -> nn.Module:
     """What to call instead of the model, so that gradients are averaged over the processes.
 
     Args:
@@ -44,7 +43,7 @@ def spread(model: VideoModel, processes: Processes, kind: str) -> nn.Module:
     return model
 
 
-def save_whole(model: VideoModel, folder: Path, processes: Processes) -> None:
+def save_whole(model: Trainable, folder: Path, processes: Processes) -> None:
     """Collects the weights from all processes and writes the model from the first."""
     weights: Mapping[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -56,5 +55,5 @@ def save_whole(model: VideoModel, folder: Path, processes: Processes) -> None:
             "provenance": model.provenance,
         }
         # By its description, because FSDP gives the model in training another class, which cannot be made anew.
-        build(lambda: blank(model.config, **about), weights, source="the weights in training").save(folder)
+        build(lambda: fresh(model.config, **about), weights, source="the weights in training").save(folder)
     processes.wait()

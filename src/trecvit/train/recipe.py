@@ -6,28 +6,33 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
 from trecvit.config import (
     Architecture,
     AutoencoderConfig,
+    MemoriserConfig,
     ModelConfig,
     PointReadoutConfig,
     Preprocessing,
     ReadoutTrackerConfig,
     Recompute,
     TrackerConfig,
+    VivitMemoriserConfig,
     decoder_config,
     model_config,
     refuse_unknown,
 )
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import DataSource
+from trecvit.data.scenery import SceneryConfig
 from trecvit.data.tracks import TrackSceneConfig
 from trecvit.data.world import LABELS, NUM_SYMMETRIES, WorldConfig
 from trecvit.errors import ConfigError
+
+Network = Literal["trecvit", "vivit"]
 
 _NUM_POINTS = 32
 
@@ -139,6 +144,8 @@ class Videos:
 
     Attributes:
         train: Where the training videos are.
+        clips_per_video: Clips that an epoch shows of each training video, each cut at random; more than one where
+            videos are few and long.
         validation: Where videos are to test the model on, if anywhere.
         validate_every: Steps between two short tests on one view of each validation video; the model that does best is
             kept. 0 tests the trained model only.
@@ -149,12 +156,17 @@ class Videos:
     """
 
     train: DataSource
+    clips_per_video: int = 1
     validation: DataSource | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     validate_every: int = 0
     max_failed_share: float = 0.01
     eval_clips: int = 4
     eval_crops: int = 3
+
+    def __post_init__(self) -> None:
+        if self.clips_per_video < 1:
+            raise ConfigError(f"videos.clips_per_video: expected 1 or more, got {self.clips_per_video}")
 
     @classmethod
     def from_value(cls, value: Any) -> Videos:
@@ -294,6 +306,82 @@ class Mae:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Vivit:
+    """Sizes of a ViViT; 0 takes those of the recipe's model.
+
+    Attributes:
+        width: Channels D.
+        depth: Layers.
+        num_heads: Of the attention.
+        mlp_width: Hidden channels of the MLPs.
+    """
+
+    width: int = 0
+    depth: int = 0
+    num_heads: int = 0
+    mlp_width: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Memorisation (paper, section 5.4): watch T frames, and return frame T-k.
+
+    T are the frames of a clip, `preprocessing.num_frames`. The clips are those of `videos`, whose classes, if there are
+    any, play no part, or of the synthetic world's scenery.
+
+    Attributes:
+        offset: k, from 0, the last frame, up to T-1.
+        scenery: What the scenery looks like, if the recipe has no `videos`. The size of its frames is the clips'.
+        photographs: Whether its surfaces are also cut from photographs (scikit-image's, the training split).
+        scenery_seed: Of the scenery.
+        network: What is trained: the recipe's model, a "trecvit", or to compare a "vivit".
+        vivit: How large that is.
+        validation_clips: How many held-out clips to test on and to make pictures of: one of each of so many of
+            `videos.validation`, spread evenly over its list, or scenery of another seed with photographs of the other
+            split.
+        validation_seed: Of that scenery.
+        validate_every: Steps between two tests; the model that does best is kept. 0 tests the trained one only.
+    """
+
+    offset: int
+    scenery: SceneryConfig | None = None
+    photographs: bool = True
+    scenery_seed: int = 0
+    network: Network = "trecvit"
+    vivit: Vivit = field(default_factory=Vivit)
+    validation_clips: int = 32
+    validation_seed: int = 1
+    validate_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.network not in get_args(Network):
+            choices = ", ".join(get_args(Network))
+            raise ConfigError(f"memory.network: expected one of {choices}, got {self.network!r}")
+        if min(self.validation_clips, self.validation_seed, self.validate_every, self.scenery_seed) < 0:
+            raise ConfigError(
+                "memory: expected validation_clips, validation_seed, validate_every and scenery_seed of 0 or more, got "
+                f"{self.validation_clips}, {self.validation_seed}, {self.validate_every} and {self.scenery_seed}"
+            )
+        if self.validate_every and not self.validation_clips:
+            raise ConfigError("memory.validate_every: there are no validation_clips to test on")
+        if self.scenery is not None and self.scenery_seed == self.validation_seed:
+            raise ConfigError(f"memory.validation_seed: expected another than scenery_seed={self.scenery_seed}")
+
+    @classmethod
+    def from_value(cls, value: Any, preprocessing: Preprocessing) -> Memory:
+        """From a recipe, whose clips are as `preprocessing` says."""
+        values = _mapping(cls, value, "memory")
+        if "offset" not in values:
+            raise ConfigError("memory: expected `offset`, how many frames before the last the one to return lies")
+        if (scenery := values.pop("scenery", None)) is not None:
+            scenery = {"image_size": preprocessing.image_size, **_mapping(SceneryConfig, scenery, "memory.scenery")}
+            values["scenery"] = SceneryConfig(**{**scenery, "image_size": tuple(scenery["image_size"])})
+        if "vivit" in values:
+            values["vivit"] = Vivit(**_mapping(Vivit, values["vivit"], "memory.vivit"))
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
     """What the first weights are.
 
@@ -326,6 +414,7 @@ class Recipe:
         videos: A classifier's data, if they are files.
         tracks: A tracker's data. One of the three.
         mae: Says that the model learns from `scenes` or `videos` without their classes.
+        memory: Says that the model learns to return frames of the past, of `videos` or of scenery of its own.
         start: What the first weights are.
         seed: Of the initial weights, the order of the videos and their augmentation.
         num_workers: Processes that make clips beside each training process.
@@ -341,6 +430,7 @@ class Recipe:
     videos: Videos | None = None
     tracks: Tracks | None = None
     mae: Mae | None = None
+    memory: Memory | None = None
     start: Start = field(default_factory=Start)
     seed: int = 0
     num_workers: int = 1
@@ -349,12 +439,15 @@ class Recipe:
     keep_checkpoints: int = 3
 
     def __post_init__(self) -> None:
-        if [self.scenes, self.videos, self.tracks].count(None) != 2:
-            raise ConfigError("expected `tracks`, `scenes` or `videos`, one of them")
+        scenery = self.memory.scenery if self.memory is not None else None
+        if [self.scenes, self.videos, self.tracks, scenery].count(None) != 3:
+            raise ConfigError("expected `tracks`, `scenes`, `videos` or `memory.scenery`, one of them")
         if isinstance(self.model, ModelConfig) == (self.tracks is not None):
             raise ConfigError("a model with `blocks` is a tracker: expected `tracks` for it, and for no other model")
         if self.mae is not None:
             self._check_mae(self.mae)
+        if self.memory is not None:
+            self._check_memory(self.memory)
         if self.scenes is not None:
             self._check_scenes(self.scenes)
         if self.tracks is not None:
@@ -371,11 +464,14 @@ class Recipe:
     @property
     def blocks(self) -> ModelConfig:
         """The architecture of tokenizer and blocks."""
+        assert not isinstance(self.model, VivitMemoriserConfig), "a recipe's model is a TRecViT's or a tracker's"
         return self.model if isinstance(self.model, ModelConfig) else self.model.blocks
 
     @property
     def architecture(self) -> Architecture:
-        """What is trained: the model, or the autoencoder around it."""
+        """What is trained: the model, or the autoencoder or memoriser around it."""
+        if self.memory is not None:
+            return self.memoriser
         return self.model if self.mae is None else self.autoencoder
 
     @property
@@ -387,6 +483,21 @@ class Recipe:
             decoder=self.mae.decoder,
             mask_ratio=self.mae.mask_ratio,
             normalised_targets=self.mae.normalised_targets,
+        )
+
+    @property
+    def memoriser(self) -> MemoriserConfig | VivitMemoriserConfig:
+        """The architecture of what returns frames of the past, for a recipe with `memory`."""
+        assert self.memory is not None, "a recipe without `memory` returns nothing"
+        if self.memory.network == "trecvit":
+            return MemoriserConfig(blocks=self.blocks, offset=self.memory.offset)
+        names = [entry.name for entry in dataclasses.fields(Vivit)]
+        return VivitMemoriserConfig(
+            **{name: getattr(self.memory.vivit, name) or getattr(self.blocks, name) for name in names},
+            patch_size=self.blocks.patch_size,
+            image_size=self.preprocessing.image_size,
+            num_frames=self.preprocessing.num_frames,
+            offset=self.memory.offset,
         )
 
     @property
@@ -407,6 +518,35 @@ class Recipe:
             raise ConfigError("videos.validate_every: tests how well videos are classified; say mae.validate_every")
         if mae.validate_every and self.videos.validation is None:
             raise ConfigError("mae.validate_every: there are no videos.validation to test on")
+
+    def _check_memory(self, memory: Memory) -> None:
+        if self.mae is not None or self.scenes is not None or self.tracks is not None:
+            raise ConfigError("memory: expected `videos` or `memory.scenery`, without `mae`, `scenes` or `tracks`")
+        if not 0 <= memory.offset < self.preprocessing.num_frames:
+            raise ConfigError(
+                f"memory.offset: expected 0 to {self.preprocessing.num_frames - 1} in clips of "
+                f"{self.preprocessing.num_frames} frames, got {memory.offset}"
+            )
+        _ = self.memoriser  # refuses what does not fit together
+        if memory.network == "vivit":
+            if self.start.vit or self.start.weights:
+                raise ConfigError("start.vit and start.weights: a ViViT begins with fresh weights; leave them out")
+            if self.optimisation.recompute != "nothing":
+                raise ConfigError("optimisation.recompute: expected 'nothing' for a ViViT")
+        if memory.scenery is not None:
+            if memory.scenery.image_size != self.preprocessing.image_size:
+                raise ConfigError(
+                    f"memory.scenery.image_size: expected preprocessing.image_size {self.preprocessing.image_size}, "
+                    f"got {memory.scenery.image_size}; leave it out"
+                )
+            if not self.optimisation.num_steps:
+                raise ConfigError("optimisation: scenery is without end; say num_steps and not epochs")
+        if self.videos is None:
+            return
+        if self.videos.validate_every:
+            raise ConfigError("videos.validate_every: tests how well videos are classified; say memory.validate_every")
+        if memory.validate_every and self.videos.validation is None:
+            raise ConfigError("memory.validate_every: there are no videos.validation to test on")
 
     def _check_scenes(self, scenes: Scenes) -> None:
         if self.mae is None and self.model.num_classes != len(LABELS):
@@ -447,7 +587,7 @@ class Recipe:
 
     def validates_at(self, step: int) -> bool:
         """Whether the model is tested after `step` updates."""
-        tested = self.mae or self.videos or self.tracks
+        tested = self.memory or self.mae or self.videos or self.tracks
         every = tested.validate_every if tested is not None else 0
         return every > 0 and step % every == 0
 
@@ -509,6 +649,8 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
         sections["tracks"] = Tracks.from_value(tracks, preprocessing)
     if (mae := values.pop("mae", None)) is not None:
         sections["mae"] = Mae.from_value(mae, sections["model"])
+    if (memory := values.pop("memory", None)) is not None:
+        sections["memory"] = Memory.from_value(memory, preprocessing)
     for key, value in values.items():
         if isinstance(value, (dict, list)):
             raise ConfigError(f"{key!r} is a value, not a section; got {value!r}")

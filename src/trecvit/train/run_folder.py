@@ -23,7 +23,7 @@ from trecvit.processes import Processes
 from trecvit.train.recipe import Recipe
 
 # What is drawn of a run, in words: of its training clips, and of its tests. A run has one of each, or no test.
-_EXPLAINED = "explained variance of what is hidden"
+_EXPLAINED = "explained variance"
 _LEARNT = {"accuracy": "accuracy", "average_pts_within_thresh": "δ-average", "explained": _EXPLAINED}
 _TESTED = {"top1": "top-1", "average_jaccard": "average Jaccard", "explained": _EXPLAINED}
 _METRICS, _VALIDATION, _FAILURES = "metrics.jsonl", "validation.jsonl", "failures.jsonl"

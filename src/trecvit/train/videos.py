@@ -22,11 +22,11 @@ _EXAMPLES = 256
 
 
 class VideoFeed(Feed[LabelledBatch]):
-    """Batches of clips of real videos, each once per epoch, see `Epochs`."""
+    """Batches of clips of real videos, `Videos.clips_per_video` of each per epoch, see `Epochs`."""
 
     def __init__(self, recipe: Recipe, videos: Videos) -> None:
         manifest = read_manifest(videos.train)
-        self.manifest = manifest.unlabelled() if recipe.mae else _with_classes(manifest)
+        self.manifest = manifest.unlabelled() if recipe.mae or recipe.memory else _with_classes(manifest)
         if missing := self.manifest.missing:
             listed = len(missing) + len(self.manifest.videos)
             warnings.warn(
@@ -34,12 +34,13 @@ class VideoFeed(Feed[LabelledBatch]):
                 stacklevel=2,
             )
         plan = recipe.optimisation
-        self.epochs = Epochs(len(self.manifest.videos), plan.batch_size, seed=recipe.seed)
+        num_clips = len(self.manifest.videos) * videos.clips_per_video
+        self.epochs = Epochs(num_clips, plan.batch_size, seed=recipe.seed)
         self.steps_per_epoch = self.epochs.steps_per_epoch
         if not self.steps_per_epoch:
             raise DataError(
                 f"{self.manifest.source}: {len(self.manifest.videos)} videos do not fill one batch of "
-                f"{plan.batch_size}; take a smaller batch_size"
+                f"{plan.batch_size}; take a smaller batch_size, or more videos.clips_per_video"
             )
         names = self.manifest.labels or tuple(f"class {number}" for number in range(self.manifest.num_classes))
         super().__init__(labels=names, num_steps=plan.num_steps or plan.epochs * self.steps_per_epoch)
@@ -49,8 +50,13 @@ class VideoFeed(Feed[LabelledBatch]):
         self.clips = TrainingClips(self.manifest, recipe.preprocessing, videos.augmentation, seed=recipe.seed)
 
     def items(self, step: int) -> list[tuple[int, int]]:
-        """The epoch and the videos of a step."""
-        return self.epochs.items(step)
+        """The videos of a step, and the how-manieth passes over them these are: each cuts its clips elsewhere."""
+        num_videos, clips = len(self.manifest.videos), self.videos.clips_per_video
+        found = []
+        for epoch, number in self.epochs.items(step):
+            clip, video = divmod(number, num_videos)
+            found.append((epoch * clips + clip, video))
+        return found
 
     def batches(self, first_step: int, share: Share) -> Iterator[LabelledBatch]:
         """What a process sees in each step."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trecvit.errors import CheckpointError
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.trecvit import VideoModel
 
 # Parts of a block, ours -> each dialect's.
 _NORMS_AND_MLP = {
@@ -58,7 +58,9 @@ class Initialised:
 
 
 @torch.no_grad()
-def initialise_from_vit(model: TRecViT, path: str | Path, *, mean: float = 0.5, deviation: float = 0.5) -> Initialised:
+def initialise_from_vit(
+    model: VideoModel, path: str | Path, *, mean: float = 0.5, deviation: float = 0.5
+) -> Initialised:
     """Sets the spatial half of a model to a published ViT.
 
     Frame by frame, the spatial blocks then compute what the ViT does. Two things are adapted to that end: the ViT saw
@@ -77,7 +79,7 @@ def initialise_from_vit(model: TRecViT, path: str | Path, *, mean: float = 0.5, 
         CheckpointError: When the file is no such ViT, or one of another size; nothing has been changed then.
     """
     path = Path(path)
-    if model.config.temporal_mixer == "flat_lru":
+    if model.tokenizer.config.temporal_mixer == "flat_lru":
         raise CheckpointError(f"{path}: a ViT's blocks have no place in a model of temporal_mixer='flat_lru'")
     arrays = _read(path)
     found, used = _in_our_names(arrays, path)
@@ -98,7 +100,9 @@ def initialise_from_vit(model: TRecViT, path: str | Path, *, mean: float = 0.5, 
     if "tokenizer.positions" in own:
         found["tokenizer.positions"] = _resized(positions, model, path)
     depth = 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
-    wrong = [f"depth: {depth} there, {model.config.depth} here"] if depth != model.config.depth else []
+    wrong = (
+        [f"depth: {depth} there, {model.tokenizer.config.depth} here"] if depth != model.tokenizer.config.depth else []
+    )
     wrong += [
         f"{name}: {list(tensor.shape)} there, {list(own[name].shape)} here"
         for name, tensor in found.items()
@@ -220,10 +224,10 @@ class _Flax(_Torch):
 
 
 def _embedding(
-    kernel: Tensor, found: dict[str, Tensor], model: TRecViT, mean: float, deviation: float, path: Path
+    kernel: Tensor, found: dict[str, Tensor], model: VideoModel, mean: float, deviation: float, path: Path
 ) -> Tensor:
     """The patch embedding for pixels in [0, 1] and for temporal patches; shifts the bias that belongs to it."""
-    side, extent = model.config.patch_size, model.config.temporal_patch_size
+    side, extent = model.tokenizer.config.patch_size, model.tokenizer.config.temporal_patch_size
     if kernel.shape[1:] != (3, side, side):
         raise CheckpointError(
             f"{path}: its patches are {kernel.shape[-1]} pixels wide with {kernel.shape[1]} colours; "
@@ -236,11 +240,11 @@ def _embedding(
     return over_time.flatten(1)
 
 
-def _resized(positions: Tensor, model: TRecViT, path: Path) -> Tensor:
+def _resized(positions: Tensor, model: VideoModel, path: Path) -> Tensor:
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
         raise CheckpointError(f"{path}: expected positions of a square grid, got {len(positions)}")
-    rows, columns = (length // model.config.patch_size for length in model.config.image_size)
+    rows, columns = (length // model.tokenizer.config.patch_size for length in model.tokenizer.config.image_size)
     grid = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     if (rows, columns) != (side, side):
         grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)

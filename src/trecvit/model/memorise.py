@@ -1,0 +1,102 @@
+"""Returning a frame of the past (paper, section 5.4): watch T frames, and give back frame T-k.
+
+The paper reads it off the tokens of the last frame alone, so that whatever is known of frame T-k has come through the
+recurrences' states, and reshapes them: its base model's 768 channels are a patch's 16 x 16 pixels of 3 colours. Models
+of any width get a linear map in between.
+
+B videos (streams) · T frames · P patches per frame · D width · k offset
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from trecvit.config import MemoriserConfig, Preprocessing
+from trecvit.errors import InputError
+from trecvit.model.state import State
+from trecvit.model.trecvit import VideoModel, frames_of, init_lecun
+
+# An answer of 0 is mid-grey and one of size one a usual contrast, so that the first answers are of the right size.
+GREY, SPREAD = 0.5, 0.25
+
+Clips = Shaped[Tensor, "B T 3 height width"]
+Frames = Shaped[Tensor, "B 3 height width"]
+
+
+def past_frame(video: Clips, offset: int) -> Float[Tensor, "B 3 height width"]:
+    """Frame T-k of T, counted from 1, of uint8 or [0,1] videos, in [0,1]; offset k = 0 is the last.
+
+    Raises:
+        InputError: when the videos are too short to have it.
+    """
+    if not 0 <= offset < video.shape[1]:
+        raise InputError(f"expected an offset from 0 to {video.shape[1] - 1} in {video.shape[1]} frames, got {offset}")
+    frame = video[:, video.shape[1] - 1 - offset]
+    return frame.float() / 255.0 if frame.dtype == torch.uint8 else frame.float()
+
+
+class Memoriser(VideoModel, tags=["video-memorisation"]):
+    """`memoriser(video)` returns one frame of the past; `step` does so after every frame of a stream.
+
+    See `Pretrained` for what it carries besides weights.
+    """
+
+    config: MemoriserConfig
+    config_class = MemoriserConfig
+
+    def __init__(
+        self,
+        config: MemoriserConfig,
+        *,
+        preprocessing: Preprocessing | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(config, config.blocks, preprocessing=preprocessing, provenance=provenance)
+        self.reader = nn.Linear(config.blocks.width, 3 * config.blocks.patch_size**2)
+        init_lecun(self.reader)
+
+    def forward(self, video: Clips) -> Float[Tensor, "B 3 height width"]:
+        """The frame that is remembered at the end of whole clips.
+
+        Args:
+            video: uint8, or floating point in [0,1].
+
+        Returns:
+            float32, about [0,1] and not cut off there.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not a video.
+        """
+        self._check_frames(video)
+        answer, _ = self.step(video, self.init_state(len(video), image_size=(video.shape[3], video.shape[4])))
+        return answer
+
+    def init_state(self, batch_size: int, *, image_size: tuple[int, int] | None = None) -> State:
+        """The state of `batch_size` streams before their first frame, see `TRecViT.init_state`."""
+        image_size = image_size or self.preprocessing.image_size
+        self._check_image_size(*image_size)
+        return State.zeros(self.config.blocks, batch_size, image_size=image_size, device=self.device, dtype=self.dtype)
+
+    def step(self, frames: Clips, state: State) -> tuple[Float[Tensor, "B 3 height width"], State]:
+        """Goes on with the next frames of every stream; the answer is the one after the last of them.
+
+        Raises:
+            InputError: for shapes, dtypes or values that are not frames.
+            StateError: when the state belongs to another model, batch, image size, dtype or device.
+        """
+        self._check_frames(frames)
+        state.check_fits(frames, self.config.blocks, device=self.device, dtype=self.dtype)
+        return self._advance(self._pixels(frames), state)
+
+    def _advance(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
+        tokens, layers = self._through_blocks(self.tokenizer(frames), state.layers, state.frames_seen == 0)
+        state = state.replace(layers=layers, frames_seen=state.frames_seen + frames.shape[1])
+        blocks, size = self.config.blocks, (frames.shape[3], frames.shape[4])
+        # A class token is in front.
+        last = tokens[:, -1:, int(blocks.pooling == "cls") :]
+        patches = self.reader(self.norm(last)).float() * SPREAD + GREY
+        return frames_of(patches, blocks, size)[:, 0], state

@@ -1,0 +1,305 @@
+"""Long-video memorisation (the paper's section 5.4 and appendix F: Figures 7 to 9 and Table 6), at a recipe's scale.
+
+The frame to be returned is always the same one from the beginning, as in the paper: further back means a longer video.
+Each run is an ordinary training run, `RUNS/MODEL/frames-T/seed-N`: an interrupted one goes on, a finished one stays.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trecvit.baselines.memorise import VivitMemoriser
+from trecvit.errors import ConfigError
+from trecvit.evaluate.memorise import Forgetting, draw_memory, evaluate_memory, recall_in_streams
+from trecvit.files import write_text
+from trecvit.model.memorise import Memoriser
+from trecvit.runtime.doctor import machine
+from trecvit.train.bench import updates_in_turn
+from trecvit.train.initialise import load_trained
+from trecvit.train.loop import train
+from trecvit.train.memorise import HeldOutMemory
+from trecvit.train.recipe import Memory, Recipe, load_recipe
+
+OURS, VIVIT = "TRecViT", "ViViT"
+_NETWORKS: dict[str, tuple[str, ...]] = {
+    OURS: ("memory.network=trecvit",),
+    VIVIT: ("memory.network=vivit", "start.vit=''", "start.weights=''"),
+}
+LONGER = 1.5  # tested length over trained length (paper, Table 6: 96 and 64)
+MULTIPLES = (1.0, LONGER, 3.0, 10.0, 100.0)
+FORGETTINGS = (
+    Forgetting(name="carried on"),
+    Forgetting(name="x 0.99 a frame", per_frame=0.99),
+    Forgetting(name="x 0.9 a frame", per_frame=0.9),
+    Forgetting(name="x 0.5 every trained length", per_clip=0.5),
+    Forgetting(name="begun anew every trained length", per_clip=0.0),
+    Forgetting(name="begun anew at cuts", at_cuts=True),
+)
+PAPER_TABLE_6 = {(96, VIVIT): 32.2, (96, OURS): 29.1, (64, VIVIT): 15.1, (64, OURS): 26.4}
+"""PSNR in dB by frames in training and model, always tested on 96."""
+
+_TIMED_UPDATES = 9
+_NUM_DRAWN = 4
+_COLOURS = {OURS: "#2a6f97", VIVIT: "#c8553d"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is trained.
+
+    Attributes:
+        path: The recipe, with a memory.
+        overrides: Words that replace values of it.
+        runs: Folder of the training runs.
+        seeds: Of weights and, of videos, their order.
+    """
+
+    path: Path
+    overrides: tuple[str, ...]
+    runs: Path
+    seeds: tuple[int, ...]
+
+    @property
+    def base(self) -> Recipe:
+        """The recipe as it stands."""
+        return load_recipe(self.path, self.overrides)
+
+    @property
+    def frame(self) -> int:
+        """The number of the frame that is to be returned, from 1."""
+        base = self.base
+        return base.preprocessing.num_frames - self.memory(base).offset
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """T, and 1.5 T."""
+        num_frames = self.base.preprocessing.num_frames
+        return num_frames, round(LONGER * num_frames)
+
+    def memory(self, recipe: Recipe) -> Memory:
+        """The recipe's, if it has one to be tested.
+
+        Raises:
+            ConfigError: when it has none.
+        """
+        without = recipe.videos is not None and recipe.videos.validation is None
+        if recipe.memory is None or not recipe.memory.validation_clips or without:
+            raise ConfigError(f"{self.path}: expected a recipe with `memory`, and clips to validate on")
+        return recipe.memory
+
+    def offsets(self) -> tuple[int, ...]:
+        """The k to try where nobody says which: 1, a third of the recipe's, that, and the one at 1.5 T."""
+        known = [num_frames - self.frame for num_frames in self.lengths]
+        return tuple(sorted({1, max(known[0] // 3, 1), *known}))
+
+    def recipe(self, model: str, num_frames: int, seed: int) -> Recipe:
+        """That of one run: the same frame, of clips of this length."""
+        words = [
+            *self.overrides,
+            *_NETWORKS[model],
+            f"preprocessing.num_frames={num_frames}",
+            f"memory.offset={num_frames - self.frame}",
+            f"seed={seed}",
+        ]
+        return load_recipe(self.path, words)
+
+    def folder(self, model: str, num_frames: int, seed: int) -> Path:
+        """That of one run."""
+        return self.runs / model / f"frames-{num_frames}" / f"seed-{seed}"
+
+    def trained(self, model: str, num_frames: int, seed: int) -> Memoriser | VivitMemoriser:
+        """What a finished run has left."""
+        architecture = self.recipe(model, num_frames, seed).architecture
+        found = load_trained(architecture, self.folder(model, num_frames, seed) / "model")
+        assert isinstance(found, (Memoriser, VivitMemoriser)), "a recipe with a memory trains what memorises"
+        return found.eval()
+
+    def runs_for(self, offsets: Iterable[int]) -> list[tuple[str, int, int]]:
+        """Model, frames and seed of all runs, the short ones first."""
+        lengths = sorted({*self.lengths, *(offset + self.frame for offset in offsets)})
+        return [(model, length, seed) for seed in self.seeds for length in lengths for model in _NETWORKS]
+
+
+def run(
+    plan: Plan, model: str, num_frames: int, seed: int, *, report: Callable[[int, int], None]
+) -> dict[str, dict[str, float | int]]:
+    """Trains and tests one model, or reads what came out.
+
+    Returns:
+        `evaluate_memory`'s figures by the number of frames of the test clips: the trained one, and for the recipe's own
+        length also the longer one.
+    """
+    folder = plan.folder(model, num_frames, seed)
+    known = folder / "study.json"
+    if not known.exists():
+        train(plan.recipe(model, num_frames, seed), folder, report=lambda line: report(line.step, line.num_steps))
+        trained = plan.trained(model, num_frames, seed)
+        tests = plan.lengths if num_frames == plan.lengths[0] else (num_frames,)
+        found: dict[str, dict[str, float | int]] = {}
+        for length in tests:
+            clips, _ = HeldOutMemory(plan.recipe(model, length, seed)).read()
+            found[str(length)] = evaluate_memory(trained, clips, length - plan.frame)
+            found[str(length)]["parameters"] = sum(weight.numel() for weight in trained.parameters())
+        write_text(known, json.dumps(found) + "\n")
+    content: dict[str, dict[str, float | int]] = json.loads(known.read_text(encoding="utf-8"))
+    return content
+
+
+def speeds(plan: Plan, lengths: Sequence[int]) -> dict[tuple[str, int], float]:
+    """Updates per second: the median of several, in each of which all models and lengths have their turn."""
+    keys = {f"{model}, {length} frames": (model, length) for length in lengths for model in _NETWORKS}
+    recipes = {name: plan.recipe(*key, seed=0) for name, key in keys.items()}
+    timed = updates_in_turn(recipes, num_rounds=_TIMED_UPDATES)
+    return {key: statistics.median(timed[name]) for name, key in keys.items()}
+
+
+def memory_rows(
+    plan: Plan,
+    offsets: Sequence[int],
+    tested: dict[tuple[str, int, int], dict[str, dict[str, float | int]]],
+    steps_per_s: dict[tuple[str, int], float],
+) -> list[dict[str, Any]]:
+    """The rows of Figure 7, a model and an offset each, and those of Table 6."""
+    rows = []
+    for offset in offsets:
+        length = offset + plan.frame
+        for model in _NETWORKS:
+            row = {"part": "Figure 7", "model": model, "offset": offset, "num_frames": length}
+            rows.append(
+                {**row, **_over_seeds(plan, tested, model, length, length), "steps_per_s": steps_per_s[model, length]}
+            )
+    short, long = plan.lengths
+    for length, paper in ((long, 96), (short, 64)):
+        for model in _NETWORKS:
+            row = {"part": "Table 6", "model": model, "trained_on": length, "tested_on": long}
+            said = {"paper_psnr_db": PAPER_TABLE_6[paper, model]}
+            rows.append({**row, **_over_seeds(plan, tested, model, length, long), **said})
+    return rows
+
+
+def beyond_rows(plan: Plan, num_streams: int, *, report: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    """What the recipe's own TRecViT says of streams that go on past the length it was trained on, of the first seed."""
+    length, seed = plan.lengths[0], plan.seeds[0]
+    model = plan.trained(OURS, length, seed)
+    assert isinstance(model, Memoriser), "a TRecViT that memorises"
+    held_out = HeldOutMemory(plan.recipe(OURS, length, seed))
+    ways = [way for way in FORGETTINGS if held_out.knows_cuts or not way.at_cuts]
+    moments = [round(multiple * length) for multiple in MULTIPLES]
+    multiple_of = dict(zip(moments, MULTIPLES, strict=True))
+    recalled = recall_in_streams(
+        model,
+        held_out.streams(num_streams),
+        ways,
+        moments,
+        num_frames=length,
+        report=lambda seen: report(seen, moments[-1]),
+    )
+    return [
+        {"part": "beyond", "model": OURS, "multiple": multiple_of[one.frames], **asdict(one), "streams": num_streams}
+        for one in recalled
+    ]
+
+
+def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+    """All that came out, as plain JSON values."""
+    here = machine()
+    return {
+        "study": "memory",
+        "command": command,
+        "date": here["date"],
+        "machine": here,
+        "scale": scale(plan.base),
+        "recipe": plan.path.name,
+        "seeds": list(plan.seeds),
+        "frame": plan.frame,
+        "trained_on": plan.lengths[0],
+        "rows": list(rows),
+    }
+
+
+def scale(recipe: Recipe) -> str:
+    """Model, clips and steps in a line."""
+    blocks, clips, plan = recipe.blocks, recipe.preprocessing, recipe.optimisation
+    length = f"{plan.num_steps} updates" if plan.num_steps else f"{plan.epochs} epochs"
+    height, width = clips.image_size
+    return (
+        f"{blocks.depth} blocks of width {blocks.width}, patches of {blocks.patch_size}, clips of {clips.num_frames} "
+        f"frames of {height} x {width}, {length} of {plan.batch_size} clips, {recipe.data}"
+    )
+
+
+def draw(plan: Plan, content: dict[str, Any], folder: Path) -> list[Path]:
+    """Figure 7 and what lies beyond the trained length as curves, and Figures 8 and 9 as held-out clips."""
+    from matplotlib.figure import Figure
+
+    rows = content["rows"]
+    curves = Figure(figsize=(10, 4), layout="constrained")
+    left, right = curves.subplots(1, 2)
+    swept = [row for row in rows if row["part"] == "Figure 7"]
+    for model, colour in _COLOURS.items():
+        own = [row for row in swept if row["model"] == model]
+        offsets = [row["offset"] for row in own]
+        left.plot(offsets, [row["psnr_db"] for row in own], marker="o", color=colour, label=model)
+        right.plot(offsets, [row["steps_per_s"] for row in own], marker="o", color=colour, label=model)
+    own = [row for row in swept if row["model"] == OURS]
+    for name, label, style in (("last_psnr_db", "the last frame", ":"), ("constant_psnr_db", "the mean frame", "--")):
+        left.plot([row["offset"] for row in own], [row[name] for row in own], style, color="#8a8a8a", label=label)
+    left.set(xlabel="frames back, k", ylabel="PSNR, dB")
+    right.set(xlabel="frames back, k", ylabel="training steps/s")
+    right.set_ylim(bottom=0)
+    beyond = Figure(figsize=(14, 4), layout="constrained")
+    panels: Any = beyond.subplots(1, 3)
+    streamed = [row for row in rows if row["part"] == "beyond"]
+    length = content["trained_on"]
+    titles = {
+        "psnr_db": f"PSNR with the frame {length - content['frame']} frames back, dB",
+        "first_psnr_db": f"PSNR with frame {content['frame']}, dB",
+        "state_rms": "size of the states, rms",
+    }
+    for panel, (name, title) in zip(panels, titles.items(), strict=True):
+        for way in dict.fromkeys(row["forgetting"] for row in streamed):
+            some = [row for row in streamed if row["forgetting"] == way]
+            panel.plot([row["frames"] for row in some], [row[name] for row in some], marker="o", label=way)
+        panel.set(xlabel="frames seen", title=title, xscale="log")
+        panel.title.set_fontsize(10)
+    some = [row for row in streamed if row["forgetting"] == FORGETTINGS[0].name]
+    panels[0].plot(
+        [row["frames"] for row in some],
+        [row["constant_psnr_db"] for row in some],
+        "--",
+        color="#8a8a8a",
+        label="the mean frame",
+    )
+    panels[0].legend(frameon=False, fontsize=7)
+    left.legend(frameon=False)
+    for panel in (left, right, *panels):
+        panel.spines[["top", "right"]].set_visible(False)
+    paths = [folder / name for name in ("figure7.png", "beyond.png", "figure8.png", "figure9.png")]
+    curves.savefig(paths[0], dpi=130)
+    beyond.savefig(paths[1], dpi=130)
+    short, long = plan.lengths
+    clips, _ = HeldOutMemory(plan.recipe(OURS, long, plan.seeds[0])).read(_NUM_DRAWN)
+    for path, trained_on in zip(paths[2:], (long, short), strict=True):
+        answers = {model: plan.trained(model, trained_on, plan.seeds[0]) for model in _NETWORKS}
+        draw_memory(answers, clips, long - plan.frame, path)
+    return paths
+
+
+def _over_seeds(
+    plan: Plan,
+    tested: dict[tuple[str, int, int], dict[str, dict[str, float | int]]],
+    model: str,
+    trained_on: int,
+    tested_on: int,
+) -> dict[str, Any]:
+    """The figures of one model and length: PSNR of each seed and their mean, and what needs no model."""
+    runs = [tested[model, trained_on, seed][str(tested_on)] for seed in plan.seeds]
+    values = [run["psnr_db"] for run in runs]
+    same = {name: runs[0][name] for name in ("constant_psnr_db", "last_psnr_db", "clips", "parameters")}
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"psnr_db": statistics.fmean(values), "deviation": deviation, "psnr_db_by_seed": values, **same}
