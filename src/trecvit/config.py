@@ -392,6 +392,26 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VideoMaeConfig(AutoencoderConfig):
+    """Architecture of the VideoMAE that an `AutoencoderConfig` is compared with: attention over all tokens of a clip.
+
+    Of `blocks` and `decoder` it has the sizes and nothing else, such as a temporal part; the frames of a tubelet are
+    their `temporal_patch_size` (VideoMAE: 2).
+
+    Attributes:
+        num_frames: Frames of a clip, for which positions are stored.
+    """
+
+    num_frames: int
+
+    def __post_init__(self) -> None:
+        AutoencoderConfig.__post_init__(self)  # super() does not know a class with slots
+        tubelet = self.blocks.temporal_patch_size
+        whole = _is_int(self.num_frames) and self.num_frames >= 1 and self.num_frames % tubelet == 0
+        _require(whole, self, "num_frames", f"a multiple of temporal_patch_size={tubelet}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MemoriserConfig:
     """Architecture of a TRecViT that returns a frame of the past (paper, section 5.4): blocks, and a linear reader.
 
@@ -488,7 +508,13 @@ class VivitMemoriserConfig:
 
 
 Architecture = (
-    ModelConfig | TrackerConfig | ReadoutTrackerConfig | AutoencoderConfig | MemoriserConfig | VivitMemoriserConfig
+    ModelConfig
+    | TrackerConfig
+    | ReadoutTrackerConfig
+    | AutoencoderConfig
+    | VideoMaeConfig
+    | MemoriserConfig
+    | VivitMemoriserConfig
 )
 
 

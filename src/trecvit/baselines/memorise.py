@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from trecvit.baselines.baseline import Baseline
 from trecvit.baselines.video_transformers import build_vivit
-from trecvit.config import Preprocessing, Recompute, VivitMemoriserConfig
-from trecvit.errors import ConfigError, InputError
+from trecvit.config import Preprocessing, VivitMemoriserConfig
+from trecvit.errors import InputError
 from trecvit.model.memorise import GREY, SPREAD
-from trecvit.pretrained import Pretrained
 
 
-class VivitMemoriser(Pretrained, tags=["video-memorisation"]):
+class VivitMemoriser(Baseline, tags=["video-memorisation"]):
     """`memoriser(video)` returns one frame of the past; see `trecvit.model.memorise.Memoriser`."""
 
     config: VivitMemoriserConfig
@@ -44,11 +44,6 @@ class VivitMemoriser(Pretrained, tags=["video-memorisation"]):
         nn.init.normal_(self.vivit.embeddings.position_embeddings, std=config.width**-0.5)
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.reader.weight.device
-
-    @property
     def blocks(self) -> nn.ModuleList:
         """Its layers."""
         layers: nn.ModuleList = self.vivit.layers
@@ -66,16 +61,6 @@ class VivitMemoriser(Pretrained, tags=["video-memorisation"]):
         self.embedding.weight.copy_(weight * GREY)
         assert self.embedding.bias is not None, "transformers' embedding has a bias"
         self.embedding.bias.copy_(bias + GREY * weight.flatten(1).sum(dim=1))
-
-    @property
-    def recompute(self) -> Recompute:
-        """What is computed again in the backward pass instead of being kept: nothing."""
-        return "nothing"
-
-    @recompute.setter
-    def recompute(self, what: Recompute) -> None:
-        if what != "nothing":
-            raise ConfigError(f"optimisation.recompute: expected 'nothing' for a ViViT, got {what!r}")
 
     def forward(self, video: Shaped[Tensor, "B T 3 height width"]) -> Float[Tensor, "B 3 height width"]:
         """The frame that is remembered of whole clips, of any number of frames.

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import Preprocessing, nearest
+from trecvit.config import Preprocessing, VideoMaeConfig, nearest
 from trecvit.errors import CheckpointError, ConfigError, MissingPackageError
 from trecvit.evaluate.features import Encoder
 
@@ -187,6 +187,42 @@ def load_videomae(source: str | Path) -> Any:
     return model.eval()
 
 
+def build_videomae(config: VideoMaeConfig) -> Any:
+    """A `VideoMAEForPreTraining` with fresh weights and PyTorch's fused attention.
+
+    Raises:
+        MissingPackageError: transformers is not installed.
+    """
+    _require_transformers()
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    blocks, decoder = config.blocks, config.decoder
+    sizes = VideoMAEConfig(
+        hidden_size=blocks.width,
+        num_hidden_layers=blocks.depth,
+        num_attention_heads=blocks.num_heads,
+        intermediate_size=blocks.mlp_width,
+        decoder_hidden_size=decoder.width,
+        decoder_num_hidden_layers=decoder.depth,
+        decoder_num_attention_heads=decoder.num_heads,
+        decoder_intermediate_size=decoder.mlp_width,
+        image_size=list(blocks.image_size),
+        patch_size=blocks.patch_size,
+        num_frames=config.num_frames,
+        tubelet_size=blocks.temporal_patch_size,
+        use_mean_pooling=False,  # as its published pre-trained weights have it: a norm ends the encoder
+        attn_implementation="sdpa",
+    )
+    return VideoMAEForPreTraining(sizes)
+
+
+def standardise(video: Shaped[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T 3 H W"]:
+    """Pixels, uint8 or in [0,1], as VideoMAE's published weights expect them."""
+    pixels = video.float() / 255.0 if video.dtype == torch.uint8 else video.float()
+    mean, deviation = (torch.tensor(value, device=video.device).view(3, 1, 1) for value in (_MEAN, _DEVIATION))
+    return (pixels - mean) / deviation
+
+
 def fresh_videomae(model: Any, seed: int) -> Any:
     """The same architecture with first weights."""
     with torch.random.fork_rng():
@@ -208,10 +244,9 @@ def videomae_encoder(model: Any, name: str, *, frame_stride: int = 4, frame_rate
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     config = network.config
-    mean, deviation = (torch.tensor(value, device=network.device).view(3, 1, 1) for value in (_MEAN, _DEVIATION))
 
     def features(video: Tensor) -> Tensor:
-        pixels = (video.to(network.device).float() / 255.0 - mean) / deviation
+        pixels = standardise(video.to(network.device))
         # Tubelets lie frame by frame.
         num_rows = config.num_frames // config.tubelet_size
         tokens: Tensor = network(pixels).last_hidden_state.unflatten(1, (num_rows, -1))

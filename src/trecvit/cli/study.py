@@ -231,6 +231,62 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     console().print(table)
 
 
+@study_app.command("frozen")
+def study_frozen(
+    recipe: Annotated[Path, typer.Argument(help="With a mae, such as recipes/mae_world.yaml.")],
+    data: Annotated[str, typer.Option("--data", help="Videos that the probes learn from, in any of the forms.")],
+    validation: Annotated[str, typer.Option(help="Videos that they are tested on; of the same classes.")],
+    runs: _Runs,
+    to: _To,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    seeds: _Seeds = "0,1,2",
+    epochs: Annotated[int, typer.Option(min=1, help="Of the attention readout.")] = 30,
+) -> None:
+    """The paper's Tables 5 and 7: TRecViT and VideoMAE pre-trained alike, frozen, and probed, beside random features.
+
+    Stop it at will; the same command goes on.
+    """
+    from rich.table import Table
+
+    from trecvit.data.manifest import read_manifest
+    from trecvit.study.frozen import MODELS, Plan, clips_of, draw, rows_of, to_dict
+    from trecvit.study.frozen import run as run_one
+    from trecvit.train.probe import ProbePlan
+
+    plan = Plan(
+        path=recipe,
+        overrides=tuple(overrides or ()),
+        runs=runs,
+        seeds=_numbers(seeds),
+        probes=ProbePlan(epochs=epochs),
+    )
+    wanted = [(model, seed) for seed in plan.seeds for model in MODELS]
+    for model, seed in wanted:
+        plan.recipe(model, seed)  # refuses now what would fail after hours
+    both = (read_manifest(data), read_manifest(validation))
+    to.mkdir(parents=True, exist_ok=True)
+    found = {}
+    with progress_bars() as report:
+        clips = clips_of(plan, report)
+        for place, (model, seed) in enumerate(wanted):
+            report("runs", place, len(wanted))
+            found[model, seed] = run_one(plan, model, seed, both, clips, report=report)
+        report("runs", len(wanted), len(wanted))
+        rows = rows_of(plan, found)
+    content = to_dict(plan, both, rows, _command())
+    (to / "result.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draw(content, to / "frozen.png")
+    names = ("linear", "k-NN", "attention", "average_pts_within_thresh", "average_jaccard")
+    titles = ("linear", "k-NN", "attention", "δ average", "average Jaccard")
+    table = Table("model", "features", "parameters", *titles, box=None, pad_edge=False)
+    for row in rows:
+        spreads = (f"{row[name]['mean']:.1%} ± {row[name]['deviation'] or 0:.1%}" for name in names)
+        table.add_row(row["model"], row["features"], f"{row['parameters'] / 1e6:.2f} M", *spreads)
+    console().print(table)
+    for path in (to / "result.json", to / "frozen.png"):
+        print(path)
+
+
 @study_app.command("memory")
 def study_memory(
     recipe: _MemoryRecipe,

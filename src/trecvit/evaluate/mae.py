@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trecvit.config import Preprocessing
 from trecvit.errors import DataError
-from trecvit.model.mae import MaskedAutoencoder, targets, tube_masks
+from trecvit.model.mae import Autoencoder, targets, tube_masks
 from trecvit.video.draw import draw_grid, fit_for_display
 from trecvit.video.encode import VideoWriter
 from trecvit.video.frames import Image
@@ -30,7 +30,7 @@ Clip = UInt8[Tensor, "t 3 h w"]
 
 
 @torch.inference_mode()
-def evaluate_mae(autoencoder: MaskedAutoencoder, clips: Sequence[Clip], *, seed: int) -> dict[str, float | int]:
+def evaluate_mae(autoencoder: Autoencoder, clips: Sequence[Clip], *, seed: int) -> dict[str, float | int]:
     """How much of what is hidden is restored.
 
     Args:
@@ -72,7 +72,7 @@ def evaluate_mae(autoencoder: MaskedAutoencoder, clips: Sequence[Clip], *, seed:
 
 
 @torch.inference_mode()
-def draw_restored(autoencoder: MaskedAutoencoder, clips: Sequence[Clip], folder: Path, *, seed: int) -> None:
+def draw_restored(autoencoder: Autoencoder, clips: Sequence[Clip], folder: Path, *, seed: int) -> None:
     """Writes `restored.png`, frames of the clips over time, and `restored.mp4`, the same clips side by side.
 
     Of each clip there is what went in, what of it was visible (the rest grey), and what came out: the visible patches
@@ -101,7 +101,7 @@ def _film_fps(preprocessing: Preprocessing) -> float:
     return preprocessing.frame_rate_fps or _UNTIMED_FPS
 
 
-def _visible(autoencoder: MaskedAutoencoder, clip: Tensor, seed: int, number: int) -> Int64[Tensor, "1 k"]:
+def _visible(autoencoder: Autoencoder, clip: Tensor, seed: int, number: int) -> Int64[Tensor, "1 k"]:
     config = autoencoder.config
     num_patches = (clip.shape[2] // config.blocks.patch_size) * (clip.shape[3] // config.blocks.patch_size)
     draws = np.random.SeedSequence([seed, 13, number]).generate_state(1, np.uint64)
@@ -109,7 +109,7 @@ def _visible(autoencoder: MaskedAutoencoder, clip: Tensor, seed: int, number: in
     return tube_masks(1, num_patches, config.mask_ratio, generator).to(autoencoder.device)
 
 
-def _rows(autoencoder: MaskedAutoencoder, clip: Tensor, visible: Tensor) -> list[list[Image]]:
+def _rows(autoencoder: Autoencoder, clip: Tensor, visible: Tensor) -> list[list[Image]]:
     """The frames of a clip as they were, as far as they were visible, and as restored."""
     video = clip[None].to(autoencoder.device)
     hidden = autoencoder(video, visible).hidden

@@ -12,6 +12,7 @@ Sources: "paper" arXiv:2412.14294; "VideoMAE", whose recipe it follows, github.c
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from trecvit.model.trecvit import (
     sincos_positions,
     through_blocks,
 )
-from trecvit.pretrained import WEIGHTS_FILE, build, read_tensors
+from trecvit.pretrained import WEIGHTS_FILE, Pretrained, build, read_tensors
 
 DECODER_FOLDER = "decoder"  # within the folder of the encoder
 _DECODER = f"{DECODER_FOLDER}."
@@ -157,7 +158,45 @@ class Decoder(nn.Module):
         return restored
 
 
-class MaskedAutoencoder(VideoModel, tags=["masked-autoencoding"]):
+class Autoencoder(Pretrained, tags=["masked-autoencoding"]):
+    """What, called with a video and the numbers of its visible patches, gives a `Restoration` of the others."""
+
+    config: AutoencoderConfig
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @torch.no_grad()
+    def restore(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Float[Tensor, "B F 3 height width"]:
+        """The videos with their hidden patches restored, in [0,1], float32.
+
+        Of normalised targets the decoder does not say mean and contrast; those are the true ones, as in VideoMAE's
+        pictures.
+        """
+        normalised, hidden = self(video, visible)
+        true = targets(video, hidden, self.config)
+        guess = (normalised.float() * true.deviation + true.mean).clamp(0.0, 1.0)
+        return self.with_patches(video, hidden, guess)
+
+    def with_patches(
+        self, video: Clips, numbers: Int64[Tensor, "B H"], patches: Shaped[Tensor, "B T H pixels"]
+    ) -> Float[Tensor, "B F 3 height width"]:
+        """The videos in [0,1], float32, with some patches replaced.
+
+        Args:
+            video: uint8, or floating point in [0,1].
+            numbers: Which patches.
+            patches: Their pixels in [0,1].
+        """
+        whole = patches_of(video.float() / 255.0 if video.dtype == torch.uint8 else video.float(), self.config.blocks)
+        index = numbers[:, None, :, None].expand_as(patches)
+        whole = whole.scatter(2, index, patches)
+        return frames_of(whole, self.config.blocks, (video.shape[3], video.shape[4]))
+
+
+class MaskedAutoencoder(VideoModel, Autoencoder):
     """`autoencoder(video, visible)` restores what is hidden of clips; `save` leaves the encoder as a TRecViT.
 
     The decoder is saved in a folder within, so that `MaskedAutoencoder.load` finds both.
@@ -209,33 +248,6 @@ class MaskedAutoencoder(VideoModel, tags=["masked-autoencoding"]):
         tokens, _ = self._through_blocks(tokens, layers, fresh)
         features: Tensor = self.norm(tokens[:, :, num_tokens - visible.shape[1] :])
         return features
-
-    @torch.no_grad()
-    def restore(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Float[Tensor, "B F 3 height width"]:
-        """The videos with their hidden patches restored, in [0,1], float32.
-
-        Of normalised targets the decoder does not say mean and contrast; those are the true ones, as in VideoMAE's
-        pictures.
-        """
-        normalised, hidden = self(video, visible)
-        true = targets(video, hidden, self.config)
-        guess = (normalised.float() * true.deviation + true.mean).clamp(0.0, 1.0)
-        return self.with_patches(video, hidden, guess)
-
-    def with_patches(
-        self, video: Clips, numbers: Int64[Tensor, "B H"], patches: Shaped[Tensor, "B T H pixels"]
-    ) -> Float[Tensor, "B F 3 height width"]:
-        """The videos in [0,1], float32, with some patches replaced.
-
-        Args:
-            video: uint8, or floating point in [0,1].
-            numbers: Which patches.
-            patches: Their pixels in [0,1].
-        """
-        whole = patches_of(video.float() / 255.0 if video.dtype == torch.uint8 else video.float(), self.config.blocks)
-        index = numbers[:, None, :, None].expand_as(patches)
-        whole = whole.scatter(2, index, patches)
-        return frames_of(whole, self.config.blocks, (video.shape[3], video.shape[4]))
 
     def save(self, folder: str | Path) -> Path:
         """Writes the encoder into a folder as a TRecViT without a head, and the decoder into a folder within."""

@@ -50,13 +50,15 @@ _NOT_BUILT = "not built yet"
 STUDIES = {
     "ablations": Study(
         file="benchmarks/ablations/result.json",
-        command="trecvit study ablations recipes/study_world.yaml --runs runs/study --to benchmarks/ablations",
+        command="trecvit study ablations recipes/study_world.yaml videos.validate_every=0 --runs runs/ablations "
+        "--to benchmarks/ablations",
         scale=_WORLD,
         draw=lambda content, folder: [comparison.draw_bars(content["rows"], folder / "ablations.png")],
     ),
     "from scratch": Study(
         file="benchmarks/from_scratch/result.json",
-        command="trecvit study from-scratch recipes/study_world.yaml --runs runs/study --to benchmarks/from_scratch",
+        command="trecvit study from-scratch recipes/study_world.yaml --runs runs/from_scratch "
+        "--to benchmarks/from_scratch",
         scale=_WORLD,
         draw=lambda content, folder: [comparison.draw_accuracy_curves(content["rows"], folder / "from_scratch.png")],
     ),

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
+from trecvit.baselines.baseline import Baseline
+from trecvit.baselines.mae import VideoMaeAutoencoder
 from trecvit.baselines.memorise import VivitMemoriser
-from trecvit.config import Architecture, MemoriserConfig, Preprocessing, VivitMemoriserConfig
+from trecvit.config import Architecture, MemoriserConfig, Preprocessing
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.mae import MaskedAutoencoder
 from trecvit.model.memorise import Memoriser
@@ -26,7 +28,8 @@ from trecvit.weights.load import blank, load
 
 _POSITIONS = ("tokenizer.positions", "tokenizer.time.positions", "vivit.embeddings.position_embeddings")
 
-Trainable = VideoModel | VivitMemoriser
+Trainable = VideoModel | Baseline
+_BASELINES: dict[type, type[Baseline]] = {kind.config_class: kind for kind in (VideoMaeAutoencoder, VivitMemoriser)}
 
 _HAVE_A_BACKBONE = (MaskedAutoencoder, Memoriser, ReadoutTracker)  # and something behind it that is no head
 _FLOOR = 1e-3  # of a component's variance, pixels in [0,1]: what lies below is noise, and is not blown up
@@ -40,17 +43,17 @@ def fresh(
     provenance: Mapping[str, str] | None = None,
 ) -> Trainable:
     """The model that a description is one of, with first weights: the package's own, or one to compare it with."""
-    if isinstance(config, VivitMemoriserConfig):
-        return VivitMemoriser(config, preprocessing=preprocessing, provenance=provenance)
+    if (baseline := _BASELINES.get(type(config))) is not None:
+        return baseline(config, preprocessing=preprocessing, provenance=provenance)
     return blank(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
 
 
 def load_trained(
     config: Architecture, folder: str | Path, *, device: torch.device | str = "cpu"
-) -> TRecViT | PointTracker | Memoriser | VivitMemoriser:
+) -> TRecViT | PointTracker | Memoriser | Baseline:
     """What a run of a model of this architecture has left in a folder."""
-    if isinstance(config, VivitMemoriserConfig):
-        return VivitMemoriser.load(folder, device=device)
+    if (baseline := _BASELINES.get(type(config))) is not None:
+        return baseline.load(folder, device=device)
     return Memoriser.load(folder, device=device) if isinstance(config, MemoriserConfig) else load(folder, device=device)
 
 
@@ -68,9 +71,10 @@ def first_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[Trainable, str]:
         )
     model = fresh(recipe.architecture, preprocessing=recipe.preprocessing, labels=feed.labels)
     if start.whiten_grain_px:
+        assert isinstance(model, (VideoModel, VivitMemoriser)), "the recipe has refused it for a VideoMAE"
         whiten_patches(model, feed.examples(), grain_px=start.whiten_grain_px)
     scale_first_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
-    if isinstance(model, VivitMemoriser):
+    if isinstance(model, Baseline):
         return model, "fresh weights"
     made_of = []
     if start.vit:
@@ -112,7 +116,9 @@ def go_on_from(model: VideoModel, trained: VideoModel, *, source: str) -> str:
 
 
 @torch.no_grad()
-def whiten_patches(model: Trainable, videos: UInt8[Tensor, "B T 3 H W"], *, grain_px: int = 1) -> None:
+def whiten_patches(
+    model: VideoModel | VivitMemoriser, videos: UInt8[Tensor, "B T 3 H W"], *, grain_px: int = 1
+) -> None:
     """Sets the patch embedding so that the tokens of these videos have uncorrelated channels of equal size.
 
     Neighbouring pixels are so alike that a random embedding sees little but brightness, and motion moves what is left.

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trecvit.baselines.memorise import VivitMemoriser
+from trecvit.baselines.baseline import Baseline
 from trecvit.data.clips import Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
@@ -94,7 +94,7 @@ def train(
     processes: Processes | None = None,
     parallel: str = "ddp",
     report: Callable[[Progress], None] = lambda _: None,
-) -> TRecViT | PointTracker | Memoriser | VivitMemoriser:
+) -> TRecViT | PointTracker | Memoriser | Baseline:
     """Trains a model and leaves it in `folder`/model.
 
     Args:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from trecvit.config import Preprocessing
+from trecvit.baselines.mae import VideoMaeAutoencoder
+from trecvit.config import Preprocessing, VideoMaeConfig
 from trecvit.data.clips import EvaluationViews, Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.data.textures import photographs
@@ -18,7 +19,7 @@ from trecvit.data.world import World
 from trecvit.errors import DataError
 from trecvit.evaluate.mae import draw_restored, evaluate_mae
 from trecvit.files import write_text
-from trecvit.model.mae import MaskedAutoencoder, Restoration, targets
+from trecvit.model.mae import Autoencoder, MaskedAutoencoder, Restoration, targets
 from trecvit.processes import Processes
 from trecvit.train.feed import MaskedBatch
 from trecvit.train.objective import Objective, PartLoss
@@ -67,24 +68,25 @@ class MaskedAutoencoding(Objective[MaskedBatch, Restoration]):
         """Some of the held-out clips restored, as a picture and a film."""
         if self.held_out is not None:
             clips, _ = self.held_out.read(_NUM_DRAWN)
-            autoencoder = MaskedAutoencoder.load(model, device=processes.device)
-            draw_restored(autoencoder, clips, folder, seed=self.seed)
+            draw_restored(self._load(model, processes), clips, folder, seed=self.seed)
 
     def evaluate(self, model: Path, folder: Path, processes: Processes) -> None:
         """The same test as on the way, with pictures."""
         if self.held_out is None or not processes.first:
             return
         self.draw(model, folder, processes)
-        config = MaskedAutoencoder.load(model).config
-        protocol = {"data": self.held_out.source, "seed": self.seed, "mask_ratio": config.mask_ratio}
+        protocol = {"data": self.held_out.source, "seed": self.seed, "mask_ratio": self.autoencoder.mask_ratio}
         result = {"protocol": protocol, **self._figures(model, processes)}
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
     def _figures(self, model: Path, processes: Processes) -> dict[str, float | int]:
         assert self.held_out is not None, "a recipe that validates has clips to test on"
         clips, failures = self.held_out.read()
-        autoencoder = MaskedAutoencoder.load(model, device=processes.device)
-        return {**evaluate_mae(autoencoder, clips, seed=self.seed), "failed": len(failures)}
+        return {**evaluate_mae(self._load(model, processes), clips, seed=self.seed), "failed": len(failures)}
+
+    def _load(self, model: Path, processes: Processes) -> Autoencoder:
+        kind = VideoMaeAutoencoder if isinstance(self.autoencoder, VideoMaeConfig) else MaskedAutoencoder
+        return kind.load(model, device=processes.device)
 
 
 class HeldOut:

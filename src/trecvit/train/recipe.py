@@ -20,6 +20,7 @@ from trecvit.config import (
     ReadoutTrackerConfig,
     Recompute,
     TrackerConfig,
+    VideoMaeConfig,
     VivitMemoriserConfig,
     decoder_config,
     model_config,
@@ -32,7 +33,8 @@ from trecvit.data.tracks import TrackSceneConfig
 from trecvit.data.world import LABELS, NUM_SYMMETRIES, WorldConfig
 from trecvit.errors import ConfigError
 
-Network = Literal["trecvit", "vivit"]
+MemoryNetwork = Literal["trecvit", "vivit"]
+MaeNetwork = Literal["trecvit", "videomae"]
 
 _NUM_POINTS = 32
 
@@ -94,9 +96,7 @@ class Optimisation:
                 "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
                 f"{self.batch_size}, {self.accumulation} and {self.warmup_steps}"
             )
-        if self.recompute not in get_args(Recompute):
-            choices = ", ".join(get_args(Recompute))
-            raise ConfigError(f"optimisation.recompute: expected one of {choices}, got {self.recompute!r}")
+        _require_choice("optimisation.recompute", self.recompute, Recompute)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
         for name in ("beta2", "head_dropout"):
@@ -270,6 +270,8 @@ class Mae:
 
     Attributes:
         decoder: What restores, see `decoder_config`; it is saved beside the model and belongs to it no more.
+        network: What is trained: the recipe's model, a "trecvit", or to compare a "videomae" of its sizes, whose
+            tubelets have `model.temporal_patch_size` frames.
         mask_ratio: Share of the tubes that are hidden (paper: 0.9 does best).
         normalised_targets: Whether patches are normalised one by one (paper), see `AutoencoderConfig`.
         validation_clips: How many held-out clips to test on and to make pictures of: one of each of so many of
@@ -280,6 +282,7 @@ class Mae:
     """
 
     decoder: ModelConfig
+    network: MaeNetwork = "trecvit"
     mask_ratio: float = 0.9
     normalised_targets: bool = True
     validation_clips: int = 32
@@ -287,6 +290,7 @@ class Mae:
     validate_every: int = 0
 
     def __post_init__(self) -> None:
+        _require_choice("mae.network", self.network, MaeNetwork)
         if min(self.validation_clips, self.validation_seed, self.validate_every) < 0:
             raise ConfigError(
                 "mae: expected validation_clips, validation_seed and validate_every of 0 or more, got "
@@ -347,16 +351,14 @@ class Memory:
     scenery: SceneryConfig | None = None
     photographs: bool = True
     scenery_seed: int = 0
-    network: Network = "trecvit"
+    network: MemoryNetwork = "trecvit"
     vivit: Vivit = field(default_factory=Vivit)
     validation_clips: int = 32
     validation_seed: int = 1
     validate_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.network not in get_args(Network):
-            choices = ", ".join(get_args(Network))
-            raise ConfigError(f"memory.network: expected one of {choices}, got {self.network!r}")
+        _require_choice("memory.network", self.network, MemoryNetwork)
         if min(self.validation_clips, self.validation_seed, self.validate_every, self.scenery_seed) < 0:
             raise ConfigError(
                 "memory: expected validation_clips, validation_seed, validate_every and scenery_seed of 0 or more, got "
@@ -475,15 +477,18 @@ class Recipe:
         return self.model if self.mae is None else self.autoencoder
 
     @property
-    def autoencoder(self) -> AutoencoderConfig:
+    def autoencoder(self) -> AutoencoderConfig | VideoMaeConfig:
         """The architecture of encoder and decoder, for a recipe with `mae`."""
         assert self.mae is not None, "a recipe without `mae` has no decoder"
-        return AutoencoderConfig(
-            blocks=self.blocks,
-            decoder=self.mae.decoder,
-            mask_ratio=self.mae.mask_ratio,
-            normalised_targets=self.mae.normalised_targets,
-        )
+        parts: dict[str, Any] = {
+            "blocks": self.blocks,
+            "decoder": self.mae.decoder,
+            "mask_ratio": self.mae.mask_ratio,
+            "normalised_targets": self.mae.normalised_targets,
+        }
+        if self.mae.network == "videomae":
+            return VideoMaeConfig(**parts, num_frames=self.preprocessing.num_frames)
+        return AutoencoderConfig(**parts)
 
     @property
     def memoriser(self) -> MemoriserConfig | VivitMemoriserConfig:
@@ -510,6 +515,8 @@ class Recipe:
         _ = self.autoencoder  # refuses what does not fit together
         if self.start.vit:
             raise ConfigError("start.vit: an autoencoder begins from nothing, or from start.weights")
+        if mae.network == "videomae" and (self.start.weights or self.start.whiten_grain_px):
+            raise ConfigError("start: a VideoMAE begins from fresh weights; leave out weights and whiten_grain_px")
         if self.scenes is not None and self.scenes.seed == mae.validation_seed:
             raise ConfigError(f"mae.validation_seed: expected another than scenes.seed={self.scenes.seed}")
         if self.videos is None:
@@ -682,6 +689,11 @@ def _override(content: dict[str, Any], word: str) -> None:
         target[key] = yaml.safe_load(value)
     except yaml.YAMLError as exc:
         raise ConfigError(f"{word!r}: expected a value in YAML: {exc}") from exc
+
+
+def _require_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def _mapping(section: type | None, value: Any, name: str) -> dict[str, Any]:

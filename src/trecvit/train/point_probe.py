@@ -1,0 +1,185 @@
+"""What can be told of points from frozen features: the paper's recurrent readout (section 5.3), for any encoder.
+
+A `trecvit.model.readout_tracker.ReadoutTracker` has a TRecViT within it; here the features may be anybody's, so that
+encoders are compared by one readout, trained alike on the same clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trecvit.config import PointReadoutConfig
+from trecvit.data.textures import photographs
+from trecvit.data.tracked import TrackedVideo, TrackedVideos, random_queries
+from trecvit.data.tracks import TrackSceneConfig, TrackScenes
+from trecvit.errors import ConfigError
+from trecvit.evaluate.features import Encoder
+from trecvit.evaluate.tapvid import evaluate_tapvid
+from trecvit.model.readouts import RecurrentPointReadout
+from trecvit.model.tracker import TrackerOutput
+from trecvit.train.optimise import schedule
+from trecvit.train.recipe import Optimisation
+from trecvit.train.track_loss import counted_frames, regressed_track_loss
+
+_TRAINING_SEED, _TEST_SEED = 0, 1  # of the scenes
+_FEATURES_AT_ONCE = 16  # clips
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointProbePlan:
+    """How the readout is trained and tested.
+
+    Attributes:
+        scenes: What the clips look like; their length and size are those that the encoder expects.
+        train_scenes: Scenes to learn from, again and again, each time with other queries.
+        test_scenes: Held-out scenes, of another seed and with photographs of the other split.
+        num_steps: Updates.
+        batch_size: Clips per update.
+        learning_rate: The peak of a cosine after a warm-up of a tenth (paper, Table 12: 3e-4 with 200,000 steps).
+        weight_decay: On all weights; a choice.
+        readout: Its sizes.
+    """
+
+    scenes: TrackSceneConfig
+    train_scenes: int = 512
+    test_scenes: int = 48
+    num_steps: int = 400
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    readout: PointReadoutConfig = field(
+        default_factory=lambda: PointReadoutConfig(width=128, depth=2, num_heads=4, mlp_width=256)
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.train_scenes, self.test_scenes, self.num_steps, self.batch_size) < 1 or self.learning_rate <= 0:
+            raise ConfigError(f"expected scenes, steps and clips per update of 1 or more, a rate above 0; got {self}")
+
+
+def training_clips(plan: PointProbePlan, report: Callable[[int, int], None] = lambda *_: None) -> list[TrackedVideo]:
+    """The scenes that readouts learn from, rendered once for all of them."""
+    scenes = TrackScenes(plan.scenes, seed=_TRAINING_SEED, pictures=photographs("train"))
+    clips = []
+    for number, clip in enumerate(scenes.videos(range(plan.train_scenes))):
+        clips.append(clip)
+        report(number + 1, plan.train_scenes)
+    return clips
+
+
+class FrozenTracker:
+    """A tracker, see `trecvit.model.tracker.Tracker`: an encoder that is not trained and a readout that is.
+
+    An encoder whose tokens span several frames (VideoMAE's tubelets) shows its readout the same tokens in each of them;
+    it then knows of a frame that is still to come, which a TRecViT does not.
+
+    Args:
+        encoder: Of clips.
+        readout: Reads the points off its features.
+    """
+
+    def __init__(self, encoder: Encoder, readout: RecurrentPointReadout) -> None:
+        self.encoder, self.readout = encoder, readout
+
+    @torch.no_grad()
+    def __call__(self, video: Tensor, query_points_tyx: Tensor) -> TrackerOutput:
+        """Points in pixels of the video, see `Tracker`."""
+        return self.read(self.features(video), query_points_tyx, (video.shape[3], video.shape[4]))
+
+    @torch.no_grad()
+    def features(self, video: Tensor) -> Float[Tensor, "B T N D"]:
+        """Of each frame, float32."""
+        tokens = self.encoder.features(video).float()
+        return tokens.repeat_interleave(video.shape[1] // tokens.shape[1], dim=1)
+
+    def read(
+        self, features: Float[Tensor, "B T N D"], query_points_tyx: Float[Tensor, "B Q 3"], image_size: tuple[int, int]
+    ) -> TrackerOutput:
+        """What the readout says.
+
+        Args:
+            features: Of clips.
+            query_points_tyx: Frame, and place in pixels.
+            image_size: Height and width of the frames.
+        """
+        size_xy = torch.tensor([image_size[1], image_size[0]], device=features.device)
+        batch_size, num_queries = query_points_tyx.shape[:2]
+        nothing = torch.zeros(batch_size, num_queries, self.readout.config.width, device=features.device)
+        frames, places_xy = query_points_tyx[..., 0].round().long(), query_points_tyx[..., [2, 1]] / size_xy
+        said, _ = self.readout(features, places_xy, frames, nothing)
+        certainty = said.certainty_logits.sigmoid()
+        return TrackerOutput(
+            said.points_xy * size_xy, said.visible_logits, certainty, certainty_logits=said.certainty_logits
+        )
+
+
+def point_probe(
+    encoder: Encoder,
+    clips: Sequence[TrackedVideo],
+    plan: PointProbePlan,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, float]:
+    """Trains a readout on the encoder's features and tests it on held-out scenes.
+
+    Args:
+        encoder: Its network is not changed.
+        clips: From `training_clips`.
+        plan: How.
+        seed: Of first weights, order and queries.
+        device: Where the readout is trained.
+        report: Called with the number of updates done, and of all.
+
+    Returns:
+        TAP-Vid's metrics, means over the held-out scenes.
+    """
+    size = plan.scenes.image_size
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        width = int(encoder.features(_pixels(clips[:1])).shape[-1])
+        tracker = FrozenTracker(encoder, RecurrentPointReadout(width, plan.readout).to(device))
+    parts = [clips[first : first + _FEATURES_AT_ONCE] for first in range(0, len(clips), _FEATURES_AT_ONCE)]
+    features = torch.cat([tracker.features(_pixels(part)).half().cpu() for part in parts])
+    rates = Optimisation(num_steps=plan.num_steps, warmup_steps=plan.num_steps // 10)
+    optimiser = torch.optim.AdamW(tracker.readout.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    rng = np.random.default_rng([seed, 17])
+    for step in range(plan.num_steps):
+        optimiser.param_groups[0]["lr"] = plan.learning_rate * schedule(step, rates, plan.num_steps)
+        rows = rng.integers(len(clips), size=plan.batch_size)
+        queries = torch.from_numpy(np.stack([random_queries(clips[row], rng) for row in rows])).to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            said = tracker.read(features[rows].float().to(device), queries, size)
+        assert said.certainty_logits is not None, "a readout tells how sure it is"
+        visible = torch.from_numpy(np.stack([~clips[row].occluded for row in rows])).to(device)
+        loss = regressed_track_loss(
+            points_xy=said.points_xy,
+            visible_logits=said.visible_logits,
+            certainty_logits=said.certainty_logits,
+            target_xy=torch.from_numpy(np.stack([clips[row].tracks_xy for row in rows])).to(device),
+            visible=visible,
+            counted=counted_frames(queries, visible.shape[2]),
+            image_size=size,
+        ).total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        report(step + 1, plan.num_steps)
+    scores, _ = evaluate_tapvid(tracker, test_videos(plan), image_size=size, device=device)
+    return {name: float(value) for name, value in scores.means().items()}
+
+
+def test_videos(plan: PointProbePlan) -> TrackedVideos:
+    """The held-out scenes."""
+    scenes = TrackScenes(plan.scenes, seed=_TEST_SEED, pictures=photographs("held_out"))
+    return scenes.videos(range(plan.test_scenes))
+
+
+def _pixels(clips: Sequence[TrackedVideo]) -> Tensor:
+    return torch.from_numpy(np.stack([clip.video for clip in clips])).movedim(-1, 2).contiguous()
