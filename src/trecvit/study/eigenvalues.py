@@ -115,7 +115,7 @@ def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[st
     }
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any], path: Path) -> Path:
     """A panel for each range: the eigenvalues of all blocks and seeds at the start and at the end."""
     from matplotlib.figure import Figure
 
@@ -135,3 +135,4 @@ def draw(content: dict[str, Any], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False)
     figure.savefig(path, dpi=130)
+    return path

@@ -250,7 +250,7 @@ def to_dict(
     }
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any], path: Path) -> Path:
     """Bars of what is told from frozen features, pre-trained beside random."""
     from matplotlib.figure import Figure
 
@@ -283,3 +283,4 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel("%")
     figure.savefig(path, dpi=130)
+    return path

@@ -16,7 +16,7 @@ from typing import Any
 
 from trecvit.errors import DataError
 from trecvit.files import write_text
-from trecvit.study import comparison, efficiency, tables
+from trecvit.study import comparison, efficiency, eigenvalues, frozen, tables
 from trecvit.study.paper import ITEMS, Item
 from trecvit.study.tables import NOT_MEASURED, Build, on, table
 
@@ -45,8 +45,6 @@ class Study:
 
 
 _WORLD = "small models, synthetic world"
-_NOT_BUILT = "not built yet"
-
 STUDIES = {
     "ablations": Study(
         file="benchmarks/ablations/result.json",
@@ -75,19 +73,24 @@ STUDIES = {
         "--save benchmarks/speed.json",
         scale="the paper's size, on a CPU",
     ),
-    "frozen": Study(file="benchmarks/frozen/result.json", command=_NOT_BUILT, scale=_WORLD),
-    "probe": Study(
-        file="benchmarks/frozen.json",
-        command="trecvit probe --model runs/mae/model --data data/probe/train.json "
-        "--validation data/probe/validation.json --to runs/probe",
+    "frozen": Study(
+        file="benchmarks/frozen/result.json",
+        command="trecvit study frozen recipes/mae_world.yaml --data data/probe/train.json "
+        "--validation data/probe/validation.json --runs runs/frozen --to benchmarks/frozen",
         scale=_WORLD,
-        details=tables.probe_scale,
+        draw=lambda content, folder: [frozen.draw(content, folder / "frozen.png")],
     ),
-    "memory": Study(file="benchmarks/memory/result.json", command=_NOT_BUILT, scale=_WORLD),
+    "memory": Study(
+        file="benchmarks/memory/result.json",
+        command="trecvit study memory recipes/memory_world.yaml --runs runs/memory_study --to benchmarks/memory",
+        scale=_WORLD,
+    ),
     "eigenvalues": Study(
         file="benchmarks/eigenvalues/result.json",
-        command=_NOT_BUILT,
+        command="trecvit study eigenvalues recipes/memory_world.yaml --runs runs/eigenvalues "
+        "--to benchmarks/eigenvalues",
         scale=_WORLD,
+        draw=lambda content, folder: [eigenvalues.draw(content, folder / "eigenvalues.png")],
     ),
     "points": Study(
         file="benchmarks/points.json",
@@ -110,19 +113,20 @@ STUDIES = {
 TABLES: dict[str, tuple[str, Build]] = {
     **{f"Table {number}": ("ablations", tables.comparison(f"Table {number}")) for number in (1, 2, 13, 14, 15)},
     "Table 3": ("costs", tables.inference_costs),
-    "Table 5": ("frozen", tables.flat_rows("Table 5")),
-    "Table 5, TRecViT alone": ("probe", tables.probed),
-    "Table 6": ("memory", tables.flat_rows("Table 6")),
+    "Table 5": ("frozen", tables.probed),
+    "Table 5, pre-training": ("frozen", tables.pretrained),
+    "Table 6": ("memory", tables.recalled),
     "Table 7": ("points", tables.points),
-    "Table 7, frozen": ("frozen", tables.flat_rows("Table 7")),
+    "Table 7, frozen": ("frozen", tables.probed_points),
     "Table 9": ("classifier", tables.classified),
     "Table 10": ("autoencoder", tables.restored),
-    "Figure 2": ("eigenvalues", tables.flat_rows("Figure 2")),
+    "Figure 2": ("eigenvalues", tables.eigenvalues),
     "Figure 3": ("costs", tables.training_costs(tables.FIGURE_3)),
     "Figure 3, ratios": ("costs", tables.cost_ratios),
     "Figure 4": ("from scratch", tables.comparison("Figure 4")),
     "Figure 5": ("costs", tables.training_costs(tables.FIGURE_5)),
-    "Figure 7": ("memory", tables.flat_rows("Figure 7")),
+    "Figure 7": ("memory", tables.recalled_over_distance),
+    "Beyond the trained length": ("memory", tables.recalled_beyond),
     "Section 1": ("speed", tables.streaming_speed),
 }
 """What stands between the marks of a name: which study's result, and what makes a table of it."""
@@ -261,8 +265,6 @@ def _provenance(study: str, content: dict[str, Any] | None) -> str:
     about = STUDIES[study]
     if content is None:
         command = _command(study, None)
-        if command == _NOT_BUILT:
-            return f"{NOT_MEASURED.capitalize()}: the command that is to write {about.file} is not built."
         return f"{NOT_MEASURED.capitalize()}: `{command}` is to write {about.file}."
     words = [f"Measured by `{_command(study, content)}`."]
     if "scale" in content:
@@ -304,7 +306,7 @@ def _row(item: Item, contents: dict[str, dict[str, Any] | None]) -> list[str]:
         here.append(f"[{study}]({item.anchor})" if content is not None else f"{study}: {NOT_MEASURED}")
         scale.append(STUDIES[study].scale)
         command = _command(study, content)
-        commands.append(command if command == _NOT_BUILT else f"`{command}`")
+        commands.append(f"`{command}`")
         when.append("" if content is None else _when(content))
     cells = (here, scale, commands, when)
     return [item.name, item.says, *("<br>".join(part for part in cell if part) for cell in cells)]

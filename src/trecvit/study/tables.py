@@ -59,40 +59,8 @@ def on(machine: dict[str, Any]) -> str:
     return f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
 
 
-def flat_rows(name: str) -> Build:
-    """The rows of a table or figure, from a file whose rows are flat; a column for each key that any row fills.
-
-    A row that says of which `table` or `figure` it is, stands there only. Lists and what is nested are not shown.
-    """
-
-    def build(content: dict[str, Any]) -> str:
-        rows = [row for row in content["rows"] if name in _belongs(row, name)]
-        if not rows:
-            return _not_among(name)
-        shown = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("table", "figure")]
-        shown = [key for key in shown if any(_cell(row.get(key)) for row in rows)]
-        return table([key.replace("_", " ") for key in shown], [[_cell(row.get(key)) for key in shown] for row in rows])
-
-    return build
-
-
-def _belongs(row: dict[str, Any], name: str) -> tuple[str, ...]:
-    named = tuple(row[key] for key in ("table", "figure") if row.get(key))
-    return named or (name,)
-
-
 def _not_among(name: str) -> str:
     return f"{name}: {NOT_MEASURED}, the study has been run in part."
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value.replace("|", "/") if isinstance(value, str) else ""
 
 
 def comparison(name: str) -> Build:
@@ -217,16 +185,117 @@ def classified(content: dict[str, Any]) -> str:
 
 
 def probed(content: dict[str, Any]) -> str:
-    """What `trecvit probe` found in frozen features."""
+    """What frozen features tell of videos, pre-trained beside random ones."""
+    lines = []
+    for row in content["rows"]:
+        paper = row.get("paper_top1", ("", ""))
+        found = [_spread(row[name]) for name in ("linear", "k-NN", "attention")]
+        lines.append([row["model"], row["features"], f"{row['parameters'] / 1e6:.2f} M", *paper, *found])
+    titles = ("model", "features", "here, parameters", "paper, K400", "paper, SSv2", "here, linear probe", "here, k-NN")
+    return table((*titles, "here, attention readout"), lines)
+
+
+def pretrained(content: dict[str, Any]) -> str:
+    """How the encoders were made, and what they cost."""
     lines = [
-        (row["probe"], row["features"], f"{share(row['mean'])} ± {share(row['deviation'])}") for row in content["rows"]
+        (
+            row["model"],
+            _spread(row["explained"]),
+            f"{row['pretraining_steps_per_s']:.2f}",
+            f"{row['clips_per_s']:.1f}",
+        )
+        for row in content["rows"]
+        if row["features"] == "pretrained"
     ]
-    return table(("probe", "features", "here, top-1 of 18"), lines)
+    return table(("model", "explained of what was hidden", "pre-training, steps/s", "features, clips/s"), lines)
 
 
-def probe_scale(content: dict[str, Any]) -> str:
-    """What was probed, in words."""
-    return f"An encoder of {content['encoder_parameters'] / 1e6:.2f} M parameters, torch {content['protocol']['torch']}"
+def probed_points(content: dict[str, Any]) -> str:
+    """What a recurrent readout tells of points, from the same features."""
+    lines = []
+    for row in content["rows"]:
+        paper = row.get("paper_average_jaccard", ("", ""))
+        lines.append([row["model"], row["features"], *paper, *(_spread(row[metric]) for metric in METRICS)])
+    return table(("model", "features", "paper, DAVIS", "paper, Perception Test", *METRICS.values()), lines)
+
+
+def _spread(value: dict[str, Any]) -> str:
+    """A mean over seeds, and the deviation if there were several."""
+    deviation = "" if value["deviation"] is None else f" ± {share(value['deviation'])}"
+    return share(value["mean"]) + deviation
+
+
+def recalled(content: dict[str, Any]) -> str:
+    """A frame of the past, trained on clips of one length or another and tested on the longer."""
+    lines = [
+        (
+            row["model"],
+            row["trained_on"],
+            row["tested_on"],
+            row["paper_psnr_db"],
+            *_decibels(row, "psnr_db", "last_psnr_db", "constant_psnr_db"),
+        )
+        for row in _of_part(content, "Table 6")
+    ]
+    titles = ("model", "trained on", "tested on", "paper, dB", "here, dB")
+    return table((*titles, "the last frame instead", "the mean frame"), lines)
+
+
+def recalled_over_distance(content: dict[str, Any]) -> str:
+    """How well, and how fast the training is, by how far back the frame lies."""
+    lines = [
+        (
+            row["offset"],
+            row["model"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            *_decibels(row, "psnr_db", "last_psnr_db", "constant_psnr_db"),
+            f"{row['steps_per_s']:.2f}",
+        )
+        for row in _of_part(content, "Figure 7")
+    ]
+    titles = ("frames back", "model", "parameters", "PSNR, dB", "the last frame instead", "the mean frame")
+    return table((*titles, "training steps/s"), lines)
+
+
+def recalled_beyond(content: dict[str, Any]) -> str:
+    """What streams are worth after the length that was trained."""
+    lines = [
+        (
+            row["forgetting"],
+            f"{row['frames']:,}",
+            *_decibels(row, "psnr_db", "first_psnr_db", "constant_psnr_db"),
+            f"{row['state_rms']:.2f}",
+        )
+        for row in _of_part(content, "beyond")
+    ]
+    behind = content["trained_on"] - content["frame"]
+    titles = ("states are", "frames seen", f"PSNR, {behind} frames back", f"PSNR, frame {content['frame']}")
+    return table((*titles, "the mean frame", "states, rms"), lines)
+
+
+def eigenvalues(content: dict[str, Any]) -> str:
+    """Distributions at the start and at the end of training."""
+    lines = [
+        (
+            f"{row['min_radius']:g} to {row['max_radius']:g}",
+            row["seed"],
+            row["moment"],
+            f"{row['mean']:.3f}",
+            *(f"{row['quantiles'][quantile]:.3f}" for quantile in ("0", "0.05", "0.5", "0.95")),
+            share(row["below_min_radius"]),
+        )
+        for row in content["rows"]
+    ]
+    titles = ("drawn from", "seed", "of training", "mean", "least", "5 %", "median", "95 %", "below the range")
+    return table(titles, lines)
+
+
+def _of_part(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [row for row in content["rows"] if row["part"] == name]
+
+
+def _decibels(row: dict[str, Any], *names: str) -> list[str]:
+    return [f"{row[name]:.1f}" for name in names]
 
 
 def restored(content: dict[str, Any]) -> str:
