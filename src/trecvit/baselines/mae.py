@@ -20,7 +20,7 @@ from trecvit.errors import InputError
 from trecvit.model.mae import Autoencoder, Clips, Restoration, hidden_patches
 
 
-class VideoMaeAutoencoder(Autoencoder, Baseline):
+class VideoMaeAutoencoder(Baseline, Autoencoder):
     """`autoencoder(video, visible)` restores what is hidden of clips; see `trecvit.model.mae.MaskedAutoencoder`.
 
     `network` is transformers' `VideoMAEForPreTraining`, whose own loss plays no part.

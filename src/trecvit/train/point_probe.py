@@ -171,11 +171,11 @@ def point_probe(
         loss.backward()
         optimiser.step()
         report(step + 1, plan.num_steps)
-    scores, _ = evaluate_tapvid(tracker, test_videos(plan), image_size=size, device=device)
+    scores, _ = evaluate_tapvid(tracker, held_out_videos(plan), image_size=size, device=device)
     return {name: float(value) for name, value in scores.means().items()}
 
 
-def test_videos(plan: PointProbePlan) -> TrackedVideos:
+def held_out_videos(plan: PointProbePlan) -> TrackedVideos:
     """The held-out scenes."""
     scenes = TrackScenes(plan.scenes, seed=_TEST_SEED, pictures=photographs("held_out"))
     return scenes.videos(range(plan.test_scenes))
