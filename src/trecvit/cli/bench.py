@@ -123,7 +123,7 @@ def bench_slots(
     recipe: Annotated[Path, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help=f"As `track` has it; {_UNTRAINED}: TAPNext's size, untrained, for time only."),
+        typer.Option("--model", "-m", help=f"As `track` has it; {_UNTRAINED}: TAPNext's size, untrained, to time it."),
     ] = "points",
     points: Annotated[int, typer.Option(min=1, help="Points of a scene.")] = 16,
     empty: Annotated[

@@ -48,7 +48,8 @@ def describe(model: TRecViT | PointTracker) -> dict[str, Any]:
 def flops_per_frame(model: TRecViT | PointTracker, *, num_points: int = POINTS) -> int:
     """Floating-point operations of one new frame of one stream; with temporal patches, the average over a patch.
 
-    For a tracker with `num_points` points, their readouts included. For a model that cannot stream, an average over a clip.
+    For a tracker with `num_points` points, their readouts included. For a model that cannot stream, an average over a
+    clip.
     """
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         if isinstance(model, PointTracker):
