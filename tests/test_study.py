@@ -130,7 +130,7 @@ def test_a_tracker_is_scored_beside_both_baselines(tmp_path):
     drawn = {path.relative_to(tmp_path / "pictures").as_posix() for path in tmp_path.glob("pictures/*/*.png")}
     covered = "moved footage, covered now and then"
     scenes_drawn = {f"held-out scenes/scene {number}.png" for number in range(2)}
-    assert drawn == {*scenes_drawn, *(f"{test}/real.mp4[0].png" for test in ("moved footage", covered))}
+    assert drawn == {*scenes_drawn, *(f"{test}/{footage.name}[0].png" for test in ("moved footage", covered))}
     scenes = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(2))
     scores, _ = evaluate_tapvid(still_points, scenes, image_size=(32, 32))
     assert found[1].metrics == {name: scores.means()[name] for name in found[1].metrics}
