@@ -61,7 +61,7 @@ def test_help_is_quick_and_names_every_command():
     [["classify"], ["stream"], ["track"], ["demo"], ["info"], ["convert"], ["export"], ["train"], ["finetune"],
      ["curves"], ["doctor"], ["data", "render"], ["data", "check"], ["data", "shard"], ["eval", "world"],
      ["eval", "videos"], ["eval", "early"], ["eval", "tapvid"], ["bench", "stream"], ["bench", "speed"],
-     ["bench", "train"], ["bench", "loader"], ["study", "efficiency"]],
+     ["bench", "train"], ["bench", "loader"], ["bench", "slots"], ["study", "efficiency"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_command_explains_itself(words):

@@ -114,13 +114,23 @@ def test_a_tracker_is_scored_beside_both_baselines(tmp_path):
     footage = make_video(tmp_path / "real.mp4")
     reported: list[int] = []
     found = compare_trackers(
-        tiny_tracker(), scenes=config, num_scenes=2, footage=[footage], clips_per_video=1, report=reported.append
+        tiny_tracker(),
+        scenes=config,
+        num_scenes=2,
+        footage=[footage],
+        clips_per_video=1,
+        pictures=tmp_path / "pictures",
+        report=reported.append,
     )
     tests = ("held-out scenes", "moved footage", "moved footage, covered now and then")
     assert [(one.test, one.tracker) for one in found] == [
         (test, name) for test in tests for name in ("TAPNext", "still points", "Lucas–Kanade")
     ]
     assert reported == list(range(1, 10))
+    drawn = {path.relative_to(tmp_path / "pictures").as_posix() for path in tmp_path.glob("pictures/*/*.png")}
+    covered = "moved footage, covered now and then"
+    scenes_drawn = {f"held-out scenes/scene {number}.png" for number in range(2)}
+    assert drawn == {*scenes_drawn, *(f"{test}/{footage.name}[0].png" for test in ("moved footage", covered))}
     scenes = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(2))
     scores, _ = evaluate_tapvid(still_points, scenes, image_size=(32, 32))
     assert found[1].metrics == {name: scores.means()[name] for name in found[1].metrics}

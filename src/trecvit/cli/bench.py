@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trecvit.cli.app import bench_app
 from trecvit.cli.options import (
     DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
+    fast,
+    load_fast_tracker,
     load_model,
 )
 from trecvit.cli.terminal import complain, console, print_facts, progress_bar
+
+if TYPE_CHECKING:
+    from trecvit.model.tracker import PointTracker
+
+_UNTRAINED = "tapnext_b"
 
 
 @bench_app.command("stream")
@@ -108,6 +116,81 @@ def bench_speed(
     console().print(table)
     if failed:
         raise typer.Exit(1)
+
+
+@bench_app.command("slots")
+def bench_slots(
+    recipe: Annotated[Path, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help=f"As `track` has it; {_UNTRAINED}: TAPNext's size, untrained, to time it."),
+    ] = "points",
+    points: Annotated[int, typer.Option(min=1, help="Points of a scene.")] = 16,
+    empty: Annotated[
+        list[int] | None, typer.Option(min=1, help="Empty slots beside them; 1, 16, 64 and 256 by default.")
+    ] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 8,
+    num_frames: Annotated[int, typer.Option(min=2, help="Frames of a scene.")] = 48,
+    dtype: DtypeOption = "float32",
+    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+) -> None:
+    """Empty slots of a live tracker: what they cost in time and memory, and how they change the points' answers.
+
+    Measured in turns, frame by frame, beside the same tracker without empty slots. On a busy machine look at the
+    ratios: other processes hit all alike.
+    """
+    from dataclasses import asdict, replace
+
+    from rich.table import Table
+
+    from trecvit.data.textures import photographs
+    from trecvit.data.tracks import TrackScenes
+    from trecvit.errors import ConfigError
+    from trecvit.runtime.doctor import load_average, machine
+    from trecvit.runtime.slots import slot_costs
+    from trecvit.train.recipe import load_recipe
+
+    tracks = load_recipe(recipe).tracks
+    if tracks is None or tracks.scenes is None:
+        raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
+    counts = sorted(set(empty or [1, 16, 64, 256]))
+    trained = model != _UNTRAINED
+    network = load_fast_tracker(model, "cpu", dtype, "eager") if trained else _untrained(dtype)
+    size = network.preprocessing.image_size
+    look = replace(tracks.scenes, num_frames=num_frames, num_points=points, image_size=size)
+    videos = TrackScenes(look, seed=1, pictures=photographs("held_out")).videos(range(scenes))
+    with progress_bar("frames", scenes * num_frames * (1 + len(counts))) as advance:
+        costs = slot_costs(network, videos, empty_slots=counts, trained=trained, report=advance)
+    if save:
+        content = {
+            "machine": machine(),
+            "load_average": load_average(),
+            "model": model,
+            "dtype": dtype,
+            "num_scenes": scenes,
+            "scenes": asdict(look),
+            "costs": [asdict(cost) for cost in costs],
+        }
+        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    titles = ("empty slots", "median", "times as long", "GFLOP", "state")
+    answered = ("moved, median", "99 %", "most", "seen otherwise", "average Jaccard") if trained else ()
+    table = Table(*titles, *answered, box=None, pad_edge=False)
+    for cost in costs:
+        row = [str(cost.empty_slots), f"{cost.median_ms:.1f} ms", f"{cost.times_as_long:.2f}"]
+        row += [f"{cost.gflop:.2f}", f"{cost.state_bytes / 1e6:.2f} MB"]
+        if (told := cost.answers) is not None:
+            row += [f"{px:.2f} px" for px in (told.moved_median_px, told.moved_p99_px, told.moved_most_px)]
+            row += [f"{told.seen_otherwise:.2%}", f"{told.average_jaccard:.1%}"]
+        table.add_row(*row)
+    console().print(table)
+
+
+def _untrained(dtype: str) -> PointTracker:
+    """TAPNext in its published size, whose answers mean nothing."""
+    from trecvit.config import TrackerConfig
+    from trecvit.model.tapnext import TAPNext
+
+    return fast(TAPNext(TrackerConfig()), dtype, "eager")
 
 
 @bench_app.command("train")

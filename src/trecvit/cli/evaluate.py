@@ -26,10 +26,8 @@ from trecvit.cli.terminal import console, name_failures, print_facts, progress_b
 from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trecvit.data.tracked import TrackedVideo
     from trecvit.evaluate.features import Encoder
-    from trecvit.evaluate.tapvid import Queries
-    from trecvit.model.tracker import Tracker, TrackerOutput
+    from trecvit.model.tracker import Tracker
 
 
 @eval_app.command("videos")
@@ -152,6 +150,7 @@ def eval_tapvid(
     """
     from trecvit.data.tapvid import read_tracked
     from trecvit.evaluate.tapvid import QUERY_MODES, evaluate_tapvid, tapvid_protocol, write_tapvid_result
+    from trecvit.study.tracks import saved_in
 
     if query_mode not in QUERY_MODES:
         raise ConfigError(f"--query-mode: expected {' or '.join(QUERY_MODES)}, got {query_mode!r}")
@@ -165,7 +164,7 @@ def eval_tapvid(
     }
     with progress_bar("videos", len(tracked)) as advance:
         scores, failures = evaluate_tapvid(
-            tracker, tracked, **asked, device=device, report=advance, show=_saved_in(pictures)
+            tracker, tracked, **asked, device=device, report=advance, show=saved_in(pictures)
         )
     result = write_tapvid_result(to, scores, tapvid_protocol(tracked, tracker=name, **asked), failures)
     titles = {
@@ -190,24 +189,6 @@ def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracke
     if baseline not in ("still", "lk"):
         raise ConfigError(f"--baseline: expected still or lk, got {baseline!r}")
     return baseline, still_points if baseline == "still" else LucasKanade(), IMAGE_SIZE
-
-
-def _saved_in(folder: Path | None) -> Callable[[TrackedVideo, Queries, TrackerOutput], None]:
-    """Draws each video's points into a file of its name; nothing without a folder."""
-    if folder is None:
-        return lambda *_: None
-
-    import PIL.Image
-
-    from trecvit.study.tracks import draw_tracks
-
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def save(video: TrackedVideo, queries: Queries, answer: TrackerOutput) -> None:
-        name = video.name.replace("/", "_")
-        PIL.Image.fromarray(draw_tracks(video, queries, answer)).save(folder / f"{name}.png")
-
-    return save
 
 
 @eval_app.command("world")

@@ -58,7 +58,7 @@ def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
 
     if is_exported(model):
         return load_exported(model)
-    return _fast(load_model(model, device), dtype, mode)
+    return fast(load_model(model, device), dtype, mode)
 
 
 def load_tracker(model: str, device: str) -> PointTracker:
@@ -72,10 +72,11 @@ def load_tracker(model: str, device: str) -> PointTracker:
 
 def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> PointTracker:
     """`load_fast` for point trackers."""
-    return _fast(load_tracker(model, device), dtype, mode)
+    return fast(load_tracker(model, device), dtype, mode)
 
 
-def _fast(network: _Model, dtype: str, mode: str) -> _Model:
+def fast(network: _Model, dtype: str, mode: str) -> _Model:
+    """A model made fast as --dtype and --mode say."""
     from trecvit.runtime.fast import DTYPES, optimize
 
     if dtype not in DTYPES:

@@ -66,6 +66,9 @@ def study_points(
     num_frames: Annotated[int, typer.Option(min=2, help="Frames of a scene.")] = 24,
     footage: Annotated[list[Path] | None, typer.Option(help="Real videos whose frames are moved.")] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips of each of these videos.")] = 10,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of each scene and clip: points from near, over time.")
+    ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """A tracker beside points that stay and optical flow: average Jaccard, δ-average, occlusion accuracy."""
@@ -89,6 +92,7 @@ def study_points(
             num_scenes=scenes,
             footage=videos,
             clips_per_video=clips,
+            pictures=pictures,
             report=advance,
         )
     save.write_text(json.dumps(to_dict(found, scenes=look, footage=videos), indent=1) + "\n", encoding="utf-8")

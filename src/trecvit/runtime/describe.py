@@ -45,15 +45,16 @@ def describe(model: TRecViT | PointTracker) -> dict[str, Any]:
     return {**facts, "provenance": dict(model.provenance)}
 
 
-def flops_per_frame(model: TRecViT | PointTracker) -> int:
+def flops_per_frame(model: TRecViT | PointTracker, *, num_points: int = POINTS) -> int:
     """Floating-point operations of one new frame of one stream; with temporal patches, the average over a patch.
 
-    For a tracker with `POINTS` points, their readouts included. For a model that cannot stream, an average over a clip.
+    For a tracker with `num_points` points, their readouts included. For a model that cannot stream, an average over a
+    clip.
     """
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         if isinstance(model, PointTracker):
             tracker = type(model)(model.config, preprocessing=model.preprocessing)
-            tracker.step(torch.zeros(1, 1, 3, *model.preprocessing.image_size), _tracks(tracker))
+            tracker.step(torch.zeros(1, 1, 3, *model.preprocessing.image_size), _tracks(tracker, num_points))
             return int(counter.get_total_flops())
         shadow = TRecViT(model.config, preprocessing=model.preprocessing)
         extent = model.config.temporal_patch_size
@@ -63,7 +64,7 @@ def flops_per_frame(model: TRecViT | PointTracker) -> int:
         return int(counter.get_total_flops()) // num_frames
 
 
-def _tracks(tracker: PointTracker) -> TrackerState:
-    """The state of one stream with `POINTS` points, without content."""
-    queries = torch.zeros(1, POINTS, dtype=torch.int64, device="meta"), torch.zeros(1, POINTS, 2, device="meta")
+def _tracks(tracker: PointTracker, num_points: int = POINTS) -> TrackerState:
+    """The state of one stream with so many points, without content."""
+    queries = torch.zeros(1, num_points, dtype=torch.int64, device="meta"), torch.zeros(1, num_points, 2, device="meta")
     return tracker.begin(*queries, tracker.preprocessing.image_size)

@@ -69,6 +69,13 @@ def machine() -> dict[str, str | int]:
     }
 
 
+def load_average() -> float | None:
+    """How many processes wanted a core in the last minute, this one included; None where the system does not say."""
+    with suppress(AttributeError, OSError):
+        return round(os.getloadavg()[0], 2)
+    return None
+
+
 def _processor() -> str:
     """As the system calls it; Linux says it in a file of its own."""
     with suppress(OSError):

@@ -97,7 +97,9 @@ def follow(tracker: PointTracker, source: Source, query_points_tyx: Queries) -> 
         yield TrackUpdate(frame.index, frame.time_s, frame.image, tuple(ids), points_in_frame(out, ids, scale_xy))
 
 
-def follow_live(tracker: PointTracker, source: Source, query_points_tyx: Queries) -> Iterator[TrackUpdate]:
+def follow_live(
+    tracker: PointTracker, source: Source, query_points_tyx: Queries, *, max_points: int | None = None
+) -> Iterator[TrackUpdate]:
     """`follow` by way of a `LiveTracker`, to which each point is added when its frame comes.
 
     The empty slots that a `LiveTracker` carries take part in what a `TAPNext` does, so its points may differ a little
@@ -107,6 +109,7 @@ def follow_live(tracker: PointTracker, source: Source, query_points_tyx: Queries
         tracker: As for `follow`.
         source: Likewise.
         query_points_tyx: Likewise.
+        max_points: Room for more points than are asked for, by default there is none.
 
     Yields:
         As `follow`.
@@ -115,7 +118,7 @@ def follow_live(tracker: PointTracker, source: Source, query_points_tyx: Queries
         VideoError: as `follow`.
         InputError: as `follow`.
     """
-    live = LiveTracker(tracker, max_points=max(1, len(query_points_tyx)))
+    live = LiveTracker(tracker, max_points=max_points or max(1, len(query_points_tyx)))
     query_of: dict[int, int] = {}
     for frame in read_frames(source):
         if frame.index == 0:

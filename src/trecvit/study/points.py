@@ -21,6 +21,7 @@ from trecvit.data.tracks import TrackSceneConfig, TrackScenes
 from trecvit.errors import DataError
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.model.tracker import PointTracker, Tracker
+from trecvit.study.tracks import saved_in
 
 METRICS = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy")
 BASELINES = ("still points", "Lucas–Kanade")
@@ -52,6 +53,7 @@ def compare_trackers(
     num_scenes: int,
     footage: Sequence[str | Path],
     clips_per_video: int,
+    pictures: Path | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> list[Scored]:
     """Scores the tracker and the baselines on each set of videos, at the tracker's own size for it.
@@ -62,12 +64,13 @@ def compare_trackers(
         num_scenes: How many.
         footage: Videos whose frames are moved; the baselines see them in 256 x 256 pixels.
         clips_per_video: Clips of each, with and without things in front.
+        pictures: Folder for a picture of each video in a folder for each set: the tracker's answer, without baselines.
         report: Called with the number of scores.
     """
     size = scenes.image_size
-    pictures = photographs("held_out")
+    surfaces = photographs("held_out")
     tests: list[tuple[str, TrackedVideos, tuple[int, int]]] = [
-        ("held-out scenes", TrackScenes(scenes, seed=_SEED, pictures=pictures).videos(range(num_scenes)), size)
+        ("held-out scenes", TrackScenes(scenes, seed=_SEED, pictures=surfaces).videos(range(num_scenes)), size)
     ]
     if footage:
         for name, covers in (("moved footage", 0), ("moved footage, covered now and then", _COVERS)):
@@ -81,7 +84,8 @@ def compare_trackers(
             (BASELINES[1], LucasKanade(), native_px),
         )
         for name, follow, image_size in followed:
-            scores, failures = evaluate_tapvid(follow, videos, image_size=image_size, device=tracker.device)
+            show = saved_in(pictures / test if pictures and follow is tracker else None)
+            scores, failures = evaluate_tapvid(follow, videos, image_size=image_size, device=tracker.device, show=show)
             if failures:
                 raise DataError(f"{failures[0].name}: {failures[0].reason}")
             means = scores.means()

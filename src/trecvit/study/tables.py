@@ -56,7 +56,8 @@ def share(value: float, digits: int = 1) -> str:
 
 def on(machine: dict[str, Any]) -> str:
     """Where and when something was measured."""
-    return f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return f"{machine['processor']}, {threads}, torch {machine['torch']}, {machine['date']}"
 
 
 def _not_among(name: str) -> str:
@@ -164,6 +165,35 @@ def points_scale(content: dict[str, Any]) -> str:
     return (
         f"Clips of {content['scenes']['num_frames']} frames, scenes of {height} × {width}, "
         f"{len(content['footage'])} real videos that the package does not ship"
+    )
+
+
+def slots(contents: Sequence[dict[str, Any]]) -> str:
+    """Trackers with empty slots beside the same without."""
+    lines = []
+    for content in contents:
+        for cost in content["costs"]:
+            line = [content["model"], cost["empty_slots"], f"{cost['times_as_long']:.2f} ×", f"{cost['gflop']:.2f}"]
+            line += [f"{cost['state_bytes'] / 1e6:.2f} MB"]
+            if (told := cost["answers"]) is None:
+                lines.append([*line, "", "", ""])
+                continue
+            moved = (told[f"moved_{which}_px"] for which in ("median", "p99", "most"))
+            line += [" / ".join(f"{px:.2f}" for px in moved) + " px", share(told["seen_otherwise"], 2)]
+            lines.append([*line, share(told["average_jaccard"])])
+    titles = ("model", "empty slots", "time of a frame", "GFLOP", "state", "points moved: median / 99 % / most")
+    return table((*titles, "visibility differs", "average Jaccard"), lines)
+
+
+def slots_scale(content: dict[str, Any]) -> str:
+    """What a file of slots' costs was measured on, in words."""
+    scenes = content["scenes"]
+    height, width = scenes["image_size"]
+    return (
+        f"{content['num_scenes']} scene{'s' if content['num_scenes'] > 1 else ''} of {scenes['num_frames']} frames of "
+        f"{height} × {width}, {scenes['num_points']} points, {content['dtype']}; without empty slots "
+        f"{content['costs'][0]['median_ms']:,.0f} ms a frame; load average {content['load_average']}; "
+        f"{on(content['machine'])}"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,19 @@ def draw_tracks(
             row.append(_crop(video.video[frame], centre, trail, truth_xy[frame], bool(truly_seen[frame])))
         rows.append(row)
     return draw_grid(rows, ["asked", *(f"frame {frame}" for frame in frames)])
+
+
+def saved_in(folder: Path | None) -> Callable[[TrackedVideo, Queries, TrackerOutput], None]:
+    """For `evaluate_tapvid`: draws each video's points into a file of its name; nothing without a folder."""
+    if folder is None:
+        return lambda *_: None
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(video: TrackedVideo, queries: Queries, answer: TrackerOutput) -> None:
+        name = video.name.replace("/", "_")
+        PIL.Image.fromarray(draw_tracks(video, queries, answer)).save(folder / f"{name}.png")
+
+    return save
 
 
 def _chosen(video: TrackedVideo, queries: Queries, num_points: int) -> list[int]:
