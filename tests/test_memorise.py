@@ -20,7 +20,7 @@ from trecvit.evaluate.memorise import Forgetting, evaluate_memory, recall_in_str
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.scan import GATE_SHARPNESS
 from trecvit.processes import Share
-from trecvit.study import memory
+from trecvit.study import memory, tables
 from trecvit.study.memory import FORGETTINGS, OURS, VIVIT, Plan
 from trecvit.train.initialise import first_model
 from trecvit.train.loop import feed_of, objective_of, train
@@ -445,6 +445,8 @@ def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, mo
     assert [(row["forgetting"], row["frames"]) for row in parts["beyond"]] == [
         (way.name, round(4 * multiple)) for multiple in (1, 1.5, 3) for way in FORGETTINGS
     ]
+    for name, count in (("Figure 7", 4), ("Table 6", 4), ("beyond", 3 * len(FORGETTINGS))):  # on the results page
+        assert len(tables.flat_rows(name)(content).splitlines()) == 2 + count
     for name in ("figure7.png", "figure8.png", "figure9.png", "beyond.png"):
         assert (tmp_path / "to" / name).stat().st_size > 3_000
     weights = list((tmp_path / "runs").rglob("model/model.safetensors"))
@@ -477,6 +479,8 @@ def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
         full = row["at_full_gate"]["quantiles"]["0"]
         assert full == pytest.approx(row["quantiles"]["0"] ** GATE_SHARPNESS, rel=1e-6)
     assert rows[0.6, "end"]["mean"] != rows[0.6, "start"]["mean"]
+    first = tables.eigenvalues(content).splitlines()[2]
+    assert first.startswith(f"| 0.9 to 0.999 | 0 | start | {rows[0.9, 'start']['mean']:.3f} | ")
     assert (tmp_path / "to/eigenvalues.png").stat().st_size > 3_000
 
 

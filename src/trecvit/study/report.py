@@ -115,12 +115,13 @@ TABLES: dict[str, tuple[str, Build]] = {
     "Table 7, frozen": ("frozen", tables.flat_rows("Table 7")),
     "Table 9": ("classifier", tables.classified),
     "Table 10": ("autoencoder", tables.restored),
-    "Figure 2": ("eigenvalues", tables.flat_rows("Figure 2")),
+    "Figure 2": ("eigenvalues", tables.eigenvalues),
     "Figure 3": ("costs", tables.training_costs(tables.FIGURE_3)),
     "Figure 3, ratios": ("costs", tables.cost_ratios),
     "Figure 4": ("from scratch", tables.comparison("Figure 4")),
     "Figure 5": ("costs", tables.training_costs(tables.FIGURE_5)),
     "Figure 7": ("memory", tables.flat_rows("Figure 7")),
+    "Past the trained length": ("memory", tables.flat_rows("beyond")),
     "Section 1": ("speed", tables.streaming_speed),
 }
 """What stands between the marks of a name: which study's result, and what makes a table of it."""

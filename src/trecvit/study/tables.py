@@ -62,22 +62,26 @@ def on(machine: dict[str, Any]) -> str:
 def flat_rows(name: str) -> Build:
     """The rows of a table or figure, from a file whose rows are flat; a column for each key that any row fills.
 
-    A row that says of which `table` or `figure` it is, stands there only. Lists and what is nested are not shown.
+    A row that says of which `table`, `figure` or `part` it is, stands there only. Lists and what is nested are not
+    shown.
     """
 
     def build(content: dict[str, Any]) -> str:
         rows = [row for row in content["rows"] if name in _belongs(row, name)]
         if not rows:
             return _not_among(name)
-        shown = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("table", "figure")]
+        shown = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _PLACES]
         shown = [key for key in shown if any(_cell(row.get(key)) for row in rows)]
         return table([key.replace("_", " ") for key in shown], [[_cell(row.get(key)) for key in shown] for row in rows])
 
     return build
 
 
+_PLACES = ("table", "figure", "part")  # keys that say where a row belongs
+
+
 def _belongs(row: dict[str, Any], name: str) -> tuple[str, ...]:
-    named = tuple(row[key] for key in ("table", "figure") if row.get(key))
+    named = tuple(row[key] for key in _PLACES if row.get(key))
     return named or (name,)
 
 
@@ -111,6 +115,17 @@ def comparison(name: str) -> Build:
         return whole if lines else _not_among(name)
 
     return build
+
+
+def eigenvalues(content: dict[str, Any]) -> str:
+    """What `trecvit study eigenvalues` found: sigmoid(lambda) of all channels of all blocks."""
+    shares = {"0.05": "5 %", "0.5": "median", "0.95": "95 %"}
+    lines = []
+    for row in content["rows"]:
+        found = [f"{value:.3f}" for value in (row["mean"], *(row["quantiles"][place] for place in shares))]
+        drawn = f"{row['min_radius']:g} to {row['max_radius']:g}"
+        lines.append([drawn, row["seed"], row["moment"], *found, share(row["below_min_radius"])])
+    return table(["drawn from", "seed", "", "mean", *shares.values(), "below the range"], lines)
 
 
 def inference_costs(content: dict[str, Any]) -> str:
