@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -456,6 +457,8 @@ def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, mo
     assert [path.stat().st_mtime_ns for path in weights] == before
     again = json.loads((tmp_path / "to/result.json").read_text())
     assert [row["psnr_db"] for row in again["rows"]] == [row["psnr_db"] for row in content["rows"]]
+    with pytest.raises(CheckpointError, match="a run of another recipe"):
+        CliRunner().invoke(app, [*words, "optimisation.learning_rate=0.5"], catch_exceptions=False)
 
 
 def test_study_memory_refuses_a_recipe_without_memory(tmp_path):
@@ -491,3 +494,5 @@ def test_start_of_the_eigenvalues_is_that_of_the_run(recipe_path, tmp_path):
     plan = eigenvalues.Plan(path=recipe_path, overrides=("optimisation.learning_rate=0",), runs=tmp_path)
     start, end = eigenvalues.run(plan, 0.6, 3, report=lambda done, total: None)
     assert start["quantiles"] == end["quantiles"]
+    with pytest.raises(CheckpointError, match="a run of another recipe"):
+        eigenvalues.run(replace(plan, overrides=()), 0.6, 3, report=lambda done, total: None)

@@ -19,12 +19,14 @@ from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU
 from trecvit.model.memorise import Memoriser
 from trecvit.model.scan import GATE_SHARPNESS
+from trecvit.processes import Processes
 from trecvit.runtime.doctor import machine
 from trecvit.study.memory import scale
 from trecvit.study.recurrence import radii
 from trecvit.train.initialise import first_model, load_trained
 from trecvit.train.loop import feed_of, train
 from trecvit.train.recipe import Recipe, load_recipe
+from trecvit.train.run_folder import claim
 
 RANGES = (0.9, 0.6)
 """Least sigmoid(lambda) at initialisation (paper: Griffin's, and its own); the largest is the recipe's, 0.999."""
@@ -65,8 +67,13 @@ class Plan:
 
 
 def run(plan: Plan, min_radius: float, seed: int, *, report: Callable[[int, int], None]) -> list[dict[str, Any]]:
-    """Trains one model, or goes on with it, or reads it; returns its rows: at the start and at the end."""
+    """Trains one model, or goes on with it, or reads it; returns its rows: at the start and at the end.
+
+    Raises:
+        CheckpointError: when the folder holds a run of another recipe.
+    """
     recipe, folder = plan.recipe(min_radius, seed), plan.folder(min_radius, seed)
+    claim(folder, recipe, Processes())  # a finished run of another recipe is not this one's result
     if not (folder / "model").exists():
         train(recipe, folder, report=lambda line: report(line.step, line.num_steps))
     torch.manual_seed(seed)  # as `train` does before it makes the first model

@@ -18,12 +18,14 @@ from trecvit.errors import ConfigError
 from trecvit.evaluate.memorise import Forgetting, draw_memory, evaluate_memory, recall_in_streams
 from trecvit.files import write_text
 from trecvit.model.memorise import Memoriser
+from trecvit.processes import Processes
 from trecvit.runtime.doctor import machine
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained
 from trecvit.train.loop import train
 from trecvit.train.memorise import HeldOutMemory
 from trecvit.train.recipe import Memory, Recipe, load_recipe
+from trecvit.train.run_folder import claim
 
 OURS, VIVIT = "TRecViT", "ViViT"
 _NETWORKS: dict[str, tuple[str, ...]] = {
@@ -133,11 +135,15 @@ def run(
     Returns:
         `evaluate_memory`'s figures by the number of frames of the test clips: the trained one, and for the recipe's own
         length also the longer one.
+
+    Raises:
+        CheckpointError: when the folder holds a run of another recipe.
     """
-    folder = plan.folder(model, num_frames, seed)
+    recipe, folder = plan.recipe(model, num_frames, seed), plan.folder(model, num_frames, seed)
+    claim(folder, recipe, Processes())  # a finished run of another recipe is not this one's result
     known = folder / "study.json"
     if not known.exists():
-        train(plan.recipe(model, num_frames, seed), folder, report=lambda line: report(line.step, line.num_steps))
+        train(recipe, folder, report=lambda line: report(line.step, line.num_steps))
         trained = plan.trained(model, num_frames, seed)
         tests = plan.lengths if num_frames == plan.lengths[0] else (num_frames,)
         found: dict[str, dict[str, float | int]] = {}
