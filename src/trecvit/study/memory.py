@@ -205,10 +205,7 @@ def beyond_rows(plan: Plan, num_streams: int, *, report: Callable[[int, int], No
         num_frames=length,
         report=lambda seen: report(seen, moments[-1]),
     )
-    return [
-        {"part": "beyond", "model": OURS, "multiple": multiple_of[one.frames], **asdict(one), "streams": num_streams}
-        for one in recalled
-    ]
+    return [{"part": "beyond", "model": OURS, "multiple": multiple_of[one.frames], **asdict(one)} for one in recalled]
 
 
 def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:

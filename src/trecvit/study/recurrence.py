@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
-from trecvit.data.clips import EvaluationViews, Failure
+from trecvit.data.clips import EvaluationViews
 from trecvit.data.manifest import read_manifest
-from trecvit.errors import ConfigError, DataError, MissingPackageError
+from trecvit.errors import ConfigError, MissingPackageError
 from trecvit.model.lru import RGLRU
 from trecvit.model.trecvit import TRecViT
 from trecvit.train.recipe import Recipe
@@ -100,13 +100,8 @@ def held_out(recipe: Recipe, count: int) -> list[UInt8[Tensor, "T 3 H W"]]:
     """
     assert recipe.videos is not None, "a study's recipe has videos"
     assert recipe.videos.validation is not None, "and some to test on"
-    manifest = read_manifest(recipe.videos.validation)
-    views = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1)
-    chosen = np.unique(np.linspace(0, len(views) - 1, count).round().astype(int))
-    items = [views[int(index)] for index in chosen]
-    clips = [item.pixels[0] for item in items if not isinstance(item, Failure)]
-    if not clips:
-        raise DataError(f"{manifest.source}: none of the {len(items)} videos looked at can be read")
+    manifest = read_manifest(recipe.videos.validation).spread(count)
+    clips, _ = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1).first_views()
     return clips
 
 
