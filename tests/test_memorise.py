@@ -477,6 +477,8 @@ def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, mo
         assert len(tables.flat_rows(name)(content).splitlines()) == 2 + count
     for name in ("figure7.png", "figure8.png", "figure9.png", "beyond.png"):
         assert (tmp_path / "to" / name).stat().st_size > 3_000
+    assert memory.draw_curves(content, tmp_path) == [tmp_path / "figure7.png", tmp_path / "beyond.png"]
+    assert (tmp_path / "beyond.png").read_bytes() == (tmp_path / "to/beyond.png").read_bytes()
     weights = list((tmp_path / "runs").rglob("model/model.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
     assert len(weights) == 4

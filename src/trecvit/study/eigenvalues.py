@@ -20,9 +20,9 @@ from trecvit.model.lru import RGLRU
 from trecvit.model.memorise import Memoriser
 from trecvit.model.scan import GATE_SHARPNESS
 from trecvit.processes import Processes
-from trecvit.runtime.doctor import machine
 from trecvit.study.memory import scale
 from trecvit.study.recurrence import radii
+from trecvit.study.results import empty_figure, heading
 from trecvit.train.initialise import first_model, load_trained
 from trecvit.train.loop import feed_of, train
 from trecvit.train.recipe import Recipe, load_recipe
@@ -109,13 +109,8 @@ def _distribution(values: np.ndarray) -> dict[str, Any]:
 
 def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
     """All that came out, as plain JSON values."""
-    here = machine()
     return {
-        "study": "eigenvalues",
-        "command": command,
-        "date": here["date"],
-        "machine": here,
-        "scale": scale(load_recipe(plan.path, plan.overrides)),
+        **heading("eigenvalues", command, scale(load_recipe(plan.path, plan.overrides))),
         "recipe": plan.path.name,
         "bin_edges": _EDGES.round(2).tolist(),
         "rows": list(rows),
@@ -124,12 +119,10 @@ def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[st
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """A panel for each range: the eigenvalues of all blocks and seeds at the start and at the end."""
-    from matplotlib.figure import Figure
-
     ranges = dict.fromkeys(row["min_radius"] for row in content["rows"])
     edges = np.array(content["bin_edges"])
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
-    panels: Any = figure.subplots(1, len(ranges), squeeze=False)[0]
+    figure = empty_figure(10, 3.5)
+    panels = figure.subplots(1, len(ranges), squeeze=False)[0]
     for panel, low in zip(panels, ranges, strict=True):
         for moment, label, colour in (("start", "at first", "#c9c9c9"), ("end", "trained", "#2a6f97")):
             rows = [row for row in content["rows"] if (row["min_radius"], row["moment"]) == (low, moment)]
