@@ -187,7 +187,7 @@ def test_rows_of_a_part_stand_in_the_table_that_they_name(empty):
     page = rebuilt(SAID, empty)
     assert between_marks(page, "Table 6").endswith("\n| ViViT | 16 | 24 | 15.1 | 21.3 | 9.0 | 15.0 |")
     assert between_marks(page, "Figure 7").endswith("\n| 12 | TRecViT | 1.25 M | 21.3 | 9.0 | 15.0 | 3.00 |")
-    beyond = between_marks(page, "Beyond the trained length")
+    beyond = between_marks(page, "Past the trained length")
     assert "| PSNR, 12 frames back | PSNR, frame 4 |" in beyond
     assert beyond.endswith("\n| carried on | 1,600 | 21.3 | 8.0 | 15.0 | 1.00 |")
     text = between_marks(page, "study: memory")

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +11,15 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from training import gradient, loop_of, same_weights
 
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.evaluate.mae import FILM, PICTURE, draw_restored, evaluate_mae
 from trecvit.model.mae import MaskedAutoencoder, hidden_patches, targets
 from trecvit.model.trecvit import TRecViT
-from trecvit.processes import Processes, Share
+from trecvit.processes import Share
 from trecvit.train.bench import loader_speed
-from trecvit.train.initialise import first_model
-from trecvit.train.loop import Loop, feed_of, objective_of, train
+from trecvit.train.loop import feed_of, train
 from trecvit.train.mae import HeldOut
 from trecvit.train.optimise import optimisers_of
 from trecvit.train.recipe import Optimisation, load_recipe
@@ -58,10 +53,9 @@ def recipe_path(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
+def written_videos(folder: Path) -> Path:
     """In one folder, of no class, of several lengths and sizes; one cannot be read."""
-    folder = tmp_path_factory.mktemp("videos")
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for number in range(7):
         with VideoWriter(folder / f"{number}.mp4", 12) as writer:
@@ -71,27 +65,17 @@ def videos(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    return written_videos(tmp_path_factory.mktemp("videos"))
+
+
 def from_videos(path: Path, videos: Path, *words: str):
     content = {**SMALL, "videos": {"train": str(videos), "max_failed_share": 0.3}}
     content["optimisation"] = {"epochs": 2, "batch_size": 3, "warmup_steps": 2}
     del content["scenes"]
     path.write_text(yaml.safe_dump(content))
     return load_recipe(path, words)
-
-
-def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-def loop_of(recipe, folder) -> Loop:
-    torch.manual_seed(recipe.seed)
-    feed = feed_of(recipe)
-    model, _ = first_model(recipe, feed)
-    return Loop(recipe, folder, feed, objective_of(recipe), model, Processes(), "ddp", lambda _: None)
-
-
-def gradient(loop: Loop) -> torch.Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in loop.model.parameters()])
 
 
 def test_a_small_autoencoder_learns_the_clips_it_is_shown(tmp_path, videos):
@@ -142,61 +126,6 @@ def test_a_run_leaves_the_encoder_its_decoder_pictures_and_the_best(tmp_path, re
         assert length_and_rate(run / folder / FILM)[0] == 12
     with PIL.Image.open(run / "curves.png") as picture:
         assert picture.size == (1100, 400)
-
-
-def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, recipe_path):
-    words = [*TESTED, "optimisation.ema_decay=0.9", "optimisation.accumulation=2", "optimisation.bf16=true"]
-    recipe = load_recipe(recipe_path, [*words, "optimisation.muon_learning_rate=0.01"])
-    train(recipe, tmp_path / "whole")
-
-    def fall(line):
-        if line.step == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", report=fall)
-    assert not (tmp_path / "run" / "model").exists()
-    began = []
-    train(recipe, tmp_path / "run", report=began.append)
-    assert [line.step for line in began] == [5, 6]
-    assert same_weights(*(MaskedAutoencoder.load(tmp_path / name / "model") for name in ("run", "whole")))
-    for name in ("metrics.jsonl", "validation.jsonl"):
-        timed = ("clips_per_s", "elapsed_s", "first_step")
-        one, other = (
-            [{key: value for key, value in line.items() if key not in timed} for line in read_lines(run / name)]
-            for run in (tmp_path / "whole", tmp_path / "run")
-        )
-        assert one == other
-
-
-def test_a_killed_run_goes_on_to_the_same_autoencoder(tmp_path, recipe_path):
-    words = ["optimisation.num_steps=30"]
-    train(load_recipe(recipe_path, words), tmp_path / "whole")
-    run = tmp_path / "killed"
-    command = [sys.executable, "-m", "trecvit", "train", str(recipe_path), *words, "--to", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not list(run.glob("checkpoints/*/whole.json")):
-        time.sleep(0.01)
-        assert process.poll() is None, "the run ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (run / "model").exists()
-    train(load_recipe(recipe_path, words), run)
-    assert same_weights(*(MaskedAutoencoder.load(folder / "model") for folder in (run, tmp_path / "whole")))
-
-
-def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, recipe_path):
-    gradients, sums = [], []
-    for parts in (1, 3, 6):  # in six parts two are empty
-        recipe = load_recipe(recipe_path, [f"optimisation.accumulation={parts}", "optimisation.learning_rate=0.0"])
-        loop = loop_of(recipe, tmp_path)
-        sums.append(loop.update(next(loop.feed.batches(0, Share())), 0))
-        gradients.append(gradient(loop))
-    for other, its in zip(gradients[1:], sums[1:], strict=True):
-        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(its, sums[0], rtol=1e-5, atol=1e-4)
-    assert sums[0][1] == 4
-    assert gradients[0].abs().max() > 0
 
 
 def test_a_blank_clip_counts_nothing(tmp_path, recipe_path):
@@ -377,26 +306,6 @@ def test_muon_moves_the_decoders_blocks_too_and_the_mask_token_does_not_decay(re
     assert {"blocks.0.spatial.qkv.weight", "decoder.blocks.0.spatial.qkv.weight"} <= moved
     assert not {"decoder.embedding.weight", "decoder.out.weight"} & moved
     assert all(group["betas"] == (0.9, 0.95) for group in adamw.param_groups)
-
-
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_train_the_autoencoder_of_one(tmp_path, recipe_path, videos, kind):
-    words = ["optimisation.accumulation=2", "optimisation.ema_decay=0.8", f"videos.validation={videos}"]
-    recipe = from_videos(recipe_path, videos, *words, *TESTED)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
-        "train", str(recipe_path), *words, *TESTED, "--to", str(tmp_path / "both"), "--parallel", kind,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    train(recipe, tmp_path / "alone")
-    both, alone = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("both", "alone"))
-    for name in ("loss", "explained"):
-        assert [line[name] for line in both] == pytest.approx([line[name] for line in alone], rel=1e-3)
-    assert "explained" in done.stdout
-    one, other = (MaskedAutoencoder.load(tmp_path / name / "model") for name in ("both", "alone"))
-    for name, weight in one.state_dict().items():
-        torch.testing.assert_close(weight, other.state_dict()[name], rtol=1e-3, atol=2e-4)
 
 
 def test_the_loaders_speed_is_measured(recipe_path):

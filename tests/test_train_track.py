@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from training import gradient, loop_of, same_weights
 
 from trecvit.data.tapvid import write_track_file
 from trecvit.data.tracked import TrackedVideo
@@ -21,10 +20,9 @@ from trecvit.data.tracks import TrackSceneConfig, TrackScenes
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.tapvid import tapvid_metrics
 from trecvit.model.tapnext import TAPNext
-from trecvit.processes import Processes, Share
+from trecvit.processes import Share
 from trecvit.train.bench import loader_speed
-from trecvit.train.initialise import first_model
-from trecvit.train.loop import Loop, feed_of, objective_of, train
+from trecvit.train.loop import feed_of, train
 from trecvit.train.optimise import optimisers_of
 from trecvit.train.recipe import Optimisation, load_recipe
 from trecvit.train.run_folder import outcome, read_lines
@@ -53,21 +51,6 @@ def recipe_path(tmp_path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(SMALL))
     return path
-
-
-def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-def loop_of(recipe, folder) -> Loop:
-    torch.manual_seed(recipe.seed)
-    feed = feed_of(recipe)
-    model, _ = first_model(recipe, feed)
-    return Loop(recipe, folder, feed, objective_of(recipe), model, Processes(), "ddp", lambda _: None)
-
-
-def gradient(loop: Loop) -> torch.Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in loop.model.parameters()])
 
 
 def test_a_small_tracker_learns_the_clips_it_is_shown(tmp_path):
@@ -112,46 +95,6 @@ def test_a_run_leaves_a_tracker_its_log_its_tests_and_the_best(tmp_path, recipe_
         assert picture.size == (1100, 400)
     at = outcome(run)
     assert at["average_jaccard"] == result["average_jaccard"] <= at["best_average_jaccard"]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, recipe_path, workers):
-    words = [*TESTED, "optimisation.ema_decay=0.9", "optimisation.accumulation=2", "optimisation.bf16=true"]
-    recipe = load_recipe(recipe_path, [*words, "optimisation.muon_learning_rate=0.01", f"num_workers={workers}"])
-    expected = train(recipe, tmp_path / "whole")
-
-    def fall(line):
-        if line.step == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", report=fall)
-    assert not (tmp_path / "run" / "model").exists()
-    began = []
-    got = train(recipe, tmp_path / "run", report=began.append)
-    assert [line.step for line in began] == [5, 6]
-    assert same_weights(got, expected)
-    for name in ("metrics.jsonl", "validation.jsonl"):
-        timed = ("clips_per_s", "elapsed_s", "first_step")
-        one, other = (
-            [{key: value for key, value in line.items() if key not in timed} for line in read_lines(run / name)]
-            for run in (tmp_path / "whole", tmp_path / "run")
-        )
-        assert one == other
-
-
-def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, recipe_path):
-    gradients, sums = [], []
-    for parts in (1, 3, 6):  # in six parts two are empty
-        recipe = load_recipe(recipe_path, [f"optimisation.accumulation={parts}", "optimisation.learning_rate=0.0"])
-        loop = loop_of(recipe, tmp_path)
-        sums.append(loop.update(next(loop.feed.batches(0, Share())), 0))
-        gradients.append(gradient(loop))
-    for other, its in zip(gradients[1:], sums[1:], strict=True):
-        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(its, sums[0], rtol=1e-5, atol=1e-5)
-    assert sums[0][1] == 4
-    assert gradients[0].abs().max() > 0
 
 
 def test_what_is_empty_hidden_or_before_the_query_counts_nothing(tmp_path, recipe_path):
@@ -304,25 +247,6 @@ def test_files_that_cannot_be_read_are_counted_and_too_many_stop_the_run(tmp_pat
     assert any("expected at least num_frames=4 frames, got 3" in reason for reason in reasons)
     with pytest.raises(DataError, match="5 files do not fill one batch of 6"):
         feed_of(from_files(recipe_path, files, "optimisation.batch_size=6"))
-
-
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_train_the_tracker_of_one(tmp_path, recipe_path, kind):
-    words = [*TESTED, "optimisation.batch_size=3", "optimisation.accumulation=2", "optimisation.ema_decay=0.8"]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
-        "train", str(recipe_path), *words, "--to", str(tmp_path / "both"), "--parallel", kind,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    train(load_recipe(recipe_path, words), tmp_path / "alone")
-    both, alone = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("both", "alone"))
-    for name in ("loss", "average_pts_within_thresh", "occlusion_accuracy"):
-        assert [line[name] for line in both] == pytest.approx([line[name] for line in alone], rel=1e-4)
-    assert "average pts within thresh" in done.stdout
-    assert isinstance(load(tmp_path / "both" / "model"), TAPNext)
-    tested = [read_lines(tmp_path / name / "validation.jsonl") for name in ("both", "alone")]
-    assert [line["step"] for line in tested[0]] == [line["step"] for line in tested[1]] == [2, 4, 6]
 
 
 def test_a_tracker_goes_on_from_another(tmp_path, recipe_path):

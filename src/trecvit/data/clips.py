@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import NO_LABEL, Manifest
-from trecvit.errors import ConfigError, VideoError
+from trecvit.errors import ConfigError, DataError, VideoError
 from trecvit.video.decode import Source, length_and_rate, read_frames_at
 from trecvit.video.sampling import clip_indices, evaluation_clips, spatial_crops
 from trecvit.video.transforms import crop
@@ -134,6 +134,20 @@ class EvaluationViews(Dataset[Sample | Failure]):
         except VideoError as exc:
             return Failure(video.name, exc.reason)
         return Sample(views, video.label, video.name)
+
+    def first_views(self, count: int | None = None) -> tuple[list[UInt8[Tensor, "t 3 h w"]], list[Failure]]:
+        """One view of each of the first `count` videos, by default of all, and those of which there is none.
+
+        Raises:
+            DataError: when not one video can be read.
+        """
+        items = [self[index] for index in range(min(len(self), len(self) if count is None else count))]
+        failures = [item for item in items if isinstance(item, Failure)]
+        clips = [item.pixels[0] for item in items if not isinstance(item, Failure)]
+        if not clips:
+            first = failures[0]
+            raise DataError(f"{self.manifest.source}: no video can be read; the first, {first.name}: {first.reason}")
+        return clips, failures
 
 
 def evaluation_views(

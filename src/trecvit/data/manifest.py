@@ -81,6 +81,12 @@ class Manifest:
         """How many classes there are: the named ones, or one more than the largest number."""
         return len(self.labels) or max(video.label for video in self.videos) + 1
 
+    def spread(self, most: int) -> Manifest:
+        """At most so many of the videos, evenly over the list."""
+        count = min(most, len(self.videos))
+        places = [round(number * (len(self.videos) - 1) / max(count - 1, 1)) for number in range(count)]
+        return replace(self, videos=tuple(self.videos[place] for place in places))
+
     def unlabelled(self) -> Manifest:
         """The same videos without their classes."""
         return replace(self, videos=tuple(replace(video, label=NO_LABEL) for video in self.videos), labels=())

@@ -1,7 +1,7 @@
 """Endless videos of changing scenery, to test memory with: a camera that travels over surfaces, shot after shot.
 
-After a few frames nothing of what a frame showed is in sight any more, so that an earlier frame can be remembered and
-not be guessed. Everything about a video is drawn from the seed and its number.
+After at most a dozen frames hardly anything of what a frame showed is still in sight, so that an earlier frame can be
+remembered and not be guessed. Everything about a video is drawn from the seed and its number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -114,10 +114,10 @@ class Scenery:
             for place, frame in enumerate(shot):
                 yield frame, place == 0 and number > 0
 
-    def clip(self, video: int, num_frames: int) -> tuple[UInt8[Tensor, "t 3 h w"], Bool[Tensor, " t"]]:
-        """The first frames of a video, and which of them are the first after a cut."""
-        frames, cuts = zip(*islice(self.frames(video), num_frames), strict=True)
-        return torch.from_numpy(np.stack(frames)).movedim(3, 1).contiguous(), torch.tensor(cuts)
+    def clip(self, video: int, num_frames: int) -> UInt8[Tensor, "t 3 h w"]:
+        """The first frames of a video."""
+        frames = [frame for frame, _ in islice(self.frames(video), num_frames)]
+        return torch.from_numpy(np.stack(frames)).movedim(3, 1).contiguous()
 
     def _shot(self, rng: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "t h w 3"]:
         stage = Stage(rng, self.config.world(num_frames), self._supply)

@@ -36,8 +36,8 @@ def evaluate_memory(answer: Answer, clips: Sequence[Clip], offset: int) -> dict[
     """How well frame T-k of clips of T frames is returned.
 
     Args:
-        answer: A model, given one clip after another.
-        clips: Of one size and length.
+        answer: A model, given one clip after another; its pictures may come from any device.
+        clips: Of one size and length, on the CPU.
         offset: k.
 
     Returns:
@@ -115,7 +115,8 @@ class Recalled:
 
     Attributes:
         forgetting: `Forgetting.name`.
-        frames: How many have been seen.
+        streams: How many there are.
+        frames: How many of each have been seen.
         psnr_db: Of the answer, against the frame k frames before the last.
         first_psnr_db: Of the same answer, against frame T-k from the beginning, which the model was trained to return.
         constant_psnr_db: Of the mean of all streams' frames k frames before the last, against these.
@@ -124,6 +125,7 @@ class Recalled:
     """
 
     forgetting: str
+    streams: int
     frames: int
     psnr_db: float
     first_psnr_db: float
@@ -165,6 +167,7 @@ def recall_in_streams(
         state = state.reset(torch.cat([cuts & how.at_cuts for how in forgettings]))
         with torch.inference_mode():
             answers, state = model.step(rows, state)
+        report(seen)
         if seen == left[0]:
             true, last = (past_frame(some[None].movedim(0, 1), 0) for some in (recent[0], recent[-1]))
             assert first is not None, "moments are after the frame to be returned"
@@ -172,6 +175,7 @@ def recall_in_streams(
                 given = answers[place * len(frames) : (place + 1) * len(frames)].cpu()
                 yield Recalled(
                     forgetting=how.name,
+                    streams=len(frames),
                     frames=seen,
                     psnr_db=float(psnr_db(given, true).mean()),
                     first_psnr_db=float(psnr_db(given, first).mean()),
@@ -183,7 +187,6 @@ def recall_in_streams(
             if not left:
                 return
         state = _forgotten(state, forgettings, len(frames), clip_ends=seen % num_frames == 0)
-        report(seen)
 
 
 def _forgotten(state: State, forgettings: Sequence[Forgetting], num_streams: int, *, clip_ends: bool) -> State:

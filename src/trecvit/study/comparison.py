@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from trecvit.errors import ConfigError, DataError, MissingPackageError
+from trecvit.errors import ConfigError, DataError
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
-from trecvit.runtime.doctor import machine
 from trecvit.study.plan import OURS, Plan, Row, Variant, recipe_for
 from trecvit.study.recurrence import Recurrence, draw_eigenvalues, draw_gates, held_out, look_at
+from trecvit.study.results import empty_figure, heading
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.loop import Progress, train
 from trecvit.train.recipe import Recipe
@@ -191,14 +191,9 @@ def to_dict(
         of_seeds: From `look_at_ours`.
         command: The command line as it was run.
     """
-    about = machine()
     by_name = {one.name: one for one in measured}
     return {
-        "study": plan.name,
-        "command": command,
-        "date": about["date"],
-        "machine": about,
-        "scale": scale(runs),
+        **heading(plan.name, command, scale(runs)),
         "rows": [_row(row, by_name[row.variant], _ours_of(row, plan, by_name)) for row in plan.rows],
         "recurrence": [
             {"seed": seed, "blocks": [block.to_dict() for block in blocks]}
@@ -225,7 +220,7 @@ def draw_bars(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
     tables: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         tables.setdefault(row["table"], []).append(row)
-    figure = _figure(width=3.4 * len(tables), height=4.6)
+    figure = empty_figure(3.4 * len(tables), 4.6)
     for axes, (table, lines) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
         places = np.arange(len(lines))
         here = [100 * line["top1"] for line in lines]
@@ -242,7 +237,7 @@ def draw_bars(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
 
 def draw_accuracy_curves(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
     """Accuracy over training, mean and deviation over the seeds, of `to_dict`'s rows."""
-    figure = _figure(width=7.5, height=4.6)
+    figure = empty_figure(7.5, 4.6)
     axes = figure.subplots()
     for number, row in enumerate(rows):
         steps = [point["step"] for point in row["curve"]]
@@ -310,11 +305,3 @@ def _ours_of(row: Row, plan: Plan, by_name: Mapping[str, Measured]) -> tuple[Row
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and the sample's standard deviation, which a single value has not."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def _figure(*, width: float, height: float) -> Any:
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise MissingPackageError("matplotlib", needed_for="pictures", extra="study") from error
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")

@@ -19,12 +19,14 @@ from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU
 from trecvit.model.memorise import Memoriser
 from trecvit.model.scan import GATE_SHARPNESS
-from trecvit.runtime.doctor import machine
+from trecvit.processes import Processes
 from trecvit.study.memory import scale
 from trecvit.study.recurrence import radii
+from trecvit.study.results import empty_figure, heading
 from trecvit.train.initialise import first_model, load_trained
 from trecvit.train.loop import feed_of, train
 from trecvit.train.recipe import Recipe, load_recipe
+from trecvit.train.run_folder import claim
 
 RANGES = (0.9, 0.6)
 """Least sigmoid(lambda) at initialisation (paper: Griffin's, and its own); the largest is the recipe's, 0.999."""
@@ -65,8 +67,13 @@ class Plan:
 
 
 def run(plan: Plan, min_radius: float, seed: int, *, report: Callable[[int, int], None]) -> list[dict[str, Any]]:
-    """Trains one model, or goes on with it, or reads it; returns its rows: at the start and at the end."""
+    """Trains one model, or goes on with it, or reads it; returns its rows: at the start and at the end.
+
+    Raises:
+        CheckpointError: when the folder holds a run of another recipe.
+    """
     recipe, folder = plan.recipe(min_radius, seed), plan.folder(min_radius, seed)
+    claim(folder, recipe, Processes())  # a finished run of another recipe is not this one's result
     if not (folder / "model").exists():
         train(recipe, folder, report=lambda line: report(line.step, line.num_steps))
     torch.manual_seed(seed)  # as `train` does before it makes the first model
@@ -102,13 +109,8 @@ def _distribution(values: np.ndarray) -> dict[str, Any]:
 
 def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
     """All that came out, as plain JSON values."""
-    here = machine()
     return {
-        "study": "eigenvalues",
-        "command": command,
-        "date": here["date"],
-        "machine": here,
-        "scale": scale(load_recipe(plan.path, plan.overrides)),
+        **heading("eigenvalues", command, scale(load_recipe(plan.path, plan.overrides))),
         "recipe": plan.path.name,
         "bin_edges": _EDGES.round(2).tolist(),
         "rows": list(rows),
@@ -117,12 +119,10 @@ def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[st
 
 def draw(content: dict[str, Any], path: Path) -> Path:
     """A panel for each range: the eigenvalues of all blocks and seeds at the start and at the end."""
-    from matplotlib.figure import Figure
-
     ranges = dict.fromkeys(row["min_radius"] for row in content["rows"])
     edges = np.array(content["bin_edges"])
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
-    panels: Any = figure.subplots(1, len(ranges), squeeze=False)[0]
+    figure = empty_figure(10, 3.5)
+    panels = figure.subplots(1, len(ranges), squeeze=False)[0]
     for panel, low in zip(panels, ranges, strict=True):
         for moment, label, colour in (("start", "at first", "#c9c9c9"), ("end", "trained", "#2a6f97")):
             rows = [row for row in content["rows"] if (row["min_radius"], row["moment"]) == (low, moment)]

@@ -18,12 +18,14 @@ from trecvit.errors import ConfigError
 from trecvit.evaluate.memorise import Forgetting, draw_memory, evaluate_memory, recall_in_streams
 from trecvit.files import write_text
 from trecvit.model.memorise import Memoriser
-from trecvit.runtime.doctor import machine
+from trecvit.processes import Processes
+from trecvit.study.results import empty_figure, heading
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained
 from trecvit.train.loop import train
 from trecvit.train.memorise import HeldOutMemory
 from trecvit.train.recipe import Memory, Recipe, load_recipe
+from trecvit.train.run_folder import claim
 
 OURS, VIVIT = "TRecViT", "ViViT"
 _NETWORKS: dict[str, tuple[str, ...]] = {
@@ -45,7 +47,7 @@ PAPER_TABLE_6 = {(96, VIVIT): 32.2, (96, OURS): 29.1, (64, VIVIT): 15.1, (64, OU
 
 _TIMED_UPDATES = 9
 _NUM_DRAWN = 4
-_COLOURS = {OURS: "#2a6f97", VIVIT: "#c8553d"}
+_COLOURS, _GREY = {OURS: "#2a6f97", VIVIT: "#c8553d"}, "#8a8a8a"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,11 +135,15 @@ def run(
     Returns:
         `evaluate_memory`'s figures by the number of frames of the test clips: the trained one, and for the recipe's own
         length also the longer one.
+
+    Raises:
+        CheckpointError: when the folder holds a run of another recipe.
     """
-    folder = plan.folder(model, num_frames, seed)
+    recipe, folder = plan.recipe(model, num_frames, seed), plan.folder(model, num_frames, seed)
+    claim(folder, recipe, Processes())  # a finished run of another recipe is not this one's result
     known = folder / "study.json"
     if not known.exists():
-        train(plan.recipe(model, num_frames, seed), folder, report=lambda line: report(line.step, line.num_steps))
+        train(recipe, folder, report=lambda line: report(line.step, line.num_steps))
         trained = plan.trained(model, num_frames, seed)
         tests = plan.lengths if num_frames == plan.lengths[0] else (num_frames,)
         found: dict[str, dict[str, float | int]] = {}
@@ -199,21 +205,13 @@ def beyond_rows(plan: Plan, num_streams: int, *, report: Callable[[int, int], No
         num_frames=length,
         report=lambda seen: report(seen, moments[-1]),
     )
-    return [
-        {"part": "beyond", "model": OURS, "multiple": multiple_of[one.frames], **asdict(one), "streams": num_streams}
-        for one in recalled
-    ]
+    return [{"part": "beyond", "model": OURS, "multiple": multiple_of[one.frames], **asdict(one)} for one in recalled]
 
 
 def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
     """All that came out, as plain JSON values."""
-    here = machine()
     return {
-        "study": "memory",
-        "command": command,
-        "date": here["date"],
-        "machine": here,
-        "scale": scale(plan.base),
+        **heading("memory", command, scale(plan.base)),
         "recipe": plan.path.name,
         "seeds": list(plan.seeds),
         "frame": plan.frame,
@@ -234,60 +232,63 @@ def scale(recipe: Recipe) -> str:
 
 
 def draw(plan: Plan, content: dict[str, Any], folder: Path) -> list[Path]:
-    """Figure 7 and what lies beyond the trained length as curves, and Figures 8 and 9 as held-out clips."""
-    from matplotlib.figure import Figure
+    """All pictures: curves of the results, and Figures 8 and 9, held-out clips given back by both models."""
+    drawn = draw_curves(content, folder)
+    short, long = plan.lengths
+    clips, _ = HeldOutMemory(plan.recipe(OURS, long, plan.seeds[0])).read(_NUM_DRAWN)
+    for name, trained_on in (("figure8.png", long), ("figure9.png", short)):
+        answers = {model: plan.trained(model, trained_on, plan.seeds[0]) for model in _NETWORKS}
+        draw_memory(answers, clips, long - plan.frame, folder / name)
+        drawn.append(folder / name)
+    return drawn
 
-    rows = content["rows"]
-    curves = Figure(figsize=(10, 4), layout="constrained")
-    left, right = curves.subplots(1, 2)
-    swept = [row for row in rows if row["part"] == "Figure 7"]
+
+def draw_curves(content: dict[str, Any], folder: Path) -> list[Path]:
+    """Figure 7, and what lies beyond the trained length, from nothing but `to_dict`'s values."""
+    swept, streamed = ([row for row in content["rows"] if row["part"] == part] for part in ("Figure 7", "beyond"))
+    back, frame = content["trained_on"] - content["frame"], content["frame"]
+    figures = {"figure7.png": empty_figure(10, 4), "beyond.png": empty_figure(14, 4)}
+
+    left, right = figures["figure7.png"].subplots(1, 2)
     for model, colour in _COLOURS.items():
         own = [row for row in swept if row["model"] == model]
-        offsets = [row["offset"] for row in own]
-        left.plot(offsets, [row["psnr_db"] for row in own], marker="o", color=colour, label=model)
-        right.plot(offsets, [row["steps_per_s"] for row in own], marker="o", color=colour, label=model)
+        for panel, name in ((left, "psnr_db"), (right, "steps_per_s")):
+            _line(panel, own, "offset", name, marker="o", color=colour, label=model)
     own = [row for row in swept if row["model"] == OURS]
-    for name, label, style in (("last_psnr_db", "the last frame", ":"), ("constant_psnr_db", "the mean frame", "--")):
-        left.plot([row["offset"] for row in own], [row[name] for row in own], style, color="#8a8a8a", label=label)
+    _line(left, own, "offset", "last_psnr_db", linestyle=":", color=_GREY, label="the last frame")
+    _line(left, own, "offset", "constant_psnr_db", linestyle="--", color=_GREY, label="the mean frame")
     left.set(xlabel="frames back, k", ylabel="PSNR, dB")
     right.set(xlabel="frames back, k", ylabel="training steps/s")
     right.set_ylim(bottom=0)
-    beyond = Figure(figsize=(14, 4), layout="constrained")
-    panels: Any = beyond.subplots(1, 3)
-    streamed = [row for row in rows if row["part"] == "beyond"]
-    length = content["trained_on"]
+    left.legend(frameon=False)
+
+    panels = figures["beyond.png"].subplots(1, 3)
     titles = {
-        "psnr_db": f"PSNR with the frame {length - content['frame']} frames back, dB",
-        "first_psnr_db": f"PSNR with frame {content['frame']}, dB",
+        "psnr_db": f"PSNR with the frame {back} frames back, dB",
+        "first_psnr_db": f"PSNR with frame {frame}, dB",
         "state_rms": "size of the states, rms",
     }
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for row in streamed:
+        ways.setdefault(row["forgetting"], []).append(row)
     for panel, (name, title) in zip(panels, titles.items(), strict=True):
-        for way in dict.fromkeys(row["forgetting"] for row in streamed):
-            some = [row for row in streamed if row["forgetting"] == way]
-            panel.plot([row["frames"] for row in some], [row[name] for row in some], marker="o", label=way)
+        for way, rows in ways.items():
+            _line(panel, rows, "frames", name, marker="o", label=way)
         panel.set(xlabel="frames seen", title=title, xscale="log")
         panel.title.set_fontsize(10)
-    some = [row for row in streamed if row["forgetting"] == FORGETTINGS[0].name]
-    panels[0].plot(
-        [row["frames"] for row in some],
-        [row["constant_psnr_db"] for row in some],
-        "--",
-        color="#8a8a8a",
-        label="the mean frame",
-    )
+    for rows in list(ways.values())[:1]:  # the same for all
+        _line(panels[0], rows, "frames", "constant_psnr_db", linestyle="--", color=_GREY, label="the mean frame")
     panels[0].legend(frameon=False, fontsize=7)
-    left.legend(frameon=False)
-    for panel in (left, right, *panels):
-        panel.spines[["top", "right"]].set_visible(False)
-    paths = [folder / name for name in ("figure7.png", "beyond.png", "figure8.png", "figure9.png")]
-    curves.savefig(paths[0], dpi=130)
-    beyond.savefig(paths[1], dpi=130)
-    short, long = plan.lengths
-    clips, _ = HeldOutMemory(plan.recipe(OURS, long, plan.seeds[0])).read(_NUM_DRAWN)
-    for path, trained_on in zip(paths[2:], (long, short), strict=True):
-        answers = {model: plan.trained(model, trained_on, plan.seeds[0]) for model in _NETWORKS}
-        draw_memory(answers, clips, long - plan.frame, path)
-    return paths
+
+    for name, figure in figures.items():
+        for panel in figure.axes:
+            panel.spines[["top", "right"]].set_visible(False)
+        figure.savefig(folder / name, dpi=130)
+    return [folder / name for name in figures]
+
+
+def _line(panel: Any, rows: Sequence[dict[str, Any]], x: str, y: str, **style: Any) -> None:
+    panel.plot([row[x] for row in rows], [row[y] for row in rows], **style)
 
 
 def _over_seeds(

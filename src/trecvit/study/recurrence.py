@@ -14,11 +14,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
-from trecvit.data.clips import EvaluationViews, Failure
+from trecvit.data.clips import EvaluationViews
 from trecvit.data.manifest import read_manifest
-from trecvit.errors import ConfigError, DataError, MissingPackageError
+from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU
 from trecvit.model.trecvit import TRecViT
+from trecvit.study.results import empty_figure
 from trecvit.train.recipe import Recipe
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -100,13 +101,8 @@ def held_out(recipe: Recipe, count: int) -> list[UInt8[Tensor, "T 3 H W"]]:
     """
     assert recipe.videos is not None, "a study's recipe has videos"
     assert recipe.videos.validation is not None, "and some to test on"
-    manifest = read_manifest(recipe.videos.validation)
-    views = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1)
-    chosen = np.unique(np.linspace(0, len(views) - 1, count).round().astype(int))
-    items = [views[int(index)] for index in chosen]
-    clips = [item.pixels[0] for item in items if not isinstance(item, Failure)]
-    if not clips:
-        raise DataError(f"{manifest.source}: none of the {len(items)} videos looked at can be read")
+    manifest = read_manifest(recipe.videos.validation).spread(count)
+    clips, _ = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1).first_views()
     return clips
 
 
@@ -115,9 +111,9 @@ def draw_eigenvalues(of_seeds: Sequence[Sequence[Recurrence]], config: ModelConf
     figure, panels = _panels(len(of_seeds[0]))
     low, high = config.min_radius, config.max_radius
     for number, axes in enumerate(panels):
-        radii = torch.cat([blocks[number].radii for blocks in of_seeds]).numpy()
-        edges = np.linspace(min(float(radii.min()), low) - 0.01, 1.0, 41)
-        axes.hist(radii, bins=edges, density=True, color="C0", alpha=0.7, label="trained")
+        trained = torch.cat([blocks[number].radii for blocks in of_seeds]).numpy()
+        edges = np.linspace(min(float(trained.min()), low) - 0.01, 1.0, 41)
+        axes.hist(trained, bins=edges, density=True, color="C0", alpha=0.7, label="trained")
         first = np.linspace(low, high, 100)
         # a^2 and not a is uniform, see lru._on_the_ring.
         axes.plot(first, 2 * first / (high**2 - low**2), "k--", label="at the start")
@@ -142,7 +138,7 @@ def draw_gates(of_seeds: Sequence[Sequence[Recurrence]], target: Path) -> None:
 
 def _add(sums: Tensor, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
     gate = torch.sigmoid(output.double())
-    sums += torch.stack([torch.tensor(float(gate.numel())), gate.sum().cpu(), gate.square().sum().cpu()])
+    sums += torch.tensor([gate.numel(), gate.sum(), gate.square().sum()], dtype=sums.dtype)
 
 
 def _mean_and_deviation(sums: Tensor) -> tuple[float, float]:
@@ -152,11 +148,7 @@ def _mean_and_deviation(sums: Tensor) -> tuple[float, float]:
 
 
 def _panels(count: int) -> tuple[Any, Any]:
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise MissingPackageError("matplotlib", needed_for="pictures", extra="study") from error
     rows = -(-count // 4)
     columns = -(-count // rows)
-    figure = matplotlib.figure.Figure(figsize=(max(3.2 * columns, 6), 3.2 * rows), layout="constrained")
+    figure = empty_figure(max(3.2 * columns, 6), 3.2 * rows)
     return figure, figure.subplots(rows, columns, squeeze=False).flat[:count]

@@ -16,7 +16,7 @@ from typing import Any
 
 from trecvit.errors import DataError
 from trecvit.files import write_text
-from trecvit.study import comparison, efficiency, eigenvalues, frozen, tables
+from trecvit.study import comparison, efficiency, eigenvalues, frozen, memory, tables
 from trecvit.study.paper import ITEMS, Item
 from trecvit.study.tables import NOT_MEASURED, Build, on, table
 
@@ -84,6 +84,7 @@ STUDIES = {
         file="benchmarks/memory/result.json",
         command="trecvit study memory recipes/memory_world.yaml --runs runs/memory_study --to benchmarks/memory",
         scale=_WORLD,
+        draw=memory.draw_curves,
     ),
     "eigenvalues": Study(
         file="benchmarks/eigenvalues/result.json",
@@ -126,7 +127,7 @@ TABLES: dict[str, tuple[str, Build]] = {
     "Figure 4": ("from scratch", tables.comparison("Figure 4")),
     "Figure 5": ("costs", tables.training_costs(tables.FIGURE_5)),
     "Figure 7": ("memory", tables.recalled_over_distance),
-    "Beyond the trained length": ("memory", tables.recalled_beyond),
+    "Past the trained length": ("memory", tables.recalled_beyond),
     "Section 1": ("speed", tables.streaming_speed),
 }
 """What stands between the marks of a name: which study's result, and what makes a table of it."""

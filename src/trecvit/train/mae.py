@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -16,7 +15,6 @@ from trecvit.data.clips import EvaluationViews, Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.data.textures import photographs
 from trecvit.data.world import World
-from trecvit.errors import DataError
 from trecvit.evaluate.mae import draw_restored, evaluate_mae
 from trecvit.files import write_text
 from trecvit.model.mae import Autoencoder, MaskedAutoencoder, Restoration, targets
@@ -110,7 +108,7 @@ class HeldOut:
             return
         assert recipe.videos is not None, "a recipe has scenes or videos"
         assert recipe.videos.validation is not None, "held-out clips are of validation videos"
-        manifest = read_manifest(recipe.videos.validation).unlabelled()
+        manifest = read_manifest(recipe.videos.validation).unlabelled().spread(self.count)
         self._views = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1)
         self.source = manifest.source
 
@@ -123,14 +121,7 @@ class HeldOut:
         wanted = min(self.count, count or self.count)
         if self._world is not None:
             return [self._world.pair(number)[0][number % 2] for number in range(wanted)], []
-        spread = np.linspace(0, len(self._views) - 1, min(self.count, len(self._views))).round().astype(int)
-        items = [self._views[int(index)] for index in spread[:wanted]]
-        failures = [item for item in items if isinstance(item, Failure)]
-        clips = [item.pixels[0] for item in items if not isinstance(item, Failure)]
-        if not clips:
-            first = failures[0]
-            raise DataError(f"{self.source}: no video can be read; the first, {first.name}: {first.reason}")
-        return clips, failures
+        return self._views.first_views(wanted)
 
 
 def held_out_clips(recipe: Recipe) -> HeldOut | None:

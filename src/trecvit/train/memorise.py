@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from trecvit.data.clips import EvaluationViews, Failure
 from trecvit.data.manifest import read_manifest
 from trecvit.data.scenery import Scenery
 from trecvit.data.textures import photographs
-from trecvit.errors import DataError
-from trecvit.evaluate.memorise import PICTURE, draw_memory, evaluate_memory
+from trecvit.evaluate.memorise import PICTURE, Answer, draw_memory, evaluate_memory
 from trecvit.files import write_text
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.processes import Processes, Share
@@ -100,7 +99,7 @@ class _Scenery(Dataset[Tensor]):
         self.num_frames = recipe.preprocessing.num_frames
 
     def __getitem__(self, epoch_and_number: tuple[int, int]) -> Tensor:
-        return self.scenery.clip(epoch_and_number[1], self.num_frames)[0]
+        return self.scenery.clip(epoch_and_number[1], self.num_frames)
 
 
 def _scenery_of(memory: Memory, *, seed: int, split_held_out: bool) -> Scenery:
@@ -148,7 +147,7 @@ class Memorisation(Objective[MemoryBatch, Tensor]):
         """Some of the held-out clips: the last frame, the one to be returned, and what was returned."""
         if self.held_out is not None:
             clips, _ = self.held_out.read(_NUM_DRAWN)
-            draw_memory({"returned": self._load(model, processes)}, clips, self.offset, folder / PICTURE)
+            draw_memory({"returned": self._answer(model, processes)}, clips, self.offset, folder / PICTURE)
 
     def evaluate(self, model: Path, folder: Path, processes: Processes) -> None:
         """The same test as on the way, with pictures."""
@@ -162,14 +161,13 @@ class Memorisation(Objective[MemoryBatch, Tensor]):
     def _figures(self, model: Path, processes: Processes) -> dict[str, float | int]:
         assert self.held_out is not None, "a recipe that validates has clips to test on"
         clips, failures = self.held_out.read()
-        memoriser = self._load(model, processes)
-        on_device = [clip.to(processes.device) for clip in clips]
-        return {**evaluate_memory(memoriser, on_device, self.offset), "failed": len(failures)}
+        return {**evaluate_memory(self._answer(model, processes), clips, self.offset), "failed": len(failures)}
 
-    def _load(self, model: Path, processes: Processes) -> Memoriser | VivitMemoriser:
+    def _answer(self, model: Path, processes: Processes) -> Answer:
+        """The trained model, wherever it is, to be given clips that are on the CPU."""
         trained = load_trained(self.architecture, model, device=processes.device)
         assert isinstance(trained, (Memoriser, VivitMemoriser)), "a recipe with a memory trains what memorises"
-        return trained
+        return lambda video: trained(video.to(processes.device))
 
 
 class HeldOutMemory:
@@ -192,7 +190,7 @@ class HeldOutMemory:
             return
         assert recipe.videos is not None, "a recipe that memorises has videos or scenery"
         assert recipe.videos.validation is not None, "held-out clips are of validation videos"
-        manifest = read_manifest(recipe.videos.validation).unlabelled()
+        manifest = read_manifest(recipe.videos.validation).unlabelled().spread(self.count)
         self._views = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1)
         self.source = manifest.source
 
@@ -204,14 +202,8 @@ class HeldOutMemory:
         """
         wanted = min(self.count, count or self.count)
         if self._scenery is not None:
-            return [self._scenery.clip(number, self.preprocessing.num_frames)[0] for number in range(wanted)], []
-        items = [self._views[index] for index in self._spread()[:wanted]]
-        failures = [item for item in items if isinstance(item, Failure)]
-        clips = [item.pixels[0] for item in items if not isinstance(item, Failure)]
-        if not clips:
-            first = failures[0]
-            raise DataError(f"{self.source}: no video can be read; the first, {first.name}: {first.reason}")
-        return clips, failures
+            return [self._scenery.clip(number, self.preprocessing.num_frames) for number in range(wanted)], []
+        return self._views.first_views(wanted)
 
     @property
     def knows_cuts(self) -> bool:
@@ -224,20 +216,17 @@ class HeldOutMemory:
         Scenery has no end; videos end with the first that does.
 
         Args:
-            count: B; fewer if there are not so many videos.
+            count: B; fewer if there are not so many videos that can be read.
         """
         if self._scenery is not None:
             scenes = [self._scenery.frames(number) for number in range(count)]
             while True:
                 frames, cuts = zip(*(next(scene) for scene in scenes), strict=True)
                 yield torch.from_numpy(np.stack(frames)).movedim(3, 1), torch.tensor(cuts)
-        videos = [self._views.manifest.videos[index] for index in self._spread()[:count]]
-        for frames in zip(*(_frames(video.source, self.preprocessing) for video in videos), strict=False):
+        failed = {failure.name for failure in self._views.first_views()[1]}
+        sources = [video.source for video in self._views.manifest.videos if video.name not in failed][:count]
+        for frames in zip(*(_frames(source, self.preprocessing) for source in sources), strict=False):
             yield torch.stack(frames), torch.zeros(len(frames), dtype=torch.bool)
-
-    def _spread(self) -> Sequence[int]:
-        places = np.linspace(0, len(self._views) - 1, min(self.count, len(self._views)))
-        return [int(place) for place in places.round()]
 
 
 def _frames(source: Source, plan: Preprocessing) -> Iterator[UInt8[Tensor, "3 h w"]]:

@@ -1,0 +1,28 @@
+"""What tests of training look at: one update by itself, and whether two models are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from trecvit.processes import Processes
+from trecvit.train.initialise import first_model
+from trecvit.train.loop import Loop, feed_of, objective_of
+from trecvit.train.recipe import Recipe
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def loop_of(recipe: Recipe, folder: Path) -> Loop:
+    torch.manual_seed(recipe.seed)
+    feed = feed_of(recipe)
+    model, _ = first_model(recipe, feed)
+    return Loop(recipe, folder, feed, objective_of(recipe), model, Processes(), "ddp", lambda _: None)
+
+
+def gradient(loop: Loop) -> torch.Tensor:
+    grads = [parameter.grad for parameter in loop.model.parameters() if parameter.requires_grad]
+    return torch.cat([grad.flatten() for grad in grads if grad is not None])
