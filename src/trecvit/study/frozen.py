@@ -27,8 +27,8 @@ from trecvit.errors import ConfigError
 from trecvit.evaluate.features import Encoder, trecvit_encoder
 from trecvit.files import write_text
 from trecvit.model.trecvit import TRecViT
-from trecvit.runtime.doctor import machine
 from trecvit.study.memory import scale
+from trecvit.study.results import empty_figure, heading
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained
 from trecvit.train.loop import train
@@ -231,13 +231,8 @@ def to_dict(
     plan: Plan, data: tuple[Manifest, Manifest], rows: Sequence[dict[str, Any]], command: str
 ) -> dict[str, Any]:
     """All that came out, as plain JSON values."""
-    here = machine()
     return {
-        "study": "frozen",
-        "command": command,
-        "date": here["date"],
-        "machine": here,
-        "scale": scale(plan.base),
+        **heading("frozen", command, scale(plan.base)),
         "recipe": plan.path.name,
         "seeds": list(plan.seeds),
         "videomae": f"{plan.videomae_depth} layers of the same width, tubelets of {_TUBELET} frames",
@@ -252,8 +247,6 @@ def to_dict(
 
 def draw(content: dict[str, Any], path: Path) -> Path:
     """Bars of what is told from frozen features, pre-trained beside random."""
-    from matplotlib.figure import Figure
-
     panels = {
         "linear": "linear probe, top-1",
         "k-NN": "k-NN, top-1",
@@ -261,7 +254,7 @@ def draw(content: dict[str, Any], path: Path) -> Path:
         "average_pts_within_thresh": "points: δ average",
         "average_jaccard": "points: average Jaccard",
     }
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    figure = empty_figure(13, 3.4)
     all_axes: Any = figure.subplots(1, len(panels))
     for axes, (name, title) in zip(all_axes, panels.items(), strict=True):
         for place, row in enumerate(content["rows"]):
