@@ -47,7 +47,9 @@ def bench_speed(
         list[str] | None,
         typer.Option("--model", "-m", help="A preset or a trained model; tiny, small, base, base_k400."),
     ] = None,
-    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="float32, bfloat16; both by default.")] = None,
+    dtypes: Annotated[
+        list[str] | None, typer.Option("--dtype", help="float32, bfloat16, int8; the first two by default.")
+    ] = None,
     modes: Annotated[
         list[str] | None, typer.Option("--mode", help="eager, compile, openvino, exported; all by default.")
     ] = None,
