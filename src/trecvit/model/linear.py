@@ -104,8 +104,8 @@ class QuantizedLinear(nn.Module):
         """See `Linear.forward`; `x` is float32."""
         vectors = x.reshape(-1, self.in_features)
         scale = _scale(vectors)
-        # Rounded to 1 ... 255, 128 meaning 0: for signed integers on this side oneDNN has no fast kernel.
-        integers = (vectors / scale).add_(_ZERO + 0.5).to(torch.uint8)
+        # Unsigned, with 128 for 0: oneDNN has no fast kernel for signed ones here, to which PyTorch converts faster.
+        integers = (vectors / scale).round_().to(torch.int8).view(torch.uint8).add_(_ZERO)
         y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
             integers, 1.0, _ZERO, self._weight, self._scale, self._zero, None, 1.0, 0, x.dtype, "none", [], ""
         )
@@ -125,4 +125,5 @@ _ZERO = 128
 
 def _scale(rows: Float[Tensor, "R I"]) -> Float[Tensor, "R 1"]:
     """What one step of 127 is worth in each row; more than 0 also where all is 0."""
-    return rows.abs().amax(dim=1, keepdim=True).div_(127.0).clamp_(min=torch.finfo(rows.dtype).tiny)
+    largest = torch.maximum(rows.amax(dim=1, keepdim=True), rows.amin(dim=1, keepdim=True).neg_())
+    return largest.div_(127.0).clamp_(min=torch.finfo(rows.dtype).tiny)
