@@ -303,14 +303,14 @@ def in_turns(*models):
 def test_packed_weights_have_not_become_slower_than_plain_ones():
     model = create_model("tiny", depth=2, width=384, mlp_width=1536, num_classes=0, num_heads=6).eval()
     plain_s, packed_s = in_turns(model, optimize(model))
-    assert plain_s / packed_s > 1.2  # measured: 1.77
+    assert plain_s / packed_s > 1.05  # measured: 1.77, and 1.13 beside other work
 
 
 @needs_vnni
 def test_int8_is_faster_than_float32():
     model = create_model("base_k400", depth=2, num_classes=0).eval()
     float_s, int8_s = in_turns(*(optimize(model, dtype=dtype) for dtype in (torch.float32, torch.int8)))
-    assert float_s / int8_s > 1.3
+    assert float_s / int8_s > 1.15  # measured: 2.0, and 1.5 beside other work
 
 
 def test_every_combination_is_measured_and_what_cannot_be_says_why(tmp_path):
