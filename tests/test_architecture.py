@@ -41,6 +41,7 @@ RESERVED = {
     "cv2": {"baselines/points.py"},
     "transformers": {"baselines/video_transformers.py"},
     "triton": {"model/scan_triton.py"},
+    "fla": {"model/scan_fla.py"},
     "huggingface_hub": {"pretrained.py"},
 }
 

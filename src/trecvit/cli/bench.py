@@ -55,7 +55,9 @@ def bench_speed(
         list[str] | None,
         typer.Option("--model", "-m", help="A preset or a trained model; tiny, small, base, base_k400."),
     ] = None,
-    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="float32, bfloat16; both by default.")] = None,
+    dtypes: Annotated[
+        list[str] | None, typer.Option("--dtype", help="float32, bfloat16, int8; the first two by default.")
+    ] = None,
     modes: Annotated[
         list[str] | None, typer.Option("--mode", help="eager, compile, openvino, exported; all by default.")
     ] = None,
@@ -201,6 +203,9 @@ def bench_train(
     image_px: Annotated[int, typer.Option("--image-size", help="Side of the frames in pixels.")] = 224,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     device: DeviceOption = "cpu",
+    kernels: Annotated[
+        str, typer.Option(help="For the recurrence on a GPU: own, or fla (flash-linear-attention).")
+    ] = "own",
     save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
 ) -> None:
     """Memory and speed of training updates: sizes, clip lengths, by what is computed again in the backward pass."""
@@ -217,7 +222,9 @@ def bench_train(
     table = Table("size", "frames", "recomputed", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
     costs = []
     with progress_bar("measurements", len(get_args(Recompute)) * len(sizes) * len(frames)) as advance:
-        for cost in update_costs(sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device):
+        for cost in update_costs(
+            sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device, kernels=kernels
+        ):
             costs.append(cost)
             advance(len(costs))
             words = ("not enough", "", "")
@@ -226,7 +233,7 @@ def bench_train(
                 words = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
             table.add_row(cost.size, str(cost.num_frames), cost.recompute, *words)
     if save:
-        content = {"machine": machine(), "device": device, "image_px": image_px, "bf16": bf16}
+        content = {"machine": machine(), "device": device, "kernels": kernels, "image_px": image_px, "bf16": bf16}
         content["costs"] = [asdict(cost) for cost in costs]
         save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     console().print(table)

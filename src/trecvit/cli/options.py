@@ -26,7 +26,9 @@ TrackerOption = Annotated[
         "--model", "-m", help="A name ('tapnextpp', …), a folder, or an original .npz, .pt or .ckpt of TAPNext."
     ),
 ]
-DtypeOption = Annotated[str, typer.Option(help="float32, or bfloat16 for faster matrix products where there are any.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="float32, or bfloat16 for faster matrix products where there are any; int8 (with eager).")
+]
 ModeOption = Annotated[str, typer.Option(help="eager, compile (waits for the compiler first), or openvino.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
 TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]

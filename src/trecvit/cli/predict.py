@@ -183,12 +183,12 @@ def export_model(
     folder also holds stream.xml, which keeps the state inside and needs no Python.
     """
     from trecvit.runtime.exported import export
-    from trecvit.runtime.fast import DTYPES
+    from trecvit.runtime.fast import FLOATS
 
-    if dtype not in DTYPES:
-        raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype not in FLOATS:
+        raise ConfigError(f"--dtype: expected one of {', '.join(FLOATS)}, got {dtype!r}")
     network = load_model(source, "cpu")
-    print(export(network, folder, mode=mode, dtype=DTYPES[dtype], batch_size=batch_size, frames=frames or [1]))
+    print(export(network, folder, mode=mode, dtype=FLOATS[dtype], batch_size=batch_size, frames=frames or [1]))
 
 
 @app.command()

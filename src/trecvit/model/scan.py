@@ -9,6 +9,7 @@ B streams · T frames · N tokens per frame · E recurrent channels · C channel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from trecvit.errors import InputError
+from trecvit.config import nearest
+from trecvit.errors import ConfigError, InputError, MissingPackageError
 
 GATE_SHARPNESS = 8.0  # c in a = sigmoid(lambda)^(c r): Griffin (arXiv:2402.19427), section 2.4
 MAX_SQRT_GRADIENT = 1000.0  # code (recurrentgemma): keeps the gradient of sqrt(1 - a^2) finite as a -> 1
@@ -68,8 +70,8 @@ def gated_scan(
     hidden: Float[Tensor, "B N E"],
     fresh: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
-    """The RG-LRU after its gates' linear maps (paper, section 3.1): on a GPU one Triton kernel in each direction, else
-    one frame at a time while it is in the cache.
+    """The RG-LRU after its gates' linear maps (paper, section 3.1): on a GPU one Triton kernel in each direction, or
+    what `use_kernels` says; else one frame at a time while it is in the cache.
 
     log a_t = -c sigmoid(recurrence_gate_t) softplus(a_param), and
     h_t = a_t h_(t-1) + sqrt(1 - a_t^2) sigmoid(input_gate_t) x_t; the first frame of a fresh stream has no root.
@@ -88,7 +90,11 @@ def gated_scan(
         All states, and the last one. Gradients reach every floating-point argument.
     """
     states: Tensor
-    if x.is_cuda and hidden.dtype == torch.float32 and _has_triton():
+    on_gpu = x.is_cuda and hidden.dtype == torch.float32
+    # Compilers see through our own operator, and not into the others' kernels.
+    if on_gpu and _others is not None and not torch.compiler.is_compiling():
+        states = _others(x, input_gate, recurrence_gate, a_param, hidden, fresh)
+    elif on_gpu and _has_triton():
         from trecvit.model.scan_triton import gated_scan_triton
 
         states = gated_scan_triton(x, input_gate, recurrence_gate, a_param, hidden, fresh)
@@ -108,14 +114,55 @@ def gated_scan_reference(
     fresh: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
     """The equations of `gated_scan` one after the other. Same arguments and results."""
-    dtype = hidden.dtype
+    log_a, inputs = gate_equations(x, input_gate, recurrence_gate, a_param, fresh, hidden.dtype)
+    states, last = linear_scan_reference(log_a.exp().flatten(2), inputs.flatten(2), hidden.flatten(1))
+    return states.view_as(inputs), last.view_as(hidden)
+
+
+def gate_equations(
+    x: Float[Tensor, "B T N E"],
+    input_gate: Float[Tensor, "B T N E"],
+    recurrence_gate: Float[Tensor, "B T N E"],
+    a_param: Float[Tensor, " E"],
+    fresh: Bool[Tensor, " B"],
+    dtype: torch.dtype,
+) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B T N E"]]:
+    """What `gated_scan` makes of its arguments for the recurrence h_t = a_t h_(t-1) + b_t: log a_t and b_t."""
     log_a = -GATE_SHARPNESS * torch.sigmoid(recurrence_gate.to(dtype)) * F.softplus(a_param.to(dtype))
     gated = torch.sigmoid(input_gate.to(dtype)) * x.to(dtype)
     inputs = bounded_sqrt(-torch.expm1(2.0 * log_a)) * gated
     first = torch.where(fresh[:, None, None], gated[:, 0], inputs[:, 0])
-    inputs = torch.cat([first[:, None], inputs[:, 1:]], dim=1)
-    states, last = linear_scan_reference(log_a.exp().flatten(2), inputs.flatten(2), hidden.flatten(1))
-    return states.view_as(inputs), last.view_as(hidden)
+    return log_a, torch.cat([first[:, None], inputs[:, 1:]], dim=1)
+
+
+KERNELS = ("own", "fla")
+_others: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+
+
+def use_kernels(whose: str) -> None:
+    """Says whose kernels `gated_scan` takes on GPUs, from now on and in this process.
+
+    Elsewhere, in float64, in models that are compiled or exported, and for complex eigenvalues nothing changes.
+
+    Args:
+        whose: "own", as long as nothing else is said: one kernel for gates and recurrence. "fla":
+            flash-linear-attention's for the recurrence (`trecvit.model.scan_fla`), the gates operation by operation.
+
+    Raises:
+        ConfigError: For another word.
+        MissingPackageError: flash-linear-attention is asked for and not installed.
+    """
+    global _others
+    if whose not in KERNELS:
+        raise ConfigError(f"kernels: expected one of {', '.join(KERNELS)}, got {whose!r}{nearest(whose, KERNELS)}")
+    if whose == "own":
+        _others = None
+        return
+    try:
+        from trecvit.model.scan_fla import gated_scan_fla
+    except ImportError as error:
+        raise MissingPackageError("fla-core", needed_for="use_kernels('fla')", extra="fla") from error
+    _others = gated_scan_fla
 
 
 @cache

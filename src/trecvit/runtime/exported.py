@@ -40,7 +40,7 @@ from trecvit.runtime.export import (
     taken_up,
     to_openvino,
 )
-from trecvit.runtime.fast import DTYPES, for_inference, refuse_to_save
+from trecvit.runtime.fast import FLOATS, for_inference, refuse_to_save
 
 _FORMAT = "trecvit-exported-1"
 _MODES = ("compile", "openvino")
@@ -85,7 +85,7 @@ def export(
     extent = model.config.temporal_patch_size
     if mode not in _MODES:
         raise ConfigError(f"mode: expected one of {', '.join(_MODES)}, got {mode!r}{nearest(mode, _MODES)}")
-    if dtype not in DTYPES.values():
+    if dtype not in FLOATS.values():
         raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
     if not isinstance(model, TRecViT) or "save" in vars(model) or model.device.type != "cpu":
         raise ConfigError("export: expected a TRecViT on the CPU as it was loaded or made, not a result of optimize")
@@ -108,7 +108,7 @@ def export(
     description = {
         "format": _FORMAT,
         "mode": mode,
-        "dtype": next(name for name, value in DTYPES.items() if value == dtype),
+        "dtype": next(name for name, value in FLOATS.items() if value == dtype),
         "batch_size": batch_size,
         "frames": counts,
         "image_size": list(image_size),
@@ -142,7 +142,7 @@ def load_exported(folder: str | Path) -> TRecViT:
         if said["format"] != _FORMAT:
             raise CheckpointError(f"{folder / _DESCRIPTION}: expected the format {_FORMAT!r}, got {said['format']!r}")
         config, preprocessing = ModelConfig.from_dict(said["model"]), Preprocessing.from_dict(said["preprocessing"])
-        mode, dtype, image_size = said["mode"], DTYPES[said["dtype"]], tuple(said["image_size"])
+        mode, dtype, image_size = said["mode"], FLOATS[said["dtype"]], tuple(said["image_size"])
         shapes = [Shapes(said["batch_size"], count, image_size) for count in said["frames"]]
         made_for, labels, provenance = said["made_for"], said["labels"], said["provenance"]
         rest = safetensors.torch.load_file(folder / _REST)

@@ -11,12 +11,13 @@ import torch
 
 from trecvit.config import nearest
 from trecvit.errors import ConfigError
-from trecvit.model.linear import Linear, PackedLinear
+from trecvit.model.linear import Linear, PackedLinear, QuantizedLinear
 from trecvit.model.lru import RGLRU
-from trecvit.model.trecvit import TRecViT, VideoModel
+from trecvit.model.trecvit import Tokenizer, TRecViT, VideoModel
 from trecvit.runtime.export import OpenVINOPass
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {**FLOATS, "int8": torch.int8}
 Mode = Literal["eager", "compile", "openvino"]
 _Model = TypeVar("_Model", bound=VideoModel)
 
@@ -30,15 +31,16 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
     Args:
         model: Any; it is not changed.
         dtype: float32, or bfloat16 for the matrix products where the machine has them. The recurrence and its state are
-            float32 in any case.
+            float32 in any case. int8, for mode="eager" on a CPU with AVX-512 VNNI: the blocks' linear maps in 8-bit
+            integers (see `QuantizedLinear`), everything else in float32.
         mode: "eager" runs PyTorch's operations one by one, on the CPU with weights packed for oneDNN. "compile" has
             torch.compile fuse them; the first call with new shapes takes some tens of seconds. "openvino" hands the
             network to OpenVINO (CPU; the extra `openvino`), some seconds for new shapes, each held against the model
             before it is used.
 
     Raises:
-        ConfigError: For an unknown mode, another dtype, a model that is a result of this already, or an OpenVINO that
-            computes wrong here.
+        ConfigError: For an unknown mode, another dtype, int8 where it cannot be, a model that is a result of this
+            already, or an OpenVINO that computes wrong here.
         MissingPackageError: OpenVINO is asked for and not installed.
     """
     dtype = dtype or model.dtype
@@ -47,13 +49,15 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
             f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}{nearest(mode, get_args(Mode))}"
         )
     if dtype not in DTYPES.values():
-        raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+        raise ConfigError(f"dtype: expected torch.float32, torch.bfloat16 or torch.int8, got {dtype}")
+    if dtype == torch.int8:
+        _check_int8(model, mode)
     if "save" in vars(model):
         raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
-    fast = for_inference(model, dtype, mode)
+    fast = for_inference(model, torch.float32 if dtype == torch.int8 else dtype, mode)
     replacement: Any = None
     if mode == "eager":
-        _pack(fast)
+        _pack(fast, QuantizedLinear if dtype == torch.int8 else PackedLinear)
     elif mode == "compile":
         replacement = _compiled(fast)
     elif mode == "openvino":
@@ -89,15 +93,27 @@ def refuse_to_save(folder: str | Path) -> Path:
     raise ConfigError(f"{folder}: a result of optimize is for running; save the model that it was made of")
 
 
-def _pack(model: VideoModel) -> None:
+def _check_int8(model: VideoModel, mode: str) -> None:
+    where = "dtype=torch.int8 is for mode='eager' on a CPU with AVX-512 VNNI"
+    if mode != "eager":
+        raise ConfigError(f"{where}, got mode={mode!r}; take 'eager', or bfloat16")
+    if model.device.type != "cpu":
+        raise ConfigError(f"{where}, the model is on {model.device}; take bfloat16")
+    if not QuantizedLinear.is_available():
+        raise ConfigError(f"{where} and a PyTorch with oneDNN, which are not here; take bfloat16 or float32")
+
+
+def _pack(model: VideoModel, kind: type[PackedLinear] | type[QuantizedLinear]) -> None:
     """Lays weights out as the kernels for the CPU read them."""
     if model.device.type != "cpu" or not PackedLinear.is_available():
         return
     rows = model.tokenizer.config.num_patches
     for parent in list(model.modules()):
+        # What is rounded here goes through all blocks: it was more than half of int8's error, and is little work.
+        chosen = PackedLinear if isinstance(parent, Tokenizer) else kind
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
-                setattr(parent, name, PackedLinear(child, rows))
+                setattr(parent, name, chosen(child, rows))
 
 
 def _compiled(model: VideoModel) -> Callable[..., Any]:

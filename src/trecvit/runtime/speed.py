@@ -28,7 +28,7 @@ from trecvit.memory import resident_bytes
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.exported import export, load_exported
-from trecvit.runtime.fast import DTYPES, optimize
+from trecvit.runtime.fast import DTYPES, FLOATS, optimize
 from trecvit.weights.load import load_as
 from trecvit.workers import worker_pool
 
@@ -58,7 +58,7 @@ class Speed:
         p95_ms: Of one call.
         frames_per_s: All streams together, by the median.
         gflop_per_s: Likewise, of matrix products.
-        bound_frames_per_s: What the products alone would reach.
+        bound_frames_per_s: What the products alone would reach; for int8, in float32, so that it can be below 1 times.
         state_bytes: Carried per stream.
         memory_bytes: Of the process while it runs.
         ready_s: Until the first answer was there: packing, compiling, converting.
@@ -101,7 +101,7 @@ def speeds(
 
     Args:
         models: Presets or whatever `trecvit.load` takes.
-        dtypes: "float32", "bfloat16".
+        dtypes: "float32", "bfloat16", "int8" (with the mode "eager").
         modes: See `Speed`.
         batch_sizes: Streams at once.
         frames: Frames of a call.
@@ -140,7 +140,8 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
 
     times_s = _timed(call, seconds)
     memory_bytes = resident_bytes()
-    plain = _made(name).to(DTYPES[dtype])  # the same products whatever the mode, and weights that can be seen
+    # The same products whatever the mode, and weights that can be seen.
+    plain = _made(name).to(FLOATS.get(dtype, torch.float32))
     bound_s = float(np.median(_timed(_alone(products(plain, frames)), seconds)))
     per_call = batch_size * num_frames
     median_s = float(np.median(times_s))
