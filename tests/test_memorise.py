@@ -19,12 +19,13 @@ from trecvit.cli.app import app
 from trecvit.config import MemoriserConfig, VivitMemoriserConfig, model_config
 from trecvit.data.scenery import Scenery, SceneryConfig
 from trecvit.errors import CheckpointError, ConfigError, InputError
-from trecvit.evaluate.memorise import Forgetting, evaluate_memory, recall_in_streams
+from trecvit.evaluate.forgetting import FORGETTINGS, Forgetting
+from trecvit.evaluate.memorise import evaluate_memory, recall_in_streams
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.scan import GATE_SHARPNESS
 from trecvit.processes import Processes, Share
 from trecvit.study import memory, tables
-from trecvit.study.memory import FORGETTINGS, OURS, VIVIT, Plan
+from trecvit.study.memory import OURS, VIVIT, Plan
 from trecvit.train.initialise import first_model
 from trecvit.train.loop import feed_of, objective_of, train
 from trecvit.train.memorise import HeldOutMemory

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trecvit.cli.app import study_app
-from trecvit.cli.options import DeviceOption, TrackerOption, TrainingDeviceOption, load_tracker
+from trecvit.cli.options import (
+    DeviceOption,
+    ModelOption,
+    TrackerOption,
+    TrainingDeviceOption,
+    load_model,
+    load_tracker,
+)
 from trecvit.cli.terminal import console, progress_bar, progress_bars
 
 if TYPE_CHECKING:
@@ -383,6 +390,35 @@ def study_eigenvalues(
         table.add_row(drawn, str(row["seed"]), row["moment"], f"{row['mean']:.3f}", *quantiles, below)
     console().print(table)
     for path in (to / "result.json", to / "eigenvalues.png"):
+        print(path)
+
+
+@study_app.command("endless")
+def study_endless(
+    to: _To,
+    model: ModelOption = "motions",
+    streams: Annotated[int, typer.Option(min=1, help="How many, all at once.")] = 24,
+    clips: Annotated[int, typer.Option(min=1, help="Of each stream, one after another.")] = 100,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Not in the paper: a classifier of the world's motions in streams of 100 x the length of its training clips."""
+    from rich.table import Table
+
+    from trecvit.study.endless import ENDS, answers, draw, to_dict, world_streams
+
+    network = load_model(model, device)
+    ends = sorted({*(end for end in ENDS if end < clips), clips})
+    with progress_bar("clips of each stream", clips) as advance:
+        rows = list(answers(network, world_streams(network, streams, clips), ends=ends, report=advance))
+    to.mkdir(parents=True, exist_ok=True)
+    content = to_dict(network, model, rows, streams, _command())
+    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    table = Table("states are", "clips", "named right", "states, rms", box=None, pad_edge=False)
+    for row in rows:
+        seen = f"{row.first_clip} to {row.last_clip}"
+        table.add_row(row.forgetting, seen, f"{row.top1:.1%} of {row.clips}", f"{row.state_rms:.2f}")
+    console().print(table)
+    for path in (to / "result.json", draw(content, to / "endless.png")):
         print(path)
 
 

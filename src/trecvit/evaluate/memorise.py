@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from trecvit.errors import DataError
+from trecvit.evaluate.forgetting import Forgetting, begun_anew, forgotten, state_rms
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.state import State
 from trecvit.video.draw import draw_grid, fit_for_display
@@ -93,23 +94,6 @@ def _image(frame: Float[Tensor, "3 h w"]) -> Image:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Forgetting:
-    """What is done to the state while a stream goes on.
-
-    Attributes:
-        name: In words.
-        per_frame: The recurrences' states are multiplied by this after every frame.
-        per_clip: Likewise after every T frames, the length of the training clips; 0 begins the stream anew there.
-        at_cuts: The stream begins anew with the first frame after a cut.
-    """
-
-    name: str
-    per_frame: float = 1.0
-    per_clip: float = 1.0
-    at_cuts: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Recalled:
     """What a stream is worth at one moment, the mean over all streams.
 
@@ -164,7 +148,7 @@ def recall_in_streams(
             first = past_frame(frames[None].movedim(0, 1), 0)
         rows = frames.repeat(count, 1, 1, 1)[:, None].to(model.device)  # all streams, for one after the other way
         state = model.init_state(len(rows), image_size=(frames.shape[2], frames.shape[3])) if state is None else state
-        state = state.reset(torch.cat([cuts & how.at_cuts for how in forgettings]))
+        state = begun_anew(state, forgettings, cuts)
         with torch.inference_mode():
             answers, state = model.step(rows, state)
         report(seen)
@@ -181,21 +165,9 @@ def recall_in_streams(
                     first_psnr_db=float(psnr_db(given, first).mean()),
                     constant_psnr_db=float(psnr_db(true.mean(dim=0, keepdim=True).expand_as(true), true).mean()),
                     last_psnr_db=float(psnr_db(last, true).mean()),
-                    state_rms=_rms(state, slice(place * len(frames), (place + 1) * len(frames))),
+                    state_rms=state_rms(state, slice(place * len(frames), (place + 1) * len(frames))),
                 )
             left.pop(0)
             if not left:
                 return
-        state = _forgotten(state, forgettings, len(frames), clip_ends=seen % num_frames == 0)
-
-
-def _forgotten(state: State, forgettings: Sequence[Forgetting], num_streams: int, *, clip_ends: bool) -> State:
-    anew = [clip_ends and how.per_clip == 0.0 for how in forgettings]
-    state = state.reset(torch.tensor(anew).repeat_interleave(num_streams))
-    factors = [how.per_frame * (how.per_clip if clip_ends else 1.0) for how in forgettings]
-    rows = torch.tensor(factors).repeat_interleave(num_streams).to(state.device)[:, None, None]
-    return state.replace(layers=tuple(layer._replace(hidden=layer.hidden * rows) for layer in state.layers))
-
-
-def _rms(state: State, rows: slice) -> float:
-    return float(torch.stack([layer.hidden[rows].square().mean() for layer in state.layers]).mean().sqrt())
+        state = forgotten(state, forgettings, clip_ends=seen % num_frames == 0)

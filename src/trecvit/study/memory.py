@@ -15,7 +15,8 @@ from typing import Any
 
 from trecvit.baselines.memorise import VivitMemoriser
 from trecvit.errors import ConfigError
-from trecvit.evaluate.memorise import Forgetting, draw_memory, evaluate_memory, recall_in_streams
+from trecvit.evaluate.forgetting import FORGETTINGS, MULTIPLES
+from trecvit.evaluate.memorise import draw_memory, evaluate_memory, recall_in_streams
 from trecvit.files import write_text
 from trecvit.model.memorise import Memoriser
 from trecvit.processes import Processes
@@ -33,15 +34,6 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
     VIVIT: ("memory.network=vivit", "start.vit=''", "start.weights=''"),
 }
 LONGER = 1.5  # tested length over trained length (paper, Table 6: 96 and 64)
-MULTIPLES = (1.0, LONGER, 3.0, 10.0, 100.0)
-FORGETTINGS = (
-    Forgetting(name="carried on"),
-    Forgetting(name="x 0.99 a frame", per_frame=0.99),
-    Forgetting(name="x 0.9 a frame", per_frame=0.9),
-    Forgetting(name="x 0.5 every trained length", per_clip=0.5),
-    Forgetting(name="begun anew every trained length", per_clip=0.0),
-    Forgetting(name="begun anew at cuts", at_cuts=True),
-)
 PAPER_TABLE_6 = {(96, VIVIT): 32.2, (96, OURS): 29.1, (64, VIVIT): 15.1, (64, OURS): 26.4}
 """PSNR in dB by frames in training and model, always tested on 96."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from trecvit.errors import DataError
 from trecvit.files import write_text
-from trecvit.study import comparison, efficiency, eigenvalues, frozen, memory, tables
+from trecvit.study import comparison, efficiency, eigenvalues, endless, frozen, memory, tables
 from trecvit.study.paper import ITEMS, Item
 from trecvit.study.tables import NOT_MEASURED, Build, on, table
 
@@ -93,6 +93,12 @@ STUDIES = {
         scale=_WORLD,
         draw=lambda content, folder: [eigenvalues.draw(content, folder / "eigenvalues.png")],
     ),
+    "endless": Study(
+        file="benchmarks/endless/result.json",
+        command="trecvit study endless --to benchmarks/endless",
+        scale=_WORLD,
+        draw=lambda content, folder: [endless.draw(content, folder / "endless.png")],
+    ),
     "points": Study(
         file="benchmarks/points.json",
         command=tables.points_command,
@@ -128,6 +134,7 @@ TABLES: dict[str, tuple[str, Build]] = {
     "Figure 5": ("costs", tables.training_costs(tables.FIGURE_5)),
     "Figure 7": ("memory", tables.recalled_over_distance),
     "Past the trained length": ("memory", tables.recalled_beyond),
+    "Past the trained length, named": ("endless", tables.named_beyond),
     "Section 1": ("speed", tables.streaming_speed),
 }
 """What stands between the marks of a name: which study's result, and what makes a table of it."""

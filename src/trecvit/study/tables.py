@@ -303,6 +303,17 @@ def recalled_beyond(content: dict[str, Any]) -> str:
     return table((*titles, "the mean frame", "states, rms"), lines)
 
 
+def named_beyond(content: dict[str, Any]) -> str:
+    """How many clips of endless streams a classifier names right."""
+    names = dict.fromkeys(row["forgetting"] for row in content["rows"])
+    lines = []
+    for name in names:
+        rows = [row for row in content["rows"] if row["forgetting"] == name]
+        lines.append([name, *(share(row["top1"]) for row in rows), f"{rows[-1]['state_rms']:.2f}"])
+    seen = [f"{row['first_clip']} to {row['last_clip']}" for row in content["rows"] if row["forgetting"] == name]
+    return table(("states are", *(f"clips {clips}" for clips in seen), "states in the end, rms"), lines)
+
+
 def eigenvalues(content: dict[str, Any]) -> str:
     """Distributions at the start and at the end of training."""
     lines = [
