@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ import pytest
 from test_train import SMALL
 from typer.testing import CliRunner
 
-from trecvit.cli import app
+from trecvit import create_model
+from trecvit.cli import app, main
 from trecvit.data.world import LABELS
 from trecvit.runtime.bench import StreamMemory
 from trecvit.video.decode import probe, read_frames
@@ -114,9 +116,11 @@ def test_stream_prints_a_json_line_per_frame_looked_at(video):
 
 
 def test_what_was_exported_streams_as_the_model_does(video, tmp_path):
-    done = trecvit("export", "motions", tmp_path / "fast")
+    model = create_model("tiny", width=32, depth=1, num_heads=2, mlp_width=32, image_size=(32, 32), num_classes=3)
+    model.save(tmp_path / "model")
+    done = trecvit("export", tmp_path / "model", tmp_path / "fast", "--mode", "openvino")
     assert done.returncode == 0, done.stderr
-    said = [trecvit("stream", video, "-m", model) for model in ("motions", tmp_path / "fast")]
+    said = [trecvit("stream", video, "-m", tmp_path / model) for model in ("model", "fast")]
     expected, found = ([json.loads(line) for line in one.stdout.splitlines()] for one in said)
     assert [line["top"][0]["label"] for line in found] == [line["top"][0]["label"] for line in expected]
     for one, other in zip(found, expected, strict=True):
@@ -152,7 +156,15 @@ def test_stream_keeps_what_was_readable_of_a_damaged_file(tmp_path):
     assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == read
 
 
-def test_a_users_error_is_one_line_and_exit_code_1(tmp_path):
+def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    def said(*words: object) -> tuple[int, str]:
+        """In this process: what `trecvit` would end with, and what it prints as errors."""
+        monkeypatch.setattr(sys, "argv", ["trecvit", *map(str, words)])
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `main` sets its own
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
     for words in (
         ["info", "base_k40"],
         ["classify", "x.mp4", "--model", tmp_path],
@@ -160,14 +172,16 @@ def test_a_users_error_is_one_line_and_exit_code_1(tmp_path):
         ["stream", "nothing.mp4"],
         ["data", "render", tmp_path, "--train", 3],
     ):
-        done = trecvit(*words)
-        assert done.returncode == 1, words
-        assert done.stderr.startswith("trecvit: "), words
-        assert done.stderr.strip().count("\n") == 0, done.stderr
-    assert "did you mean 'base_k400'" in trecvit("info", "base_k40").stderr
-    assert "Traceback" in trecvit("--debug", "info", "base_k40").stderr
-    assert trecvit("info").returncode == 2
-    assert trecvit("stream", "x", "--stride", 0).returncode == 2
+        code, line = said(*words)
+        assert code == 1, words
+        assert line.startswith("trecvit: "), words
+        assert line.strip().count("\n") == 0, line
+    assert "did you mean 'base_k400'" in said("info", "base_k40")[1]
+    assert said("info")[0] == 2
+    assert said("stream", "x", "--stride", 0)[0] == 2
+    done = trecvit("--debug", "info", "base_k40")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
 
 
 def test_a_reader_that_goes_away_is_no_error(video):
