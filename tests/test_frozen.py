@@ -265,7 +265,7 @@ def test_the_study_trains_both_probes_both_and_does_nothing_twice(recipe_path, t
     def refuse(*_args, **_kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(frozen, "train", refuse)
+    monkeypatch.setattr("trecvit.study.runs.train", refuse)
     monkeypatch.setattr(frozen, "point_probe", refuse)
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     again = json.loads((tmp_path / "to" / "result.json").read_text())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from trecvit.cli.options import (
 from trecvit.cli.terminal import console, progress_bar, progress_bars
 
 if TYPE_CHECKING:
+    from trecvit.processes import Processes
     from trecvit.study.plan import Plan
 
 
@@ -177,7 +179,6 @@ def _compare(
     picture: tuple[str, Callable[[list[dict[str, Any]], Path], Path]],
 ) -> None:
     """Trains what is not trained yet, measures, writes, draws and prints."""
-    from trecvit.processes import Processes, joined
     from trecvit.study import comparison
     from trecvit.study.plan import FROM_SCRATCH
     from trecvit.train.loop import Progress
@@ -187,29 +188,25 @@ def _compare(
     chosen = comparison.runs_of(plan, recipe, runs, overrides=overrides or (), seeds=numbers, num_steps=steps)
     if plan.name == FROM_SCRATCH.name:
         comparison.require_curves(chosen)
-    with joined():
-        processes = Processes(device)
+    with _together(device) as (processes, advance):
         name, draw = picture
-        with progress_bars(hidden=not processes.first) as advance:
-            done = 0
+        done = 0
 
-            def report(run: comparison.Run, line: Progress) -> None:
-                before = numbers.index(run.seed) * line.num_steps
-                what = f"{run.variant.name}, {len(numbers)} seeds"
-                advance(what, before + line.step, len(numbers) * line.num_steps)
+        def report(run: comparison.Run, line: Progress) -> None:
+            before = numbers.index(run.seed) * line.num_steps
+            what = f"{run.variant.name}, {len(numbers)} seeds"
+            advance(what, before + line.step, len(numbers) * line.num_steps)
 
-            def finished(run: comparison.Run, took_s: float) -> None:
-                nonlocal done
-                done += 1
-                advance("runs", done, len(chosen))
-                took = f"{took_s / 60:.1f} min" if took_s else "finished before"
-                print(f"{run.folder}  {took}  {done}/{len(chosen)}", flush=True)
+        def finished(run: comparison.Run, took_s: float) -> None:
+            nonlocal done
+            done += 1
+            advance("runs", done, len(chosen))
+            took = f"{took_s / 60:.1f} min" if took_s else "finished before"
+            print(f"{run.folder}  {took}  {done}/{len(chosen)}", flush=True)
 
-            advance("runs", 0, len(chosen))
-            comparison.train_all(chosen, processes=processes, report=report, finished=finished)
-            measured = comparison.measure(
-                chosen, processes=processes, report=lambda rounds: advance("timing", rounds, 11)
-            )
+        advance("runs", 0, len(chosen))
+        comparison.train_all(chosen, processes=processes, report=report, finished=finished)
+        measured = comparison.measure(chosen, processes=processes, report=lambda rounds: advance("timing", rounds, 11))
         if not processes.first:
             return
         of_seeds = comparison.look_at_ours(chosen)
@@ -252,10 +249,11 @@ def study_frozen(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     seeds: _Seeds = "0,1,2",
     epochs: Annotated[int, typer.Option(min=1, help="Of the attention readout.")] = 30,
+    device: TrainingDeviceOption = "auto",
 ) -> None:
     """The paper's Tables 5 and 7: TRecViT and VideoMAE pre-trained alike, frozen, and probed, beside random features.
 
-    Stop it at will; the same command goes on.
+    Stop it at will; the same command goes on. Several processes share each pre-training under torchrun.
     """
     from rich.table import Table
 
@@ -277,13 +275,15 @@ def study_frozen(
     both = (read_manifest(data), read_manifest(validation))
     to.mkdir(parents=True, exist_ok=True)
     found = {}
-    with progress_bars() as report:
+    with _together(device) as (processes, report):
         clips = clips_of(plan, report)
         for place, (model, seed) in enumerate(wanted):
             report("runs", place, len(wanted))
-            found[model, seed] = run_one(plan, model, seed, both, clips, report=report)
+            found[model, seed] = run_one(plan, model, seed, both, clips, processes=processes, report=report)
         report("runs", len(wanted), len(wanted))
-        rows = rows_of(plan, found)
+        rows = rows_of(plan, found, processes)
+        if not processes.first:
+            return
     content = to_dict(plan, both, rows, _command())
     (to / "result.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(content, to / "frozen.png")
@@ -309,10 +309,12 @@ def study_memory(
     ] = None,
     seeds: _Seeds = "0",
     streams: Annotated[int, typer.Option(min=1, help="Streams that go on past the trained length.")] = 16,
+    device: TrainingDeviceOption = "auto",
 ) -> None:
     """Long-video memorisation: the paper's Figures 7 to 9 and Table 6, and streams that go on for 100 x as long.
 
-    TRecViT and ViViT are trained to return a frame of the past. Stop it at will; the same command goes on.
+    TRecViT and ViViT are trained to return a frame of the past. Stop it at will; the same command goes on. Several
+    processes share each training under torchrun.
     """
     from rich.table import Table
 
@@ -325,15 +327,18 @@ def study_memory(
     wanted = plan.runs_for(offsets)
     to.mkdir(parents=True, exist_ok=True)
     tested = {}
-    with progress_bars() as report:
+    with _together(device) as (processes, report):
         for place, (model, length, number) in enumerate(wanted):
             report("runs", place, len(wanted))
             said = partial(report, f"{model}, {length} frames, seed {number}")
-            tested[model, length, number] = run_one(plan, model, length, number, report=said)
+            tested[model, length, number] = run_one(plan, model, length, number, processes=processes, report=said)
         report("runs", len(wanted), len(wanted))
-        timed = speeds(plan, [some + plan.frame for some in offsets])
+        timed = speeds(plan, [some + plan.frame for some in offsets], processes)
+        if not processes.first:
+            return
         rows = memory_rows(plan, offsets, tested, timed)
-        rows += beyond_rows(plan, streams, report=partial(report, "frames past the trained length"))
+        said = partial(report, "frames past the trained length")
+        rows += beyond_rows(plan, streams, device=processes.device, report=said)
     content = to_dict(plan, rows, _command())
     (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     table = Table(
@@ -359,8 +364,12 @@ def study_eigenvalues(
     to: _To,
     overrides: _Overrides = None,
     seeds: _Seeds = "0",
+    device: TrainingDeviceOption = "auto",
 ) -> None:
-    """The paper's Figure 2: the recurrence's eigenvalues before and after learning to memorise, from two ranges."""
+    """The paper's Figure 2: the recurrence's eigenvalues before and after learning to memorise, from two ranges.
+
+    Stop it at will; the same command goes on. Several processes share each training under torchrun.
+    """
     from rich.table import Table
 
     from trecvit.study.eigenvalues import RANGES, Plan, draw, to_dict
@@ -372,11 +381,14 @@ def study_eigenvalues(
         plan.recipe(low, number)  # refuses now what would fail after hours
     to.mkdir(parents=True, exist_ok=True)
     rows = []
-    with progress_bars() as report:
+    with _together(device) as (processes, report):
         for place, (low, number) in enumerate(wanted):
             report("runs", place, len(wanted))
-            rows += run_one(plan, low, number, report=partial(report, f"from {low:g}, seed {number}"))
+            said = partial(report, f"from {low:g}, seed {number}")
+            rows += run_one(plan, low, number, processes=processes, report=said)
         report("runs", len(wanted), len(wanted))
+        if not processes.first:
+            return
     content = to_dict(plan, rows, _command())
     (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw(content, to / "eigenvalues.png")
@@ -440,6 +452,17 @@ def study_report(
     if (built := rebuilt(said, root)) != said:
         raise DataError(f"{root / PAGE}: {first_difference(said, built)}; run `trecvit study report`")
     print(f"{root / PAGE}: as the result files say")
+
+
+@contextmanager
+def _together(device: str) -> Iterator[tuple[Processes, Callable[[str, int, int], None]]]:
+    """The processes of one job, and bars of what is being done, which the first of them shows."""
+    from trecvit.processes import Processes, joined
+
+    with joined():
+        processes = Processes(device)
+        with progress_bars(hidden=not processes.first) as report:
+            yield processes, report
 
 
 def _numbers(seeds: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from trecvit.processes import Processes
 from trecvit.study.plan import OURS, Plan, Row, Variant, recipe_for
 from trecvit.study.recurrence import Recurrence, draw_eigenvalues, draw_gates, held_out, look_at
 from trecvit.study.results import empty_figure, heading
+from trecvit.study.runs import TESTED, train_once
 from trecvit.train.bench import updates_in_turn
-from trecvit.train.loop import Progress, train
+from trecvit.train.loop import Progress
 from trecvit.train.recipe import Recipe
-from trecvit.train.run_folder import claim, outcome, read_lines
+from trecvit.train.run_folder import outcome, read_lines
 
 _HELD_OUT_CLIPS = 32  # that gates are looked at on
 
@@ -44,11 +46,6 @@ class Run:
     seed: int
     recipe: Recipe
     folder: Path
-
-    @property
-    def finished(self) -> bool:
-        """Whether the trained model has been tested, which is the last thing that a run does."""
-        return (self.folder / "evaluation" / "result.json").exists()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,15 +122,7 @@ def train_all(
     processes = processes or Processes()
     for run in runs:
         begun_s = time.perf_counter()
-        if processes.first:
-            claim(run.folder, run.recipe, processes)
-        done = processes.any(processes.first and run.finished)
-        if not done:
-
-            def reported(line: Progress, run: Run = run) -> None:
-                report(run, line)
-
-            train(run.recipe, run.folder, processes=processes, report=reported)
+        done = train_once(run.recipe, run.folder, processes=processes, report=partial(report, run))
         if processes.first:
             finished(run, 0.0 if done else time.perf_counter() - begun_s)
 
@@ -152,7 +141,7 @@ def measure(
         DataError: when a run is not finished.
     """
     for run in runs:
-        if not run.finished:
+        if not (run.folder / TESTED).exists():
             raise DataError(f"{run.folder}: expected a finished run; start the study again to go on with it")
     found: dict[str, Measured] = {}
     speeds = updates_in_turn({run.variant.name: run.recipe for run in runs}, processes=processes, report=report)

@@ -23,10 +23,10 @@ from trecvit.processes import Processes
 from trecvit.study.memory import scale
 from trecvit.study.recurrence import radii
 from trecvit.study.results import empty_figure, heading
+from trecvit.study.runs import train_once
 from trecvit.train.initialise import first_model, load_trained
-from trecvit.train.loop import feed_of, train
+from trecvit.train.loop import feed_of
 from trecvit.train.recipe import Recipe, load_recipe
-from trecvit.train.run_folder import claim
 
 RANGES = (0.9, 0.6)
 """Least sigmoid(lambda) at initialisation (paper: Griffin's, and its own); the largest is the recipe's, 0.999."""
@@ -66,16 +66,16 @@ class Plan:
         return self.runs / f"min_radius-{min_radius:g}" / f"seed-{seed}"
 
 
-def run(plan: Plan, min_radius: float, seed: int, *, report: Callable[[int, int], None]) -> list[dict[str, Any]]:
+def run(
+    plan: Plan, min_radius: float, seed: int, *, processes: Processes, report: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
     """Trains one model, or goes on with it, or reads it; returns its rows: at the start and at the end.
 
     Raises:
         CheckpointError: when the folder holds a run of another recipe.
     """
     recipe, folder = plan.recipe(min_radius, seed), plan.folder(min_radius, seed)
-    claim(folder, recipe, Processes())  # a finished run of another recipe is not this one's result
-    if not (folder / "model").exists():
-        train(recipe, folder, report=lambda line: report(line.step, line.num_steps))
+    train_once(recipe, folder, processes=processes, report=lambda line: report(line.step, line.num_steps))
     torch.manual_seed(seed)  # as `train` does before it makes the first model
     first, _ = first_model(recipe, feed_of(recipe))
     rows = []

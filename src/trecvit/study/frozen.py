@@ -27,11 +27,12 @@ from trecvit.errors import ConfigError
 from trecvit.evaluate.features import Encoder, trecvit_encoder
 from trecvit.files import write_text
 from trecvit.model.trecvit import TRecViT
+from trecvit.processes import Processes
 from trecvit.study.memory import scale
 from trecvit.study.results import empty_figure, heading
+from trecvit.study.runs import train_once
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained
-from trecvit.train.loop import train
 from trecvit.train.point_probe import PointProbePlan, point_probe, training_clips
 from trecvit.train.probe import ProbePlan, Report, fresh_trecvit, probe
 from trecvit.train.recipe import Recipe, load_recipe
@@ -45,7 +46,7 @@ PAPER_AVERAGE_JACCARD = {OURS: (0.706, 0.783), VIDEOMAE: (0.703, 0.761)}
 
 _TUBELET = 2  # VideoMAE's
 _NUM_POINTS = 32
-_TIMED_CLIPS = 16
+_TIMED_CLIPS, _TIMED_UPDATES = 16, 5
 _TRACKING = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy")
 _COLOURS = {OURS: "#2a6f97", VIDEOMAE: "#c8553d"}
 
@@ -118,9 +119,10 @@ def run(
     data: tuple[Manifest, Manifest],
     clips: Callable[[], Sequence[TrackedVideo]],
     *,
+    processes: Processes,
     report: Report,
 ) -> dict[str, Any]:
-    """Pre-trains one model and looks for what its features tell, or reads what came out.
+    """Pre-trains one model and looks for what its features tell, or reads what came out; the first process looks.
 
     Args:
         plan: What is trained.
@@ -128,41 +130,47 @@ def run(
         seed: Of everything.
         data: What the classifying probes learn from and are tested on.
         clips: What the point readouts learn from, asked for when they are needed.
+        processes: Those that share the pre-training, and the device.
         report: Told how far each part is.
 
     Returns:
         Parameters, and for "pretrained" and "random" features the top-1 of each probe and what is told of points.
+
+    Raises:
+        CheckpointError: when the folder holds a run of another recipe.
     """
     folder, recipe = plan.folder(model, seed), plan.recipe(model, seed)
     known, name = folder / "frozen.json", f"{model}, seed {seed}"
-    if not known.exists():
-        if not (folder / "model").exists():
-            train(recipe, folder, report=lambda line: report(f"{name}, pre-training", line.step, line.num_steps))
-        encoder, fresh = _encoders(recipe, folder, name, seed)
+    pretraining = partial(report, f"{name}, pre-training")
+    train_once(recipe, folder, processes=processes, report=lambda line: pretraining(line.step, line.num_steps))
+    if processes.first and not known.exists():
+        encoder, fresh = _encoders(recipe, folder, name, seed, processes.device)
         told, _ = probe(
             encoder,
             lambda _: fresh,
             *data,
             folder / "probe",
             replace(plan.probes, num_seeds=1),
+            device=processes.device,
             report=lambda words, done, total: report(f"{name}, {words}", done, total),
         )
         found: dict[str, Any] = {"parameters": encoder.num_parameters, "clips_per_s": _clips_per_s(encoder)}
         for kind, one in (("pretrained", encoder), ("random", fresh)):
             found[kind] = {row["probe"]: row["mean"] for row in told["rows"] if row["features"] == kind}
             told_of = partial(report, f"{name}, points, {kind}")
-            said = point_probe(one, clips(), plan.points, seed=seed, report=told_of)
+            said = point_probe(one, clips(), plan.points, seed=seed, device=processes.device, report=told_of)
             found[kind] |= {metric: said[metric] for metric in _TRACKING}
         restored = json.loads((folder / "evaluation" / "result.json").read_text(encoding="utf-8"))
         found["explained"] = restored["explained"]
         write_text(known, json.dumps(found, indent=1) + "\n")
+    processes.wait()
     content: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
     return content
 
 
-def _encoders(recipe: Recipe, folder: Path, name: str, seed: int) -> tuple[Encoder, Encoder]:
+def _encoders(recipe: Recipe, folder: Path, name: str, seed: int, device: torch.device) -> tuple[Encoder, Encoder]:
     """What was pre-trained, and the same architecture with first weights."""
-    trained = load_trained(recipe.autoencoder, folder / "model")
+    trained = load_trained(recipe.autoencoder, folder / "model", device=device)
     if isinstance(trained, TRecViT):
         return trecvit_encoder(trained, name), trecvit_encoder(fresh_trecvit(trained, seed), f"{name}, random")
     assert isinstance(trained, VideoMaeAutoencoder), "one of two"
@@ -199,12 +207,13 @@ def clips_of(plan: Plan, report: Report) -> Callable[[], Sequence[TrackedVideo]]
     return clips
 
 
-def rows_of(plan: Plan, found: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]]:
+def rows_of(plan: Plan, found: dict[tuple[str, int], dict[str, Any]], processes: Processes) -> list[dict[str, Any]]:
     """Two rows for each model, of pre-trained and of random features: means, deviations and the figures of each seed.
 
     Training steps/s are measured here, in turns.
     """
-    timed = updates_in_turn({model: plan.recipe(model, plan.seeds[0]) for model in MODELS}, num_rounds=5)
+    recipes = {model: plan.recipe(model, plan.seeds[0]) for model in MODELS}
+    timed = updates_in_turn(recipes, num_rounds=_TIMED_UPDATES, processes=processes)
     rows = []
     for model in MODELS:
         runs = [found[model, seed] for seed in plan.seeds]

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trecvit.baselines.memorise import VivitMemoriser
 from trecvit.errors import ConfigError
 from trecvit.evaluate.forgetting import FORGETTINGS, MULTIPLES
@@ -21,12 +23,11 @@ from trecvit.files import write_text
 from trecvit.model.memorise import Memoriser
 from trecvit.processes import Processes
 from trecvit.study.results import empty_figure, heading
+from trecvit.study.runs import train_once
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained
-from trecvit.train.loop import train
 from trecvit.train.memorise import HeldOutMemory
 from trecvit.train.recipe import Memory, Recipe, load_recipe
-from trecvit.train.run_folder import claim
 
 OURS, VIVIT = "TRecViT", "ViViT"
 _NETWORKS: dict[str, tuple[str, ...]] = {
@@ -120,9 +121,15 @@ class Plan:
 
 
 def run(
-    plan: Plan, model: str, num_frames: int, seed: int, *, report: Callable[[int, int], None]
+    plan: Plan,
+    model: str,
+    num_frames: int,
+    seed: int,
+    *,
+    processes: Processes,
+    report: Callable[[int, int], None],
 ) -> dict[str, dict[str, float | int]]:
-    """Trains and tests one model, or reads what came out.
+    """Trains and tests one model, or reads what came out; the first process tests.
 
     Returns:
         `evaluate_memory`'s figures by the number of frames of the test clips: the trained one, and for the recipe's own
@@ -132,11 +139,10 @@ def run(
         CheckpointError: when the folder holds a run of another recipe.
     """
     recipe, folder = plan.recipe(model, num_frames, seed), plan.folder(model, num_frames, seed)
-    claim(folder, recipe, Processes())  # a finished run of another recipe is not this one's result
+    train_once(recipe, folder, processes=processes, report=lambda line: report(line.step, line.num_steps))
     known = folder / "study.json"
-    if not known.exists():
-        train(recipe, folder, report=lambda line: report(line.step, line.num_steps))
-        trained = plan.trained(model, num_frames, seed)
+    if processes.first and not known.exists():
+        trained = plan.trained(model, num_frames, seed).to(processes.device)
         tests = plan.lengths if num_frames == plan.lengths[0] else (num_frames,)
         found: dict[str, dict[str, float | int]] = {}
         for length in tests:
@@ -144,15 +150,16 @@ def run(
             found[str(length)] = evaluate_memory(trained, clips, length - plan.frame)
             found[str(length)]["parameters"] = sum(weight.numel() for weight in trained.parameters())
         write_text(known, json.dumps(found) + "\n")
+    processes.wait()
     content: dict[str, dict[str, float | int]] = json.loads(known.read_text(encoding="utf-8"))
     return content
 
 
-def speeds(plan: Plan, lengths: Sequence[int]) -> dict[tuple[str, int], float]:
+def speeds(plan: Plan, lengths: Sequence[int], processes: Processes) -> dict[tuple[str, int], float]:
     """Updates per second: the median of several, in each of which all models and lengths have their turn."""
     keys = {f"{model}, {length} frames": (model, length) for length in lengths for model in _NETWORKS}
     recipes = {name: plan.recipe(*key, seed=0) for name, key in keys.items()}
-    timed = updates_in_turn(recipes, num_rounds=_TIMED_UPDATES)
+    timed = updates_in_turn(recipes, num_rounds=_TIMED_UPDATES, processes=processes)
     return {key: statistics.median(timed[name]) for name, key in keys.items()}
 
 
@@ -180,10 +187,12 @@ def memory_rows(
     return rows
 
 
-def beyond_rows(plan: Plan, num_streams: int, *, report: Callable[[int, int], None]) -> list[dict[str, Any]]:
+def beyond_rows(
+    plan: Plan, num_streams: int, *, device: torch.device, report: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
     """What the recipe's own TRecViT says of streams that go on past the length it was trained on, of the first seed."""
     length, seed = plan.lengths[0], plan.seeds[0]
-    model = plan.trained(OURS, length, seed)
+    model = plan.trained(OURS, length, seed).to(device)
     assert isinstance(model, Memoriser), "a TRecViT that memorises"
     held_out = HeldOutMemory(plan.recipe(OURS, length, seed))
     ways = [way for way in FORGETTINGS if held_out.knows_cuts or not way.at_cuts]
