@@ -513,7 +513,7 @@ def test_start_of_the_eigenvalues_is_that_of_the_run(recipe_path, tmp_path):
     from trecvit.study import eigenvalues
 
     plan = eigenvalues.Plan(path=recipe_path, overrides=("optimisation.learning_rate=0",), runs=tmp_path)
-    start, end = eigenvalues.run(plan, 0.6, 3, report=lambda done, total: None)
+    start, end = eigenvalues.run(plan, 0.6, 3, processes=Processes(), report=lambda done, total: None)
     assert start["quantiles"] == end["quantiles"]
     with pytest.raises(CheckpointError, match="a run of another recipe"):
         eigenvalues.run(replace(plan, overrides=()), 0.6, 3, report=lambda done, total: None)
