@@ -182,7 +182,7 @@ def test_impossible_models_are_refused(memoriser, vivit):
         VivitMemoriserConfig.from_dict({**vivit.config.to_dict(), "image_size": [36, 32]})
     with pytest.raises(InputError, match="of 32x32"):
         vivit(torch.rand(1, 4, 3, 40, 32))
-    with pytest.raises(ConfigError, match="expected 'nothing' for a ViViT"):
+    with pytest.raises(ConfigError, match="expected 'nothing' for VivitMemoriser"):
         vivit.recompute = "cheap"
 
 
@@ -516,4 +516,4 @@ def test_start_of_the_eigenvalues_is_that_of_the_run(recipe_path, tmp_path):
     start, end = eigenvalues.run(plan, 0.6, 3, processes=Processes(), report=lambda done, total: None)
     assert start["quantiles"] == end["quantiles"]
     with pytest.raises(CheckpointError, match="a run of another recipe"):
-        eigenvalues.run(replace(plan, overrides=()), 0.6, 3, report=lambda done, total: None)
+        eigenvalues.run(replace(plan, overrides=()), 0.6, 3, processes=Processes(), report=lambda done, total: None)
