@@ -62,6 +62,7 @@ def test_every_shipped_recipe_loads_and_builds(path):
         "world": 909_842, "world_files": 909_842, "kinetics400": 111_913_360, "something_something_v2": 111_218_862,
         "track_world": 2_865_985, "track_world_long": 2_865_985, "track_readout_world": 1_589_956,
         "mae_world": 1_383_456, "mae_k400": 117_995_136, "study_world": 538_002,
+        "memory_world": 476_544, "memory_walking_tours": 108_911_616,
     }  # fmt: skip
     assert count == expected[path.stem]
     assert optimisers_of(model, recipe.optimisation)
@@ -250,7 +251,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size():
         (["optimisation.epochs=3"], "one of them above 0, got 6 and 3"),
         (["optimisation.num_steps=0", "optimisation.epochs=3"], "without end"),
         (["optimisation.ema_decay=1.0"], "ema_decay"),
-        (["videos={train: x}"], "`scenes` or `videos`, one of them"),
+        (["videos={train: x}"], "`videos` or `memory.scenery`, one of them"),
         (["scenes=3"], "is a section, not a value"),
         (["start.vitt=x"], "did you mean 'vit'"),
         (["scenes.views_per_scene=3"], "expected a multiple of 6, got 4"),
