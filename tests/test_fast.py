@@ -307,7 +307,7 @@ def times_faster(one, than, at_least):
 
 def test_packed_weights_have_not_become_slower_than_plain_ones():
     model = create_model("tiny", depth=2, width=384, mlp_width=1536, num_classes=0, num_heads=6).eval()
-    assert times_faster(optimize(model), model, 1.05) > 1.05  # 1.77 on a quiet machine, 1.13 to 1.24 on a busy one
+    assert times_faster(optimize(model), model, 1.2) > 1.2  # 1.77 on a quiet machine, 1.13 to 1.24 on a crowded one
 
 
 @needs_vnni

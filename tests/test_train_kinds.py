@@ -59,10 +59,10 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return {f"{path.parent.name}.{name}": weight for path in files for name, weight in load_file(path).items()}
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, name):
+@pytest.mark.parametrize(("name", "more"), [*((name, []) for name in KINDS), ("tracker", ["num_workers=0"])])
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, name, more):
     words = ["optimisation.ema_decay=0.9", "optimisation.accumulation=2", "optimisation.bf16=true"]
-    words += ["optimisation.muon_learning_rate=0.01", *KINDS[name].tested, *KINDS[name].words]
+    words += ["optimisation.muon_learning_rate=0.01", *KINDS[name].tested, *KINDS[name].words, *more]
     recipe = load_recipe(written(name, tmp_path), words)
     train(recipe, tmp_path / "whole")
 
@@ -114,11 +114,11 @@ def test_two_processes_train_what_one_does(tmp_path, name, parallel):
     """With FSDP weights are spread, a readout's frozen ones too; an autoencoder has videos, one of which is broken."""
     words = ["optimisation.accumulation=2", "optimisation.ema_decay=0.8", "optimisation.batch_size=3"]
     words += [*KINDS[name].tested, *KINDS[name].words]
-    path, near = written(name, tmp_path), 1e-4
+    path, near, nearest = written(name, tmp_path), 1e-4, 1e-3
     if name == "autoencoder":
         test_train_mae.from_videos(path, videos := test_train_mae.written_videos(tmp_path / "videos"))
         words.append(f"videos.validation={videos}")
-        near = 1e-3
+        near, nearest = 1e-3, 2e-4
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
         "train", str(path), *words, "--to", str(tmp_path / "both"), "--parallel", parallel,
@@ -133,6 +133,6 @@ def test_two_processes_train_what_one_does(tmp_path, name, parallel):
     got, expected = weights_of(tmp_path / "both"), weights_of(tmp_path / "alone")
     assert got.keys() == expected.keys()
     for key, weight in got.items():  # AdamW turns rounding of a gradient near zero into a whole step
-        torch.testing.assert_close(weight, expected[key], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(weight, expected[key], rtol=1e-3, atol=nearest)
     tested = [read_lines(tmp_path / run / "validation.jsonl") for run in ("both", "alone")]
     assert [line["step"] for line in tested[0]] == [line["step"] for line in tested[1]] != []

@@ -187,8 +187,8 @@ def _tapnext_b() -> ModelConfig:
     )
 
 
-class _TrackerConfig:
-    """What the architectures of trackers have in common."""
+class _AroundBlocks:
+    """What architectures that have a TRecViT's blocks, and no classes, have in common."""
 
     __slots__ = ()
     blocks: ModelConfig
@@ -205,7 +205,7 @@ class _TrackerConfig:
 
     @property
     def num_classes(self) -> int:
-        """0: a tracker names nothing."""
+        """0: it names nothing."""
         return 0
 
     def replace(self, **changes: Any) -> Self:
@@ -222,7 +222,7 @@ class _TrackerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrackerConfig(_TrackerConfig):
+class TrackerConfig(_AroundBlocks):
     """Architecture of a TAPNext point tracker. The defaults are the published models' size, 194 M parameters.
 
     The published weights come in two arithmetics: JAX (`gelu="tanh"` in `blocks`, `norm_eps=1e-6`,
@@ -300,7 +300,7 @@ class PointReadoutConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReadoutTrackerConfig(_TrackerConfig):
+class ReadoutTrackerConfig(_AroundBlocks):
     """Architecture of the paper's point tracker (section 5.3): a frozen TRecViT, and a readout that has a state.
 
     Attributes:
@@ -332,7 +332,7 @@ class ReadoutTrackerConfig(_TrackerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AutoencoderConfig:
+class AutoencoderConfig(_AroundBlocks):
     """Architecture of a masked autoencoder: a TRecViT that sees some tubes of a clip, and what restores the others.
 
     Attributes:
@@ -357,21 +357,6 @@ class AutoencoderConfig:
         for name, value in _decoder_must_have(self.blocks).items():
             _require(getattr(self.decoder, name) == value, self, "decoder", f"{name}={value!r}")
         _require(0.0 <= self.mask_ratio < 1.0, self, "mask_ratio", "a share of 0 up to but not 1")
-
-    @property
-    def depth(self) -> int:
-        """Number of the encoder's blocks."""
-        return self.blocks.depth
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels for which positions are stored."""
-        return self.blocks.image_size
-
-    @property
-    def num_classes(self) -> int:
-        """0: an autoencoder names nothing."""
-        return 0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -412,7 +397,7 @@ class VideoMaeConfig(AutoencoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MemoriserConfig:
+class MemoriserConfig(_AroundBlocks):
     """Architecture of a TRecViT that returns a frame of the past (paper, section 5.4): blocks, and a linear reader.
 
     Attributes:
@@ -430,21 +415,6 @@ class MemoriserConfig:
         _require(self.blocks.can_stream, self, "blocks", "a temporal_mixer that can stream, which 'attention' cannot")
         _require(_is_int(self.offset) and self.offset >= 0, self, "offset", "a whole number >= 0")
 
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.blocks.depth
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels for which positions are stored."""
-        return self.blocks.image_size
-
-    @property
-    def num_classes(self) -> int:
-        """0: it names nothing."""
-        return 0
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {"blocks": self.blocks.to_dict(), "offset": self.offset}
@@ -453,9 +423,7 @@ class MemoriserConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
         refuse_unknown(cls, values)
-        if not isinstance(values.get("blocks"), Mapping):
-            raise ConfigError(f"MemoriserConfig.blocks: expected a ModelConfig's fields, got {values.get('blocks')!r}")
-        return cls(**{**values, "blocks": ModelConfig.from_dict(values["blocks"])})
+        return cls(**{**values, "blocks": cls._blocks_of(values)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

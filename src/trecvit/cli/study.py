@@ -181,6 +181,7 @@ def _compare(
     """Trains what is not trained yet, measures, writes, draws and prints."""
     from trecvit.study import comparison
     from trecvit.study.plan import FROM_SCRATCH
+    from trecvit.study.results import write_result
     from trecvit.train.loop import Progress
 
     numbers = _numbers(seeds)
@@ -210,13 +211,12 @@ def _compare(
         if not processes.first:
             return
         of_seeds = comparison.look_at_ours(chosen)
-    to.mkdir(parents=True, exist_ok=True)
     content = comparison.to_dict(plan, chosen, measured, of_seeds, _command())
-    (to / "result.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    result = write_result(to, content)
     draw(content["rows"], to / name)
     _print_rows(content["rows"])
     print(content["scale"])
-    for path in (to / "result.json", to / name, *comparison.draw_recurrence(chosen, of_seeds, to)):
+    for path in (result, to / name, *comparison.draw_recurrence(chosen, of_seeds, to)):
         print(path)
 
 
@@ -260,6 +260,7 @@ def study_frozen(
     from trecvit.data.manifest import read_manifest
     from trecvit.study.frozen import MODELS, Plan, clips_of, draw, rows_of, to_dict
     from trecvit.study.frozen import run as run_one
+    from trecvit.study.results import write_result
     from trecvit.train.probe import ProbePlan
 
     plan = Plan(
@@ -285,7 +286,7 @@ def study_frozen(
         if not processes.first:
             return
     content = to_dict(plan, both, rows, _command())
-    (to / "result.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    result = write_result(to, content)
     draw(content, to / "frozen.png")
     names = ("linear", "k-NN", "attention", "average_pts_within_thresh", "average_jaccard")
     titles = ("linear", "k-NN", "attention", "δ average", "average Jaccard")
@@ -294,7 +295,7 @@ def study_frozen(
         spreads = (f"{row[name]['mean']:.1%} ± {row[name]['deviation'] or 0:.1%}" for name in names)
         table.add_row(row["model"], row["features"], f"{row['parameters'] / 1e6:.2f} M", *spreads)
     console().print(table)
-    for path in (to / "result.json", to / "frozen.png"):
+    for path in (result, to / "frozen.png"):
         print(path)
 
 
@@ -320,6 +321,7 @@ def study_memory(
 
     from trecvit.study.memory import Plan, beyond_rows, draw, memory_rows, speeds, to_dict
     from trecvit.study.memory import run as run_one
+    from trecvit.study.results import write_result
 
     plan = Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs, seeds=_numbers(seeds))
     plan.memory(plan.base)  # refuses now what would fail after hours
@@ -340,7 +342,7 @@ def study_memory(
         said = partial(report, "frames past the trained length")
         rows += beyond_rows(plan, streams, device=processes.device, report=said)
     content = to_dict(plan, rows, _command())
-    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    result = write_result(to, content)
     table = Table(
         "", "model", "frames", "back", "PSNR", "last frame", "mean frame", "steps/s", box=None, pad_edge=False
     )
@@ -353,7 +355,7 @@ def study_memory(
             row["part"], f"{row['model']} {name}".strip(), str(frames), str(row.get("offset", "")), *figures, speed
         )
     console().print(table)
-    for path in (to / "result.json", *draw(plan, content, to)):
+    for path in (result, *draw(plan, content, to)):
         print(path)
 
 
@@ -374,6 +376,7 @@ def study_eigenvalues(
 
     from trecvit.study.eigenvalues import RANGES, Plan, draw, to_dict
     from trecvit.study.eigenvalues import run as run_one
+    from trecvit.study.results import write_result
 
     plan = Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs)
     wanted = [(low, number) for number in _numbers(seeds) for low in RANGES]
@@ -390,7 +393,7 @@ def study_eigenvalues(
         if not processes.first:
             return
     content = to_dict(plan, rows, _command())
-    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    result = write_result(to, content)
     draw(content, to / "eigenvalues.png")
     table = Table(
         "drawn from", "seed", "", "mean", "5 %", "median", "95 %", "below the range", box=None, pad_edge=False
@@ -401,7 +404,7 @@ def study_eigenvalues(
         below = f"{row['below_min_radius']:.1%}"
         table.add_row(drawn, str(row["seed"]), row["moment"], f"{row['mean']:.3f}", *quantiles, below)
     console().print(table)
-    for path in (to / "result.json", to / "eigenvalues.png"):
+    for path in (result, to / "eigenvalues.png"):
         print(path)
 
 
@@ -417,20 +420,20 @@ def study_endless(
     from rich.table import Table
 
     from trecvit.study.endless import ENDS, answers, draw, to_dict, world_streams
+    from trecvit.study.results import write_result
 
     network = load_model(model, device)
     ends = sorted({*(end for end in ENDS if end < clips), clips})
     with progress_bar("clips of each stream", clips) as advance:
         rows = list(answers(network, world_streams(network, streams, clips), ends=ends, report=advance))
-    to.mkdir(parents=True, exist_ok=True)
     content = to_dict(network, model, rows, streams, _command())
-    (to / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    result = write_result(to, content)
     table = Table("states are", "clips", "named right", "states, rms", box=None, pad_edge=False)
     for row in rows:
         seen = f"{row.first_clip} to {row.last_clip}"
         table.add_row(row.forgetting, seen, f"{row.top1:.1%} of {row.clips}", f"{row.state_rms:.2f}")
     console().print(table)
-    for path in (to / "result.json", draw(content, to / "endless.png")):
+    for path in (result, draw(content, to / "endless.png")):
         print(path)
 
 

@@ -20,9 +20,8 @@ from trecvit.model.lru import RGLRU
 from trecvit.model.memorise import Memoriser
 from trecvit.model.scan import GATE_SHARPNESS
 from trecvit.processes import Processes
-from trecvit.study.memory import scale
 from trecvit.study.recurrence import radii
-from trecvit.study.results import empty_figure, heading
+from trecvit.study.results import empty_figure, heading, scale
 from trecvit.study.runs import train_once
 from trecvit.train.initialise import first_model, load_trained
 from trecvit.train.loop import feed_of

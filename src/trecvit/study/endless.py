@@ -101,8 +101,7 @@ def answers(
         for number, frames in enumerate(videos.unbind(dim=1), start=1):
             out, state = model.step(frames.repeat(len(ways), 1, 1, 1)[:, None].to(model.device), state)
             evidence.append(model.head.evidence(out.features)[:, 0])
-            last = out.logits
-            sizes = [state_rms(state, slice(place * count, (place + 1) * count)) for place in range(len(ways))]
+            last, after = out.logits, state
             state = forgotten(state, ways, clip_ends=number == videos.shape[1])
         named = model.head(torch.stack(evidence).mean(dim=0)).argmax(dim=-1).cpu().unflatten(0, (len(ways), count))
         for how, one in zip(ways, named, strict=True):
@@ -111,6 +110,7 @@ def answers(
         right[OF_ALL_FRAMES].append(last[:count].argmax(dim=-1).cpu() == classes)  # of the first way
         report(seen)
         if seen in firsts:
+            sizes = [state_rms(after, slice(place * count, (place + 1) * count)) for place in range(len(ways))]
             for name, size in zip(right, [*sizes, sizes[0]], strict=True):
                 told = torch.cat(right[name])
                 yield Answered(

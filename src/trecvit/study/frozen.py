@@ -28,8 +28,7 @@ from trecvit.evaluate.features import Encoder, trecvit_encoder
 from trecvit.files import write_text
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
-from trecvit.study.memory import scale
-from trecvit.study.results import empty_figure, heading
+from trecvit.study.results import empty_figure, heading, scale
 from trecvit.study.runs import train_once
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained

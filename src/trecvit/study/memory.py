@@ -22,7 +22,7 @@ from trecvit.evaluate.memorise import draw_memory, evaluate_memory, recall_in_st
 from trecvit.files import write_text
 from trecvit.model.memorise import Memoriser
 from trecvit.processes import Processes
-from trecvit.study.results import empty_figure, heading
+from trecvit.study.results import empty_figure, heading, scale
 from trecvit.study.runs import train_once
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained
@@ -219,17 +219,6 @@ def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[st
         "trained_on": plan.lengths[0],
         "rows": list(rows),
     }
-
-
-def scale(recipe: Recipe) -> str:
-    """Model, clips and steps in a line."""
-    blocks, clips, plan = recipe.blocks, recipe.preprocessing, recipe.optimisation
-    length = f"{plan.num_steps} updates" if plan.num_steps else f"{plan.epochs} epochs"
-    height, width = clips.image_size
-    return (
-        f"{blocks.depth} blocks of width {blocks.width}, patches of {blocks.patch_size}, clips of {clips.num_frames} "
-        f"frames of {height} x {width}, {length} of {plan.batch_size} clips, {recipe.data}"
-    )
 
 
 def draw(plan: Plan, content: dict[str, Any], folder: Path) -> list[Path]:

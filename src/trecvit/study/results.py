@@ -1,11 +1,16 @@
-"""What the studies' results have in common: how a result file begins, and an empty picture."""
+"""What the studies' results have in common: how a result file begins and is written, and an empty picture."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from trecvit.errors import MissingPackageError
+from trecvit.files import write_text
 from trecvit.runtime.doctor import machine
+from trecvit.train.recipe import Recipe
 
 
 def heading(study: str, command: str, scale: str) -> dict[str, Any]:
@@ -18,6 +23,25 @@ def heading(study: str, command: str, scale: str) -> dict[str, Any]:
     """
     here = machine()
     return {"study": study, "command": command, "date": here["date"], "machine": here, "scale": scale}
+
+
+def scale(recipe: Recipe) -> str:
+    """Model, clips and steps in a line."""
+    blocks, clips, plan = recipe.blocks, recipe.preprocessing, recipe.optimisation
+    length = f"{plan.num_steps} updates" if plan.num_steps else f"{plan.epochs} epochs"
+    height, width = clips.image_size
+    return (
+        f"{blocks.depth} blocks of width {blocks.width}, patches of {blocks.patch_size}, clips of {clips.num_frames} "
+        f"frames of {height} x {width}, {length} of {plan.batch_size} clips, {recipe.data}"
+    )
+
+
+def write_result(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Writes a study's `result.json`, whole or not at all; makes the folder if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "result.json"
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path
 
 
 def empty_figure(width: float, height: float) -> Any:
