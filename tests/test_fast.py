@@ -307,7 +307,7 @@ def times_faster(one, than, at_least):
 
 def test_packed_weights_have_not_become_slower_than_plain_ones():
     model = create_model("tiny", depth=2, width=384, mlp_width=1536, num_classes=0, num_heads=6).eval()
-    # It depends on what the machine's MKL is worth: the same code was measured at 1.77 and, on another, at 1.13 to 1.16.
+    # What it is worth depends on the machine's MKL: the same code was measured at 1.77, and on another at 1.13 to 1.16.
     assert times_faster(optimize(model), model, 1.05) > 1.05
 
 
