@@ -27,8 +27,15 @@ class _Recipe(NamedTuple):
 
 
 _RECIPES = {
-    # faststart puts the index first, so that a browser can play what it has.
-    ".mp4": _Recipe("mp4", "libx264", "yuv420p", {"crf": "20", "preset": "medium"}, {"movflags": "+faststart"}),
+    # With x264's mbtree the same frames now and then make another file, of one thread too; a data set would not be the
+    # same one twice. faststart puts the index first, so that a browser can play what it has.
+    ".mp4": _Recipe(
+        "mp4",
+        "libx264",
+        "yuv420p",
+        {"crf": "20", "preset": "medium", "x264-params": "mbtree=0"},
+        {"movflags": "+faststart"},
+    ),
     ".webm": _Recipe(
         "webm", "libvpx-vp9", "yuv420p", {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "6"}, {}
     ),
