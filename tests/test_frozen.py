@@ -259,6 +259,7 @@ def test_the_study_trains_both_probes_both_and_does_nothing_twice(recipe_path, t
             assert len(row[name]["by_seed"]) == 2
             assert 0 <= row[name]["mean"] <= 1
     assert ours["pretraining_steps_per_s"] > 0
+    assert content["still_points"]["average_pts_within_thresh"] > 0.9  # nothing moves in these scenes
     assert (ours["paper_top1"], theirs["paper_top1"]) == ([46.0, 53.9], [45.8, 53.7])
     assert (tmp_path / "to" / "frozen.png").stat().st_size > 5000
 

@@ -241,7 +241,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 @study_app.command("frozen")
 def study_frozen(
-    recipe: Annotated[Path, typer.Argument(help="With a mae, such as recipes/mae_world.yaml.")],
+    recipe: Annotated[Path, typer.Argument(help="With a mae, such as recipes/frozen_world.yaml.")],
     data: Annotated[str, typer.Option("--data", help="Videos that the probes learn from, in any of the forms.")],
     validation: Annotated[str, typer.Option(help="Videos that they are tested on; of the same classes.")],
     runs: _Runs,

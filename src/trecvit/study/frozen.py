@@ -19,12 +19,14 @@ from typing import Any
 import torch
 
 from trecvit.baselines.mae import VideoMaeAutoencoder
+from trecvit.baselines.points import still_points
 from trecvit.baselines.video_transformers import fresh_videomae, videomae_encoder
 from trecvit.data.manifest import Manifest
 from trecvit.data.tracked import TrackedVideo
 from trecvit.data.tracks import TrackSceneConfig
 from trecvit.errors import ConfigError
 from trecvit.evaluate.features import Encoder, trecvit_encoder
+from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.files import write_text
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
@@ -32,7 +34,7 @@ from trecvit.study.results import empty_figure, heading, scale
 from trecvit.study.runs import train_once
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained
-from trecvit.train.point_probe import PointProbePlan, point_probe, training_clips
+from trecvit.train.point_probe import PointProbePlan, held_out_videos, point_probe, training_clips
 from trecvit.train.probe import ProbePlan, Report, fresh_trecvit, probe
 from trecvit.train.recipe import Recipe, load_recipe
 
@@ -92,11 +94,10 @@ class Plan:
 
     @cached_property
     def points(self) -> PointProbePlan:
-        """How points are followed: scenes of the recipe's length and size."""
+        """How points are followed: easy scenes of the recipe's length and size; in others hundreds of updates teach little."""
         clips = self.base.preprocessing
-        return PointProbePlan(
-            scenes=TrackSceneConfig(num_frames=clips.num_frames, image_size=clips.image_size, num_points=_NUM_POINTS)
-        )
+        scenes = TrackSceneConfig(num_frames=clips.num_frames, image_size=clips.image_size, num_points=_NUM_POINTS)
+        return PointProbePlan(scenes=scenes.easy())
 
     def recipe(self, model: str, seed: int) -> Recipe:
         """That of one pre-training."""
@@ -230,6 +231,13 @@ def rows_of(plan: Plan, found: dict[tuple[str, int], dict[str, Any]], processes:
     return rows
 
 
+def _still_points(plan: PointProbePlan) -> dict[str, float]:
+    """What points that stay where they are come to on the same scenes."""
+    scores, _ = evaluate_tapvid(still_points, held_out_videos(plan), image_size=plan.scenes.image_size)
+    means = scores.means()
+    return {metric: means[metric] for metric in _TRACKING}
+
+
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "deviation": deviation, "by_seed": list(values)}
@@ -249,6 +257,7 @@ def to_dict(
         "train_videos": len(data[0].videos),
         "test_videos": len(data[1].videos),
         "classes": data[1].num_classes,
+        "still_points": _still_points(plan.points),
         "rows": list(rows),
     }
 
@@ -275,6 +284,9 @@ def draw(content: dict[str, Any], path: Path) -> Path:
                 alpha=0.35 if random else 1.0,
                 capsize=3,
             )
+        if name in content["still_points"]:
+            axes.axhline(100 * content["still_points"][name], color="0.5", linestyle="--", label="still points")
+            axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(
             range(len(content["rows"])),

@@ -75,8 +75,8 @@ STUDIES = {
     ),
     "frozen": Study(
         file="benchmarks/frozen/result.json",
-        command="trecvit study frozen recipes/mae_world.yaml --data data/probe/train.json "
-        "--validation data/probe/validation.json --runs runs/frozen --to benchmarks/frozen",
+        command="trecvit study frozen recipes/frozen_world.yaml --data data/frozen_train/train.json "
+        "--validation data/frozen_test/train.json --runs runs/frozen --to benchmarks/frozen",
         scale=_WORLD,
         draw=lambda content, folder: [frozen.draw(content, folder / "frozen.png")],
     ),

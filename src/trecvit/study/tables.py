@@ -246,6 +246,7 @@ def probed_points(content: dict[str, Any]) -> str:
     for row in content["rows"]:
         paper = row.get("paper_average_jaccard", ("", ""))
         lines.append([row["model"], row["features"], *paper, *(_spread(row[metric]) for metric in METRICS)])
+    lines.append(["still points", "", "", "", *(share(content["still_points"][metric]) for metric in METRICS)])
     return table(("model", "features", "paper, DAVIS", "paper, Perception Test", *METRICS.values()), lines)
 
 
