@@ -94,7 +94,7 @@ class Plan:
 
     @cached_property
     def points(self) -> PointProbePlan:
-        """How points are followed: easy scenes of the recipe's length and size; in others hundreds of updates teach little."""
+        """How points are followed: easy scenes of the recipe's length and size; others need far more updates."""
         clips = self.base.preprocessing
         scenes = TrackSceneConfig(num_frames=clips.num_frames, image_size=clips.image_size, num_points=_NUM_POINTS)
         return PointProbePlan(scenes=scenes.easy())

@@ -41,8 +41,8 @@ class PointProbePlan:
         test_scenes: Held-out scenes, of another seed and with photographs of the other split.
         num_steps: Updates.
         batch_size: Clips per update.
-        learning_rate: The peak of a cosine after a warm-up of a tenth (paper, Table 12: 3e-4 with 200,000 steps). In the
-            few steps of these defaults a higher one learns more.
+        learning_rate: The peak of a cosine after a warm-up of a tenth (paper, Table 12: 3e-4 with 200,000 steps). In so
+            few steps as these defaults have a higher one learns more.
         weight_decay: On all weights; a choice.
         readout: Its sizes.
     """
