@@ -80,9 +80,8 @@ def test_what_is_kept_is_what_the_model_says(tmp_path, train_data):
         with torch.no_grad():
             expected = model(torch.stack(views)).features
         torch.testing.assert_close(found.tokens(rows, view), expected, atol=2e-3, rtol=2e-3)  # half precision
-        torch.testing.assert_close(found.pooled[rows, view], expected.mean(dim=(1, 2)), atol=1e-5, rtol=1e-4)
-    assert found.pooled.shape == (9, 6, 16)
-    assert found.num_frames == 4
+        torch.testing.assert_close(found.per_frame[rows, view], expected.mean(dim=2), atol=1e-5, rtol=1e-4)
+    assert found.per_frame.shape == (9, 6, 4, 16)
 
 
 def test_what_is_there_is_not_computed_again_and_what_is_missing_is(tmp_path, train_data):
@@ -98,7 +97,7 @@ def test_what_is_there_is_not_computed_again_and_what_is_missing_is(tmp_path, tr
     mended, _ = cached_features(counted, manifest, tmp_path)
     assert calls == [1] * 4
     for other in (again, mended):
-        assert torch.equal(other.pooled, first.pooled)
+        assert torch.equal(other.per_frame, first.per_frame)
         assert torch.equal(other.tokens([7, 4], 0), first.tokens([7, 4], 0))
     (tmp_path / "shard-00000.safetensors").write_bytes(b"x" * 99)
     with pytest.raises(DataError, match=r"shard-00000\.safetensors: damaged; remove it"):
@@ -153,7 +152,7 @@ def made_up(tmp_path: Path, name: str, count: int, seed: int, *, hidden: bool = 
     path = tmp_path / f"{name}.safetensors"
     features_module._write_shard(path, list(enumerate(tokens)), {})
     names = tuple(str(number) for number in range(count))
-    return Features(names, classes, tokens.flatten(2, 3).mean(dim=2), 2, ((path, 0),))
+    return Features(names, classes, tokens.mean(dim=3), ((path, 0),))
 
 
 def accuracy(probs: torch.Tensor, test: Features) -> float:
@@ -182,8 +181,8 @@ def test_only_attention_finds_what_one_token_says(tmp_path):
 
 def test_nearest_neighbours_of_a_case_worked_by_hand(tmp_path):
     """Two training clips, at right angles and along: the votes stand as e^0 to e^(-1/0.07)."""
-    train = Features(("a", "b"), torch.tensor([0, 1]), torch.tensor([[[2.0, 0]], [[0, 3.0]]]), 1, ())
-    test = Features(("c",), torch.tensor([0]), torch.tensor([[[5.0, 0], [1.0, 1.0]]]), 1, ())
+    train = Features(("a", "b"), torch.tensor([0, 1]), torch.tensor([[[[2.0, 0]]], [[[0, 3.0]]]]), ())
+    test = Features(("c",), torch.tensor([0]), torch.tensor([[[[9.0, 0], [1.0, 0.0]], [[2.0, 0], [0.0, 2.0]]]]), ())
     ratio = np.exp(-1 / 0.07)
     expected = (np.array([1, ratio]) / (1 + ratio) + 0.5) / 2  # two views
     np.testing.assert_allclose(knn_probe(train, test, 2)[0], expected, rtol=1e-5)
@@ -194,6 +193,22 @@ def test_the_linear_probe_is_at_its_least_loss(tmp_path):
     train = made_up(tmp_path, "train", 30, 0)
     probs = linear_probe(train, train, 3)
     np.testing.assert_allclose(probs.mean(dim=0), [1 / 3] * 3, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_frames", [2, 8, 19])
+def test_the_linear_probe_tells_what_comes_first_and_the_mean_does_not(num_frames):
+    """Each clip holds the same features, forwards as one class and backwards as the other."""
+    rng = torch.Generator().manual_seed(0)
+
+    def clips(count: int) -> Features:
+        forwards = torch.linspace(-1, 1, num_frames)[:, None] + torch.randn(count, 1, num_frames, 3, generator=rng)
+        both = torch.stack([forwards, forwards.flip(2)], dim=1).flatten(0, 1)
+        names = tuple(str(number) for number in range(2 * count))
+        return Features(names, torch.arange(2 * count) % 2, both, ())
+
+    train, test = clips(200), clips(100)
+    assert accuracy(linear_probe(train, test, 2), test) > 0.8
+    assert 0.4 < accuracy(knn_probe(train, test, 2), test) < 0.6
 
 
 # ---- side by side --------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Features of a frozen encoder, computed once per view of each video and kept on disk for the probes.
 
 A folder holds `key.json`, which says what the features are of, and shards of `SHARD` videos each: safetensors with
-`tokens` float16 [M, views, T, N, D], their means `pooled` float32 [M, views, D], and which videos they are of. A shard
-is whole or not there, so that an interrupted run goes on; a folder whose key says something else is refused.
+`tokens` float16 [M, views, T, N, D], their means over space `per_frame` float32 [M, views, T, D], and which videos they
+are of. A shard is whole or not there, so that an interrupted run goes on; a folder whose key says something else is
+refused.
 """
 
 from __future__ import annotations
@@ -79,14 +80,12 @@ class Features:
     Attributes:
         names: As in the manifest.
         classes: The right class of each.
-        pooled: Means over all tokens.
-        num_frames: Rows T of tokens in a view.
+        per_frame: Means over space of each of a view's T rows of tokens.
     """
 
     names: tuple[str, ...]
     classes: Int64[Tensor, " M"]
-    pooled: Float[Tensor, "M views D"]
-    num_frames: int
+    per_frame: Float[Tensor, "M views T D"]
     _shards: tuple[tuple[Path, int], ...]  # each file, and the number of its first video
 
     def tokens(self, rows: Sequence[int], view: int) -> Float[Tensor, "m T N D"]:
@@ -182,6 +181,7 @@ def _key(encoder: Encoder, manifest: Manifest, wanted: Sequence[int], num_clips:
         "videos": len(wanted),
         "videos_sha256": videos.hexdigest(),
         "label_map_sha256": label_hash(manifest.labels),
+        "means": "over space",
         "shard": SHARD,
         "decoder": f"PyAV {version('av')}",
     }
@@ -217,7 +217,7 @@ def _write_shard(path: Path, found: Sequence[tuple[int, Tensor]], failures: dict
     tensors = {
         "rows": torch.tensor([row for row, _ in found], dtype=torch.int64),
         "tokens": torch.stack([tokens for _, tokens in found]).half() if found else nothing,
-        "pooled": torch.stack([tokens.flatten(1, 2).mean(dim=1) for _, tokens in found]) if found else nothing,
+        "per_frame": torch.stack([tokens.mean(dim=2) for _, tokens in found]) if found else nothing,
     }
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise DataError(f"{path}: some features are no finite half-precision numbers; the weights may be damaged")
@@ -227,10 +227,9 @@ def _write_shard(path: Path, found: Sequence[tuple[int, Tensor]], failures: dict
 
 def _read(paths: Sequence[Path], manifest: Manifest) -> tuple[Features, list[Failure]]:
     rows: list[int] = []
-    pooled: list[Tensor] = []
+    per_frame: list[Tensor] = []
     shards: list[tuple[Path, int]] = []
     failures: list[Failure] = []
-    num_frames = 0
     for path in paths:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
@@ -240,12 +239,11 @@ def _read(paths: Sequence[Path], manifest: Manifest) -> tuple[Features, list[Fai
                 if own:
                     shards.append((path, len(rows)))
                     rows += own
-                    pooled.append(file.get_tensor("pooled"))
-                    num_frames = file.get_slice("tokens").get_shape()[2]
+                    per_frame.append(file.get_tensor("per_frame"))
         except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as exc:
             raise DataError(f"{path}: damaged; remove it and it will be computed again ({exc})") from exc
     refuse_if_none(rows, manifest, failures)
     videos = [manifest.videos[row] for row in rows]
     classes = torch.tensor([video.label for video in videos])
     names = tuple(video.name for video in videos)
-    return Features(names, classes, torch.cat(pooled), num_frames, tuple(shards)), failures
+    return Features(names, classes, torch.cat(per_frame), tuple(shards)), failures

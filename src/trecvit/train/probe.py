@@ -34,6 +34,7 @@ from trecvit.train.optimise import schedule
 from trecvit.train.recipe import Optimisation
 
 _RIDGE = 1e-3  # of the linear probe, on features of variance one: a choice
+_PARTS = 8  # of a clip that the linear probe keeps apart, so that it can tell what comes first: a choice
 _LBFGS_STEPS = 200
 _NEIGHBOURS = 20  # and the temperature: those of DINO (arXiv:2104.14294), after Wu et al. 2018
 _TEMPERATURE = 0.07
@@ -78,8 +79,8 @@ Report = Callable[[str, int, int], None]
 
 
 def linear_probe(train: Features, test: Features, num_classes: int) -> Float[Tensor, "M C"]:
-    """Probabilities by logistic regression on mean features of variance one; each training view is an example."""
-    x, y = train.pooled.double().flatten(0, 1), train.classes.repeat_interleave(train.pooled.shape[1])
+    """Probabilities by logistic regression on means of variance one, in order; each training view is an example."""
+    x, y = _in_order(train).flatten(0, 1), train.classes.repeat_interleave(train.per_frame.shape[1])
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-6
     x = (x - mean) / deviation
     weight = torch.zeros(num_classes, x.shape[1], dtype=x.dtype, requires_grad=True)
@@ -94,15 +95,23 @@ def linear_probe(train: Features, test: Features, num_classes: int) -> Float[Ten
 
     optimiser.step(closure)
     with torch.no_grad():
-        logits = F.linear((test.pooled.double() - mean) / deviation, weight, bias)
+        logits = F.linear((_in_order(test) - mean) / deviation, weight, bias)
     return logits.softmax(dim=-1).mean(dim=1).float()
+
+
+def _in_order(features: Features) -> Float[Tensor, "M views PD"]:
+    """Means over space and each of `_PARTS` parts of the clip, side by side; of each frame where there are fewer."""
+    frames = features.per_frame.double()
+    parts = F.adaptive_avg_pool1d(frames.transpose(2, 3).flatten(0, 1), min(_PARTS, frames.shape[2]))
+    return parts.flatten(1).unflatten(0, frames.shape[:2])
 
 
 def knn_probe(train: Features, test: Features, num_classes: int) -> Float[Tensor, "M C"]:
     """Shares of the votes of the nearest training views by cosine, each with weight exp(cosine / temperature)."""
-    bank = F.normalize(train.pooled.flatten(0, 1), dim=-1)
-    classes = F.one_hot(train.classes, num_classes).repeat_interleave(train.pooled.shape[1], dim=0).float()
-    cosines, nearest = (F.normalize(test.pooled, dim=-1) @ bank.T).topk(min(_NEIGHBOURS, len(bank)), dim=-1)
+    bank = F.normalize(train.per_frame.mean(dim=2).flatten(0, 1), dim=-1)
+    classes = F.one_hot(train.classes, num_classes).repeat_interleave(train.per_frame.shape[1], dim=0).float()
+    asked = F.normalize(test.per_frame.mean(dim=2), dim=-1)
+    cosines, nearest = (asked @ bank.T).topk(min(_NEIGHBOURS, len(bank)), dim=-1)
     votes = (((cosines - 1) / _TEMPERATURE).exp()[..., None] * classes[nearest]).sum(dim=2)
     return (votes / votes.sum(dim=-1, keepdim=True)).mean(dim=1)
 
@@ -121,7 +130,7 @@ def attention_probe(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         readout = _readout(train, num_classes, plan).to(device)
-    num_views, batches = train.pooled.shape[1], -(-len(train.names) // plan.batch_size)
+    num_views, batches = train.per_frame.shape[1], -(-len(train.names) // plan.batch_size)
     num_steps = plan.epochs * batches
     rates = Optimisation(num_steps=num_steps, learning_rate=plan.learning_rate, warmup_steps=num_steps // 10)
     matrices = [weight for name, weight in readout.named_parameters() if weight.dim() >= 2 and name != "positions"]
@@ -154,19 +163,17 @@ def _answers(
     probs = []
     for first in range(0, len(test.names), batch_size):
         rows = range(first, min(first + batch_size, len(test.names)))
-        views = [readout(test.tokens(rows, view).to(device)) for view in range(test.pooled.shape[1])]
+        views = [readout(test.tokens(rows, view).to(device)) for view in range(test.per_frame.shape[1])]
         probs.append(torch.stack(views).softmax(dim=-1).mean(dim=0).cpu())
     return torch.cat(probs)
 
 
 def _readout(features: Features, num_classes: int, plan: ProbePlan) -> AttentionReadout:
     """With heads of about 64 channels."""
-    feature_width = features.pooled.shape[-1]
+    num_frames, feature_width = features.per_frame.shape[2:]
     width = plan.width or feature_width
     num_heads = next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
-    return AttentionReadout(
-        feature_width, num_classes, num_frames=features.num_frames, width=width, num_heads=num_heads
-    )
+    return AttentionReadout(feature_width, num_classes, num_frames=num_frames, width=width, num_heads=num_heads)
 
 
 # ---- side by side --------------------------------------------------------------------------------------------------
@@ -287,7 +294,8 @@ def _protocol(encoder: Encoder, train: Manifest, test: Manifest, plan: ProbePlan
         "train": train.source,
         "test": test.source,
         "plan": asdict(plan),
-        "linear": f"logistic regression on mean features of variance one, ridge {_RIDGE}, L-BFGS",
+        "linear": f"logistic regression on means over space and parts of the clip ({_PARTS} at most), of variance "
+        f"one, ridge {_RIDGE}, L-BFGS",
         "k-NN": f"{_NEIGHBOURS} neighbours by cosine of mean features, weights exp(cosine / {_TEMPERATURE})",
         "attention": "one learned query on all tokens, AdamW, linear warm-up over a tenth, cosine",
         "seeds": "of the attention readout, and of the weights that make the random features",
