@@ -30,8 +30,9 @@ from trecvit.train.initialise import first_model
 from trecvit.train.loop import feed_of, objective_of, train
 from trecvit.train.memorise import HeldOutMemory
 from trecvit.train.optimise import optimisers_of
-from trecvit.train.recipe import Optimisation, load_recipe
+from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import outcome, read_lines
+from trecvit.train.sections import Optimisation
 from trecvit.video.encode import VideoWriter
 
 ROOT = Path(__file__).parents[1]

@@ -111,6 +111,6 @@ def test_less_than_half_is_measured_too():
 
 def test_what_is_recomputed_is_one_of_three():
     # In a process of its own, whose types nobody checks.
-    program = "from trecvit.train.recipe import Optimisation; Optimisation(num_steps=1, recompute='all')"
+    program = "from trecvit.train.sections import Optimisation; Optimisation(num_steps=1, recompute='all')"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ConfigError: optimisation.recompute: expected one of nothing, cheap, blocks, got 'all'" in run.stderr

@@ -23,8 +23,9 @@ from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.initialise import first_model, scale_first_weights, whiten_patches
 from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of, schedule
-from trecvit.train.recipe import Optimisation, load_recipe
+from trecvit.train.recipe import load_recipe
 from trecvit.train.scenes import SceneFeed
+from trecvit.train.sections import Optimisation
 from trecvit.weights.load import blank, load
 
 # Epochs, dropout of the head, RandAugment or not, and classes: where the paper's two data sets differ.

@@ -27,8 +27,9 @@ from trecvit.train.bench import loader_speed
 from trecvit.train.loop import feed_of, train
 from trecvit.train.mae import HeldOut
 from trecvit.train.optimise import optimisers_of
-from trecvit.train.recipe import Optimisation, load_recipe
+from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import outcome, read_lines
+from trecvit.train.sections import Optimisation
 from trecvit.video.decode import length_and_rate
 from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load

@@ -18,8 +18,9 @@ from trecvit.model.trecvit import TRecViT
 from trecvit.train.initialise import first_model
 from trecvit.train.loop import feed_of, train
 from trecvit.train.optimise import optimisers_of
-from trecvit.train.recipe import Optimisation, load_recipe
+from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import read_lines
+from trecvit.train.sections import Optimisation
 from trecvit.weights.load import load
 
 RECIPES = Path(__file__).parent.parent / "recipes"

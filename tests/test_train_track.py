@@ -24,8 +24,9 @@ from trecvit.processes import Share
 from trecvit.train.bench import loader_speed
 from trecvit.train.loop import feed_of, train
 from trecvit.train.optimise import optimisers_of
-from trecvit.train.recipe import Optimisation, load_recipe
+from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import outcome, read_lines
+from trecvit.train.sections import Optimisation
 from trecvit.train.track import validation_of
 from trecvit.train.tracks import TrackClips
 from trecvit.weights.load import load

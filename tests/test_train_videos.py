@@ -31,8 +31,9 @@ from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.initialise import go_on_from
 from trecvit.train.loop import Loop, train
 from trecvit.train.optimise import RunningMean, optimisers_of
-from trecvit.train.recipe import Optimisation, Recipe, load_recipe
+from trecvit.train.recipe import Recipe, load_recipe
 from trecvit.train.run_folder import read_lines
+from trecvit.train.sections import Optimisation
 from trecvit.train.videos import VideoFeed
 from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load

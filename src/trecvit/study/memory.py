@@ -27,7 +27,8 @@ from trecvit.study.runs import train_once
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.initialise import load_trained
 from trecvit.train.memorise import HeldOutMemory
-from trecvit.train.recipe import Memory, Recipe, load_recipe
+from trecvit.train.recipe import Recipe, load_recipe
+from trecvit.train.sections import Memory
 
 OURS, VIVIT = "TRecViT", "ViViT"
 _NETWORKS: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,8 @@ from trecvit.processes import Processes, Share
 from trecvit.train.feed import Feed, MemoryBatch, Steps
 from trecvit.train.initialise import load_trained
 from trecvit.train.objective import Objective, PartLoss
-from trecvit.train.recipe import Memory, Recipe
+from trecvit.train.recipe import Recipe
+from trecvit.train.sections import Memory
 from trecvit.train.videos import VideoFeed
 from trecvit.video.decode import Source, length_and_rate, read_frames
 from trecvit.video.sampling import spatial_crops

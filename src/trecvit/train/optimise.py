@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from trecvit.model.trecvit import Block, VideoModel
 from trecvit.train.initialise import Trainable
-from trecvit.train.recipe import Optimisation
+from trecvit.train.sections import Optimisation
 
 _NOT_DECAYED = ("positions", "bias", "position_embeddings", "cls_token")  # the last two are transformers' names
 

@@ -24,7 +24,7 @@ from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.model.readouts import RecurrentPointReadout
 from trecvit.model.tracker import TrackerOutput
 from trecvit.train.optimise import schedule
-from trecvit.train.recipe import Optimisation
+from trecvit.train.sections import Optimisation
 from trecvit.train.track_loss import counted_frames, regressed_track_loss
 
 _TRAINING_SEED, _TEST_SEED = 0, 1  # of the scenes

@@ -31,7 +31,7 @@ from trecvit.files import write_text
 from trecvit.model.readouts import AttentionReadout
 from trecvit.model.trecvit import TRecViT
 from trecvit.train.optimise import schedule
-from trecvit.train.recipe import Optimisation
+from trecvit.train.sections import Optimisation
 
 _RIDGE = 1e-3  # of the linear probe, on features of variance one: a choice
 _PARTS = 8  # of a clip that the linear probe keeps apart, so that it can tell what comes first: a choice
@@ -102,8 +102,8 @@ def linear_probe(train: Features, test: Features, num_classes: int) -> Float[Ten
 def _in_order(features: Features) -> Float[Tensor, "M views PD"]:
     """Means over space and each of `_PARTS` parts of the clip, side by side; of each frame where there are fewer."""
     frames = features.per_frame.double()
-    parts = F.adaptive_avg_pool1d(frames.transpose(2, 3).flatten(0, 1), min(_PARTS, frames.shape[2]))
-    return parts.flatten(1).unflatten(0, frames.shape[:2])
+    parts: Tensor = F.adaptive_avg_pool1d(frames.transpose(2, 3).flatten(0, 1), min(_PARTS, frames.shape[2]))
+    return parts.reshape(*frames.shape[:2], -1)
 
 
 def knn_probe(train: Features, test: Features, num_classes: int) -> Float[Tensor, "M C"]:

@@ -19,7 +19,8 @@ from trecvit.data.world import LABELS, NUM_SYMMETRIES, World, mirrored
 from trecvit.errors import ConfigError
 from trecvit.processes import Share
 from trecvit.train.feed import Feed, LabelledBatch
-from trecvit.train.recipe import Recipe, Scenes
+from trecvit.train.recipe import Recipe
+from trecvit.train.sections import Scenes
 from trecvit.workers import ignore_sigterm
 
 # Most numbers of workers divide this one, so that the worker that rendered a scene is the one that shows it again.

@@ -27,7 +27,8 @@ from trecvit.model.tracker import PointTracker, TrackerOutput
 from trecvit.processes import Processes
 from trecvit.train.feed import TrackBatch
 from trecvit.train.objective import Objective, PartLoss
-from trecvit.train.recipe import Recipe, Tracks
+from trecvit.train.recipe import Recipe
+from trecvit.train.sections import Tracks
 from trecvit.train.track_loss import classified_track_loss, counted_frames, regressed_track_loss
 from trecvit.weights.load import load_as
 

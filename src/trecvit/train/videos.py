@@ -15,7 +15,8 @@ from trecvit.data.manifest import Manifest, read_manifest
 from trecvit.errors import DataError
 from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps
-from trecvit.train.recipe import Recipe, Videos
+from trecvit.train.recipe import Recipe
+from trecvit.train.sections import Videos
 from trecvit.workers import ignore_sigterm
 
 _EXAMPLES = 256
