@@ -263,7 +263,7 @@ def to_dict(
 
 
 def draw(content: dict[str, Any], path: Path) -> Path:
-    """Bars of what is told from frozen features, pre-trained beside random."""
+    """Bars of what is told from frozen features, pre-trained beside random, and what is told without any."""
     panels = {
         "linear": "linear probe, top-1",
         "k-NN": "k-NN, top-1",
@@ -271,7 +271,7 @@ def draw(content: dict[str, Any], path: Path) -> Path:
         "average_pts_within_thresh": "points: δ average",
         "average_jaccard": "points: average Jaccard",
     }
-    figure = empty_figure(13, 3.4)
+    figure = empty_figure(16, 3.4)
     all_axes: Any = figure.subplots(1, len(panels))
     for axes, (name, title) in zip(all_axes, panels.items(), strict=True):
         for place, row in enumerate(content["rows"]):
@@ -284,9 +284,13 @@ def draw(content: dict[str, Any], path: Path) -> Path:
                 alpha=0.35 if random else 1.0,
                 capsize=3,
             )
-        if name in content["still_points"]:
-            axes.axhline(100 * content["still_points"][name], color="0.5", linestyle="--", label="still points")
-            axes.legend(frameon=False, fontsize=8)
+        points = content["still_points"]
+        level, words = (points[name], "still points") if name in points else (1 / content["classes"], "chance")
+        axes.axhline(100 * level, color="0.4", linestyle="--", linewidth=1)
+        axes.annotate(
+            words, (1.0, 100 * level), (0, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=8
+        )
+        axes.margins(y=0.12)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(
             range(len(content["rows"])),
