@@ -202,8 +202,11 @@ def test_a_study_that_was_run_in_part_shows_that_part(empty):
     row = {"table": "Table 2", "label": "LSTM", "paper_top1": 63.7, "paper_steps_per_s": 6.0, "parameters": 1_500_000}
     row |= {"top1": 0.5, "top1_deviation": 0.0125, "steps_per_s": 3.0}
     about = {"command": "trecvit study ablations it --to there", "scale": "small", "machine": machine}
-    save(empty, "ablations", {**about, "rows": [row]})
+    save(empty, "ablations", {**about, "rows": [row, {**row, "table": "Table 14", "paper_steps_per_s": None}]})
     page = rebuilt(SAID, empty)
+    (line,) = cells(between_marks(page, "Table 14"))
+    assert line["here, steps/s"] == "3.0"
+    assert "paper, steps/s" not in line
     (line,) = cells(between_marks(page, "Table 2"))
     assert (line["paper, top-1 on SSv2"], line["here, top-1 of 18"]) == ("63.7", "50.0 % ± 1.2 %")
     assert (line["paper, steps/s"], line["here, steps/s"]) == ("6.0", "3.0")

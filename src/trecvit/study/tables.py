@@ -68,16 +68,17 @@ def comparison(name: str) -> Build:
     """One of the paper's comparisons, from what `trecvit study ablations` or `from-scratch` writes."""
 
     def build(content: dict[str, Any]) -> str:
-        lines, timed = [], name == "Table 2"
+        lines, paper_timed = [], name == "Table 2"
         for row in content["rows"]:
             if row["table"] == name:
                 paper = "" if row["paper_top1"] is None else row["paper_top1"]
                 spread = "" if row["top1_deviation"] is None else f" ± {share(row['top1_deviation'])}"
                 line = [row["label"], paper, share(row["top1"]) + spread, f"{row['parameters'] / 1e6:.2f} M"]
-                lines.append([*line, row["paper_steps_per_s"], f"{row['steps_per_s']:.1f}"] if timed else line)
+                line += [row["paper_steps_per_s"]] if paper_timed else []
+                lines.append([*line, f"{row['steps_per_s']:.1f}"])
         titles = ["", "paper, top-1 on SSv2", "here, top-1 of 18", "here, parameters"]
-        whole = table([*titles, "paper, steps/s", "here, steps/s"] if timed else titles, lines)
-        return whole if lines else _not_among(name)
+        titles += ["paper, steps/s"] if paper_timed else []
+        return table([*titles, "here, steps/s"], lines) if lines else _not_among(name)
 
     return build
 
