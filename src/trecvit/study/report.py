@@ -69,7 +69,7 @@ STUDIES = {
     ),
     "speed": Study(
         file="benchmarks/speed.json",
-        command="trecvit bench speed --mode eager --mode exported --mode openvino --seconds 1 "
+        command="trecvit bench speed --mode eager --mode compile --mode openvino --seconds 1 "
         "--save benchmarks/speed.json",
         scale="the paper's size, on a CPU",
     ),
