@@ -54,8 +54,9 @@ def copy(tmp_path):
         if (ROOT / study.file).exists():
             (tmp_path / study.file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / study.file, tmp_path / study.file)
-            for picture in (ROOT / study.file).parent.glob("*.png"):
-                shutil.copy(picture, (tmp_path / study.file).with_name(picture.name))
+            for pattern in ("*.png", "*.run.json"):
+                for beside in (ROOT / study.file).parent.glob(pattern):
+                    shutil.copy(beside, (tmp_path / study.file).with_name(beside.name))
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / PAGE, tmp_path / PAGE)
     return tmp_path
@@ -195,6 +196,14 @@ def test_rows_of_a_part_stand_in_the_table_that_they_name(empty):
     assert text.endswith("![psnr over k](../benchmarks/memory/psnr_over_k.png)")
     row = next(row for row in cells(between_marks(page, "overview")) if row["in the paper"] == "Table 6")
     assert (row["here"], row["when"]) == ("[memory](#table-6-long-video-memorisation)", "2027-01-02")
+
+
+def test_a_trainings_test_is_of_the_day_its_run_began(empty):
+    result = save(empty, "autoencoder", {"clips": 4, "explained": 0.5, "psnr_db": 18.0, "flat_psnr_db": 20.0,
+                                         "protocol": {"mask_ratio": 0.75}})  # fmt: skip
+    assert "Date not recorded" in between_marks(rebuilt(SAID, empty), "study: autoencoder")
+    result.with_name("mae_world.run.json").write_text(json.dumps({"date": "2027-01-02"}))
+    assert "2027-01-02" in between_marks(rebuilt(SAID, empty), "study: autoencoder")
 
 
 def test_a_study_that_was_run_in_part_shows_that_part(empty):

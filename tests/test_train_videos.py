@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -495,6 +496,7 @@ def test_the_run_folder_says_what_it_ran_on(tmp_path, recipe_path):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["torch"] == torch.__version__
     versions = {"trecvit", "commit", "torch", "numpy", "av", "pillow", "python"}
-    assert set(about) == versions | {"machine", "cpus", "gpus", "processes", "device"}
+    assert set(about) == versions | {"date", "machine", "cpus", "gpus", "processes", "device"}
+    assert date.fromisoformat(about["date"])
     assert (about["processes"], about["device"]) == (1, "cpu")
     assert (tmp_path / "run" / "run.json").stat().st_mtime >= began - 1

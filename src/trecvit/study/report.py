@@ -242,6 +242,9 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: expected JSON, {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object with a study's results, got {type(content).__name__}")
+    run = path.with_name(path.name.replace(".result.json", ".run.json"))
+    if run != path and run.exists():  # a training's test has no date of its own
+        content.setdefault("date", json.loads(run.read_text(encoding="utf-8")).get("date"))
     return content
 
 

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +44,7 @@ def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
             raise CheckpointError(f"{path}: the folder holds a run of another recipe; give another folder")
         return
     about = {
+        "date": date.today().isoformat(),
         **{name: version(name) for name in ("trecvit", "torch", "numpy", "av", "pillow")},
         "commit": _commit(),
         "python": platform.python_version(),
