@@ -98,7 +98,7 @@ def test_mp4_has_its_index_in_front(tmp_path: Path) -> None:
     assert content.index(b"moov") < content.index(b"mdat")
 
 
-def test_the_same_frames_make_the_same_mp4(tmp_path: Path) -> None:
+def test_mp4_is_encoded_without_mbtree(tmp_path: Path) -> None:
     """With x264's mbtree one clip in hundreds was another file, too seldom for a test; x264 notes its settings."""
     with VideoWriter(tmp_path / "clip.mp4", 12.0) as writer:
         writer.write(painted(3))

@@ -181,7 +181,7 @@ def _key(encoder: Encoder, manifest: Manifest, wanted: Sequence[int], num_clips:
         "videos": len(wanted),
         "videos_sha256": videos.hexdigest(),
         "label_map_sha256": label_hash(manifest.labels),
-        "means": "over space",
+        "means": "over space",  # in older folders over all tokens
         "shard": SHARD,
         "decoder": f"PyAV {version('av')}",
     }
