@@ -237,6 +237,8 @@ class TrackerConfig(_AroundBlocks):
         norm_eps: Epsilon of the last norm and of the readouts' norms; the blocks' own is 1e-6.
         query_border: What the embedding of a query within half a raster pixel of the border is interpolated with:
             the "nearest" pixel's, or "zeros".
+        matching: Whether points are also told where their query's look is found again, see `trecvit.model.matching`.
+            The published models have nothing of the kind.
     """
 
     blocks: ModelConfig = field(default_factory=_tapnext_b)
@@ -244,6 +246,7 @@ class TrackerConfig(_AroundBlocks):
     readout_width: int = 256
     norm_eps: float = 1e-6
     query_border: QueryBorder = "nearest"
+    matching: bool = False
 
     def __post_init__(self) -> None:
         _require(isinstance(self.blocks, ModelConfig), self, "blocks", "a ModelConfig")
@@ -256,6 +259,7 @@ class TrackerConfig(_AroundBlocks):
         is_eps = isinstance(self.norm_eps, float) and 0.0 < self.norm_eps < 1.0
         _require(is_eps, self, "norm_eps", "a number between 0 and 1")
         _require(self.query_border in get_args(QueryBorder), self, "query_border", f"one of {get_args(QueryBorder)}")
+        _require(isinstance(self.matching, bool), self, "matching", "true or false")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

@@ -4,8 +4,11 @@ Every point has a token in every frame. Before its query the token says "unknown
 is, afterwards "find it". The blocks treat it as any other token, mixing it over time with its own past and over space
 with patches and other points, and two readouts tell from what becomes of it where the point is and whether it is seen.
 
+`TrackerConfig.matching` adds what no published model has: `trecvit.model.matching`, which tells the tokens where their
+query's look is found again, and makes the places that the readouts tell better ones.
+
 B videos (streams) · T frames · Q query points · P patches per frame · N = P + Q tokens per frame · D width ·
-R raster, the columns and rows that the readout tells apart
+R raster, the columns and rows that the readout tells apart · S channels of a query's look, 0 without matching
 
 Source of every formula: "code", github.com/google-deepmind/tapnet at c2cbab8 (`tapnet/models/ssm_vit.py`,
 `tapnet/models/video_ssm_tracker.py` in JAX, `tapnet/tapnext/` in PyTorch).
@@ -25,7 +28,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig, Preprocessing, TrackerConfig
+from trecvit.errors import StateError
 from trecvit.model.linear import GELU
+from trecvit.model.matching import Matching
 from trecvit.model.state import empty_layers, num_patches, recurrent_dtype
 from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
 from trecvit.model.trecvit import init_lecun, sincos_positions
@@ -41,9 +46,15 @@ class TrackState(TrackerState):
     """What a `TAPNext` remembers of B streams with Q points each; see `TrackerState` for its methods.
 
     An empty slot is carried as the unknown tokens that the model was trained with.
+
+    Attributes:
+        query_looks: How each query looked in its frame, float32 at least; zero before.
     """
 
-    _FORMAT: ClassVar[str] = "trecvit-track-state-1"
+    query_looks: Float[Tensor, "B Q S"]
+
+    _FORMAT: ClassVar[str] = "trecvit-track-state-2"
+    _ALIKE: ClassVar[tuple[str, ...]] = (*TrackerState._ALIKE, "look_width")
 
     @classmethod
     def begin(
@@ -52,6 +63,7 @@ class TrackState(TrackerState):
         query_frames: Int64[Tensor, "B Q"],
         query_points_yx: Float[Tensor, "B Q 2"],
         *,
+        look_width: int,
         image_size: tuple[int, int],
         dtype: torch.dtype,
     ) -> TrackState:
@@ -66,17 +78,34 @@ class TrackState(TrackerState):
             image_size=image_size,
             query_frames=query_frames,
             query_points_yx=query_points_yx,
+            query_looks=torch.zeros(batch_size, num_queries, look_width, dtype=recurrent_dtype(dtype), device=device),
         )
+
+    @property
+    def look_width(self) -> int:
+        """Channels S of a query's look."""
+        return self.query_looks.shape[2]
 
     def _slots_in(self, name: str) -> tuple[int, int] | None:
         first = num_patches(self.config, self.image_size)
-        return {"hidden": (1, first), "taps": (2, first)}.get(name.rpartition(".")[2]) or super()._slots_in(name)
+        slots = {"query_looks": (1, 0), "hidden": (1, first), "taps": (2, first)}
+        return slots.get(name.rpartition(".")[2]) or super()._slots_in(name)
 
     @classmethod
     def _described(cls, config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]) -> TrackState:
         frames = torch.empty(tensors["query_frames"].shape, dtype=torch.int64, device="meta")
         places = torch.empty(*frames.shape, 2, device="meta")
-        return cls.begin(config, frames, places, image_size=image_size, dtype=tensors["layers.0.taps"].dtype)
+        return cls.begin(
+            config,
+            frames,
+            places,
+            look_width=tensors["query_looks"].shape[2],
+            image_size=image_size,
+            dtype=tensors["layers.0.taps"].dtype,
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"query_looks": self.query_looks, **super()._tensors()}
 
 
 class PointTokens(nn.Module):
@@ -166,6 +195,7 @@ class TAPNext(PointTracker):
         self.point_tokens = PointTokens(config)
         self.coordinates = Readout(config, 2 * config.raster_px)
         self.visibility = Readout(config, 1)
+        self.matching = Matching(config.blocks.width, config.raster_px) if config.matching else None
 
     def begin(
         self,
@@ -175,17 +205,45 @@ class TAPNext(PointTracker):
     ) -> TrackState:
         """See `PointTracker.begin`."""
         return TrackState.begin(
-            self.config.blocks, query_frames, query_points_yx, image_size=image_size, dtype=self.dtype
+            self.config.blocks,
+            query_frames,
+            query_points_yx,
+            look_width=self._look_width,
+            image_size=image_size,
+            dtype=self.dtype,
         )
 
+    @property
+    def _look_width(self) -> int:
+        return 0 if self.matching is None else self.matching.look_width
+
     def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
+        assert isinstance(state, TrackState), "step has seen to it"
+        if state.look_width != self._look_width:
+            raise StateError(
+                f"the state belongs to a tracker with looks of {state.look_width} channels, this one's have "
+                f"{self._look_width}; begin with its init_state"
+            )
         to_raster = self.config.raster_px / torch.tensor(state.image_size, device=self.device)
         frames_until = state.query_frames - state.frames_seen[:, None]
         points = self.point_tokens(state.query_points_yx * to_raster, frames_until, frames.shape[1])
-        features, state = self._advance(frames, points, state)
-        return self._read(features, to_raster.flip(0)), state
+        if self.matching is None:
+            features, state = self._advance(frames, points, state)
+            return self._read(features, to_raster.flip(0)), state
+        size_xy = torch.tensor(state.image_size, device=self.device).flip(0)
+        looks = self.matching.look(frames)
+        queries = self.matching.find_queries(
+            looks, state.query_points_yx.flip(-1) / size_xy, frames_until, state.query_looks
+        )
+        asked = frames_until[:, None] <= torch.arange(frames.shape[1], device=self.device)[:, None]
+        told, similarity = self.matching.tell(looks, queries, asked)
+        features, state = self._advance(frames, points + told, state.replace(query_looks=queries))
+        said = self._read(features, to_raster.flip(0))
+        first_xy = (said.points_xy / size_xy).transpose(1, 2)
+        points_xy = self.matching.refine(looks, queries, features, first_xy).transpose(1, 2) * size_xy
+        return said._replace(points_xy=points_xy, similarity=similarity), state
 
-    def _advance(self, frames: Tensor, points: Tensor, state: TrackerState) -> tuple[Tensor, TrackerState]:
+    def _advance(self, frames: Tensor, points: Tensor, state: TrackState) -> tuple[Tensor, TrackState]:
         """One pass over all tokens: what becomes of the points' [B,T,Q,D], and the new state."""
         patches = self.tokenizer(frames)
         tokens = torch.cat([patches, points], dim=2)

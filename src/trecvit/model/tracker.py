@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trecvit.config import Preprocessing, ReadoutTrackerConfig, TrackerConfig
 from trecvit.errors import InputError, StateError
+from trecvit.model.matching import Similarity
 from trecvit.model.state import StreamState
 from trecvit.model.trecvit import NORM_EPS, Video, VideoModel
 
@@ -39,6 +40,7 @@ class TrackerOutput(NamedTuple):
         coordinate_logits: The scores that `points_xy` was read off: of x and of y, over R columns and R rows into which
             the picture is divided. None for a tracker that has no such scores.
         certainty_logits: What `certainty` is the sigmoid of, None for a tracker that finds it otherwise.
+        similarity: Of a tracker that matches looks, in training mode: where it sees each query's again.
     """
 
     points_xy: Float[Tensor, "B Q T 2"]
@@ -46,6 +48,7 @@ class TrackerOutput(NamedTuple):
     certainty: Float[Tensor, "B Q T"]
     coordinate_logits: Float[Tensor, "B Q T 2 R"] | None = None
     certainty_logits: Float[Tensor, "B Q T"] | None = None
+    similarity: Similarity | None = None
 
     @property
     def visible(self) -> Bool[Tensor, "B Q T"]:
@@ -253,8 +256,10 @@ def track_both_ways(
         return torch.where(is_before.view(*is_before.shape, *[1] * (ahead.dim() - 3)), back.flip(2), ahead)
 
     # What one has none of, the other has none of either.
-    joined = {name: join(part, getattr(back, name)) for name, part in ahead._asdict().items() if part is not None}
-    return TrackerOutput(**joined)
+    parts: dict[str, Tensor | None] = ahead._asdict()
+    del parts["similarity"]  # which is for training
+    joined = {name: join(part, getattr(back, name)) for name, part in parts.items() if part is not None}
+    return TrackerOutput(**joined)  # type: ignore[arg-type]
 
 
 def read_queries(

@@ -93,7 +93,8 @@ def go_on_from(model: VideoModel, trained: VideoModel, *, source: str) -> str:
     """Takes over a trained model's weights, its head only if it has the same classes, and says so in words.
 
     An autoencoder takes the encoder's and no head, and begins with a fresh decoder.
-    A tracker that has a readout takes over a backbone without any, and so does what returns frames of the past.
+    A tracker that has a readout takes over a backbone without any, and so does what returns frames of the past; a
+    tracker that matches looks, one that does not.
 
     Raises:
         CheckpointError: when the models differ in anything but head and decoder.
@@ -104,7 +105,7 @@ def go_on_from(model: VideoModel, trained: VideoModel, *, source: str) -> str:
         weights = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
     elif trained.labels != model.labels:
         weights = {name: weight for name, weight in weights.items() if not name.startswith("head.classifier.")}
-    new = ("head.", "readout.", "decoder.", "reader.")
+    new = ("head.", "readout.", "matching.", "decoder.", "reader.")
     missing = [name for name in own if name not in weights and not name.startswith(new)]
     left_over = [name for name in weights if name not in own]
     other = [name for name in weights if name in own and weights[name].shape != own[name].shape]

@@ -23,13 +23,14 @@ from trecvit.evaluate.tapvid import (
     tapvid_protocol,
     write_tapvid_result,
 )
+from trecvit.model.matching import Similarity
 from trecvit.model.tracker import PointTracker, TrackerOutput
 from trecvit.processes import Processes
 from trecvit.train.feed import TrackBatch
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.recipe import Recipe
 from trecvit.train.sections import Tracks
-from trecvit.train.track_loss import classified_track_loss, counted_frames, regressed_track_loss
+from trecvit.train.track_loss import classified_track_loss, counted_frames, matching_loss, regressed_track_loss
 from trecvit.weights.load import load_as
 
 
@@ -80,7 +81,11 @@ class Tracking(Objective[TrackBatch, TrackerOutput]):
             "image_size": self.image_size,
         }
         if out.coordinate_logits is not None:
-            return classified_track_loss(**about, coordinate_logits=out.coordinate_logits[one]).total
+            total = classified_track_loss(**about, coordinate_logits=out.coordinate_logits[one]).total
+            if out.similarity is None:
+                return total
+            placed = {name: about[name] for name in ("target_xy", "visible", "counted", "image_size")}
+            return total + matching_loss(Similarity(*(scores[one] for scores in out.similarity)), **placed)
         assert out.certainty_logits is not None, "a tracker has scores of places, or tells how sure it is"
         return regressed_track_loss(**about, certainty_logits=out.certainty_logits[one]).total
 

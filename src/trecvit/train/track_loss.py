@@ -18,11 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trecvit.model.matching import Similarity
+
 TAPNEXT_HUBER_WEIGHT = 0.1
 TAPNEXT_HUBER_DELTA_PX = 1.0
 TAPNET_HUBER_WEIGHT = 0.05
 TAPNET_HUBER_DELTA_PX = 4.0
 TAPNET_SURE_WITHIN_PX = 6.0
+MATCHING_WEIGHT = 0.3
 _TAPNET_RASTER_PX = 256  # the side of the picture whose pixels the three above are
 
 
@@ -137,6 +140,36 @@ def regressed_track_loss(
     visibility = _visibility(visible_logits, visible, counted)
     total = TAPNET_HUBER_WEIGHT * huber + visibility + certainty
     return RegressedTrackLoss(total, huber, visibility, certainty)
+
+
+def matching_loss(
+    similarity: Similarity,
+    *,
+    target_xy: Float[Tensor, "B Q T 2"],
+    visible: Bool[Tensor, "B Q T"],
+    counted: Bool[Tensor, "B Q T"],
+    image_size: tuple[int, int],
+) -> Float[Tensor, ""]:
+    """0.3 times the cross-entropies, coarse and fine, of where each query is seen again; ours.
+
+    The truth is shared out between the four places around it, as in a bilinear mean.
+
+    Args:
+        similarity: Scores of places.
+        target_xy: Where each point is, in pixels of the video; anything where it is not seen.
+        visible: Whether it is seen.
+        counted: Which frames count, see `counted_frames`.
+        image_size: Height and width of the video.
+    """
+    placed = visible & counted
+    grid = _on_raster(target_xy, image_size, 1, placed).flatten(0, 2)[:, None, None] * 2 - 1
+    loss = torch.zeros((), device=grid.device)
+    for scores in similarity:
+        rows, columns = scores.shape[-2:]
+        logs = scores.float().flatten(-2).log_softmax(dim=-1).view(-1, 1, rows, columns)
+        of_truth = F.grid_sample(logs, grid, padding_mode="border", align_corners=False)
+        loss = loss + _mean(-of_truth.view(placed.shape), placed)
+    return MATCHING_WEIGHT * loss
 
 
 def _on_raster(
