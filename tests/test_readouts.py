@@ -436,7 +436,7 @@ def test_states_of_others_are_refused(tmp_path):
     with pytest.raises(StateError, match="readout_width 24 and 12"):
         ReadoutState.cat([state, tiny_readout_tracker(width=12).init_state(QUERIES)])
     state.save(tmp_path / "state")
-    with pytest.raises(StateError, match="expected the format 'trecvit-track-state-1', got 'trecvit-readout-state-1'"):
+    with pytest.raises(StateError, match="expected the format 'trecvit-track-state-2', got 'trecvit-readout-state-1'"):
         TrackState.load(tmp_path / "state")
 
 

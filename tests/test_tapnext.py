@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -33,6 +34,11 @@ QUERIES = torch.tensor(
         [[2, 16.0, 16.0], [0, 31.9, 0.1], [0, 8.25, 25.0], [5, 12.5, 3.0]],
     ]
 )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["as published", "matching"])
+def tracker(request):
+    return tiny_tracker(matching=request.param)
 
 
 def video_of(batch_size: int = 2, num_frames: int = NUM_FRAMES, seed: int = 0, size: tuple[int, int] = (32, 32)):
@@ -168,49 +174,49 @@ def test_a_second_peak_far_away_does_not_pull():
 
 @given(places=st.lists(st.integers(1, NUM_FRAMES - 1), unique=True).map(sorted), seed=st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
-def test_any_cut_gives_the_clips_points(places, seed):
+def test_any_cut_gives_the_clips_points(tracker, places, seed):
     video = video_of(seed=seed)
-    got, state = run(TRACKER, video, TRACKER.init_state(QUERIES), places)
-    assert_close(got, TRACKER(video, QUERIES))
-    _, at_once = run(TRACKER, video, TRACKER.init_state(QUERIES), [])
+    got, state = run(tracker, video, tracker.init_state(QUERIES), places)
+    assert_close(got, tracker(video, QUERIES))
+    _, at_once = run(tracker, video, tracker.init_state(QUERIES), [])
     for name, tensor in at_once._tensors().items():
         assert torch.equal(tensor, state._tensors()[name]) or relative_error(state._tensors()[name], tensor) < TOLERANCE
 
 
-def test_what_comes_later_changes_nothing():
+def test_what_comes_later_changes_nothing(tracker):
     video, other = video_of(), video_of(seed=1)
     mixed = torch.cat([video[:, :5], other[:, 5:]], dim=1)
     moved = torch.where(QUERIES[..., :1] >= 5, QUERIES + torch.tensor([0.0, 1.0, -0.05]), QUERIES).clamp(min=0)
     assert not torch.equal(moved, QUERIES)
-    until = TRACKER(video, QUERIES)
+    until = tracker(video, QUERIES)
     assert_close(
-        of_each_part(lambda part: part[:, :, :5], TRACKER(mixed, moved)),
+        of_each_part(lambda part: part[:, :, :5], tracker(mixed, moved)),
         of_each_part(lambda part: part[:, :, :5], until),
         1e-7,
     )
-    assert relative_error(TRACKER(mixed, QUERIES).points_xy, until.points_xy) > 1e-3
+    assert relative_error(tracker(mixed, QUERIES).points_xy, until.points_xy) > 1e-3
 
 
-def test_the_query_matters_and_is_for_its_frame():
+def test_the_query_matters_and_is_for_its_frame(tracker):
     video = video_of()
     moved = QUERIES.clone()
     moved[:, 0, 1:] += 4
-    assert relative_error(TRACKER(video, moved).points_xy[:, 0], TRACKER(video, QUERIES).points_xy[:, 0]) > 1e-3
+    assert relative_error(tracker(video, moved).points_xy[:, 0], tracker(video, QUERIES).points_xy[:, 0]) > 1e-3
     later = QUERIES.clone()
     later[:, 0, 0] += 1
-    assert relative_error(TRACKER(video, later).points_xy[:, 0], TRACKER(video, QUERIES).points_xy[:, 0]) > 1e-3
+    assert relative_error(tracker(video, later).points_xy[:, 0], tracker(video, QUERIES).points_xy[:, 0]) > 1e-3
 
 
-def test_points_have_no_order():
+def test_points_have_no_order(tracker):
     """Slots are told apart by their queries alone."""
     video, order = video_of(), torch.tensor([2, 0, 3, 1])
-    swapped = TRACKER(video, QUERIES[:, order])
-    assert_close(swapped, of_each_part(lambda part: part[:, order], TRACKER(video, QUERIES)))
+    swapped = tracker(video, QUERIES[:, order])
+    assert_close(swapped, of_each_part(lambda part: part[:, order], tracker(video, QUERIES)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_are_independent_and_can_be_moved_in_mid_stream(dtype):
-    tracker = tiny_tracker().to(dtype)
+def test_rows_are_independent_and_can_be_moved_in_mid_stream(tracker, dtype):
+    tracker = copy.deepcopy(tracker).to(dtype)
     video = video_of()
     _, state = run(tracker, video[:, :3], tracker.init_state(QUERIES), [])
     expected, _ = run(tracker, video[:, 3:], state, [])
@@ -223,18 +229,18 @@ def test_rows_are_independent_and_can_be_moved_in_mid_stream(dtype):
         assert torch.equal(joined._tensors()[name], tensor)
 
 
-def test_a_reset_row_begins_anew_with_its_queries():
+def test_a_reset_row_begins_anew_with_its_queries(tracker):
     video = video_of()
-    _, state = run(TRACKER, video[:, :3], TRACKER.init_state(QUERIES), [])
+    _, state = run(tracker, video[:, :3], tracker.init_state(QUERIES), [])
     state = state.reset([True, False])
     assert state.frames_seen.tolist() == [0, 3]
-    out, _ = TRACKER.step(video, state)
-    assert_close(of_each_part(lambda part: part[:1], out), of_each_part(lambda part: part[:1], TRACKER(video, QUERIES)))
+    out, _ = tracker.step(video, state)
+    assert_close(of_each_part(lambda part: part[:1], out), of_each_part(lambda part: part[:1], tracker(video, QUERIES)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_saved_state_goes_on_bit_for_bit(tmp_path, dtype):
-    tracker = tiny_tracker().to(dtype)
+def test_a_saved_state_goes_on_bit_for_bit(tracker, tmp_path, dtype):
+    tracker = copy.deepcopy(tracker).to(dtype)
     video = video_of()
     _, state = run(tracker, video[:, :4], tracker.init_state(QUERIES), [2])
     state.save(tmp_path / "points.state")
@@ -246,39 +252,40 @@ def test_a_saved_state_goes_on_bit_for_bit(tmp_path, dtype):
         assert torch.equal(one, other)
 
 
-def test_the_size_of_a_state_depends_on_the_points_alone():
-    state = TRACKER.init_state(QUERIES)
-    _, after = run(TRACKER, video_of(num_frames=30), state, list(range(1, 30)))
+def test_the_size_of_a_state_depends_on_the_points_alone(tracker):
+    state = tracker.init_state(QUERIES)
+    _, after = run(tracker, video_of(num_frames=30), state, list(range(1, 30)))
     assert after.nbytes == state.nbytes
-    (patches, points), per_token = (16, 4), TRACKER.config.depth * 16 * 4 * 4  # hidden and three taps, float32
-    assert state.nbytes == 2 * ((patches + points) * per_token + points * (8 + 2 * 4) + 8)
+    look_width = tracker.matching.look_width if tracker.config.matching else 0
+    (patches, points), per_token = (16, 4), tracker.config.depth * 16 * 4 * 4  # hidden and three taps, float32
+    assert state.nbytes == 2 * ((patches + points) * per_token + points * (8 + 2 * 4 + look_width * 4) + 8)
 
 
-def test_methods_leave_the_state_as_it_is():
-    _, state = run(TRACKER, video_of(), TRACKER.init_state(QUERIES), [])
+def test_methods_leave_the_state_as_it_is(tracker):
+    _, state = run(tracker, video_of(), tracker.init_state(QUERIES), [])
     copies = {name: tensor.clone() for name, tensor in state._tensors().items()}
     state.reset([True, False])
     state.copy_slot(0, 1)
-    TRACKER.init_state(torch.full((2, 1, 3), math.inf)).place(0, torch.ones(2, 2))
+    tracker.init_state(torch.full((2, 1, 3), math.inf)).place(0, torch.ones(2, 2))
     state.to(dtype=torch.bfloat16)
-    TRACKER.step(video_of(), state)
+    tracker.step(video_of(), state)
     assert all(torch.equal(tensor, copies[name]) for name, tensor in state._tensors().items())
 
 
-def test_a_stream_may_be_longer_than_float32_can_count():
-    state = TRACKER.init_state(torch.tensor([[[2.0**24 + 3, 5.0, 6.0], [0, 1, 1]]], dtype=torch.float64))
+def test_a_stream_may_be_longer_than_float32_can_count(tracker):
+    state = tracker.init_state(torch.tensor([[[2.0**24 + 3, 5.0, 6.0], [0, 1, 1]]], dtype=torch.float64))
     aged = state.replace(frames_seen=torch.tensor([2**24 + 2]))
-    young = TRACKER.init_state(torch.tensor([[[1.0, 5.0, 6.0], [0, 1, 1]]]))
+    young = tracker.init_state(torch.tensor([[[1.0, 5.0, 6.0], [0, 1, 1]]]))
     young = young.replace(query_frames=torch.tensor([[1, -1]]), frames_seen=torch.tensor([0]))
     # All but the first-frame rule is the same; so let both have seen a frame.
     young = young.replace(query_frames=young.query_frames + 5, frames_seen=torch.tensor([5]))
-    assert_close(TRACKER.step(video_of(1), aged)[0], TRACKER.step(video_of(1), young)[0], 1e-7)
+    assert_close(tracker.step(video_of(1), aged)[0], tracker.step(video_of(1), young)[0], 1e-7)
 
 
-def test_low_precision_stays_near():
+def test_low_precision_stays_near(tracker):
     video = video_of()
-    coarse = tiny_tracker().to(torch.bfloat16)(video, QUERIES)
-    exact = TRACKER(video, QUERIES)
+    coarse = copy.deepcopy(tracker).to(torch.bfloat16)(video, QUERIES)
+    exact = tracker(video, QUERIES)
     assert coarse.points_xy.dtype == coarse.coordinate_logits.dtype == torch.float32
     assert relative_error(coarse.coordinate_logits, exact.coordinate_logits) < 0.1
 
@@ -286,22 +293,22 @@ def test_low_precision_stays_near():
 # ---- slots ----
 
 
-def test_a_point_placed_later_is_as_if_declared_at_the_start():
+def test_a_point_placed_later_is_as_if_declared_at_the_start(tracker):
     video = video_of()
     declared = QUERIES.clone()
     declared[:, 3] = torch.tensor([[4, 12.0, 30.5], [4, 3.25, 8.0]])
     free = declared.clone()
     free[:, 3, 0] = math.inf
-    before, state = run(TRACKER, video[:, :4], TRACKER.init_state(free), [1])
-    after, _ = run(TRACKER, video[:, 4:], state.place(3, declared[:, 3, 1:].flip(-1)), [2])
+    before, state = run(tracker, video[:, :4], tracker.init_state(free), [1])
+    after, _ = run(tracker, video[:, 4:], state.place(3, declared[:, 3, 1:].flip(-1)), [2])
     got = of_each_part(lambda *parts: torch.cat(parts, dim=2), before, after)
-    assert_close(got, TRACKER(video, declared))
+    assert_close(got, tracker(video, declared))
 
 
-def test_an_emptied_slot_is_as_if_it_had_always_been_empty():
+def test_an_emptied_slot_is_as_if_it_had_always_been_empty(tracker):
     video = video_of()
     queries = torch.cat([QUERIES[:, :3], torch.full((2, 2, 3), math.inf)], dim=1)
-    _, state = run(TRACKER, video[:, :4], TRACKER.init_state(queries), [])
+    _, state = run(tracker, video[:, :4], tracker.init_state(queries), [])
     emptied = state.copy_slot(4, 0)
     assert (emptied.query_frames[:, 0] == NEVER).all()
     for slot in (1, 2, 3, 4):  # bit for bit the same
@@ -313,8 +320,8 @@ def test_an_emptied_slot_is_as_if_it_had_always_been_empty():
         assert relative_error(one.hidden[:, 16], one.hidden[:, 16 + 3]) < TOLERANCE  # and a slot that never was used
     # A new point in it is tracked as it is in a slot that never was used.
     place = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
-    reused, _ = TRACKER.step(video[:, 4:], emptied.place(0, place))
-    unused, _ = TRACKER.step(video[:, 4:], emptied.place(3, place))
+    reused, _ = tracker.step(video[:, 4:], emptied.place(0, place))
+    unused, _ = tracker.step(video[:, 4:], emptied.place(3, place))
     order = [3, 1, 2, 0, 4]
     assert_close(reused, of_each_part(lambda part: part[:, order], unused))
 
@@ -330,13 +337,13 @@ def test_a_slot_that_has_a_point_is_not_taken():
 # ---- backwards ----
 
 
-def test_frames_before_a_query_are_tracked_in_the_reversed_video():
+def test_frames_before_a_query_are_tracked_in_the_reversed_video(tracker):
     video = video_of()
-    out = track_both_ways(TRACKER, video, QUERIES)
-    ahead = TRACKER(video, QUERIES)
+    out = track_both_ways(tracker, video, QUERIES)
+    ahead = tracker(video, QUERIES)
     mirrored = QUERIES.clone()
     mirrored[..., 0] = torch.where(QUERIES[..., 0].isinf(), QUERIES[..., 0], NUM_FRAMES - 1 - QUERIES[..., 0])
-    back = TRACKER(video.flip(1), mirrored)
+    back = tracker(video.flip(1), mirrored)
     for row, point in np.ndindex(2, 4):
         t = QUERIES[row, point, 0]
         for frame in range(NUM_FRAMES):
@@ -345,16 +352,16 @@ def test_frames_before_a_query_are_tracked_in_the_reversed_video():
                 assert torch.equal(got[row, point, frame], expected[row, point, at])
 
 
-def test_queries_after_the_last_frame_are_never_seen_either_way():
+def test_queries_after_the_last_frame_are_never_seen_either_way(tracker):
     video = video_of()
     late = QUERIES.clone()
     late[:, 0, 0] = NUM_FRAMES + 3
     never = QUERIES.clone()
     never[:, 0, 0] = math.inf
-    assert_close(track_both_ways(TRACKER, video, late), track_both_ways(TRACKER, video, never), 1e-7)
+    assert_close(track_both_ways(tracker, video, late), track_both_ways(tracker, video, never), 1e-7)
     assert torch.equal(
-        track_both_ways(TRACKER, video, QUERIES.nan_to_num(posinf=9).long()).points_xy,
-        track_both_ways(TRACKER, video, QUERIES.nan_to_num(posinf=9).long().double()).points_xy,
+        track_both_ways(tracker, video, QUERIES.nan_to_num(posinf=9).long()).points_xy,
+        track_both_ways(tracker, video, QUERIES.nan_to_num(posinf=9).long().double()).points_xy,
     )
 
 
@@ -367,8 +374,8 @@ def loss_of(out: TrackerOutput) -> Tensor:
     return (points * is_after).sum() + (out.coordinate_logits.logsumexp(dim=-1).sum(dim=-1) * is_after).sum()
 
 
-def test_gradients_reach_every_weight_and_are_the_same_for_pieces():
-    tracker = tiny_tracker().double()
+def test_gradients_reach_every_weight_and_are_the_same_for_pieces(tracker):
+    tracker = copy.deepcopy(tracker).double()
     video = video_of().double() / 255
     weights = dict(tracker.named_parameters())
     whole = torch.autograd.grad(loss_of(tracker(video, QUERIES)), weights.values())
@@ -385,10 +392,15 @@ def test_gradients_reach_every_weight_and_are_the_same_for_pieces():
             assert relative_error(again, expected) < 1e-9, name
 
 
-def test_a_gradient_is_the_slope():
-    tracker = tiny_tracker().double()
+def test_a_gradient_is_the_slope(tracker):
+    tracker = copy.deepcopy(tracker).double()
     video = video_of().double() / 255
-    for name in ("point_tokens.query", "point_tokens.unknown", "point_tokens.mask", "coordinates.first.weight"):
+    names = ["point_tokens.query", "point_tokens.unknown", "point_tokens.mask", "coordinates.first.weight"]
+    if tracker.matching is not None:
+        names += ["matching.first.weight", "matching.context.weight", "matching.sharpness", "matching.guess_out.1.bias"]
+        for last in tracker.matching.guess_out:  # where a guess looks has no gradient, on purpose
+            torch.nn.init.zeros_(last.weight)
+    for name in names:
         weight = tracker.get_parameter(name)
         direction = torch.randn_like(weight)
         (gradient,) = torch.autograd.grad(loss_of(tracker(video, QUERIES)), [weight])
@@ -439,6 +451,10 @@ def test_frames_and_states_that_do_not_fit_are_refused():
         TRACKER.step(video_of(size=(32, 64)), state)
     with pytest.raises(StateError, match="gelu erf and tanh"):
         tiny_tracker(blocks=TRACKER.config.blocks.replace(gelu="erf")).step(video_of(), state)
+    with pytest.raises(StateError, match="looks of 0 channels, this one's have 96"):
+        tiny_tracker(matching=True).step(video_of(), state)
+    with pytest.raises(StateError, match="look_width 0 and 96"):
+        TrackState.cat([state, tiny_tracker(matching=True).init_state(QUERIES)])
     with pytest.raises(StateError, match=r"num_queries 4 and 1"):
         TrackState.cat([state, TRACKER.init_state(QUERIES[:, :1])])
     with pytest.raises(StateError, match="expected a TrackState"):
@@ -447,17 +463,17 @@ def test_frames_and_states_that_do_not_fit_are_refused():
 
 def test_other_states_files_are_not_a_trackers(tmp_path):
     tiny_model().init_state(1, image_size=(16, 24)).save(tmp_path / "other")
-    with pytest.raises(StateError, match=r"expected the format 'trecvit-track-state-1', got 'trecvit-state-1'"):
+    with pytest.raises(StateError, match=r"expected the format 'trecvit-track-state-2', got 'trecvit-state-1'"):
         TrackState.load(tmp_path / "other")
     with pytest.raises(StateError, match=r"written by TrackState\.save"):
         TrackState.load(tmp_path / "nothing")
 
 
-def test_no_points_and_no_streams_are_batches_like_any_other():
-    out = TRACKER(video_of(), torch.zeros(2, 0, 3))
+def test_no_points_and_no_streams_are_batches_like_any_other(tracker):
+    out = tracker(video_of(), torch.zeros(2, 0, 3))
     assert out.points_xy.shape == (2, 0, NUM_FRAMES, 2)
     assert out.visible.shape == (2, 0, NUM_FRAMES)
-    assert TRACKER(video_of(0), torch.zeros(0, 3, 3)).certainty.shape == (0, 3, NUM_FRAMES)
+    assert tracker(video_of(0), torch.zeros(0, 3, 3)).certainty.shape == (0, 3, NUM_FRAMES)
 
 
 @pytest.mark.parametrize(
@@ -472,6 +488,7 @@ def test_no_points_and_no_streams_are_batches_like_any_other():
         ({"readout_width": 2.5}, "readout_width"),
         ({"norm_eps": 0}, "norm_eps"),
         ({"query_border": "wrap"}, "query_border: expected one of"),
+        ({"matching": 64}, "matching: expected true or false"),
     ],
 )
 def test_impossible_trackers_are_refused(fields, words):
@@ -480,7 +497,7 @@ def test_impossible_trackers_are_refused(fields, words):
 
 
 def test_a_description_survives_json():
-    config = TrackerConfig(raster_px=128, query_border="zeros", norm_eps=1e-5)
+    config = TrackerConfig(raster_px=128, query_border="zeros", norm_eps=1e-5, matching=True)
     assert TrackerConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match="no field 'raster', did you mean 'raster_px'"):
         config.replace(raster=3)

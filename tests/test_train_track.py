@@ -19,6 +19,7 @@ from trecvit.data.tracked import TrackedVideo
 from trecvit.data.tracks import TrackSceneConfig, TrackScenes
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.tapvid import tapvid_metrics
+from trecvit.model.matching import Matching
 from trecvit.model.tapnext import TAPNext
 from trecvit.processes import Share
 from trecvit.train.bench import loader_speed
@@ -255,6 +256,18 @@ def test_a_tracker_goes_on_from_another(tmp_path, recipe_path):
     words = [f"start.weights={tmp_path / 'first' / 'model'}", "optimisation.learning_rate=0.0"]
     assert same_weights(train(load_recipe(recipe_path, words), tmp_path / "second"), first)
     assert "left fresh: none" in (tmp_path / "second" / "start.txt").read_text()
+
+
+def test_a_tracker_that_matches_looks_goes_on_from_one_that_does_not(tmp_path, recipe_path):
+    first = train(load_recipe(recipe_path), tmp_path / "first")
+    words = [f"start.weights={tmp_path / 'first' / 'model'}", "model.matching=true", *TESTED]
+    second = train(load_recipe(recipe_path, words), tmp_path / "second")
+    assert "left fresh: matching." in (tmp_path / "second" / "start.txt").read_text()
+    assert set(first.state_dict()) < set(second.state_dict())
+    begun = Matching(second.config.blocks.width, second.config.raster_px)
+    for name in ("into_token.weight", "guess_out.0.weight", "guess_out.1.weight"):  # all that lies behind has moved
+        assert not begun.get_parameter(name).any()
+        assert second.matching.get_parameter(name).any()
 
 
 def test_muon_and_weight_decay_are_for_a_trackers_matrices(recipe_path):

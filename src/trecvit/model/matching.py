@@ -160,6 +160,7 @@ class Matching(nn.Module):
         self,
         looks: Looks,
         queries: Float[Tensor, "B Q S"],
+        asked: Bool[Tensor, "B T Q"],
         features: Float[Tensor, "B T Q D"],
         points_xy: Float[Tensor, "B T Q 2"],
     ) -> Float[Tensor, "B T Q 2"]:
@@ -168,19 +169,21 @@ class Matching(nn.Module):
         Args:
             looks: Of the frames.
             queries: See `find_queries`.
+            asked: Whether a point's query has come. Before that, nothing looks like it.
             features: The tokens after the blocks and the last norm.
             points_xy: First guesses, from 0 to 1 over the picture's width and height.
         """
         of_queries = queries[..., _COARSE:]
         pieces = zip(
-            _pieces(looks), features.split(_FRAMES_AT_ONCE, 1), points_xy.split(_FRAMES_AT_ONCE, 1), strict=True
+            _pieces(looks), *(of.split(_FRAMES_AT_ONCE, dim=1) for of in (asked, features, points_xy)), strict=True
         )
-        return torch.cat([self._refine(seen.fine, of_queries, now, guess) for seen, now, guess in pieces], dim=1)
+        return torch.cat([self._refine(seen.fine, of_queries, *others) for seen, *others in pieces], dim=1)
 
     def _refine(
         self,
         fine: Float[Tensor, "B T F H W"],
         queries: Float[Tensor, "B Q F"],
+        asked: Bool[Tensor, "B T Q"],
         features: Float[Tensor, "B T Q D"],
         points_xy: Float[Tensor, "B T Q 2"],
     ) -> Float[Tensor, "B T Q 2"]:
@@ -194,6 +197,7 @@ class Matching(nn.Module):
             seen = F.grid_sample(fine.flatten(0, 1), grid.flatten(0, 1), align_corners=False)
             seen = seen.unflatten(0, fine.shape[:2]).unflatten(2, (_GROUPS, -1))
             costs = torch.einsum("bqgc,btgcqn->btqgn", of_queries, seen).flatten(-2) * _GROUPS
+            costs = torch.where(asked[..., None], costs, 0.0)
             moved = out(F.gelu(into(torch.cat([costs.to(features.dtype), features], dim=-1))))
             points_xy = points_xy + moved.to(points_xy.dtype) * step
         return points_xy

@@ -240,7 +240,7 @@ class TAPNext(PointTracker):
         features, state = self._advance(frames, points + told, state.replace(query_looks=queries))
         said = self._read(features, to_raster.flip(0))
         first_xy = (said.points_xy / size_xy).transpose(1, 2)
-        points_xy = self.matching.refine(looks, queries, features, first_xy).transpose(1, 2) * size_xy
+        points_xy = self.matching.refine(looks, queries, asked, features, first_xy).transpose(1, 2) * size_xy
         return said._replace(points_xy=points_xy, similarity=similarity), state
 
     def _advance(self, frames: Tensor, points: Tensor, state: TrackState) -> tuple[Tensor, TrackState]:
