@@ -515,8 +515,9 @@ def _attend(heads: Float[Tensor, "3 S G N d"]) -> Float[Tensor, "S G N d"]:
         queries, keys, values = heads
         return F.scaled_dot_product_attention(queries, keys, values)
     shape = heads.shape[1:]
-    # One copy of all, where each product would make its own.
-    queries, keys, values = heads.contiguous().flatten(1, 2)
+    if heads.dtype == torch.bfloat16:
+        heads = heads.contiguous()  # one copy of all, where oneDNN's products would each make their own
+    queries, keys, values = heads.flatten(1, 2)
     # Not (queries * scale) @ keys: that is one pass over memory more.
     nothing, scale = queries.new_empty(1, 1, 1), queries.shape[-1] ** -0.5
     scores = torch.baddbmm(nothing, queries, keys.transpose(-2, -1), beta=0.0, alpha=scale)
