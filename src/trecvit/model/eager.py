@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trecvit.model.linear import Linear
-from trecvit.model.lru import NORM_EPS, RGLRU, CausalConv, RMSNorm, TemporalBlock
+from trecvit.model.lru import NORM_EPS, RGLRU, CausalConv, TemporalBlock
 from trecvit.model.scan import GATE_SHARPNESS
 
 
@@ -35,24 +34,23 @@ class UnitNorm(nn.Module):
 
 def fold_norms(block: TemporalBlock) -> None:
     """Takes what the block's norms multiply by into the maps that follow; best before weights are rounded."""
-    block.norm = _folded(block.norm, block.linear_y, block.linear_x)
-    if block.mlp is not None and block.mlp_norm is not None:
-        block.mlp_norm = _folded(block.mlp_norm, block.mlp.gate, block.mlp.up)
+    followed_by = {"norm": [block.linear_y, block.linear_x]}
+    if block.mlp is not None:
+        followed_by["mlp_norm"] = [block.mlp.gate, block.mlp.up]
+    for name, maps in followed_by.items():
+        scale = getattr(block, name).scale.detach().float()
+        factors = (scale + 1.0) * math.sqrt(len(scale))
+        for linear in maps:
+            linear.weight.data = (linear.weight.detach().float() * factors).to(linear.weight.dtype)
+        setattr(block, name, UnitNorm())
 
 
-def _folded(norm: RMSNorm, *maps: Linear) -> UnitNorm:
-    factors = (norm.scale.detach().float() + 1.0) * math.sqrt(len(norm.scale))
-    for linear in maps:
-        linear.weight.data = (linear.weight.detach().float() * factors).to(linear.weight.dtype)
-    return UnitNorm()
-
-
-class EagerConv(nn.Module):
+class EagerConv(CausalConv):
     """A `CausalConv` that reads the frames before, and the one to come, where they lie."""
 
     def __init__(self, conv: CausalConv) -> None:
-        super().__init__()
-        self.conv = conv
+        nn.Module.__init__(self)
+        self.weight, self.bias = conv.weight, conv.bias
         self._weights = conv.weight.detach().unbind()
 
     def forward(
@@ -60,9 +58,8 @@ class EagerConv(nn.Module):
     ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B taps N E"]]:
         """See `CausalConv.forward`."""
         if x.shape[1] != 1 or not taps.shape[1] or taps.dtype != x.dtype:
-            y, taps = self.conv(x, taps)
-            return y, taps
-        y = torch.addcmul(self.conv.bias, taps[:, :1], self._weights[0])
+            return super().forward(x, taps)
+        y = torch.addcmul(self.bias, taps[:, :1], self._weights[0])
         for tap in range(1, taps.shape[1]):
             y.addcmul_(taps[:, tap : tap + 1], self._weights[tap])
         return y.addcmul_(x, self._weights[-1]), torch.cat([taps[:, 1:], x], dim=1)

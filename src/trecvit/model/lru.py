@@ -86,10 +86,11 @@ class GatePair(nn.Module):
         num_blocks, block_in, _ = self.weight.shape
         blocks = x.reshape(x.shape[:-1].numel(), num_blocks, block_in).transpose(0, 1)
         mapped = torch.baddbmm(self.bias[:, None], blocks, self.weight)
-        pair = mapped.unflatten(2, (2, -1)).permute(2, 1, 0, 3)
+        pair: Tensor = mapped.unflatten(2, (2, -1)).permute(2, 1, 0, 3)
         # One copy brings both into the order and the precision of the recurrence.
         pair = pair.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-        return pair.view(2, *x.shape[:-1], -1)
+        pair = pair.view(2, *x.shape[:-1], -1)
+        return pair
 
 
 class CausalConv(nn.Module):
