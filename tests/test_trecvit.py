@@ -163,10 +163,10 @@ def test_fixed_positions_are_sines_and_cosines_of_x_then_y():
 def test_attention_by_products_equals_the_fused_kernel():
     queries, keys, values = torch.randn(3, 2, 4, 37, 8)
     expected = torch.nn.functional.scaled_dot_product_attention(queries, keys, values)
-    torch.testing.assert_close(_attend(queries, keys, values), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(_attend(torch.stack([queries, keys, values])), expected, rtol=1e-5, atol=1e-6)
     many = torch.randn(1, 1, _MAX_TOKENS_FOR_PRODUCTS + 1, 4)
     torch.testing.assert_close(
-        _attend(many, many, many), torch.nn.functional.scaled_dot_product_attention(many, many, many)
+        _attend(torch.stack([many] * 3)), torch.nn.functional.scaled_dot_product_attention(many, many, many)
     )
 
 

@@ -24,6 +24,7 @@ from trecvit.model.linear import GELU, Linear
 from trecvit.model.recompute import Recomputing
 from trecvit.model.scan import GATE_SHARPNESS, bounded_sqrt, gated_scan, linear_scan
 
+NORM_EPS = 1e-6  # code: RMSNorm
 _MAX_PHASE = 0.1  # code: complex eigenvalues start with phases in [0, 0.1 pi)
 
 
@@ -42,7 +43,7 @@ class LayerState(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + scale), with scale starting at 0 (code: RMSNorm, eps 1e-6)."""
+    """x / rms(x) * (1 + scale), with scale starting at 0 (code: RMSNorm)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Normalises the last axis."""
-        return F.rms_norm(x, self.scale.shape, self.scale + 1.0, eps=1e-6)
+        return F.rms_norm(x, self.scale.shape, self.scale + 1.0, eps=NORM_EPS)
 
 
 class BlockDiagonalLinear(nn.Module):
@@ -80,16 +81,16 @@ class GatePair(nn.Module):
         self.weight = nn.Parameter(torch.cat([input_gate.weight, a_gate.weight], dim=2), requires_grad=False)
         self.bias = nn.Parameter(torch.cat([input_gate.bias, a_gate.bias], dim=1), requires_grad=False)
 
-    def forward(self, x: Float[Tensor, "B T N E"]) -> tuple[Float[Tensor, "B T N F"], Float[Tensor, "B T N F"]]:
-        """Input gate and recurrence gate, before their sigmoids."""
+    def forward(self, x: Float[Tensor, "B T N E"]) -> Float[Tensor, "2 B T N F"]:
+        """Input gate and recurrence gate, before their sigmoids, in new memory."""
         num_blocks, block_in, _ = self.weight.shape
         blocks = x.reshape(x.shape[:-1].numel(), num_blocks, block_in).transpose(0, 1)
         mapped = torch.baddbmm(self.bias[:, None], blocks, self.weight)
-        pair = mapped.unflatten(2, (2, -1)).permute(2, 1, 0, 3)
+        pair: Tensor = mapped.unflatten(2, (2, -1)).permute(2, 1, 0, 3)
         # One copy brings both into the order and the precision of the recurrence.
         pair = pair.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-        input_gate, recurrence_gate = pair.view(2, *x.shape[:-1], -1)
-        return input_gate, recurrence_gate
+        pair = pair.view(2, *x.shape[:-1], -1)
+        return pair
 
 
 class CausalConv(nn.Module):

@@ -149,13 +149,14 @@ class SpatialBlock(Recomputing):
     def _attention(self, qkv: Float[Tensor, "B T N QKV"], x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         sequences = qkv.flatten(0, 1) if self.frame_by_frame else qkv.flatten(1, 2)
         heads = sequences.unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
-        queries, keys, values = heads.permute(2, 0, 3, 1, 4)
+        heads = heads.permute(2, 0, 3, 1, 4)
         if self.causal:
+            queries, keys, values = heads
             frame_of = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
             seen = frame_of[:, None] >= frame_of
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
         else:
-            mixed = _attend(queries, keys, values)
+            mixed = _attend(heads)
         mixed = mixed.transpose(1, 2).reshape(x.shape)
         x = self.attention_out(mixed, add=x)
         return x
@@ -198,8 +199,8 @@ class Head(nn.Module):
         super().__init__()
         self.pooling = config.pooling
         self.dropout = 0.0  # share of the evidence that is hidden in training (paper, Table 9, "cls dropout")
-        self.pre_logits = nn.Linear(config.width, config.head_width)
-        self.classifier = nn.Linear(config.head_width, config.num_classes)
+        self.pre_logits = Linear(config.width, config.head_width)
+        self.classifier = Linear(config.head_width, config.num_classes)
         init_lecun(self.pre_logits)
         init_lecun(self.classifier)
 
@@ -211,7 +212,7 @@ class Head(nn.Module):
     def forward(self, mean_evidence: Float[Tensor, "B R"]) -> Float[Tensor, "B V"]:
         """Logits of the mean of all frames' evidence, float32."""
         mean_evidence = F.dropout(mean_evidence, self.dropout, self.training)
-        logits: Tensor = self.classifier(mean_evidence.to(self.classifier.weight.dtype))
+        logits: Tensor = self.classifier(mean_evidence.to(self.classifier.bias.dtype))
         return logits.float()
 
 
@@ -508,16 +509,17 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[Tensor, "P D"
     return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1).float()
 
 
-def _attend(
-    queries: Float[Tensor, "S G N d"], keys: Float[Tensor, "S G N d"], values: Float[Tensor, "S G N d"]
-) -> Float[Tensor, "S G N d"]:
+def _attend(heads: Float[Tensor, "3 S G N d"]) -> Float[Tensor, "S G N d"]:
     """Softmax attention: three plain products for few tokens on the CPU, else PyTorch's fused kernel."""
-    if queries.device.type != "cpu" or queries.shape[2] > _MAX_TOKENS_FOR_PRODUCTS:
+    if heads.device.type != "cpu" or heads.shape[3] > _MAX_TOKENS_FOR_PRODUCTS:
+        queries, keys, values = heads
         return F.scaled_dot_product_attention(queries, keys, values)
-    shape = queries.shape
+    shape = heads.shape[1:]
+    if heads.dtype == torch.bfloat16:
+        heads = heads.contiguous()  # one copy of all, where oneDNN's products would each make their own
+    queries, keys, values = heads.flatten(1, 2)
     # Not (queries * scale) @ keys: that is one pass over memory more.
     nothing, scale = queries.new_empty(1, 1, 1), queries.shape[-1] ** -0.5
-    queries, keys, values = (part.flatten(0, 1) for part in (queries, keys, values))
     scores = torch.baddbmm(nothing, queries, keys.transpose(-2, -1), beta=0.0, alpha=scale)
     mixed: Tensor = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).unflatten(0, shape[:2])
     return mixed

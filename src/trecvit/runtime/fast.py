@@ -11,9 +11,10 @@ import torch
 
 from trecvit.config import nearest
 from trecvit.errors import ConfigError
+from trecvit.model.eager import EagerConv, EagerRGLRU, fold_norms
 from trecvit.model.linear import Linear, PackedLinear, QuantizedLinear
-from trecvit.model.lru import RGLRU
-from trecvit.model.trecvit import Tokenizer, TRecViT, VideoModel
+from trecvit.model.lru import RGLRU, CausalConv, TemporalBlock
+from trecvit.model.trecvit import Head, Tokenizer, TRecViT, VideoModel
 from trecvit.runtime.export import OpenVINOPass
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,6 +75,10 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
 def for_inference(model: _Model, dtype: torch.dtype, mode: str) -> _Model:
     """A copy without gradients, in the precision that a mode begins from, which refuses to be saved."""
     fast = copy.deepcopy(model).eval().requires_grad_(False)
+    if mode == "eager" and _packs(fast):
+        for block in fast.modules():
+            if isinstance(block, TemporalBlock):
+                fold_norms(block)
     # OpenVINO converts the weights itself, and takes the state in float32.
     fast.to(torch.float32 if mode == "openvino" else dtype)
     for name, parameter in model.named_parameters():
@@ -104,16 +109,24 @@ def _check_int8(model: VideoModel, mode: str) -> None:
 
 
 def _pack(model: VideoModel, kind: type[PackedLinear] | type[QuantizedLinear]) -> None:
-    """Lays weights out as the kernels for the CPU read them."""
-    if model.device.type != "cpu" or not PackedLinear.is_available():
+    """Lays weights out as the kernels for the CPU read them, and asks for fewer operations between the products."""
+    if not _packs(model):
         return
-    rows = model.tokenizer.config.num_patches
     for parent in list(model.modules()):
-        # What is rounded here goes through all blocks: it was more than half of int8's error, and is little work.
-        chosen = PackedLinear if isinstance(parent, Tokenizer) else kind
+        # What the tokenizer rounds goes through all blocks: it was more than half of int8's error, and is little work.
+        chosen = PackedLinear if isinstance(parent, Tokenizer | Head) else kind
+        rows = 1 if isinstance(parent, Head) else model.tokenizer.config.num_patches
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
                 setattr(parent, name, chosen(child, rows))
+            elif isinstance(child, CausalConv):
+                setattr(parent, name, EagerConv(child))
+            elif isinstance(child, RGLRU) and not child.is_complex:
+                setattr(parent, name, EagerRGLRU(child))
+
+
+def _packs(model: VideoModel) -> bool:
+    return model.device.type == "cpu" and PackedLinear.is_available()
 
 
 def _compiled(model: VideoModel) -> Callable[..., Any]:
