@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from trecvit.cli import app
 from trecvit.data.tapvid import read_tracked, write_track_file
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, DataError, InputError, VideoError
+from trecvit.model import tapnext
 from trecvit.runtime.describe import POINTS, describe, flops_per_frame
 from trecvit.runtime.follow import Trails, follow, follow_live, grid_queries
 from trecvit.runtime.track import LiveTracker
@@ -42,7 +44,11 @@ def tracker(tmp_path_factory) -> str:
     return str(tiny_tracker().save(tmp_path_factory.mktemp("tracker")))
 
 
-@pytest.fixture(scope="module", params=[tiny_tracker, tiny_readout_tracker], ids=["tapnext", "readout"])
+@pytest.fixture(
+    scope="module",
+    params=[tiny_tracker, partial(tiny_tracker, matching=True), tiny_readout_tracker],
+    ids=["tapnext", "matching", "readout"],
+)
 def either(request, tmp_path_factory) -> str:
     return str(request.param().save(tmp_path_factory.mktemp("either")))
 
@@ -254,6 +260,7 @@ def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):
 
 
 def test_info_tells_of_trackers(either):
+    tapnext._axis_positions.cache_clear()  # as in a process that has tracked nothing before
     done = run("info", either, "--json")
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)

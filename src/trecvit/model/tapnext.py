@@ -286,5 +286,6 @@ def certainty(scores: Float[Tensor, "*batch 2 R"], points: Float[Tensor, "*batch
 @lru_cache(maxsize=8)
 def _axis_positions(raster_px: int, width: int) -> npt.NDArray[Any]:
     """Sines and cosines of each pixel's number, float32 [R, D/2]."""
-    positions: npt.NDArray[Any] = sincos_positions(1, raster_px, width).cpu().numpy()
+    with torch.device("cpu"):  # also where models without content are counted
+        positions: npt.NDArray[Any] = sincos_positions(1, raster_px, width).numpy()
     return positions[:, : width // 2]
