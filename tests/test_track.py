@@ -236,7 +236,7 @@ def test_the_bundled_tracker_is_small_and_follows_what_moves():
     tracker = load("points")
     folder = files("trecvit.weights") / "points"
     assert sum(path.stat().st_size for path in Path(str(folder)).iterdir()) < 10e6
-    assert tracker.provenance["recipe"] == "recipes/track_world_end.yaml"
+    assert tracker.provenance["recipe"] == "recipes/track_world_match.yaml"
     config = TrackSceneConfig(num_frames=8, num_points=32).easy()
     videos = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(6))
     shares = []
