@@ -232,16 +232,18 @@ def test_a_coarse_model_can_be_live():
 # ---- the bundled tracker ----
 
 
-def test_the_bundled_tracker_is_small_and_follows_what_moves():
+def test_the_bundled_tracker_is_small_and_far_better_than_standing_still():
     tracker = load("points")
     folder = files("trecvit.weights") / "points"
     assert sum(path.stat().st_size for path in Path(str(folder)).iterdir()) < 10e6
     assert tracker.provenance["recipe"] == "recipes/track_world_match.yaml"
-    config = TrackSceneConfig(num_frames=8, num_points=32).easy()
+    config = TrackSceneConfig(
+        num_frames=8, num_points=32, min_things=1, max_things=6, speed=0.6, camera_speed=0.8, noise=3.0
+    )
     videos = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(6))
     shares = []
     for follow in (tracker, still_points):
         scores, failures = evaluate_tapvid(follow, videos, image_size=(96, 96))
         assert not failures
-        shares.append(scores.means()["average_pts_within_thresh"])
-    assert shares[0] > shares[1] + 0.05
+        shares.append(scores.means()["average_jaccard"])
+    assert shares[0] > 2 * shares[1]
