@@ -38,7 +38,7 @@ class TrackerOutput(NamedTuple):
         visible_logits: Above 0 where the point is seen, below where something hides it or it is out of the picture.
         certainty: From 0 to 1, how much of the tracker's belief lies close to `points_xy`.
         coordinate_logits: The scores that `points_xy` was read off: of x and of y, over R columns and R rows into which
-            the picture is divided. None for a tracker that has no such scores.
+            the picture is divided (with `matching`, the first guess was). None for a tracker that has no such scores.
         certainty_logits: What `certainty` is the sigmoid of, None for a tracker that finds it otherwise.
         similarity: Of a tracker that matches looks, in training mode: where it sees each query's again.
     """
