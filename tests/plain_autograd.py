@@ -1,7 +1,6 @@
 """The model as autograd alone would train it: every operation written out, everything that it needs kept.
 
-What training steps are held against. As a program it prints the peak memory in bytes of one step at 32 frames; it is
-told "plain" or what is computed again, and a preset.
+What training steps are held against. As a program it prints the peak memory in bytes of one step at 32 frames.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ def _convolve(conv: lru.CausalConv, x: Tensor, taps: Tensor) -> tuple[Tensor, Te
     return sum(shifted) + conv.bias, window[:, x.shape[1] :].to(taps.dtype)
 
 
-def _step_bytes(size: str, recompute: Recompute) -> int:
+def _step_bytes(recompute: Recompute) -> int:
     """Peak of this process's memory above what it had with the model."""
-    model = create_model(size, num_classes=4).train()
+    model = create_model(SIZE, num_classes=4).train()
     model.recompute = recompute
     video = torch.randint(0, 256, (1, NUM_FRAMES, 3, *model.config.image_size), dtype=torch.uint8)
     model(video[:, :1]).logits.sum().backward()  # whatever is set up only once
@@ -52,6 +51,5 @@ def _step_bytes(size: str, recompute: Recompute) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, size = sys.argv[1], (*sys.argv[2:], SIZE)[0]
-    with plain_autograd() if what == "plain" else nullcontext():
-        print(_step_bytes(size, "nothing" if what == "plain" else what))
+    with plain_autograd() if sys.argv[1] == "plain" else nullcontext():
+        print(_step_bytes("nothing" if sys.argv[1] == "plain" else sys.argv[1]))

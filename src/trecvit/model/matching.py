@@ -218,8 +218,8 @@ def _similarity(
     """Products of both vectors in each group; their mean is the vectors' cosine."""
     keys = maps.unflatten(2, (num_groups, -1)).flatten(4)
     products: Tensor = torch.einsum("bqgc,btgcn->btqgn", queries.unflatten(-1, (num_groups, -1)), keys)
-    maps_of_each: Tensor = products.mul(num_groups).unflatten(-1, maps.shape[-2:])
-    return maps_of_each
+    similar: Tensor = products.mul(num_groups).unflatten(-1, maps.shape[-2:])
+    return similar
 
 
 def _waves(num_places: int, raster_px: int, width: int) -> Float[Tensor, "n F"]:

@@ -71,7 +71,7 @@ class Tracking(Objective[TrackBatch, TrackerOutput]):
         return PartLoss(total, self._shares(out, part))
 
     def _loss_of_one(self, out: TrackerOutput, part: TrackBatch, counted: Tensor, one: slice) -> Tensor:
-        """One clip's loss: TAPNext's where a place is read off scores, TAPIR's where it is said outright."""
+        """One clip's loss: TAPNext's, and matching's, where a place is read off scores, else TAPIR's."""
         about: dict[str, Any] = {
             "points_xy": out.points_xy[one],
             "visible_logits": out.visible_logits[one],

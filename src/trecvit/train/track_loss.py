@@ -3,7 +3,7 @@
 `classified_track_loss` is TAPNext's (arXiv:2504.05579; google-deepmind/tapnet, `tapnet/tapnext/losses.py`): where a
 point is, as a class of a column and of a row, and as a distance; and whether it is seen. `regressed_track_loss` is that
 of TAP-Net and TAPIR (arXiv:2306.08637; `tapnet/utils/model_utils.py`), for heads that say a place outright and how sure
-they are of it.
+they are of it. `matching_loss` comes on top where a tracker matches looks.
 
 Every loss is a mean over the elements that count, and the others have no part in it: their gradient is zero, whatever
 they hold. (The tapnet repository's PyTorch port takes the mean first and multiplies by the mask after, to no effect.)
