@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -12,7 +13,7 @@ import torch
 from trecvit.config import nearest
 from trecvit.errors import ConfigError
 from trecvit.model.eager import EagerConv, EagerRGLRU, fold_norms
-from trecvit.model.linear import Linear, PackedLinear, QuantizedLinear
+from trecvit.model.linear import FusedLinear, Linear, PackedLinear, QuantizedLinear
 from trecvit.model.lru import RGLRU, CausalConv, TemporalBlock
 from trecvit.model.trecvit import Head, Tokenizer, TRecViT, VideoModel
 from trecvit.runtime.export import OpenVINOPass
@@ -35,9 +36,9 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
             float32 in any case. int8, for mode="eager" on a CPU with AVX-512 VNNI: the blocks' linear maps in 8-bit
             integers (see `QuantizedLinear`), everything else in float32.
         mode: "eager" runs PyTorch's operations one by one, on the CPU with weights packed for oneDNN. "compile" has
-            torch.compile fuse them; the first call with new shapes takes some tens of seconds. "openvino" hands the
-            network to OpenVINO (CPU; the extra `openvino`), some seconds for new shapes, each held against the model
-            before it is used.
+            torch.compile fuse them; the first call with new shapes takes some tens of seconds, or a minute in bfloat16
+            on a CPU with AMX, where kernels are tried out. "openvino" hands the network to OpenVINO (CPU; the extra
+            `openvino`), some seconds for new shapes, each held against the model before it is used.
 
     Raises:
         ConfigError: For an unknown mode, another dtype, int8 where it cannot be, a model that is a result of this
@@ -131,12 +132,22 @@ def _packs(model: VideoModel) -> bool:
 
 def _compiled(model: VideoModel) -> Callable[..., Any]:
     """The pass with weights as constants, which lets inductor pack them and fuse what follows a product into it."""
+    # Not torch.compile's options: what reads the graph before inductor does asks these settings too.
+    settings: dict[str, Any] = {"freezing": model.device.type == "cpu"}
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        # For one frame's few rows inductor's own kernels can take a third of the time of oneDNN's: it times both.
+        settings |= {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+        settings |= {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", module="torch._inductor")
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, Linear):
+                    setattr(parent, name, FusedLinear(child))
     compiled = torch.compile(model._advance, dynamic=False)
-    # Not torch.compile's options: what reads the graph before inductor does asks this setting too.
-    freezing = torch._inductor.config.patch(freezing=model.device.type == "cpu")
+    patch = torch._inductor.config.patch(settings)
 
     def advance(*args: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad(), freezing:  # no constants where there can be a gradient
+        with torch.inference_mode(False), torch.no_grad(), patch:  # no constants where there can be a gradient
             return compiled(*args)
 
     return advance
