@@ -1,9 +1,9 @@
 """Linear maps, with what is done right after them, so that one kernel can do both.
 
 Kernels of matrix products keep their results in registers for a moment; a GELU or a sum that is done there costs next
-to nothing, and a pass over memory less. `Linear` says what is meant, in plain operations. `FusedLinear` says the same so
-that a compiler does it quickly; `PackedLinear` computes it with oneDNN, its weight laid out once as the kernel reads it,
-and `QuantizedLinear` nearly the same in 8-bit integers.
+to nothing, and a pass over memory less. `Linear` says what is meant, in plain operations. `FusedLinear` says the same
+so that a compiler does it quickly; `PackedLinear` computes it with oneDNN, its weight laid out once as the kernel reads
+it, and `QuantizedLinear` nearly the same in 8-bit integers.
 """
 
 from __future__ import annotations
