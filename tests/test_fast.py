@@ -201,6 +201,32 @@ def test_packed_weights_give_the_models_answers_and_states(variant, dtype):
         assert relative_error(carried._tensors()[name], tensor) < TOLERANCE[dtype], name
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("batch_size", "num_frames"), [(1, 20), (3, 6), (10, 2), (9, 10)])
+def test_more_frames_than_go_at_once_give_the_models_answers_and_states(variant, batch_size, num_frames, monkeypatch):
+    model, video = tiny_model(**VARIANTS[variant]), random_video(batch_size, 2 * num_frames)
+    fast = optimize(model)
+    at_once = []
+    in_one = fast._advance._advance
+    monkeypatch.setattr(
+        fast._advance, "_advance", lambda *args: at_once.append(args[0].shape[:2].numel()) or in_one(*args)
+    )
+    with torch.inference_mode():
+        expected, after = streamed(model, video, cuts=num_frames)
+        got, carried = streamed(fast, video, cuts=num_frames)
+    assert max(at_once) <= 8
+    for one, other in zip(got, expected, strict=True):
+        assert other is None or relative_error(one, other) < 1e-5
+    for name, tensor in after._tensors().items():
+        assert relative_error(carried._tensors()[name], tensor) < 1e-5, name
+
+
+def test_a_model_that_looks_at_whole_clips_is_given_whole_clips():
+    model, video = tiny_model(temporal_mixer="attention"), random_video(3, 10)
+    with torch.inference_mode():
+        assert relative_error(optimize(model)(video).logits, model(video).logits) < 1e-5
+
+
 needs_vnni = pytest.mark.skipif(not QuantizedLinear.is_available(), reason="no AVX-512 VNNI here")
 
 
