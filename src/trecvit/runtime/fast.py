@@ -23,7 +23,8 @@ from trecvit.runtime.export import OpenVINOPass
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DTYPES = {**FLOATS, "int8": torch.int8}
 Mode = Literal["eager", "compile", "openvino"]
-_FRAMES_AT_ONCE = 8  # of 4, 8, 16 and 32 the fastest or close to it, for tiny and base, clips and many streams
+_FRAMES_AT_ONCE = 8  # of a video; 16 is as good
+_FRAMES_OF_ALL_AT_ONCE = 32  # fewer, and copying the states of many streams costs a small model more than it saves
 _Model = TypeVar("_Model", bound=VideoModel)
 
 
@@ -150,10 +151,10 @@ class _InPieces:
     def __call__(self, frames: Tensor, state: State) -> tuple[Output, State]:
         """See `TRecViT._advance`."""
         batch_size, num_frames = frames.shape[:2]
-        if batch_size * num_frames <= self._num_frames:
-            return self._advance(frames, state)
         length = min(num_frames, self._num_frames) if self._can_cut_time else num_frames
-        num_rows = max(self._num_frames // length, 1)
+        num_rows = max(_FRAMES_OF_ALL_AT_ONCE // max(length, 1), 1)
+        if batch_size <= num_rows:
+            return self._through_time(frames.split(max(length, 1), dim=1), state)
         outputs, states = [], []
         for rows, videos in zip(torch.arange(batch_size).split(num_rows), frames.split(num_rows), strict=True):
             out, after = self._through_time(videos.split(length, dim=1), state.select(rows))
