@@ -176,6 +176,13 @@ def bounded_sqrt(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return root
 
 
+def _addcmul_into(frame: Tensor, inputs: Tensor, decay: Tensor, previous: Tensor) -> Tensor:
+    """Writes inputs + decay * previous into the states of a frame, and gives them."""
+    if torch.compiler.is_compiling():  # compilers want what is written into to be contiguous
+        return frame.copy_(torch.addcmul(inputs, decay, previous))
+    return torch.addcmul(inputs, decay, previous, out=frame)
+
+
 class _LinearScan(torch.autograd.Function):
     """The loop with a hand-written gradient.
 
@@ -189,8 +196,7 @@ class _LinearScan(torch.autograd.Function):
         states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
         previous = initial
         for step in range(inputs.shape[1]):
-            torch.addcmul(inputs[:, step], decay[:, step], previous, out=states[:, step])
-            previous = states[:, step]
+            previous = _addcmul_into(states[:, step], inputs[:, step], decay[:, step], previous)
         ctx.save_for_backward(decay, initial, states)
         return states
 
@@ -229,8 +235,7 @@ class _GatedScan(torch.autograd.Function):
             scale = torch.expm1(2.0 * log_a).neg_().sqrt_()
             if step == 0:
                 scale.masked_fill_(fresh[:, None, None], 1.0)
-            torch.addcmul(gated.mul_(scale), log_a.exp_(), previous, out=states[:, step])
-            previous = states[:, step]
+            previous = _addcmul_into(states[:, step], gated.mul_(scale), log_a.exp_(), previous)
         ctx.save_for_backward(x, input_gate, recurrence_gate, a_param, hidden, fresh, states)
         return states
 

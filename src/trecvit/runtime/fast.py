@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -177,8 +178,12 @@ class _InPieces:
 
 def _compiled(model: VideoModel) -> Callable[..., Any]:
     """The pass with weights as constants, which lets inductor pack them and fuse what follows a product into it."""
-    # Not torch.compile's options: what reads the graph before inductor does asks these settings too.
-    settings: dict[str, Any] = {"freezing": model.device.type == "cpu"}
+    # Not torch.compile's options: what reads the graph before inductor does asks these settings too. The wrapper calls
+    # one kernel after the other: in Python it takes a good part of a small model's time, but knows complex numbers.
+    is_complex = any(isinstance(module, RGLRU) and module.is_complex for module in model.modules())
+    settings: dict[str, Any] = {}
+    if model.device.type == "cpu":
+        settings = {"freezing": True, "cpp_wrapper": not is_complex}
     if model.device.type == "cpu" and model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         # For one frame's few rows inductor's own kernels can take a third of the time of oneDNN's: it times both.
         settings |= {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
@@ -188,11 +193,32 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
             for name, child in list(parent.named_children()):
                 if isinstance(child, Linear):
                     setattr(parent, name, FusedLinear(child))
-    compiled = torch.compile(model._advance, dynamic=False)
-    patch = torch._inductor.config.patch(settings)
+    # In one graph, for only its outermost function is nobody else's.
+    compiled = torch.compile(
+        _with_code_of_its_own(model._advance),
+        dynamic=False,
+        fullgraph=True,
+        options={"guard_filter_fn": _of_what_can_change},
+    )
+    # A limit of 8 shapes would be an error, as there is nothing else to fall back on in one graph.
+    inductor = torch._inductor.config.patch(settings)
+    dynamo = torch._dynamo.config.patch(allow_rnn=True, recompile_limit=256)
 
     def advance(*args: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad(), patch:  # no constants where there can be a gradient
+        # No constants where there can be a gradient.
+        with torch.inference_mode(False), torch.no_grad(), inductor, dynamo:
             return compiled(*args)
 
     return advance
+
+
+def _with_code_of_its_own(method: Any) -> Any:
+    """A method for which nothing is found that was compiled for the same method of another model, and for no other."""
+    function = method.__func__
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
+    return MethodType(own, method.__self__)
+
+
+def _of_what_can_change(guards: Sequence[Any]) -> list[bool]:
+    """Which guards are asked before each call: those of frames and state. The model stays as it was compiled."""
+    return [not guard.is_global and not guard.name.startswith("self") for guard in guards]
