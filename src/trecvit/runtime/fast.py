@@ -194,7 +194,7 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
                 if isinstance(child, Linear):
                     setattr(parent, name, FusedLinear(child))
     # In one graph, for only its outermost function is nobody else's.
-    compiled = torch.compile(
+    compiled: Callable[..., Any] = torch.compile(
         _with_code_of_its_own(model._advance),
         dynamic=False,
         fullgraph=True,
