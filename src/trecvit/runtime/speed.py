@@ -41,6 +41,7 @@ _PRODUCTS = _LINEAR | {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
 
+_CALLS_IN_TURN = 5
 Product = tuple[Any, tuple[Any, ...], dict[str, Any]]  # an operation and its arguments
 
 
@@ -105,7 +106,7 @@ def speeds(
         modes: See `Speed`.
         batch_sizes: Streams at once.
         frames: Frames of a call.
-        seconds: How long each is timed, at the least five calls.
+        seconds: How long each is timed, at the least five calls, and its products alone as long, in turns.
     """
     for case in product(models, dtypes, modes, batch_sizes, frames):
         with worker_pool(1) as pool:
@@ -138,13 +139,14 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
         _, after = fast.step(frames, state)
         state = after if num_frames == 1 else state
 
-    times_s = _timed(call, seconds)
+    for _ in range(_CALLS_IN_TURN):
+        call()
     memory_bytes = resident_bytes()
     # The same products whatever the mode, and weights that can be seen.
     plain = _made(name).to(FLOATS.get(dtype, torch.float32))
-    bound_s = float(np.median(_timed(_alone(products(plain, frames)), seconds)))
+    times_s, bound_times_s = _timed(call, _alone(products(plain, frames)), seconds=seconds)
     per_call = batch_size * num_frames
-    median_s = float(np.median(times_s))
+    median_s, bound_s = float(np.median(times_s)), float(np.median(bound_times_s))
     return Speed(
         model=name,
         dtype=dtype,
@@ -177,16 +179,20 @@ def _made(name: str) -> TRecViT:
     return create_model(name).eval() if name in PRESETS else load_as(TRecViT, name)
 
 
-def _timed(call: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of each call, two calls that are not counted before them."""
-    for _ in range(2):
-        call()
-    times_s: list[float] = []
-    until_s = time.perf_counter() + seconds
-    while len(times_s) < 5 or time.perf_counter() < until_s:
-        begun_s = time.perf_counter()
-        call()
-        times_s.append(time.perf_counter() - begun_s)
+def _timed(*calls: Callable[[], object], seconds: float) -> list[list[float]]:
+    """Seconds of each call, a few of one and a few of the next in turns, so that what else goes on slows all alike.
+
+    The first of each few is not counted: it finds the caches full of another's numbers.
+    """
+    times_s: list[list[float]] = [[] for _ in calls]
+    until_s = time.perf_counter() + seconds * len(calls)
+    while len(times_s[0]) < _CALLS_IN_TURN or time.perf_counter() < until_s:
+        for call, of_call in zip(calls, times_s, strict=True):
+            call()
+            for _ in range(_CALLS_IN_TURN):
+                begun_s = time.perf_counter()
+                call()
+                of_call.append(time.perf_counter() - begun_s)
     return times_s
 
 
@@ -239,7 +245,7 @@ def _alone(calls: Sequence[Product]) -> Callable[[], None]:
                 candidates += [partial(torch.bmm, *given[1:]), partial(torch.bmm, *close[1:])]
         key = (func, *((v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else str(v) for v in args))
         if key not in chosen:
-            times_s = [min(_timed(candidate, 0.02)) for candidate in candidates]
+            times_s = [min(of_one) for of_one in _timed(*candidates, seconds=0.02)]
             chosen[key] = times_s.index(min(times_s))
         kernels.append(candidates[chosen[key]])
 
