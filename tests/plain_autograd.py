@@ -19,7 +19,7 @@ from trecvit.model import lru
 from trecvit.model.scan import gated_scan_reference
 from trecvit.model.trecvit import create_model
 
-SIZE, DEPTH, NUM_FRAMES = "small", 6, 32  # with fewer blocks, one block's own would count too much
+SIZE, DEPTH, NUM_FRAMES = "small", 9, 32  # with fewer blocks, one block's own would count too much
 
 
 @contextmanager
