@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trecvit.data.world import World, WorldConfig
 from trecvit.errors import ConfigError, MissingPackageError
-from trecvit.model.linear import FusedLinear, Linear, PackedLinear, QuantizedLinear
+from trecvit.model.linear import FusedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
 from trecvit.model.trecvit import create_model
+from trecvit.runtime import fast as fast_modes
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.exported import export
 from trecvit.runtime.fast import FLOATS, optimize
@@ -56,13 +57,17 @@ import sys
 import torch
 from models import random_video, tiny_model
 from test_fast import streamed
-from trecvit.runtime.fast import optimize
+from torch._inductor.utils import run_and_get_code
+from trecvit.runtime import fast as modes
 
+modes._is_faster_with_onednn = lambda model: True  # inductor's own choice is MKL
 model, video = tiny_model(), random_video(1, 4)
-fast = optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
+fast = modes.optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
 with torch.inference_mode():
     expected, after = streamed(model, video, cuts=1)
-    got, carried = streamed(fast, video, cuts=1)
+    (got, carried), code = run_and_get_code(streamed, fast, video, cuts=1)
+assert "linear_pointwise" in code[0] and "mkl_linear" not in code[0]
+assert torch.backends.mkldnn.matmul.fp32_precision not in ("tf32", "bf16")
 pairs = [(got.logits, expected.logits)]
 pairs += [(carried._tensors()[name], tensor) for name, tensor in after._tensors().items()]
 print(max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs if b.numel()))
@@ -75,7 +80,7 @@ from models import VARIANTS, random_video, relative_error, tiny_model, tiny_read
 from trecvit.runtime.fast import optimize
 
 compile = torch.compile
-torch.compile = lambda function, **options: compile(function, backend="eager", **options)
+torch.compile = lambda function, **options: compile(function, **options | {"backend": "eager"})
 models = [tiny_model(**VARIANTS[variant]) for variant in ("plain", "plain", "complex", "lstm")]
 with torch.no_grad():
     models[1].blocks[0].spatial.qkv.weight.mul_(2.0)
@@ -119,6 +124,35 @@ def test_a_compiled_model_gives_the_models_answers_and_states(dtype, tolerance):
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout) < tolerance
     assert not done.stderr  # what the compiler tried is nothing for the terminal
+
+
+@pytest.mark.parametrize(("slower", "chosen"), [("mkl", True), ("onednn", False)])
+def test_float32_is_compiled_for_the_kernels_that_are_faster_here(slower, chosen, monkeypatch):
+    asked_for = []
+
+    def pretended(x, weight, bias):
+        asked_for.append((len(x), *weight.shape))
+        return {name: (lambda: time.sleep(2e-3)) if name == slower else (lambda: None) for name in ("onednn", "mkl")}
+
+    monkeypatch.setattr(fast_modes, "packed_maps", pretended)
+    model = tiny_model()
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert fast_modes._is_faster_with_onednn(model) == chosen
+    shapes = {(module.out_features, module.in_features) for module in model.modules() if isinstance(module, Linear)}
+    assert sorted(asked_for) == sorted((model.tokenizer.config.num_patches, *shape) for shape in shapes)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert fast_modes._is_faster_with_onednn(model) == PackedLinear.is_available()
+
+
+def test_packed_maps_are_the_map():
+    torch.manual_seed(0)
+    x, linear = torch.randn(10, 24), Linear(24, 40)
+    for bias in (linear.bias.detach(), None):
+        expected = torch.nn.functional.linear(x, linear.weight.detach(), bias)
+        kernels = packed_maps(x, linear.weight.detach(), bias)
+        assert {"onednn"} <= kernels.keys() <= {"onednn", "mkl"}
+        for kernel in kernels.values():
+            torch.testing.assert_close(kernel(), expected)
 
 
 EXPORTED = """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,6 +147,26 @@ class QuantizedLinear(nn.Module):
     def is_available() -> bool:
         """Whether the CPU adds up products of bytes without overflow (AVX-512 VNNI), and PyTorch has the kernels."""
         return PackedLinear.is_available() and torch.cpu._is_vnni_supported()
+
+
+def packed_maps(
+    x: Float[Tensor, "R I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None
+) -> dict[str, Callable[[], Tensor]]:
+    """W x + b by the kernels that PyTorch has for packed weights: "onednn"'s, and in float32 "mkl"'s.
+
+    Args:
+        x: What each of them maps, whenever it is called; it must not go away.
+        weight: W.
+        bias: b.
+    """
+    ordered = torch.ops.mkldnn._reorder_linear_weight.default(weight, len(x))
+    kernels: dict[str, Callable[[], Tensor]] = {
+        "onednn": partial(torch.ops.mkldnn._linear_pointwise.default, x, ordered, bias, "none", [], "")
+    }
+    if x.dtype == torch.float32 and torch.backends.mkl.is_available():
+        packed = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, len(x))
+        kernels["mkl"] = partial(torch.ops.mkl._mkl_linear.default, x, packed, weight, bias, len(x))
+    return kernels
 
 
 _ZERO = 128

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from timeit import Timer
 from types import FunctionType, MethodType
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from trecvit.config import nearest
 from trecvit.errors import ConfigError
 from trecvit.model.eager import EagerConv, EagerRGLRU, fold_norms
-from trecvit.model.linear import FusedLinear, Linear, PackedLinear, QuantizedLinear
+from trecvit.model.linear import FusedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
 from trecvit.model.lru import RGLRU, CausalConv, TemporalBlock
 from trecvit.model.state import State
 from trecvit.model.trecvit import Head, Output, Tokenizer, TRecViT, VideoModel
@@ -26,6 +28,7 @@ DTYPES = {**FLOATS, "int8": torch.int8}
 Mode = Literal["eager", "compile", "openvino"]
 _FRAMES_AT_ONCE = 8  # of a video; 16 is as good
 _FRAMES_OF_ALL_AT_ONCE = 32  # fewer, and copying the states of many streams costs a small model more than it saves
+_TRIALS = 10  # of each kernel
 _Model = TypeVar("_Model", bound=VideoModel)
 
 
@@ -182,20 +185,24 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
     # one kernel after the other: in Python it takes a good part of a small model's time, but knows complex numbers.
     is_complex = any(isinstance(module, RGLRU) and module.is_complex for module in model.modules())
     settings: dict[str, Any] = {}
+    backend: Any = "inductor"
     if model.device.type == "cpu":
         settings = {"freezing": True, "cpp_wrapper": not is_complex}
-    if model.device.type == "cpu" and model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
-        # For one frame's few rows inductor's own kernels can take a third of the time of oneDNN's: it times both.
-        settings |= {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
-        settings |= {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated", module="torch._inductor")
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, Linear):
                     setattr(parent, name, FusedLinear(child))
+        if model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+            # For one frame's few rows inductor's own kernels can take a third of the time of oneDNN's: it times both.
+            settings |= {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+            settings |= {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated", module="torch._inductor")
+        elif model.dtype == torch.float32 and _is_faster_with_onednn(model):
+            backend = _inductor_with_onednn
     # In one graph, for only its outermost function is nobody else's.
     compiled: Callable[..., Any] = torch.compile(
         _with_code_of_its_own(model._advance),
+        backend=backend,
         dynamic=False,
         fullgraph=True,
         options={"guard_filter_fn": _of_what_can_change},
@@ -210,6 +217,41 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
             return compiled(*args)
 
     return advance
+
+
+def _is_faster_with_onednn(model: VideoModel) -> bool:
+    """Whether oneDNN's kernels take less time than MKL's for all linear maps of one frame, of the shapes they have."""
+    if not PackedLinear.is_available() or not torch.backends.mkl.is_available():
+        return PackedLinear.is_available()
+    maps = [module for module in model.modules() if isinstance(module, Linear)]
+    counts = Counter((linear.in_features, linear.out_features) for linear in maps)
+    total_s = {"onednn": 0.0, "mkl": 0.0}
+    for (num_inputs, num_outputs), count in counts.items():
+        x = torch.zeros(model.tokenizer.config.num_patches, num_inputs)
+        kernels = packed_maps(x, torch.zeros(num_outputs, num_inputs), torch.zeros(num_outputs))
+        timers = {name: Timer("kernel()", globals={"kernel": kernel}) for name, kernel in kernels.items()}
+        times_s: dict[str, list[float]] = {name: [] for name in timers}
+        for _ in range(_TRIALS):  # in turns, so that what else goes on slows both
+            for name, timer in timers.items():
+                times_s[name].append(timer.timeit(2))
+        for name, of_kernel in times_s.items():
+            total_s[name] += count * min(of_kernel)
+    return total_s["onednn"] < total_s["mkl"]
+
+
+def _inductor_with_onednn(graph: Any, inputs: Any) -> Any:
+    """Inductor, which packs float32 weights for MKL if it is there, but for oneDNN where rounding products is allowed.
+
+    It is while this compiles, and not when it runs: oneDNN is asked then what is allowed, and does not round.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        return compile_fx(graph, inputs)
+    finally:
+        products.fp32_precision = before
 
 
 def _with_code_of_its_own(method: Any) -> Any:

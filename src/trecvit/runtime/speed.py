@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trecvit.config import PRESETS
 from trecvit.errors import ConfigError, TRecViTError
 from trecvit.memory import resident_bytes
+from trecvit.model.linear import packed_maps
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.exported import export, load_exported
@@ -234,9 +235,12 @@ def _alone(calls: Sequence[Product]) -> Callable[[], None]:
         return inputs.setdefault((value.shape, value.stride(), value.dtype), value)
 
     for func, args, kwargs in calls:
+        candidates: list[Callable[[], object]]
         if func in _LINEAR:
             *bias, x, weight = args  # the weight is its own each time, as in the model
-            candidates = _linear_kernels(func, [*bias, shared(x), weight])
+            x = shared(x)
+            packed = packed_maps(x, weight.t().contiguous(), bias[0] if bias else None)
+            candidates = [partial(func, *bias, x, weight), *packed.values()]
         else:
             given = tuple(shared(value) for value in args)
             close = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in given)
@@ -254,18 +258,3 @@ def _alone(calls: Sequence[Product]) -> Callable[[], None]:
             kernel()
 
     return again
-
-
-def _linear_kernels(func: Any, args: list[Tensor]) -> list[Callable[[], object]]:
-    """A linear map as it was asked for, and with its weight packed as oneDNN and, in float32, MKL like it."""
-    *bias, x, transposed = args
-    weight, of = transposed.t().contiguous(), bias[0] if bias else None
-    ordered = torch.ops.mkldnn._reorder_linear_weight.default(weight, len(x))
-    kernels: list[Callable[[], object]] = [
-        partial(func, *args),
-        partial(torch.ops.mkldnn._linear_pointwise.default, x, ordered, of, "none", [], ""),
-    ]
-    if x.dtype == torch.float32 and torch.backends.mkl.is_available():
-        packed = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, len(x))
-        kernels.append(partial(torch.ops.mkl._mkl_linear.default, x, packed, weight, of, len(x)))
-    return kernels
