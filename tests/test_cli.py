@@ -456,11 +456,11 @@ def test_bench_stream_fails_if_memory_grew(monkeypatch):
 
 
 def test_bench_loader_prints_both_speeds(tmp_path):
-    trecvit("data", "render", tmp_path / "world", "--train", 160, "--validation", 0, "--size", 32, "--suffix", ".mp4")
+    trecvit("data", "render", tmp_path / "world", "--train", 40, "--validation", 0, "--size", 32, "--suffix", ".mp4")
     recipe = Path(__file__).parent.parent / "recipes" / "world_files.yaml"
     done = trecvit(
         "bench", "loader", recipe, f"videos.train={tmp_path / 'world' / 'train.json'}", "videos.validation=null",
-        "videos.validate_every=0", "--steps", 2, "--workers", 0, "--workers", 1, "--save", tmp_path / "speed.json",
+        "videos.validate_every=0", "optimisation.batch_size=8", "--steps", 2, "--workers", 0, "--workers", 1, "--save", tmp_path / "speed.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "decoded and augmented, 1 workers" in done.stdout

@@ -96,9 +96,8 @@ def test_the_paper_s_recipe_for_masked_autoencoding_says_what_its_table_10_says(
 
 
 def test_updates_are_measured_in_processes_of_their_own():
-    costs = list(update_costs(["tiny"], [2, 8], batch_size=2, image_px=32, num_updates=1))
-    expected = [(frames, what) for frames in (2, 8) for what in ("nothing", "cheap", "blocks")]
-    assert [(cost.num_frames, cost.recompute) for cost in costs] == expected
+    costs = list(update_costs(["tiny"], [2], batch_size=2, image_px=32, num_updates=1))
+    assert [(cost.num_frames, cost.recompute) for cost in costs] == [(2, "nothing"), (2, "cheap"), (2, "blocks")]
     assert all(cost.updates_per_s > 0 for cost in costs)
     # Weights, gradients and AdamW's two moments are there in any case.
     assert all(cost.memory_bytes > 4 * 4 * 6_000_000 for cost in costs)
