@@ -460,7 +460,8 @@ def test_bench_loader_prints_both_speeds(tmp_path):
     recipe = Path(__file__).parent.parent / "recipes" / "world_files.yaml"
     done = trecvit(
         "bench", "loader", recipe, f"videos.train={tmp_path / 'world' / 'train.json'}", "videos.validation=null",
-        "videos.validate_every=0", "optimisation.batch_size=8", "--steps", 2, "--workers", 0, "--workers", 1, "--save", tmp_path / "speed.json",
+        "videos.validate_every=0", "optimisation.batch_size=8", "--steps", 2, "--workers", 0, "--workers", 1,
+        "--save", tmp_path / "speed.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "decoded and augmented, 1 workers" in done.stdout
