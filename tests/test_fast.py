@@ -66,7 +66,8 @@ fast = modes.optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
 with torch.inference_mode():
     expected, after = streamed(model, video, cuts=1)
     (got, carried), code = run_and_get_code(streamed, fast, video, cuts=1)
-assert "linear_pointwise" in code[0] and "mkl_linear" not in code[0]
+if sys.argv[1] == "float32":
+    assert "linear_pointwise" in code[0] and "mkl_linear" not in code[0]
 assert torch.backends.mkldnn.matmul.fp32_precision not in ("tf32", "bf16")
 pairs = [(got.logits, expected.logits)]
 pairs += [(carried._tensors()[name], tensor) for name, tensor in after._tensors().items()]
