@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from timeit import Timer
 from types import FunctionType, MethodType
 from typing import Any, Literal, TypeVar, get_args
 
@@ -22,13 +21,14 @@ from trecvit.model.lru import RGLRU, CausalConv, TemporalBlock
 from trecvit.model.state import State
 from trecvit.model.trecvit import Head, Output, Tokenizer, TRecViT, VideoModel
 from trecvit.runtime.export import OpenVINOPass
+from trecvit.runtime.timing import timed_in_turns
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DTYPES = {**FLOATS, "int8": torch.int8}
 Mode = Literal["eager", "compile", "openvino"]
 _FRAMES_AT_ONCE = 8  # of a video; 16 is as good
 _FRAMES_OF_ALL_AT_ONCE = 32  # fewer, and copying the states of many streams costs a small model more than it saves
-_TRIALS = 10  # of each kernel
+_SECONDS_OF_TRIAL = 0.02  # of each kernel
 _Model = TypeVar("_Model", bound=VideoModel)
 
 
@@ -229,12 +229,8 @@ def _is_faster_with_onednn(model: VideoModel) -> bool:
     for (num_inputs, num_outputs), count in counts.items():
         x = torch.zeros(model.tokenizer.config.num_patches, num_inputs)
         kernels = packed_maps(x, torch.zeros(num_outputs, num_inputs), torch.zeros(num_outputs))
-        timers = {name: Timer("kernel()", globals={"kernel": kernel}) for name, kernel in kernels.items()}
-        times_s: dict[str, list[float]] = {name: [] for name in timers}
-        for _ in range(_TRIALS):  # in turns, so that what else goes on slows both
-            for name, timer in timers.items():
-                times_s[name].append(timer.timeit(2))
-        for name, of_kernel in times_s.items():
+        times_s = timed_in_turns(*kernels.values(), seconds=_SECONDS_OF_TRIAL)
+        for name, of_kernel in zip(kernels, times_s, strict=True):
             total_s[name] += count * min(of_kernel)
     return total_s["onednn"] < total_s["mkl"]
 

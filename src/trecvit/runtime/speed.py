@@ -30,6 +30,7 @@ from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.exported import export, load_exported
 from trecvit.runtime.fast import DTYPES, FLOATS, optimize
+from trecvit.runtime.timing import CALLS_IN_TURN, timed_in_turns
 from trecvit.weights.load import load_as
 from trecvit.workers import worker_pool
 
@@ -42,7 +43,6 @@ _PRODUCTS = _LINEAR | {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
 
-_CALLS_IN_TURN = 5
 Product = tuple[Any, tuple[Any, ...], dict[str, Any]]  # an operation and its arguments
 
 
@@ -140,12 +140,12 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
         _, after = fast.step(frames, state)
         state = after if num_frames == 1 else state
 
-    for _ in range(_CALLS_IN_TURN):
+    for _ in range(CALLS_IN_TURN):
         call()
     memory_bytes = resident_bytes()
     # The same products whatever the mode, and weights that can be seen.
     plain = _made(name).to(FLOATS.get(dtype, torch.float32))
-    times_s, bound_times_s = _timed(call, _alone(products(plain, frames)), seconds=seconds)
+    times_s, bound_times_s = timed_in_turns(call, _alone(products(plain, frames)), seconds=seconds)
     per_call = batch_size * num_frames
     median_s, bound_s = float(np.median(times_s)), float(np.median(bound_times_s))
     return Speed(
@@ -178,23 +178,6 @@ def _made_fast(model: TRecViT, dtype: str, mode: str, batch_size: int, num_frame
 
 def _made(name: str) -> TRecViT:
     return create_model(name).eval() if name in PRESETS else load_as(TRecViT, name)
-
-
-def _timed(*calls: Callable[[], object], seconds: float) -> list[list[float]]:
-    """Seconds of each call, a few of one and a few of the next in turns, so that what else goes on slows all alike.
-
-    The first of each few is not counted: it finds the caches full of another's numbers.
-    """
-    times_s: list[list[float]] = [[] for _ in calls]
-    until_s = time.perf_counter() + seconds * len(calls)
-    while len(times_s[0]) < _CALLS_IN_TURN or time.perf_counter() < until_s:
-        for call, of_call in zip(calls, times_s, strict=True):
-            call()
-            for _ in range(_CALLS_IN_TURN):
-                begun_s = time.perf_counter()
-                call()
-                of_call.append(time.perf_counter() - begun_s)
-    return times_s
 
 
 class _Watch(TorchDispatchMode):
@@ -249,7 +232,7 @@ def _alone(calls: Sequence[Product]) -> Callable[[], None]:
                 candidates += [partial(torch.bmm, *given[1:]), partial(torch.bmm, *close[1:])]
         key = (func, *((v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else str(v) for v in args))
         if key not in chosen:
-            times_s = [min(of_one) for of_one in _timed(*candidates, seconds=0.02)]
+            times_s = [min(of_one) for of_one in timed_in_turns(*candidates, seconds=0.02)]
             chosen[key] = times_s.index(min(times_s))
         kernels.append(candidates[chosen[key]])
 
