@@ -221,8 +221,9 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
 
 def _is_faster_with_onednn(model: VideoModel) -> bool:
     """Whether oneDNN's kernels take less time than MKL's for all linear maps of one frame, of the shapes they have."""
-    if not PackedLinear.is_available() or not torch.backends.mkl.is_available():
-        return PackedLinear.is_available()
+    has_onednn = PackedLinear.is_available()
+    if not has_onednn or not torch.backends.mkl.is_available():
+        return has_onednn
     maps = [module for module in model.modules() if isinstance(module, Linear)]
     counts = Counter((linear.in_features, linear.out_features) for linear in maps)
     total_s = {"onednn": 0.0, "mkl": 0.0}
