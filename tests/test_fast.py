@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trecvit.data.world import World, WorldConfig
 from trecvit.errors import ConfigError, MissingPackageError
-from trecvit.model.linear import FusedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
+from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
 from trecvit.model.trecvit import create_model
 from trecvit.runtime import fast as fast_modes
 from trecvit.runtime.describe import flops_per_frame
@@ -50,6 +50,7 @@ def test_without_openvino_the_message_says_what_to_install(monkeypatch):
 
 
 HAS_AMX = torch.cpu._is_amx_tile_supported()
+needs_vnni = pytest.mark.skipif(not QuantizedLinear.is_available(), reason="no AVX-512 VNNI here")
 
 COMPILED = """
 import sys
@@ -68,6 +69,8 @@ with torch.inference_mode():
     (got, carried), code = run_and_get_code(streamed, fast, video, cuts=1)
 if sys.argv[1] == "float32":
     assert "linear_pointwise" in code[0] and "mkl_linear" not in code[0]
+if sys.argv[1] == "int8":  # weights are packed once, and not at each call
+    assert "qlinear_pointwise" in code[0] and "prepack" not in code[0] and "trecvit" not in code[0]
 assert torch.backends.mkldnn.matmul.fp32_precision not in ("tf32", "bf16")
 pairs = [(got.logits, expected.logits)]
 pairs += [(carried._tensors()[name], tensor) for name, tensor in after._tensors().items()]
@@ -116,6 +119,7 @@ def test_what_is_compiled_for_one_model_is_not_found_by_another():
     [
         ("float32", 1e-5),
         pytest.param("bfloat16", 0.03, marks=pytest.mark.skipif(not HAS_AMX, reason="kernels are tried out with AMX")),
+        pytest.param("int8", 0.05, marks=needs_vnni),
     ],
 )
 def test_a_compiled_model_gives_the_models_answers_and_states(dtype, tolerance):
@@ -297,15 +301,13 @@ def test_a_model_that_looks_at_whole_clips_is_given_whole_clips():
         assert relative_error(optimize(model)(video).logits, model(video).logits) < 1e-5
 
 
-needs_vnni = pytest.mark.skipif(not QuantizedLinear.is_available(), reason="no AVX-512 VNNI here")
-
-
 @needs_vnni
 @pytest.mark.parametrize("gelu", [None, "tanh", "erf"])
 @pytest.mark.parametrize("adds", [False, True])
-def test_a_quantized_map_is_the_map_but_for_rounding(gelu, adds):
+@pytest.mark.parametrize("kind", [QuantizedLinear, FusedQuantizedLinear])
+def test_a_quantized_map_is_the_map_but_for_rounding(kind, gelu, adds):
     linear = Linear(48, 40)
-    quantized = QuantizedLinear(linear, rows=6)
+    quantized = kind(linear, rows=6)
     for shape in [(2, 3, 6), (1, 1, 1), (1, 0, 6)]:  # the last two are not the rows it was packed for
         x, add = torch.randn(*shape, 48), torch.randn(*shape, 40) if adds else None
         exact, found = (one(x, gelu=gelu, add=add) for one in (linear, quantized))
@@ -315,8 +317,9 @@ def test_a_quantized_map_is_the_map_but_for_rounding(gelu, adds):
 
 
 @needs_vnni
-def test_a_quantized_vector_knows_nothing_of_the_vectors_beside_it():
-    quantized = QuantizedLinear(Linear(48, 40), rows=6)
+@pytest.mark.parametrize("kind", [QuantizedLinear, FusedQuantizedLinear])
+def test_a_quantized_vector_knows_nothing_of_the_vectors_beside_it(kind):
+    quantized = kind(Linear(48, 40), rows=6)
     x = torch.randn(5, 48)
     x[1] *= 1e6  # would leave nothing of the others if they had one scale
     x[2] = 0.0
@@ -351,12 +354,17 @@ def test_int8_gives_up_less_of_a_trained_models_answers_than_bfloat16():
         )
     assert relative_error(bytewise, exact) < min(0.01, relative_error(halved, exact))
     assert torch.equal(bytewise.argmax(-1), exact.argmax(-1))
+    compiled = fast_modes.for_inference(model, torch.bfloat16, "compile")  # as it is before it is compiled
+    fast_modes._quantize(compiled, model)
+    with torch.inference_mode():
+        bytewise = compiled(clips).logits
+    assert relative_error(bytewise, exact) < 1.5 * relative_error(halved, exact)
+    assert torch.equal(bytewise.argmax(-1), exact.argmax(-1))
 
 
 def test_int8_is_refused_where_it_cannot_be(monkeypatch):
-    for mode in ("compile", "openvino"):
-        with pytest.raises(ConfigError, match=f"is for mode='eager' .* got mode='{mode}'"):
-            optimize(tiny_model(), dtype=torch.int8, mode=mode)
+    with pytest.raises(ConfigError, match=r"is for mode='eager' or 'compile' .* got mode='openvino'"):
+        optimize(tiny_model(), dtype=torch.int8, mode="openvino")
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(ConfigError, match=r"AVX-512 VNNI .* not here; take bfloat16 or float32"):
         optimize(tiny_model(), dtype=torch.int8)

@@ -27,7 +27,8 @@ TrackerOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[
-    str, typer.Option(help="float32, or bfloat16 for faster matrix products where there are any; int8 (with eager).")
+    str,
+    typer.Option(help="float32, or bfloat16 for faster matrix products where there are any; int8 (not with openvino)."),
 ]
 ModeOption = Annotated[str, typer.Option(help="eager, compile (waits for the compiler first), or openvino.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]

@@ -3,7 +3,7 @@
 Kernels of matrix products keep their results in registers for a moment; a GELU or a sum that is done there costs next
 to nothing, and a pass over memory less. `Linear` says what is meant, in plain operations. `FusedLinear` says the same
 so that a compiler does it quickly; `PackedLinear` computes it with oneDNN, its weight laid out once as the kernel reads
-it, and `QuantizedLinear` nearly the same in 8-bit integers.
+it. `QuantizedLinear` computes nearly the same in 8-bit integers, and `FusedQuantizedLinear` that for a compiler.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from trecvit.config import Gelu
@@ -63,8 +63,7 @@ class FusedLinear(Linear):
         """See `Linear.forward`."""
         if gelu != "tanh":
             return super().forward(x, gelu=gelu, add=add)
-        y = F.linear(x, self.weight, self.bias).float()
-        y = (y * torch.sigmoid(_TWO_SQRT_2_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
+        y = _tanh_gelu(F.linear(x, self.weight, self.bias).float()).to(x.dtype)
         return y if add is None else add + y
 
 
@@ -119,12 +118,9 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: Linear, rows: int) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach()
-        scale = _scale(weight)
-        integers = (weight / scale).round_().to(torch.int8)
-        self._weight = torch.ops.onednn.qlinear_prepack(integers, [rows, self.in_features])
-        self._scale = scale.flatten()
-        self._zero = torch.zeros(self.out_features, dtype=torch.int64)
+        integers, self._scale = _in_bytes(linear)
+        self._weight = _packed_bytes(integers, rows)
+        self._zero = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = linear.bias.detach()
 
     def forward(
@@ -135,18 +131,61 @@ class QuantizedLinear(nn.Module):
         scale = _scale(vectors)
         # Unsigned, with 128 for 0: oneDNN has no fast kernel for signed ones here, to which PyTorch converts faster.
         integers = (vectors / scale).round_().to(torch.int8).view(torch.uint8).add_(_ZERO)
-        y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
-            integers, 1.0, _ZERO, self._weight, self._scale, self._zero, None, 1.0, 0, x.dtype, "none", [], ""
-        )
-        y = torch.addcmul(self.bias, y, scale).view(*x.shape[:-1], self.out_features)
+        y = torch.addcmul(self.bias, self.product(integers), scale).view(*x.shape[:-1], self.out_features)
         if gelu is not None:
             y = F.gelu(y, approximate=GELU[gelu])
         return y if add is None else add + y
+
+    def product(self, integers: UInt8[Tensor, "R I"]) -> Float[Tensor, "R O"]:
+        """W (integers - 128): all that is done in 8 bits, in float32."""
+        return _product(integers, self._weight, self._scale, self._zero, torch.float32)
 
     @staticmethod
     def is_available() -> bool:
         """Whether the CPU adds up products of bytes without overflow (AVX-512 VNNI), and PyTorch has the kernels."""
         return PackedLinear.is_available() and torch.cpu._is_vnni_supported()
+
+
+class FusedQuantizedLinear(nn.Module):
+    """A `QuantizedLinear` for torch.compile, which takes finding scales and rounding into the passes that there are.
+
+    It maps float32 or bfloat16. Compile it with weights as constants (inductor's `freezing`), so that they are packed
+    once.
+
+    Args:
+        linear: Of which the weight is copied, best in float32.
+        rows: How many vectors at once it will mostly map; only the speed depends on it.
+    """
+
+    _integers: Tensor
+    _scale: Tensor
+    _zero: Tensor
+    bias: Tensor
+
+    def __init__(self, linear: Linear, rows: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self._rows = linear.in_features, linear.out_features, rows
+        integers, scale = _in_bytes(linear)
+        self.register_buffer("_integers", integers, persistent=False)
+        self.register_buffer("_scale", scale, persistent=False)
+        self.register_buffer("_zero", torch.zeros(self.out_features, dtype=torch.int32), persistent=False)
+        self.register_buffer("bias", linear.bias.detach().float(), persistent=False)
+
+    def forward(
+        self, x: Float[Tensor, "*any I"], *, gelu: Gelu | None = None, add: Float[Tensor, "*any O"] | None = None
+    ) -> Float[Tensor, "*any O"]:
+        """See `Linear.forward`."""
+        vectors = x.reshape(-1, self.in_features).float()
+        scale = _scale(vectors)
+        integers = ((vectors / scale).round() + _ZERO).to(torch.uint8)
+        weight = _packed_bytes(self._integers, self._rows)
+        y = _product(integers, weight, self._scale, self._zero, x.dtype).float() * scale + self.bias
+        if gelu == "tanh":
+            y = _tanh_gelu(y)
+        elif gelu is not None:
+            y = F.gelu(y, approximate=GELU[gelu])
+        y = y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return y if add is None else add + y
 
 
 def packed_maps(
@@ -169,6 +208,10 @@ def packed_maps(
     return kernels
 
 
+def _tanh_gelu(y: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    return y * torch.sigmoid(_TWO_SQRT_2_OVER_PI * (y + 0.044715 * y * y * y))
+
+
 _ZERO = 128
 
 
@@ -176,3 +219,31 @@ def _scale(rows: Float[Tensor, "R I"]) -> Float[Tensor, "R 1"]:
     """What one step of 127 is worth in each row; more than 0 also where all is 0."""
     largest = torch.maximum(rows.amax(dim=1, keepdim=True), rows.amin(dim=1, keepdim=True).neg_())
     return largest.div_(127.0).clamp_(min=torch.finfo(rows.dtype).tiny)
+
+
+def _in_bytes(linear: Linear) -> tuple[Int8[Tensor, "O I"], Float[Tensor, " O"]]:
+    """A weight in whole steps, and what a step is worth in each row."""
+    weight = linear.weight.detach().float()
+    scale = _scale(weight)
+    return (weight / scale).round_().to(torch.int8), scale.flatten()
+
+
+# An operation of our own, as PyTorch does not say which shape its own gives, and a compiler must know before it packs.
+@torch.library.custom_op("trecvit::packed_bytes", mutates_args=())
+def _packed_bytes(weight: Tensor, rows: int) -> Tensor:
+    """[O,I] -> [I,O] as oneDNN's kernel reads it."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack.default(weight, [rows, weight.shape[1]])
+    return packed
+
+
+@_packed_bytes.register_fake
+def _(weight: Tensor, rows: int) -> Tensor:
+    return weight.new_empty(weight.shape[1], weight.shape[0])
+
+
+def _product(integers: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """W (integers - 128): the sums of products are exact, and rounded once to `dtype`."""
+    y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
+        integers, 1.0, _ZERO, weight, scale, zero, None, 1.0, 0, dtype, "none", [], ""
+    )
+    return y

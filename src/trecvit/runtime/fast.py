@@ -16,7 +16,7 @@ from torch import Tensor
 from trecvit.config import nearest
 from trecvit.errors import ConfigError
 from trecvit.model.eager import EagerConv, EagerRGLRU, fold_norms
-from trecvit.model.linear import FusedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
+from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
 from trecvit.model.lru import RGLRU, CausalConv, TemporalBlock
 from trecvit.model.state import State
 from trecvit.model.trecvit import Head, Output, Tokenizer, TRecViT, VideoModel
@@ -41,8 +41,8 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
     Args:
         model: Any; it is not changed.
         dtype: float32, or bfloat16 for the matrix products where the machine has them. The recurrence and its state are
-            float32 in any case. int8, for mode="eager" on a CPU with AVX-512 VNNI: the blocks' linear maps in 8-bit
-            integers (see `QuantizedLinear`), everything else in float32.
+            float32 in any case. int8, on a CPU with AVX-512 VNNI, eager or compiled: the blocks' linear maps in 8-bit
+            integers (see `QuantizedLinear`), everything else in float32, or compiled in bfloat16 where the CPU has it.
         mode: "eager" runs PyTorch's operations one by one, on the CPU with weights packed for oneDNN. "compile" has
             torch.compile fuse them; the first call with new shapes takes some tens of seconds, or a minute in bfloat16
             on a CPU with AMX, where kernels are tried out. "openvino" hands the network to OpenVINO (CPU; the extra
@@ -54,29 +54,19 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         MissingPackageError: OpenVINO is asked for and not installed.
     """
     dtype = dtype or model.dtype
-    if mode not in get_args(Mode):
-        raise ConfigError(
-            f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}{nearest(mode, get_args(Mode))}"
-        )
-    if dtype not in DTYPES.values():
-        raise ConfigError(f"dtype: expected torch.float32, torch.bfloat16 or torch.int8, got {dtype}")
-    if dtype == torch.int8:
-        _check_int8(model, mode)
-    if "save" in vars(model):
-        raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
-    fast = for_inference(model, torch.float32 if dtype == torch.int8 else dtype, mode)
+    _check(model, dtype, mode)
+    fast = for_inference(model, _beside_int8(mode) if dtype == torch.int8 else dtype, mode)
     replacement: Any = None
     if mode == "eager":
         _pack(fast, QuantizedLinear if dtype == torch.int8 else PackedLinear)
         if fast.device.type == "cpu" and isinstance(fast, TRecViT):
             replacement = _InPieces(fast)
     elif mode == "compile":
+        if dtype == torch.int8:
+            _quantize(fast, model)
         replacement = _compiled(fast)
     elif mode == "openvino":
-        if fast.device.type != "cpu":
-            raise ConfigError(f"mode='openvino' runs on the CPU, the model is on {fast.device}")
-        if not isinstance(fast, TRecViT):
-            raise ConfigError(f"mode='openvino' is for TRecViT, got a {type(fast).__name__}; take 'compile' or 'eager'")
+        assert isinstance(fast, TRecViT)
         replacement = OpenVINOPass(fast, dtype)
     if replacement is not None:
         fast._advance = replacement
@@ -109,10 +99,27 @@ def refuse_to_save(folder: str | Path) -> Path:
     raise ConfigError(f"{folder}: a result of optimize is for running; save the model that it was made of")
 
 
+def _check(model: VideoModel, dtype: torch.dtype, mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ConfigError(
+            f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}{nearest(mode, get_args(Mode))}"
+        )
+    if dtype not in DTYPES.values():
+        raise ConfigError(f"dtype: expected torch.float32, torch.bfloat16 or torch.int8, got {dtype}")
+    if "save" in vars(model):
+        raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
+    if dtype == torch.int8:
+        _check_int8(model, mode)
+    if mode == "openvino" and model.device.type != "cpu":
+        raise ConfigError(f"mode='openvino' runs on the CPU, the model is on {model.device}")
+    if mode == "openvino" and not isinstance(model, TRecViT):
+        raise ConfigError(f"mode='openvino' is for TRecViT, got a {type(model).__name__}; take 'compile' or 'eager'")
+
+
 def _check_int8(model: VideoModel, mode: str) -> None:
-    where = "dtype=torch.int8 is for mode='eager' on a CPU with AVX-512 VNNI"
-    if mode != "eager":
-        raise ConfigError(f"{where}, got mode={mode!r}; take 'eager', or bfloat16")
+    where = "dtype=torch.int8 is for mode='eager' or 'compile' on a CPU with AVX-512 VNNI"
+    if mode == "openvino":
+        raise ConfigError(f"{where}, got mode={mode!r}; take 'compile', or bfloat16")
     if model.device.type != "cpu":
         raise ConfigError(f"{where}, the model is on {model.device}; take bfloat16")
     if not QuantizedLinear.is_available():
@@ -134,6 +141,19 @@ def _pack(model: VideoModel, kind: type[PackedLinear] | type[QuantizedLinear]) -
                 setattr(parent, name, EagerConv(child))
             elif isinstance(child, RGLRU) and not child.is_complex:
                 setattr(parent, name, EagerRGLRU(child))
+
+
+def _beside_int8(mode: str) -> torch.dtype:
+    """Of what is not done in 8 bits. Eager mode would pay for rounding with operations of their own."""
+    return torch.bfloat16 if mode == "compile" and torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def _quantize(fast: VideoModel, model: VideoModel) -> None:
+    """Puts maps in 8 bits, for a compiler, where `model` has them in full precision; see `_pack` for which."""
+    for name, module in model.named_modules():
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, Linear) and not isinstance(parent, Tokenizer | Head):
+            fast.set_submodule(name, FusedQuantizedLinear(module, model.tokenizer.config.num_patches))
 
 
 def _packs(model: VideoModel) -> bool:
@@ -192,7 +212,8 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
             for name, child in list(parent.named_children()):
                 if isinstance(child, Linear):
                     setattr(parent, name, FusedLinear(child))
-        if model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        is_quantized = any(isinstance(module, FusedQuantizedLinear) for module in model.modules())
+        if model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() and not is_quantized:
             # For one frame's few rows inductor's own kernels can take a third of the time of oneDNN's: it times both.
             settings |= {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
             settings |= {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trecvit.config import PRESETS
 from trecvit.errors import ConfigError, TRecViTError
 from trecvit.memory import resident_bytes
-from trecvit.model.linear import packed_maps
+from trecvit.model.linear import Linear, QuantizedLinear, packed_maps
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.exported import export, load_exported
@@ -60,7 +60,7 @@ class Speed:
         p95_ms: Of one call.
         frames_per_s: All streams together, by the median.
         gflop_per_s: Likewise, of matrix products.
-        bound_frames_per_s: What the products alone would reach; for int8, in float32, so that it can be below 1 times.
+        bound_frames_per_s: What the products alone would reach, for int8 all maps in 8 bits.
         state_bytes: Carried per stream.
         memory_bytes: Of the process while it runs.
         ready_s: Until the first answer was there: packing, compiling, converting.
@@ -103,7 +103,7 @@ def speeds(
 
     Args:
         models: Presets or whatever `trecvit.load` takes.
-        dtypes: "float32", "bfloat16", "int8" (with the mode "eager").
+        dtypes: "float32", "bfloat16", "int8" (with the modes "eager" and "compile").
         modes: See `Speed`.
         batch_sizes: Streams at once.
         frames: Frames of a call.
@@ -144,8 +144,9 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
         call()
     memory_bytes = resident_bytes()
     # The same products whatever the mode, and weights that can be seen.
-    plain = _made(name).to(FLOATS.get(dtype, torch.float32))
-    times_s, bound_times_s = timed_in_turns(call, _alone(products(plain, frames)), seconds=seconds)
+    plain = _made(name).to(FLOATS.get(dtype, fast.dtype))
+    alone = _alone(products(plain, frames), in_bytes=dtype == "int8")
+    times_s, bound_times_s = timed_in_turns(call, alone, seconds=seconds)
     per_call = batch_size * num_frames
     median_s, bound_s = float(np.median(times_s)), float(np.median(bound_times_s))
     return Speed(
@@ -205,8 +206,13 @@ def products(model: TRecViT, frames: Tensor) -> list[Product]:
     return calls
 
 
-def _alone(calls: Sequence[Product]) -> Callable[[], None]:
-    """Does products again, each by the kernel that is fastest for its shapes, and nothing between them."""
+def _alone(calls: Sequence[Product], *, in_bytes: bool) -> Callable[[], None]:
+    """Does products again, each by the kernel that is fastest for its shapes, and nothing between them.
+
+    Args:
+        calls: See `products`.
+        in_bytes: Also by the kernel for 8-bit integers.
+    """
     inputs: dict[Any, Tensor] = {}
     chosen: dict[Any, int] = {}
     kernels: list[Callable[[], object]] = []
@@ -224,6 +230,11 @@ def _alone(calls: Sequence[Product]) -> Callable[[], None]:
             x = shared(x)
             packed = packed_maps(x, weight.t().contiguous(), bias[0] if bias else None)
             candidates = [partial(func, *bias, x, weight), *packed.values()]
+            if in_bytes:
+                linear = Linear(*weight.shape)
+                linear.weight.data = weight.t()
+                integers = shared(torch.zeros(x.shape, dtype=torch.uint8))
+                candidates.append(partial(QuantizedLinear(linear, len(x)).product, integers))
         else:
             given = tuple(shared(value) for value in args)
             close = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in given)
