@@ -235,9 +235,19 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
     def advance(*args: Any) -> Any:
         # No constants where there can be a gradient.
         with torch.inference_mode(False), torch.no_grad(), inductor, dynamo:
-            return compiled(*args)
+            return compiled(*map(_outside_inference_mode, args))
 
     return advance
+
+
+def _outside_inference_mode(given: Any) -> Any:
+    """Frames, or a state, as they would be had they been made out of it: for other tensors all is compiled again."""
+    if isinstance(given, Tensor):
+        return given.clone() if given.is_inference() else given
+    tensors = given._tensors()
+    if not any(tensor.is_inference() for tensor in tensors.values()):
+        return given
+    return given._with({name: _outside_inference_mode(tensor) for name, tensor in tensors.items()})
 
 
 def _is_faster_with_onednn(model: VideoModel) -> bool:
