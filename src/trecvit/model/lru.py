@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
+from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.recompute import Recomputing
 from trecvit.model.scan import GATE_SHARPNESS, bounded_sqrt, gated_scan, linear_scan
@@ -63,7 +64,7 @@ class BlockDiagonalLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_blocks, width_out // num_blocks))
         # JAX counts the block axis as part of the fan-in, so the code's deviation is 1/sqrt(width_in) and not
         # 1/sqrt(width_in / num_blocks), as one would read in the paper's words and in the PyTorch twin of its code.
-        nn.init.normal_(self.weight, std=width_in**-0.5)
+        normal_(self.weight, width_in**-0.5)
 
     def forward(self, x: Float[Tensor, "B T N E"]) -> Float[Tensor, "B T N F"]:
         """Maps the last axis, channels [0, E/G) by the first block and so on."""
@@ -101,7 +102,7 @@ class CausalConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(taps, width))
         self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.normal_(self.weight, std=math.sqrt(0.01 / taps))  # code: variance_scaling(0.01, fan_in)
+        normal_(self.weight, math.sqrt(0.01 / taps))  # code: variance_scaling(0.01, fan_in)
 
     def forward(
         self, x: Float[Tensor, "B T N E"], taps: Float[Tensor, "B taps N E"]
@@ -132,7 +133,7 @@ class RGLRU(nn.Module):
         self.pair: GatePair | None = None
         self.a_param = _on_the_ring(config, num_eigenvalues)
         if self.is_complex:
-            self.a_imag_param = nn.Parameter(torch.rand(num_eigenvalues) * (_MAX_PHASE * math.pi))
+            self.a_imag_param = nn.Parameter(torch.rand(num_eigenvalues).mul_(_MAX_PHASE * math.pi))
 
     def forward(
         self, x: Float[Tensor, "B T N E"], hidden: Float[Tensor, "B N E"], fresh: Bool[Tensor, " B"]
@@ -284,14 +285,17 @@ class TemporalBlock(Recomputing):
 
 def init_linear(linear: nn.Linear, variance_scale: float) -> None:
     """Normal weights of variance `variance_scale` / inputs, zero bias (code: variance_scaling(fan_in, normal))."""
-    nn.init.normal_(linear.weight, std=math.sqrt(variance_scale / linear.in_features))
+    normal_(linear.weight, math.sqrt(variance_scale / linear.in_features))
     nn.init.zeros_(linear.bias)
 
 
 def _on_the_ring(config: ModelConfig, num_eigenvalues: int) -> nn.Parameter:
     """-lambda, such that a^2 and not a is uniform between the squared radii (code: rnn_param_init)."""
     low, high = config.min_radius**2, config.max_radius**2
-    log_a = 0.5 * torch.log(torch.rand(num_eigenvalues) * (high - low) + low + 1e-8)
+    between = torch.rand(num_eigenvalues)
+    if between.is_meta:  # see `initial`
+        return nn.Parameter(between)
+    log_a = 0.5 * torch.log(between * (high - low) + low + 1e-8)
     return nn.Parameter(torch.log(torch.expm1(-log_a)))
 
 

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig, TemporalMixer
+from trecvit.model.initial import normal_
 from trecvit.model.linear import Linear
 from trecvit.model.lru import LayerState, RMSNorm, TemporalBlock
 
@@ -97,7 +98,7 @@ class TemporalLSTM(nn.Module):
         self.lstm = nn.LSTM(config.width, config.width)
         # flax's LSTMCell, gate by gate; PyTorch has two biases where one would do.
         of_inputs, of_outputs, *biases = self.lstm.all_weights[0]
-        nn.init.normal_(of_inputs, std=config.width**-0.5)
+        normal_(of_inputs, config.width**-0.5)
         for gate in of_outputs.chunk(4):
             nn.init.orthogonal_(gate)
         for bias in biases:
@@ -130,7 +131,7 @@ class TemporalConv(nn.Module):
         self.norm = RMSNorm(config.width)
         # Over [frames, tokens] with one token at a time: [B,T,N,D] is this kernel's channels-last layout, and stays.
         self.convolution = nn.Conv2d(config.width, config.width, (config.conv_width, 1))
-        nn.init.normal_(self.convolution.weight, std=(config.width * config.conv_width) ** -0.5)
+        normal_(self.convolution.weight, (config.width * config.conv_width) ** -0.5)
         assert self.convolution.bias is not None
         nn.init.zeros_(self.convolution.bias)
 
@@ -181,7 +182,8 @@ class TemporalPositions(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.positions = nn.Parameter(torch.randn(config.temporal_positions, config.width) * config.width**-0.5)
+        self.positions = nn.Parameter(torch.empty(config.temporal_positions, config.width))
+        normal_(self.positions, config.width**-0.5)
 
     def forward(self, tokens: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Positions of a clip of another length lie evenly between the learned ones."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from trecvit.config import PointReadoutConfig
 from trecvit.errors import InputError
+from trecvit.model.initial import normal_
 from trecvit.model.trecvit import NORM_EPS, init_lecun
 
 _STATE_NORM_EPS = 1e-4  # MooG: state_layer_norm
@@ -68,8 +69,10 @@ class AttentionReadout(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(feature_width, eps=NORM_EPS)
-        self.positions = nn.Parameter(_FIRST_STD * torch.randn(num_frames, feature_width))
-        self.query = nn.Parameter(_FIRST_STD * torch.randn(width))
+        self.positions = nn.Parameter(torch.empty(num_frames, feature_width))
+        self.query = nn.Parameter(torch.empty(width))
+        for learned in (self.positions, self.query):
+            normal_(learned, _FIRST_STD)
         self.keys_values = _linear(feature_width, 2 * width)
         self.attention_out = _linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from trecvit.config import ModelConfig, Preprocessing, TrackerConfig
 from trecvit.errors import StateError
+from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU
 from trecvit.model.matching import Matching
 from trecvit.model.state import empty_layers, num_patches, recurrent_dtype
@@ -115,9 +116,9 @@ class PointTokens(nn.Module):
         super().__init__()
         self.config = config
         width = config.blocks.width
-        self.unknown = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.query = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.mask = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.unknown, self.query, self.mask = (nn.Parameter(torch.empty(width)) for _ in range(3))
+        for learned in (self.unknown, self.query, self.mask):
+            normal_(learned, width**-0.5)
 
     def forward(
         self, points_yx: Float[Tensor, "B Q 2"], frames_until: Int64[Tensor, "B Q"], num_frames: int

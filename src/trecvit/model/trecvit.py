@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trecvit.config import Architecture, ModelConfig, Preprocessing, Recompute, model_config
 from trecvit.errors import InputError, StateError
+from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState
 from trecvit.model.mixers import TemporalPositions, temporal_part
@@ -67,7 +68,8 @@ class Tokenizer(nn.Module):
         init_lecun(self.embedding)
         self.positions: nn.Parameter | None = None
         if config.positions == "learned":
-            self.positions = nn.Parameter(torch.randn(config.num_patches, config.width) * config.width**-0.5)
+            self.positions = nn.Parameter(torch.empty(config.num_patches, config.width))
+            normal_(self.positions, config.width**-0.5)
         # code: the class token starts at zero and gets no position.
         self.cls = nn.Parameter(torch.zeros(config.width)) if config.pooling == "cls" else None
         self.time = TemporalPositions(config) if not config.can_stream else None
@@ -132,7 +134,7 @@ class SpatialBlock(Recomputing):
         for bias in (self.qkv.bias, self.attention_out.bias):
             nn.init.zeros_(bias)
         for bias in (self.mlp_up.bias, self.mlp_down.bias):
-            nn.init.normal_(bias, std=1e-6)
+            normal_(bias, 1e-6)
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Mixes the tokens of each frame, which do not see each other but in the flattened models."""
