@@ -15,7 +15,8 @@ from trecvit.runtime.exported import export, load_exported
 from trecvit.runtime.fast import optimize
 
 
-# Every graph takes some seconds to convert, so each of these sees two: of one frame, and of two.
+# Every graph takes some seconds to convert, by its number of blocks: one block, but for the first of these, and each
+# of these sees two graphs, of one frame and of two.
 @pytest.mark.parametrize(
     ("variants", "dtype"),
     [
@@ -28,7 +29,7 @@ from trecvit.runtime.fast import optimize
 )
 def test_openvino_gives_the_models_answers_and_states(variants, dtype):
     fields = {name: value for variant in variants for name, value in VARIANTS[variant].items()}
-    model, video = tiny_model(**fields), random_video(2, 6)
+    model, video = tiny_model(**{"depth": 2 if variants == ["plain"] else 1, **fields}), random_video(2, 6)
     fast = optimize(model, dtype=dtype, mode="openvino")
     with torch.inference_mode():
         expected, after = streamed(model, video, cuts=[1, 1, 2, 1, 1])
@@ -43,7 +44,7 @@ def test_openvino_gives_the_models_answers_and_states(variants, dtype):
 
 
 def test_a_state_is_a_value_whoever_computes_it(tmp_path):
-    model, video = tiny_model(), random_video(3, 6)
+    model, video = tiny_model(depth=1), random_video(3, 6)
     fast = optimize(model, mode="openvino")
     with torch.inference_mode():
         _, state = fast.step(video[:, :1], fast.init_state(3))
@@ -60,7 +61,7 @@ def test_a_state_is_a_value_whoever_computes_it(tmp_path):
 
 def test_what_openvino_cannot_convert_is_said_in_one_line():
     with pytest.raises(ConfigError, match=r"OpenVINO cannot convert this model .*; take mode='compile' or 'eager'"):
-        optimize(tiny_model(lru_complex=True), mode="openvino")(random_video())
+        optimize(tiny_model(depth=1, lru_complex=True), mode="openvino")(random_video())
 
 
 def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
@@ -73,14 +74,15 @@ def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
         return out, after.replace(layers=layers)
 
     monkeypatch.setattr(export_module.OpenVINORun, "__call__", wrong)
-    model = optimize(tiny_model(), mode="openvino")
+    model = optimize(tiny_model(depth=1), mode="openvino")
     with pytest.raises(ConfigError, match=r"OpenVINO computes layers.0.hidden wrong by .*; take another mode"):
         model(random_video())
 
 
 @pytest.mark.parametrize("has_head", [True, False])
 def test_exported_files_give_the_models_answers(has_head, tmp_path):
-    model, video = tiny_model() if has_head else tiny_model(num_classes=0), random_video(1, 4).float() / 255
+    model = tiny_model(depth=1) if has_head else tiny_model(depth=1, num_classes=0)
+    video = random_video(1, 4).float() / 255
     loaded = load_exported(export(model, tmp_path / "fast", mode="openvino", frames=(1, 2)))
     core = openvino.Core()
     stream = core.compile_model(tmp_path / "fast" / "stream.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -19,7 +19,7 @@ from trecvit.model import lru
 from trecvit.model.scan import gated_scan_reference
 from trecvit.model.trecvit import create_model
 
-SIZE, DEPTH, NUM_FRAMES = "small", 9, 32  # with fewer blocks, one block's own would count too much
+SIZE, DEPTH, IMAGE_PX, NUM_FRAMES = "small", 12, 112, 32  # with fewer blocks, one block's own would count too much
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def _convolve(conv: lru.CausalConv, x: Tensor, taps: Tensor) -> tuple[Tensor, Te
 
 def _step_bytes(recompute: Recompute) -> int:
     """Peak of this process's memory above what it had with the model."""
-    model = create_model(SIZE, num_classes=4, depth=DEPTH).train()
+    model = create_model(SIZE, num_classes=4, depth=DEPTH, image_size=(IMAGE_PX, IMAGE_PX)).train()
     model.recompute = recompute
     video = torch.randint(0, 256, (1, NUM_FRAMES, 3, *model.config.image_size), dtype=torch.uint8)
     model(video[:, :1]).logits.sum().backward()  # whatever is set up only once
