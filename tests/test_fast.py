@@ -82,6 +82,7 @@ print(max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in
 COMPILED_BESIDE_EACH_OTHER = """
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model, tiny_readout_tracker, tiny_tracker
+from trecvit.model.linear import QuantizedLinear
 from trecvit.runtime.fast import optimize
 
 compile = torch.compile
@@ -101,8 +102,11 @@ with torch.inference_mode():
     queries = torch.tensor([[[0.0, 5.0, 6.0], [2.0, 20.0, 9.0]]] * 2)
     for tracker in (tiny_tracker(), tiny_readout_tracker()):
         video = random_video(2, 4, 32, 32)
-        found, expected = optimize(tracker, mode="compile")(video, queries), tracker(video, queries)
-        assert relative_error(found.points_xy, expected.points_xy) < 1e-5
+        expected = tracker(video, queries).points_xy
+        assert relative_error(optimize(tracker, mode="compile")(video, queries).points_xy, expected) < 1e-5
+        if QuantizedLinear.is_available():
+            found = optimize(tracker, dtype=torch.int8, mode="compile")(video, queries).points_xy
+            assert relative_error(found, expected) < 0.05
 print("all well")
 """
 
