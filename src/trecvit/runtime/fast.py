@@ -29,6 +29,8 @@ Mode = Literal["eager", "compile", "openvino"]
 _FRAMES_AT_ONCE = 8  # of a video; 16 is as good
 _FRAMES_OF_ALL_AT_ONCE = 32  # fewer, and copying the states of many streams costs a small model more than it saves
 _SECONDS_OF_TRIAL = 0.02  # of each kernel
+# What the tokenizer rounds goes through all blocks: it was more than half of int8's error, and is little work.
+_NOT_IN_BYTES = (Tokenizer, Head)
 _Model = TypeVar("_Model", bound=VideoModel)
 
 
@@ -131,8 +133,7 @@ def _pack(model: VideoModel, kind: type[PackedLinear] | type[QuantizedLinear]) -
     if not _packs(model):
         return
     for parent in list(model.modules()):
-        # What the tokenizer rounds goes through all blocks: it was more than half of int8's error, and is little work.
-        chosen = PackedLinear if isinstance(parent, Tokenizer | Head) else kind
+        chosen = PackedLinear if isinstance(parent, _NOT_IN_BYTES) else kind
         rows = 1 if isinstance(parent, Head) else model.tokenizer.config.num_patches
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
@@ -149,10 +150,10 @@ def _beside_int8(mode: str) -> torch.dtype:
 
 
 def _quantize(fast: VideoModel, model: VideoModel) -> None:
-    """Puts maps in 8 bits, for a compiler, where `model` has them in full precision; see `_pack` for which."""
+    """Puts maps in 8 bits, for a compiler, where `model` has them in full precision."""
     for name, module in model.named_modules():
         parent = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, Linear) and not isinstance(parent, Tokenizer | Head):
+        if isinstance(module, Linear) and not isinstance(parent, _NOT_IN_BYTES):
             fast.set_submodule(name, FusedQuantizedLinear(module, model.tokenizer.config.num_patches))
 
 
