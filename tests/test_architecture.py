@@ -33,7 +33,7 @@ BLIND = {("model", "video"), ("video", "config")}
 
 # Packages that only some files touch.
 RESERVED = {
-    "av": {"video/decode.py", "video/encode.py", "runtime/doctor.py"},
+    "av": {"video/container.py", "video/order.py", "video/decode.py", "video/encode.py", "runtime/doctor.py"},
     "typer": {"cli"},
     "rich": {"cli"},
     "skimage": {"data/textures.py"},

@@ -7,16 +7,20 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
 import PIL.Image
 import pytest
+from av.stream import Disposition
 from video_fixtures import (
     CODECS,
     FFV1,
@@ -39,8 +43,16 @@ from video_fixtures import (
 )
 
 from trecvit.errors import InputError, VideoError
-from trecvit.video import decode
-from trecvit.video.decode import VideoInfo, probe, read_frames, read_frames_at
+from trecvit.video import container, decode
+from trecvit.video.decode import (
+    FilePart,
+    VideoInfo,
+    length_and_rate,
+    open_video,
+    probe,
+    read_frames,
+    read_frames_at,
+)
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 
@@ -304,14 +316,14 @@ def test_a_far_frame_is_reached_without_decoding_all_before(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = 0
-    original = decode._Video._decode
+    original = container.Container._decode
 
-    def counted(self: decode._Video, packet: object) -> object:
+    def counted(self: container.Container, packet: object) -> object:
         nonlocal decoded
         decoded += 1
         return original(self, packet)
 
-    monkeypatch.setattr(decode._Video, "_decode", counted)
+    monkeypatch.setattr(container.Container, "_decode", counted)
     assert code_of(next(read_frames(videos["h264"], start_frame=61)).image) == 61
     assert decoded <= 5
     decoded = 0
@@ -322,8 +334,8 @@ def test_a_far_frame_is_reached_without_decoding_all_before(
 def test_a_seek_that_lands_wrong_falls_back_to_counting(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = decode._Video.seek
-    monkeypatch.setattr(decode._Video, "seek", lambda self, pts: original(self, pts + 25 * 512))
+    original = container.Container.pictures_from
+    monkeypatch.setattr(container.Container, "pictures_from", lambda self, pts: original(self, pts + 25 * 512))
     frames = list(read_frames(videos["h264"], start_frame=30))
     assert [code_of(frame.image) for frame in frames] == list(range(30, 75))
     assert [code_of(image) for image in read_frames_at(videos["h264"], [30, 2])[0]] == [30, 2]
@@ -758,7 +770,7 @@ def test_an_address_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 200 OK\r\n\r\n"])
 def test_a_silent_address_does_not_hang(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
-    monkeypatch.setattr(decode, "_NETWORK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(container, "NETWORK_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         connections = []
 
@@ -807,3 +819,361 @@ def test_only_decode_and_encode_load_ffmpeg() -> None:
         "trecvit.video.transforms, trecvit.video.draw; sys.exit('av' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# The stream that players show
+
+
+def write_streams(path: Path, *streams: tuple[str, int, Disposition], fps: int = 25, num_frames: int = 6) -> Path:
+    """A file of several video streams: codec, height and disposition of each."""
+    with av.open(str(path), "w") as container:
+        made = []
+        for codec, height_px, disposition in streams:
+            stream = container.add_stream(codec, rate=fps)
+            stream.width, stream.height, stream.pix_fmt = 2 * height_px, height_px, "yuvj420p"
+            if codec != "mjpeg":
+                stream.pix_fmt = "yuv420p"
+            stream.disposition = disposition
+            made.append((stream, 1 if codec == "mjpeg" else num_frames))
+        for stream, count in made:
+            for index in range(count):
+                image = painted(index, stream.width, stream.height)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "streams", "height_px"),
+    [
+        (".mp4", [("libx264", 32, Disposition(0)), ("libx264", 64, Disposition.default)], 64),
+        (".mp4", [("libx264", 64, Disposition.default), ("libx264", 32, Disposition(0))], 64),
+        (".mkv", [("libx264", 32, Disposition(0)), ("libvpx-vp9", 64, Disposition.default)], 64),
+        (".mkv", [("mjpeg", 96, Disposition(0)), ("libx264", 64, Disposition.default)], 64),
+        (".mp4", [("mjpeg", 96, Disposition.attached_pic), ("libx264", 64, Disposition.default)], 64),
+        (".mp4", [("libx264", 64, Disposition.default), ("mjpeg", 96, Disposition.attached_pic)], 64),
+        (".ts", [("libx264", 32, Disposition(0)), ("libx264", 64, Disposition(0))], None),
+    ],
+)
+def test_the_default_or_best_stream_is_read(tmp_path: Path, suffix: str, streams: list, height_px: int | None) -> None:
+    path = write_streams(tmp_path / f"several{suffix}", *streams)
+    if height_px is None:  # none is the default
+        with av.open(str(path)) as opened:
+            height_px = opened.streams.best("video").height
+    assert probe(path).height_px == height_px
+    frames = list(read_frames(path))
+    assert [code_of(frame.image) for frame in frames] == list(range(6))
+    assert read_frames_at(path, [3])[0].shape[1] == height_px
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".mp4"])
+def test_a_cover_is_no_video(tmp_path: Path, suffix: str) -> None:
+    path = write_streams(tmp_path / "song.mp4", ("mjpeg", 64, Disposition.attached_pic)).rename(
+        tmp_path / f"song{suffix}"
+    )
+    for attempt in (lambda: probe(path), lambda: next(read_frames(path)), lambda: length_and_rate(path)):
+        with pytest.raises(VideoError, match="holds only: a cover picture"):
+            attempt()
+
+
+# Key frames that are none
+
+
+def flagged(path: Path, codec: Codec, *, key: bool | None) -> Path:
+    """A moving texture in a file that calls all frames key frames, or none; None keeps the true flags."""
+    texture = np.random.default_rng(0).integers(0, 255, (110, 190, 3), dtype=np.uint8)
+    texture = np.array(PIL.Image.fromarray(texture[:55, :95]).resize((190, 110)))
+    path = path.with_name(path.name + codec.suffix)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec.name, rate=25, options=dict(codec.options))
+        stream.width, stream.height, stream.pix_fmt = 128, 64, codec.pixel_format
+        for index in range(41):
+            window = np.ascontiguousarray(texture[index : index + 64, index : index + 128]) if index < 40 else None
+            picture = None if window is None else av.VideoFrame.from_ndarray(window, format="rgb24")
+            for packet in stream.encode(picture):
+                if key is not None:
+                    packet.is_keyframe = key
+                container.mux(packet)
+    return path
+
+
+_X264 = {"preset": "veryfast"}
+FLAGGED = {
+    "mpeg4-mp4": MPEG4._replace(suffix=".mp4"),
+    "mpeg4-avi": MPEG4,
+    "mpeg4-mkv": MPEG4._replace(suffix=".mkv"),
+    "mpeg4-b-mp4": Codec(".mp4", "mpeg4", options={"q": "4", "g": "16", "bf": "2"}),
+    "h264-b": H264_B,
+    "h264-open": Codec(".mp4", "libx264", options=_X264 | {"x264-params": "open-gop=1:keyint=12:min-keyint=12:ref=4"}),
+    "h264-refresh-5": Codec(".mp4", "libx264", options=_X264 | {"x264-params": "intra-refresh=1:keyint=5:bframes=0"}),
+    "h264-refresh": Codec(".mkv", "libx264", options=_X264 | {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}),
+    "hevc": CODECS["hevc"],
+    "vp9": VP9,
+    "ffv1-mp4": Codec(".mp4", "ffv1", "yuv420p", {"g": "10"}),
+    "ffv1-mkv": Codec(".mkv", "ffv1", "yuv420p", {"g": "10"}),
+    "av1": Codec(".mp4", "libsvtav1", options={"preset": "13", "g": "12", "svtav1-params": "lp=1"}),
+}
+
+
+@pytest.mark.parametrize("key", [None, True, False], ids=["true flags", "all key", "none key"])
+@pytest.mark.parametrize("name", FLAGGED)
+def test_every_frame_by_index_is_the_frame_of_the_sequence(tmp_path: Path, name: str, key: bool | None) -> None:
+    path = flagged(tmp_path / "flagged", FLAGGED[name], key=key)
+    whole = np.stack([frame.image for frame in read_frames(path)])
+    assert len(whole) == 40
+    for indices in ([5], [13, 14], [3, 17, 31, 39]):
+        images, _ = read_frames_at(path, indices)
+        assert np.array_equal(images, whole[indices])
+    for start in (1, 14, 33):
+        assert np.array_equal(np.stack([frame.image for frame in read_frames(path, start_frame=start)]), whole[start:])
+
+
+def test_flags_that_do_not_hold_cost_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = flagged(tmp_path / "flagged", FLAGGED["mpeg4-mp4"], key=True)
+    seeks = 0
+    original = container.Container.pictures_from
+
+    def counted(self: container.Container, pts: int) -> object:
+        nonlocal seeks
+        seeks += 1
+        return original(self, pts)
+
+    monkeypatch.setattr(container.Container, "pictures_from", counted)
+    read_frames_at(path, range(15, 40))
+    assert seeks <= 4
+
+
+def test_av1_is_sought_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "a", FLAGGED["av1"], num_frames=40)
+    assert probe(path).codec == "av1"
+    decoded = 0
+    original = container.Container._decode
+
+    def counted(self: container.Container, packet: object) -> object:
+        nonlocal decoded
+        decoded += 1
+        return original(self, packet)
+
+    monkeypatch.setattr(container.Container, "_decode", counted)
+    assert length_and_rate(path) == (40, 25.0)
+    assert decoded == 0
+    assert code_of(next(read_frames(path, start_frame=37)).image) == 37
+    assert decoded < 20
+
+
+# A source is opened once
+
+
+def test_everything_is_read_of_one_opened_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "a", H264_B, num_frames=30)
+    opened = []
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: opened.append(self) or original(self, mode))
+    with open_video(path) as video:
+        assert video.info.height_px == 64
+        assert [code_of(frame.image) for frame in video.frames()] == list(range(30))
+        assert video.length_and_rate() == (30, 25.0)
+        assert [code_of(image) for image in video.frames_at([20, 4, 4])[0]] == [20, 4, 4]
+        assert [code_of(frame.image) for frame in video.frames(start_frame=25)] == list(range(25, 30))
+        assert video.info == probe(path)
+        first = video.frames()
+        next(first)
+        video.frames_at([3])
+        with pytest.raises(InputError, match="something else was read"):
+            next(first)
+    assert opened == [path, path]  # the second by probe
+
+
+def test_time_stamps_are_read_once_for_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = []
+    original = decode.presentation_order
+    monkeypatch.setattr(decode, "presentation_order", lambda *given: scans.append(1) or original(*given))
+    with open_video(make_video(tmp_path / "a", H264_B, num_frames=30)) as video:
+        num_frames, _ = video.length_and_rate()
+        video.frames_at([num_frames - 1])
+        video.frames_at([2])
+    assert len(scans) == 1
+
+
+class _Sender:
+    """Serves one answer per connection, and counts the connections."""
+
+    def __init__(self, answer: bytes, *, chunks: int = 1, pause_s: float = 0.0, head: bytes = b"") -> None:
+        self._answer, self._chunks, self._pause_s, self._head = answer, chunks, pause_s, head
+        self.connections = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> _Sender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                self.connections += 1
+                with connection, suppress(OSError):
+                    connection.sendall(self._head)
+                    for _ in range(self._chunks):
+                        connection.sendall(self._answer)
+                        time.sleep(self._pause_s)
+
+
+def test_a_sender_with_one_client_is_connected_to_once(tmp_path: Path) -> None:
+    content = make_video(tmp_path / "sent", MPEGTS, num_frames=40).read_bytes()
+    with _Sender(content) as sender, open_video(f"tcp://{sender.address}") as video:
+        assert video.is_stream
+        assert video.info.average_fps == 25
+        assert [code_of(frame.image) for frame in video.frames()] == list(range(40))
+        assert sender.connections == 1
+
+
+def test_a_camera_without_time_stamps_has_those_of_arrival() -> None:
+    picture = io.BytesIO()
+    PIL.Image.fromarray(painted(5)).save(picture, "JPEG")
+    head = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\n\r\n"
+    length = len(picture.getvalue())
+    part = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n" % (length, picture.getvalue())
+    with (
+        _Sender(part, chunks=60, pause_s=0.05, head=head) as sender,
+        open_video(f"http://{sender.address}/live") as video,
+    ):
+        assert 10 < float(video.info.average_fps) < 24  # 20 at the most, as sent
+        frames = list(islice(video.frames(), 30))
+        assert (frames[-1].time_s - frames[4].time_s) > 25 * 0.05
+        assert sender.connections == 1
+
+
+def test_a_camera_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    # FFmpeg's generator of test pictures stands for a device.
+    monkeypatch.setattr(
+        container, "_CAMERAS", {sys.platform: ("lavfi", "testsrc=size=64x48:rate=15,trim=start_frame={}")}
+    )
+    for name in ("camera:3", "/dev/video3", Path("/dev/video3")):
+        with open_video(name) as video:
+            assert video.is_stream
+            assert (video.info.width_px, video.info.average_fps) == (64, 15)
+            assert [frame.index for frame in islice(video.frames(), 3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:9/a.mp4", r"Connection refused; check the address, and that its sender is running"),
+        ("rtsp://127.0.0.1:9/a", r"check the address, and that its sender is running"),
+        ("camera:77", r"expected a camera.*check that it is connected|cameras can be opened on"),
+        ("", r"got an empty name"),
+        (" ", r"got an empty name|no such file"),
+    ],
+)
+def test_a_source_that_cannot_be_opened_says_what_to_do(address: str, words: str) -> None:
+    with pytest.raises(VideoError, match=words) as caught:
+        probe(address)
+    assert "whole" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [("404 Not Found", "check the address"), ("401 Unauthorized", "user name"), ("503 Busy", "check the address")],
+)
+def test_an_address_that_refuses_is_not_called_damaged(status: str, words: str) -> None:
+    with (
+        _Sender(f"HTTP/1.0 {status}\r\nContent-Length: 0\r\n\r\n".encode()) as sender,
+        pytest.raises(VideoError, match=f"expected a video stream at this address.*{words}"),
+    ):
+        probe(f"http://{sender.address}/a.mp4")
+
+
+def test_a_container_that_cannot_be_read_further_has_no_damaged_packets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailingFile(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            if self.tell() >= 20_000:
+                raise OSError("the disk is gone")
+            return super().read(size)
+
+    path = make_video(tmp_path / "video", FFV1, num_frames=200, size_px=(64, 48))
+    monkeypatch.setattr(Path, "open", lambda self, mode: FailingFile(self, mode))
+    _, error = read_to_error(path)
+    assert error is not None
+    assert "it could not be read further (the disk is gone)" in error.reason
+    assert "packets were damaged" not in error.reason
+
+
+# Folders, parts of files, animated pictures
+
+
+@pytest.mark.parametrize("place", [".", "inside"])
+def test_a_folder_of_videos_is_no_video(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    make_video(tmp_path / place / "clip", VP9, num_frames=2)
+    PIL.Image.fromarray(painted(1)).save(tmp_path / "thumbnail.png")
+    with pytest.raises(VideoError, match=r"a folder of videos, 'clip\.webm' among them; name one of them"):
+        probe(tmp_path)
+
+
+def test_a_part_of_a_file_is_read_where_it_lies(tmp_path: Path) -> None:
+    content = make_video(tmp_path / "a", H264_B, num_frames=30).read_bytes()
+    whole = tmp_path / "whole.bin"
+    whole.write_bytes(b"x" * 1000 + content + b"y" * 1000)
+    part = FilePart(whole, 1000, len(content), "a.mp4")
+    assert part.read() == content
+    assert [code_of(image) for image in read_frames_at(part, [29, 3])[0]] == [29, 3]
+    assert length_and_rate(part) == (30, 25.0)
+    with part.open() as file:
+        assert file.seek(-8, io.SEEK_END) == len(content) - 8
+        assert file.read() == content[-8:]
+        assert file.read(5) == b""
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
+def test_animated_pictures_are_videos(tmp_path: Path, suffix: str) -> None:
+    pictures = [PIL.Image.fromarray(painted(index)) for index in range(12)]
+    durations_ms = [40] * 6 + [100] * 5 + [0]
+    options = {"lossless": True} if suffix == ".webp" else {}
+    path = tmp_path / f"a{suffix}"
+    format_name = {".apng": "PNG"}.get(suffix)
+    pictures[0].save(
+        path, format_name, save_all=True, append_images=pictures[1:], duration=durations_ms, loop=0, **options
+    )
+    frames = list(read_frames(path))
+    assert [code_of(frame.image) for frame in frames] == list(range(12))
+    assert [frame.time_s for frame in frames] == pytest.approx(
+        [*np.arange(6) * 0.04, *(0.24 + np.arange(5) * 0.1), 0.74]
+    )
+    assert length_and_rate(path) == (12, pytest.approx(12 / 0.84))
+    assert probe(path).codec == "animation"
+    assert [code_of(image) for image in read_frames_at(path, [11, 0, 7])[0]] == [11, 0, 7]
+    assert [frame.index for frame in read_frames(path, start_s=0.3)] == [7, 8, 9, 10, 11]
+    with pytest.raises(VideoError, match="only 12 frames"):
+        read_frames_at(path, [12])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert read_to_error(path)[1] is not None or suffix == ".gif"
+
+
+def test_a_video_under_the_name_of_an_animation_is_read(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a", H264, num_frames=3).rename(tmp_path / "tenor.gif")
+    assert [code_of(frame.image) for frame in read_frames(path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("size_px", "matrix"), [((1280, 720), 1), ((720, 1280), 1), ((640, 480), 5), ((720, 576), 5)])
+def test_colours_without_a_stated_matrix_are_taken_as_players_do(
+    tmp_path: Path, size_px: tuple[int, int], matrix: int
+) -> None:
+    path = tmp_path / "untagged.mkv"
+    image = np.full((size_px[1], size_px[0], 3), (200, 40, 90), np.uint8)
+    with av.open(str(path), "w") as written:
+        stream = written.add_stream("ffv1", rate=25)
+        stream.width, stream.height = size_px
+        stream.pix_fmt = "yuv444p"
+        picture = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv444p", dst_colorspace=matrix)
+        picture.colorspace = 2
+        written.mux(stream.encode(picture))
+        written.mux(stream.encode())
+    assert np.abs(next(read_frames(path)).image.astype(int) - image).max() <= 2

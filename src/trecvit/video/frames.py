@@ -13,6 +13,9 @@ from trecvit.errors import InputError, VideoError
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 
+# Names of files that hold a video.
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
+
 MAX_SIDE_PX = 16_384
 # Twice an 8K picture. Decoders take memory by what a header claims, so a hostile one must be refused first.
 MAX_PIXELS = 2**26
@@ -40,10 +43,11 @@ class VideoInfo:
         source: The source as the caller named it; passwords in addresses are hidden.
         width_px: Width as shown, that is after rotation.
         height_px: Height as shown.
-        average_fps: Exact frame rate over the whole video, or None if the source does not state one.
+        average_fps: Frames per second: what the source states, where its time stamps confirm it, else as measured on
+            the first of them; None if there is neither.
         duration_s: Stated length, or None. A truncated file states more than it holds.
         stated_frames: Stated number of frames, or None. Not a promise either.
-        codec: Name of the codec ("h264", "vp9", …), or "images" or "array".
+        codec: Name of the codec ("h264", "vp9", …), or "images", "animation" or "array".
         rotation_degrees: By how much the stored pictures are turned counter-clockwise for display: 0, 90, 180 or 270.
     """
 

@@ -1,24 +1,30 @@
-"""Sources whose frames can be had one by one: a folder of images, an array, a `.npy` file.
+"""Sources whose frames can be had one by one: a folder of images, an array, a `.npy` file, an animated picture.
 
-They state no times, so frame `i` is at `i / fps` seconds.
+All but the last state no times, so frame `i` is at `i / fps` seconds.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from bisect import bisect_left
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.ImageSequence
 
 from trecvit.errors import InputError, VideoError
-from trecvit.video.frames import Frame, Image, VideoInfo, check_size, scaled_size
+from trecvit.video.frames import VIDEO_SUFFIXES, Frame, Image, VideoInfo, check_size, scaled_size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+ANIMATED_SUFFIXES = (".gif", ".webp", ".apng")
+# Browsers show frames that state less than 20 ms for 100 ms, and people make animations so that they look right there.
+_SHORTEST_MS, _INSTEAD_MS = 20, 100
 
 # 16-bit and float pictures have no agreed way to become 8 bits, so they are refused and not squeezed.
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
@@ -80,6 +86,10 @@ class Stills(ABC):
         for index in range(start_frame, len(self)):
             yield Frame(_resized(self.source, self.load(index), short_side_px), self.time_s(index), index)
 
+    def pick(self, indices: Sequence[int], short_side_px: int | None) -> dict[int, Frame]:
+        """The frames with these indices, which rise and are in the source."""
+        return {index: next(self.frames(index, short_side_px)) for index in indices}
+
 
 class Array(Stills):
     """Frames held in an array, which may be a memory map."""
@@ -123,6 +133,81 @@ class Folder(Stills):
                 time_s=self.time_s(index),
             )
         return image
+
+
+class Animation(Stills):
+    """The frames of an animated picture, each at the time that it states. Decoding goes forward only."""
+
+    codec = "animation"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Times in ms at which frames begin, and at which the last ends.
+        self._times_ms = [0]
+        with _opened_picture(path) as picture:
+            check_size(str(path), *picture.size)
+            for frame in PIL.ImageSequence.Iterator(picture):
+                frame.load()  # some formats know a frame's time only then
+                stated_ms = round(frame.info.get("duration", 0))
+                self._times_ms.append(self._times_ms[-1] + (stated_ms if stated_ms >= _SHORTEST_MS else _INSTEAD_MS))
+        super().__init__(str(path), Fraction(1000 * len(self), self._times_ms[-1]))
+
+    def __len__(self) -> int:
+        return len(self._times_ms) - 1
+
+    def load(self, index: int) -> Image:
+        """Frame `index`; all before it are decoded."""
+        return next(self.frames(index, None)).image
+
+    def time_s(self, index: int) -> float:
+        """As the picture states it."""
+        return self._times_ms[index] / 1000
+
+    def index_at(self, start_s: float) -> int:
+        """As `Stills.index_at`."""
+        return bisect_left(range(len(self)), start_s, key=self.time_s)
+
+    def frames(self, start_frame: int, short_side_px: int | None) -> Generator[Frame, None, None]:
+        """All frames from `start_frame` on."""
+        with _opened_picture(self._path) as picture:
+            for index, frame in enumerate(PIL.ImageSequence.Iterator(picture)):
+                if index >= start_frame:
+                    image = np.array(frame.convert("RGB"))
+                    yield Frame(_resized(self.source, image, short_side_px), self.time_s(index), index)
+
+    def pick(self, indices: Sequence[int], short_side_px: int | None) -> dict[int, Frame]:
+        """As `Stills.pick`, in one pass."""
+        wanted = set(indices)
+        found = {}
+        for frame in self.frames(indices[0], short_side_px):
+            if frame.index in wanted:
+                found[frame.index] = frame
+            if frame.index == indices[-1]:
+                break
+        return found
+
+
+def open_animation(path: Path) -> Animation | None:
+    """An animated picture, or one that could be; None if the file is none, whatever its name.
+
+    Raises:
+        VideoError: If it is damaged.
+    """
+    try:
+        PIL.Image.open(path).close()
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return None
+    return Animation(path)
+
+
+@contextmanager
+def _opened_picture(path: Path) -> Iterator[PIL.Image.Image]:
+    try:
+        with PIL.Image.open(path) as picture:
+            yield picture
+    # Pillow's readers let their parsing errors through as they are.
+    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as exc:
+        raise VideoError(str(path), f"the animation could not be read: {exc}") from exc
 
 
 def open_array(pixels: np.ndarray, fps: Fraction) -> Array:
@@ -169,6 +254,15 @@ def _image_paths(folder: Path) -> Sequence[Path]:
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as exc:
         raise VideoError(str(folder), f"the folder could not be listed: {exc.strerror}") from exc
+    videos = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
+    folders = [entry for entry in entries if entry.is_dir()]
+    inside = videos or [path for place in folders for path in place.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
+    if inside:
+        raise VideoError(
+            str(folder),
+            f"expected a video or a folder of its frames, got a folder of videos, {inside[0].name!r} among them; "
+            "name one of them",
+        )
     paths = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
         raise VideoError(
