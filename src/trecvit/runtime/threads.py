@@ -1,0 +1,161 @@
+"""The number of CPU threads, chosen while a model runs.
+
+OpenMP's threads wait for one another at every operation, spinning. While another program uses one of their cores, all
+of them wait for the one that cannot run: on a busy machine two threads can be ten times slower than one. So the number
+of threads is chosen anew whenever the machine looks different: with a short probe, then by timing calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_CALLS_COMPARED = 3
+# A number of threads must be this much faster than the one in use to replace it.
+_GAIN = 0.9
+# Calls that take this many times as long as they used to, or one that takes far longer, are a reason to try fewer.
+_SLOWDOWN, _STALL = 1.4, 4.0
+# A thread that had a core for less of the time than this shares it: more threads would wait for one another.
+_OWN_CORE = 0.95
+# Seconds until the next trial after a trial without gain, doubled each time.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+# The probe: operations on so many numbers, which take half a millisecond with one thread. Threads that have to wait for
+# one another take many times as long.
+_PROBE_CALLS, _PROBE_NUMBERS = 24, 1 << 18
+
+
+def probe_s(count: int) -> float:
+    """Seconds that some parallel operations take with `count` threads."""
+    before = torch.get_num_threads()
+    numbers = torch.ones(_PROBE_NUMBERS)
+    torch.set_num_threads(count)
+    try:
+        numbers.mul_(1.0)  # threads begin
+        begun_s = time.perf_counter()
+        for _ in range(_PROBE_CALLS):
+            numbers.mul_(1.0)
+        return time.perf_counter() - begun_s
+    finally:
+        torch.set_num_threads(before)
+
+
+class ThreadChoice:
+    """Which number of threads to run calls of one kind with, given how long they took.
+
+    Args:
+        most: The number allowed.
+        probe: Seconds that something parallel takes with so many threads.
+        now: Seconds on a clock.
+    """
+
+    def __init__(
+        self, most: int, probe: Callable[[int], float] = probe_s, now: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.most = most
+        self._probe, self._now = probe, now
+        self.count = self._probed(most)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_CALLS_COMPARED)
+        self._usual_s = float("inf")
+        self._trial: int | None = None
+        self._trial_s: list[float] = []
+        self._pause_s = _FIRST_PAUSE_S
+        self._next_trial_s = self._now() + _FIRST_PAUSE_S
+
+    def next_count(self) -> int:
+        """How many threads the next call is to have."""
+        return self.count if self._trial is None else self._trial
+
+    def record(self, seconds: float, core_share: float) -> None:
+        """Takes note of a call that was made with `next_count` threads.
+
+        Args:
+            seconds: How long it took.
+            core_share: For how much of that time the calling thread had a core.
+        """
+        if self._trial is not None:
+            self._record_trial(seconds)
+            return
+        self._recent.append((seconds, core_share))
+        if len(self._recent) < _CALLS_COMPARED:
+            return
+        typical_s, _ = sorted(self._recent)[_CALLS_COMPARED // 2]
+        if typical_s > _SLOWDOWN * self._usual_s or seconds > _STALL * self._usual_s:
+            # What was usual is no longer: else every call from now on would be a reason for a trial.
+            self._usual_s, self._pause_s = typical_s, _FIRST_PAUSE_S
+            self._try(max(self.count // 2, 1))
+        elif self._now() >= self._next_trial_s:
+            more = min(2 * self.count, self.most)
+            # A thread that waits for others has a core too, so this says something of one thread only.
+            shares_core = self.count == 1 and min(share for _, share in self._recent) < _OWN_CORE
+            if shares_core or (more > self.count and self._probed(more) < more):
+                self._end_trial()
+            else:
+                self._try(more if more > self.count else max(self.count // 2, 1))
+        self._usual_s = min(self._usual_s, typical_s)
+
+    def _probed(self, count: int) -> int:
+        """The largest number of threads, from `count` down by halves, that gains something over half as many."""
+        seconds = self._probe(count) if count > 1 else 0.0
+        while count > 1:
+            half_s = self._probe(count // 2)
+            if seconds < _GAIN * half_s:
+                break
+            count, seconds = count // 2, half_s
+        return count
+
+    def _try(self, count: int) -> None:
+        if count == self.count:
+            self._end_trial()
+        else:
+            self._trial = count
+
+    def _record_trial(self, seconds: float) -> None:
+        assert self._trial is not None, "called during a trial"
+        self._trial_s.append(seconds)
+        before_s = min(of_call for of_call, _ in self._recent)
+        # The first call with other threads finds cold caches; it ends the trial only where it is slower by far.
+        if len(self._trial_s) < 2 and seconds < 1.5 * before_s:
+            return
+        if min(self._trial_s) < _GAIN * before_s:
+            self.count, self._usual_s, self._pause_s = self._trial, float("inf"), _FIRST_PAUSE_S / 2
+            self._recent.clear()
+        self._end_trial()
+
+    def _end_trial(self) -> None:
+        self._trial, self._trial_s = None, []
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._next_trial_s = self._now() + self._pause_s
+
+
+class ChosenThreads:
+    """A call on tensors that runs with as many threads as are fastest at present, at most `torch.get_num_threads()`.
+
+    Args:
+        call: Its first argument is a tensor; calls with tensors of one shape are compared with one another.
+    """
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+        self._choices: dict[tuple[int, ...], ThreadChoice] = {}
+
+    def __call__(self, frames: torch.Tensor, *args: Any) -> Any:
+        """The call's result."""
+        most = torch.get_num_threads()
+        if most == 1:
+            return self._call(frames, *args)
+        choice = self._choices.get(frames.shape)
+        if choice is None or choice.most != most:
+            choice = self._choices[frames.shape] = ThreadChoice(most)
+        torch.set_num_threads(choice.next_count())
+        begun_s, begun_cpu_s = time.perf_counter(), time.thread_time()
+        try:
+            result = self._call(frames, *args)
+        finally:
+            torch.set_num_threads(most)
+        seconds = time.perf_counter() - begun_s
+        choice.record(seconds, (time.thread_time() - begun_cpu_s) / max(seconds, 1e-9))
+        return result
