@@ -25,7 +25,7 @@ from trecvit.errors import ConfigError, VideoError
 from trecvit.evaluate.scores import Scores
 from trecvit.evaluate.videos import check_labels, refuse_if_none, with_class
 from trecvit.model.trecvit import TRecViT
-from trecvit.video.decode import Source, probe, read_frames
+from trecvit.video.decode import Source, open_video
 from trecvit.video.transforms import to_clip
 
 READOUTS = ("mean", "exponential", "window")
@@ -124,17 +124,17 @@ def evaluate_early(
 def _evidence(model: TRecViT, source: Source) -> Iterator[Float[Tensor, "T R"]]:
     """What the frames of one video contribute, a few at a time, with a carried state."""
     assert model.head is not None
-    rate = probe(source).average_fps
-    stride = model.preprocessing.stride_for(float(rate) if rate else None)
     state = model.init_state(1)
     waiting: list[Tensor] = []
-    for number, frame in enumerate(read_frames(source, short_side_px=max(model.preprocessing.image_size))):
-        if number % stride == 0:
-            waiting.append(to_clip(frame.image[None], model.preprocessing.image_size))
-        if len(waiting) == _FRAMES_AT_ONCE:
-            out, state = model.step(torch.cat(waiting)[None].to(model.device), state)
-            yield model.head.evidence(out.features)[0].float()
-            waiting = []
+    with open_video(source) as video:
+        stride = model.preprocessing.stride_for(video.info.rate_fps)
+        for number, frame in enumerate(video.frames(short_side_px=max(model.preprocessing.image_size))):
+            if number % stride == 0:
+                waiting.append(to_clip(frame.image[None], model.preprocessing.image_size))
+            if len(waiting) == _FRAMES_AT_ONCE:
+                out, state = model.step(torch.cat(waiting)[None].to(model.device), state)
+                yield model.head.evidence(out.features)[0].float()
+                waiting = []
     if waiting:
         out, state = model.step(torch.cat(waiting)[None].to(model.device), state)
         yield model.head.evidence(out.features)[0].float()

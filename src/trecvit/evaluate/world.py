@@ -25,7 +25,7 @@ from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.errors import DataError
 from trecvit.evaluate.scores import Scores, figures
 from trecvit.model.trecvit import Output, TRecViT
-from trecvit.video.decode import probe, read_frames
+from trecvit.video.decode import open_video
 from trecvit.video.frames import Image
 
 CAMERA_LABELS = tuple(
@@ -191,11 +191,11 @@ def camera_clips(
 
 def _read_footage(path: str | Path, plan: Preprocessing) -> Image:
     """The frames of a video at the model's frame rate, small enough to keep; at most ten seconds."""
-    about = probe(path)
-    stride = plan.stride_for(float(about.average_fps) if about.average_fps else None)
-    short_side_px = min(2 * max(plan.image_size), about.height_px, about.width_px)
-    frames = islice(read_frames(path, short_side_px=short_side_px), 0, 120 * stride, stride)
-    images = np.stack([frame.image for frame in frames])
+    with open_video(path) as video:
+        stride = plan.stride_for(video.info.rate_fps)
+        short_side_px = min(2 * max(plan.image_size), video.info.height_px, video.info.width_px)
+        frames = islice(video.frames(short_side_px=short_side_px), 0, 120 * stride, stride)
+        images = np.stack([frame.image for frame in frames])
     if len(images) < plan.num_frames:
         raise DataError(f"{path}: expected at least {plan.num_frames} frames at every {stride}th, got {len(images)}")
     return images

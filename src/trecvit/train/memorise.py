@@ -28,7 +28,7 @@ from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.recipe import Recipe
 from trecvit.train.sections import Memory
 from trecvit.train.videos import VideoFeed
-from trecvit.video.decode import Source, length_and_rate, read_frames
+from trecvit.video.decode import Source, open_video
 from trecvit.video.sampling import spatial_crops
 from trecvit.video.transforms import crop
 from trecvit.workers import ignore_sigterm
@@ -232,12 +232,13 @@ class HeldOutMemory:
 
 def _frames(source: Source, plan: Preprocessing) -> Iterator[UInt8[Tensor, "3 h w"]]:
     """The middle of a video's frames, as many apart as the clips' are."""
-    stride, side = plan.stride_for(length_and_rate(source)[1]), plan.image_size[0]
-    for number, frame in enumerate(read_frames(source, short_side_px=side)):
-        if number % stride == 0:
-            picture = torch.from_numpy(frame.image).movedim(2, 0)
-            ((top, left),) = spatial_crops(picture.shape[1], picture.shape[2], side, 1)
-            yield crop(picture, top, left, side, side).contiguous()
+    with open_video(source) as video:
+        stride, side = plan.stride_for(video.info.rate_fps), plan.image_size[0]
+        for number, frame in enumerate(video.frames(short_side_px=side)):
+            if number % stride == 0:
+                picture = torch.from_numpy(frame.image).movedim(2, 0)
+                ((top, left),) = spatial_crops(picture.shape[1], picture.shape[2], side, 1)
+                yield crop(picture, top, left, side, side).contiguous()
 
 
 def held_out_memory(recipe: Recipe) -> HeldOutMemory | None:

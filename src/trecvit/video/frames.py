@@ -60,6 +60,11 @@ class VideoInfo:
     codec: str
     rotation_degrees: int
 
+    @property
+    def rate_fps(self) -> float | None:
+        """`average_fps` as a float."""
+        return float(self.average_fps) if self.average_fps else None
+
 
 def check_size(source: str, width_px: int, height_px: int) -> None:
     """Refuses pictures that no camera makes, before memory is taken for them.
