@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trecvit.config import Architecture, ModelConfig, Preprocessing
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.files import write_text, write_whole
+from trecvit.files import write_json, write_whole
 
 FORMAT = "trecvit-1"
 WEIGHTS_FILE = "model.safetensors"
@@ -92,9 +92,8 @@ class Pretrained(
             "labels": list(self.labels),
             "provenance": self.provenance,
         }
-        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / WEIGHTS_FILE, lambda part: safetensors.torch.save_file(tensors, part, {"format": "pt"}))
-        write_text(folder / CONFIG_FILE, text)
+        write_json(folder / CONFIG_FILE, description, indent=2)
         return folder
 
     @classmethod
