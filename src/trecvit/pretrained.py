@@ -82,6 +82,7 @@ class Pretrained(
         return self._save(Path(folder), self.state_dict())
 
     def _save(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
+        check_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
         description = {
@@ -221,6 +222,16 @@ def mismatch(missing: list[str], left_over: list[str], other: list[str]) -> str:
         for kind, names in kinds
         if names
     )
+
+
+def check_path(folder: Path) -> None:
+    """Refuses a path that is not UTF-8: safetensors could write weights there and never read them again.
+
+    Raises:
+        CheckpointError: Names the path.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
+        raise CheckpointError(f"expected a path in UTF-8 to write to, got {str(folder)!r}; rename it or give another")
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Listing:
     Attributes:
         root: The folder.
         videos: Names of the videos, sorted part by part.
-        folders: Names of the folders directly in it, sorted.
+        folders: Names of the folders directly in it that were read, sorted.
         missing: Names of links to videos that are not there.
         skipped: Names of what was passed over, by the reason; see `passed_over`.
     """
@@ -123,6 +123,7 @@ def list_videos(folder: str | Path) -> Listing:
         identity = _identity(listing.root / name)
         if identity in seen:
             listing.skipped["read_already"].append(name)
+            listing.folders = [folder for folder in listing.folders if folder != name]
             return False
         seen.add(identity)
         return True

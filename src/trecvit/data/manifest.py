@@ -626,8 +626,8 @@ def _as_entry(name: str, label: int) -> str:
         as_read = [(name, label) for _, name, label in _entries(entry, "")]
     except DataError:
         as_read = []
-    # A byte-order mark at the beginning of a list is none of its content.
-    if as_read == [(name, label)] and not name.startswith("\ufeff"):
+    # A quote could be closed by a later line, and a byte-order mark at the beginning of a list is none of its content.
+    if as_read == [(name, label)] and not name.startswith(('"', "\ufeff")):
         return entry
     return '"{}" {}\n'.format(name.replace('"', '""'), label)
 

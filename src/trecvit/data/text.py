@@ -79,16 +79,17 @@ def read_text(path: Path, expected: str, *, errors: str = "strict") -> str:
         raise DataError(f"{path}: expected {expected}, and it cannot be read: {exc.strerror}") from exc
     mark, encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), (b"", "utf-8"))
     content = content[len(mark) :]
-    if not content.strip():
-        raise DataError(f"{path}: expected {expected}, got an empty file")
     try:
-        return content.decode(encoding, errors if encoding == "utf-8" else "strict")
+        text = content.decode(encoding, errors if encoding == "utf-8" else "strict")
     except UnicodeDecodeError as exc:
         line = len(split_lines(content[: exc.start].decode(encoding, "replace") + "x"))
         raise DataError(
             f"{path}, line {line}: expected {expected} in {encoding.upper()}, got the bytes "
             f"{content[exc.start : exc.end].hex(' ')}; save it as UTF-8"
         ) from exc
+    if not text.strip():
+        raise DataError(f"{path}: expected {expected}, got an empty file")
+    return text
 
 
 def kind_of(head: bytes) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trecvit.config import ModelConfig, Preprocessing, nearest
 from trecvit.errors import CheckpointError, ConfigError, InputError
+from trecvit.files import write_json
 from trecvit.model.state import State
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.runtime.export import (

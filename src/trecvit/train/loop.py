@@ -34,6 +34,7 @@ from trecvit.errors import DataError, Interrupted
 from trecvit.model.memorise import Memoriser
 from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT
+from trecvit.pretrained import check_path
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.classify import Classification
@@ -105,12 +106,14 @@ def train(
         report: Called with every line of the log, by the first process.
 
     Raises:
-        CheckpointError: when the folder holds another recipe's run, or all its checkpoints are damaged.
+        CheckpointError: when the folder holds another recipe's run, all its checkpoints are damaged, or its path is not
+            UTF-8.
         DataError: when the loss is no longer a finite number, or too many videos cannot be read.
         Interrupted: after SIGTERM; a checkpoint of that moment has been written.
     """
     processes = processes or Processes()
     folder = Path(folder)
+    check_path(folder)
     if processes.first:
         claim(folder, recipe, processes)
     processes.wait()
