@@ -18,7 +18,7 @@ from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import NO_LABEL, Manifest
 from trecvit.errors import ConfigError, DataError, VideoError
-from trecvit.video.decode import Source, length_and_rate, read_frames_at
+from trecvit.video.decode import Source, open_video
 from trecvit.video.sampling import clip_indices, evaluation_clips, spatial_crops
 from trecvit.video.transforms import crop
 
@@ -83,12 +83,13 @@ class TrainingClips(Dataset[Sample | Failure]):
         video = self.manifest.videos[index]
         plan = self.preprocessing
         try:
-            num_frames, fps = length_and_rate(video.source)
-            stride = plan.stride_for(fps)
-            room = max(0, num_frames - ((plan.num_frames - 1) * stride + 1))
-            indices = clip_indices(num_frames, plan.num_frames, stride, int(rng.integers(room + 1)))
-            short_side_px = self.augmentation.short_side_px(rng, plan.image_size)
-            frames, _ = read_frames_at(video.source, indices, short_side_px=short_side_px)
+            with open_video(video.source) as opened:
+                num_frames, fps = opened.length_and_rate()
+                stride = plan.stride_for(fps)
+                room = max(0, num_frames - ((plan.num_frames - 1) * stride + 1))
+                indices = clip_indices(num_frames, plan.num_frames, stride, int(rng.integers(room + 1)))
+                short_side_px = self.augmentation.short_side_px(rng, plan.image_size)
+                frames, _ = opened.frames_at(indices, short_side_px=short_side_px)
         except VideoError as exc:
             return Failure(video.name, exc.reason)
         mirrored = self._in_mirror(video.label)
@@ -161,10 +162,11 @@ def evaluation_views(
     Raises:
         VideoError: When the video cannot be read.
     """
-    num_frames, fps = length_and_rate(source)
-    indices = evaluation_clips(num_frames, plan.num_frames, plan.stride_for(fps), num_clips)
     side = plan.image_size[0]
-    images, _ = read_frames_at(source, indices.reshape(-1), short_side_px=side)
+    with open_video(source) as opened:
+        num_frames, fps = opened.length_and_rate()
+        indices = evaluation_clips(num_frames, plan.num_frames, plan.stride_for(fps), num_clips)
+        images, _ = opened.frames_at(indices.reshape(-1), short_side_px=side)
     video = torch.from_numpy(images).permute(0, 3, 1, 2).unflatten(0, indices.shape)
     corners = spatial_crops(images.shape[1], images.shape[2], side, num_crops)
     # [clips, crops, T, 3, H, W]

@@ -29,11 +29,11 @@ from torch.distributed.tensor import DTensor
 
 from trecvit.baselines.baseline import Baseline
 from trecvit.data.clips import Failure
-from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
 from trecvit.model.memorise import Memoriser
 from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT
+from trecvit.pretrained import check_path
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.classify import Classification
@@ -50,7 +50,7 @@ from trecvit.train.run_folder import Journal, claim, draw_curves, known_failures
 from trecvit.train.scenes import SceneFeed
 from trecvit.train.track import Tracking, validation_of
 from trecvit.train.tracks import TrackFeed
-from trecvit.train.videos import VideoFeed
+from trecvit.train.videos import VideoFeed, read_split
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,14 @@ def train(
         report: Called with every line of the log, by the first process.
 
     Raises:
-        CheckpointError: when the folder holds another recipe's run, or all its checkpoints are damaged.
+        CheckpointError: when the folder holds another recipe's run, all its checkpoints are damaged, or its path is not
+            UTF-8.
         DataError: when the loss is no longer a finite number, or too many videos cannot be read.
         Interrupted: after SIGTERM; a checkpoint of that moment has been written.
     """
     processes = processes or Processes()
     folder = Path(folder)
+    check_path(folder)
     if processes.first:
         claim(folder, recipe, processes)
     processes.wait()
@@ -152,7 +154,7 @@ def objective_of(recipe: Recipe) -> Objective[Any, Any]:
         return Memorisation(recipe, held_out_memory(recipe))
     if recipe.mae is not None:
         return MaskedAutoencoding(recipe, held_out_clips(recipe))
-    validation = read_manifest(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
+    validation = read_split(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
     return Classification(recipe, validation)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trecvit.data.clips import Failure, Sample, TrainingClips
-from trecvit.data.manifest import Manifest, read_manifest
+from trecvit.data.manifest import DataSource, Manifest, read_manifest
 from trecvit.errors import DataError
 from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps
@@ -22,12 +22,20 @@ from trecvit.workers import ignore_sigterm
 _EXAMPLES = 256
 
 
+def read_split(source: DataSource) -> Manifest:
+    """`read_manifest`, with a warning of what it passed over."""
+    manifest = read_manifest(source)
+    for remark in manifest.remarks():
+        warnings.warn(remark, stacklevel=2)
+    return manifest
+
+
 class VideoFeed(Feed[LabelledBatch]):
     """Batches of clips of real videos, `Videos.clips_per_video` of each per epoch, see `Epochs`."""
 
     def __init__(self, recipe: Recipe, videos: Videos) -> None:
-        manifest = read_manifest(videos.train)
-        self.manifest = manifest.unlabelled() if recipe.mae or recipe.memory else _with_classes(manifest)
+        manifest = read_split(videos.train)
+        self.manifest = manifest.unlabelled() if recipe.mae or recipe.memory else manifest.for_classifier()
         if missing := self.manifest.missing:
             listed = len(missing) + len(self.manifest.videos)
             warnings.warn(
@@ -94,10 +102,3 @@ def _collate(items: Sequence[Sample | Failure]) -> LabelledBatch:
     videos = torch.stack([sample.pixels for sample in samples]) if samples else torch.zeros(0, dtype=torch.uint8)
     labels = torch.tensor([sample.label for sample in samples], dtype=torch.long)
     return LabelledBatch(videos, labels, failures=failures)
-
-
-def _with_classes(manifest: Manifest) -> Manifest:
-    without = [video.name for video in manifest.videos if video.label < 0]
-    if without:
-        raise DataError(f"{manifest.source}: {len(without)} videos have no class, such as {without[0]}")
-    return manifest

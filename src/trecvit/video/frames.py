@@ -13,8 +13,14 @@ from trecvit.errors import InputError, VideoError
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 
-# Names of files that hold a video.
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
+# What FFmpeg reads, by the names that cameras, broadcasters and encoders give it. Pictures are not among them, but for
+# GIF and WebP, which may be animated.
+_SUFFIXES = """
+    mp4 webm mkv avi mov m4v mpg mpeg ts wmv flv 3gp mts m2ts m2t mod tod tp trp vob vro evo m1v m2v m2p mp2v mpe mpv
+    mp4v mpeg4 ogv ogg ogm ogx asf divx xvid rm rmvb qt f4v 3g2 3gp2 3gpp amv mxf gxf dv dif wtv dvr-ms nut y4m mk3d mj2
+    mjpeg mjpg ivf obu av1 h261 h263 h264 264 avc h265 265 hevc h266 266 vvc vc1 drc insv swf nsv gif apng webp
+"""
+VIDEO_SUFFIXES = tuple(f".{suffix}" for suffix in _SUFFIXES.split())
 
 MAX_SIDE_PX = 16_384
 # Twice an 8K picture. Decoders take memory by what a header claims, so a hostile one must be refused first.

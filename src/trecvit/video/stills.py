@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from trecvit.video.frames import VIDEO_SUFFIXES, Frame, Image, VideoInfo, check_
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ANIMATED_SUFFIXES = (".gif", ".webp", ".apng")
+_ONLY_VIDEO_SUFFIXES = frozenset(VIDEO_SUFFIXES) - {*IMAGE_SUFFIXES, *ANIMATED_SUFFIXES}
 # Browsers show frames that state less than 20 ms for 100 ms, and people make animations so that they look right there.
 _SHORTEST_MS, _INSTEAD_MS = 20, 100
 
@@ -254,13 +256,14 @@ def _image_paths(folder: Path) -> Sequence[Path]:
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as exc:
         raise VideoError(str(folder), f"the folder could not be listed: {exc.strerror}") from exc
-    videos = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
-    folders = [entry for entry in entries if entry.is_dir()]
-    inside = videos or [path for place in folders for path in place.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
-    if inside:
+    inside = [entry for entry in entries if entry.is_dir()]
+    videos = [
+        path for path in chain(entries, *map(Path.iterdir, inside)) if path.suffix.lower() in _ONLY_VIDEO_SUFFIXES
+    ]
+    if videos:
         raise VideoError(
             str(folder),
-            f"expected a video or a folder of its frames, got a folder of videos, {inside[0].name!r} among them; "
+            f"expected a video or a folder of its frames, got a folder of videos, {videos[0].name!r} among them; "
             "name one of them",
         )
     paths = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES]
