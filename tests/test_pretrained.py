@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from models import TINY, random_video, tiny_model
@@ -11,7 +12,7 @@ from models import TINY, random_video, tiny_model
 from trecvit.config import ModelConfig, Preprocessing
 from trecvit.data.class_names import class_names
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from trecvit.weights.load import convert, load
 from trecvit.weights.zoo import ZOO
@@ -89,6 +90,73 @@ def test_labels_can_be_given_when_converting(tmp_path, model):
     tiny_model(temporal_mixer="none").save(tmp_path / "blind")
     with pytest.raises(CheckpointError, match="temporal_mixer='none'"):
         convert(tmp_path / "blind", tmp_path / "blind.npz")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("cat", "expected a list of names, one per class, got str 'cat'"),
+        (b"cat", "got bytes b'cat'"),
+        (7, "got int 7"),
+        ({"cat": 0, "dog": 1, "cow": 2}, "a mapping from 0 ... 2 to names, got a mapping with the keys 'cat', 'dog'"),
+        ({1: "cat", 2: "dog", 3: "cow"}, "a mapping with the keys 1, 2, 3"),
+        ({"cat", "dog", "cow"}, "a set, which has no order"),
+        (range(3), "expected a text as the name of class 0, got int 0"),
+        (["cat", None, "cow"], "class 1, got NoneType None"),
+        (np.array(["cat", "dog", "cow"]).astype(np.bytes_), "class 0, got bytes_"),
+        (["cat", "dog", "cat"], "expected each name once, got 'cat' for classes 0 and 2"),
+        (["cat", "dog", ""], "name for class 2, got '', which is empty"),
+        (["cat", "dog", " \t"], "class 2.*which is empty"),
+        (["cat", " dog", "cow"], "class 1, got ' dog', with white space"),
+        (["\ufeffcat", "dog", "cow"], r"class 0.*a byte-order mark"),
+        (["cat", "dog\ncow", "cow"], "class 1.*line break"),
+        (["cat", "dog\u2028", "d\u2028og"], "class 1"),
+        (["cat", "dog", "c\udcffw"], "class 2.*not valid Unicode"),
+        (["cat", "dog"], "expected 3 labels, one per class, got 2"),
+    ],
+)
+def test_what_are_no_names_of_classes_is_refused_before_anything_is_saved(names, words):
+    named = create_model("tiny", depth=1, labels=["a", "b", "c"])
+    for give in (named.relabel, lambda names: setattr(named, "labels", names)):
+        with pytest.raises(ConfigError, match=words):
+            give(names)
+    assert named.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("names", ["abc", ["a", "a", "c"], {"a": 0, "b": 1, "c": 2}])
+def test_a_model_is_not_made_with_what_are_no_names(names):
+    with pytest.raises(ConfigError, match="labels: expected"):
+        create_model("tiny", depth=1, labels=names)
+    with pytest.raises(ConfigError, match="labels: expected"):
+        TRecViT(ModelConfig(**{**TINY, "num_classes": 3}), labels=names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat", "dog"],
+        (name for name in ("cat", "dog")),
+        {"cat": 1, "dog": 2}.keys(),
+        {1: "dog", 0: "cat"},
+        {"1": "dog", "0": "cat"},
+        {np.int64(1): "dog", np.int64(0): "cat"},
+        np.array(["cat", "dog"]),
+    ],
+)
+def test_names_of_classes_become_plain_strings_in_order(tmp_path, names):
+    model = create_model("tiny", depth=1, labels=names)
+    assert model.labels == ("cat", "dog")
+    assert {type(name) for name in model.labels} == {str}
+    assert model.config.num_classes == 2
+    assert load(model.save(tmp_path)).labels == ("cat", "dog")
+
+
+def test_names_that_were_saved_before_there_was_a_rule_still_load(tmp_path, model):
+    model.save(tmp_path)
+    old = ["a", "a", "", " b", "\ufeffc"]
+    change_description(tmp_path, lambda d: d.update(labels=old))
+    assert list(load(tmp_path).labels) == old
+    assert list(load(load(tmp_path).save(tmp_path / "again")).labels) == old
 
 
 def change_description(folder, change) -> None:

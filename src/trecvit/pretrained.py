@@ -7,7 +7,7 @@ and where the weights come from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from trecvit.config import Architecture, ModelConfig, Preprocessing
+from trecvit.config import Architecture, ModelConfig, Preprocessing, check_labels
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.files import write_text, write_whole
 
@@ -25,6 +25,8 @@ FORMAT = "trecvit-1"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _MAX_CONFIG_BYTES = 16_000_000
+
+Labels = Iterable[Any]  # of names; `trecvit.config.check_labels` says which
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -42,7 +44,6 @@ class Pretrained(
     Attributes:
         config: The architecture.
         preprocessing: How frames become the model's input.
-        labels: Names of the classes, or empty.
         provenance: Where the weights come from, as free text by key ("source", "licence", "command" ...).
     """
 
@@ -53,26 +54,39 @@ class Pretrained(
         config: Architecture,
         *,
         preprocessing: Preprocessing | None = None,
-        labels: Sequence[str] = (),
+        labels: Labels = (),
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.preprocessing = preprocessing or Preprocessing(image_size=config.image_size)
         self.provenance = dict(provenance or {})
-        self.labels: tuple[str, ...] = ()
-        if labels:
-            self.relabel(labels)
+        self._labels: tuple[str, ...] = ()
+        self.labels = check_labels(labels)
 
-    def relabel(self, labels: Sequence[str]) -> None:
-        """Names the classes anew, one name for each.
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers, or nothing; setting them is `relabel`."""
+        return self._labels
+
+    @labels.setter
+    def labels(self, labels: Labels) -> None:
+        self.relabel(labels)
+
+    def relabel(self, labels: Labels) -> None:
+        """Names the classes anew, one name for each, or with an empty list not at all.
+
+        Args:
+            labels: What `trecvit.config.check_labels` takes: names in the order of the classes, or `{0: name, ...}`.
 
         Raises:
-            ConfigError: for another number of names.
+            ConfigError: for another number of names than of classes, and for names that are empty, double, no text or
+                not in an order.
         """
-        if len(labels) != self.config.num_classes:
-            raise ConfigError(f"expected {self.config.num_classes} labels, one per class, got {len(labels)}")
-        self.labels = tuple(labels)
+        names = check_labels(labels)
+        if names and len(names) != self.config.num_classes:
+            raise ConfigError(f"expected {self.config.num_classes} labels, one per class, got {len(names)}")
+        self._labels = names
 
     def save(self, folder: str | Path) -> Path:
         """Writes `model.safetensors` and `config.json` into a folder, made if need be.
@@ -124,20 +138,16 @@ class Pretrained(
         tensors = cls._read_weights(folder)
         if config.depth > len(tensors):
             raise CheckpointError(f"{folder}: {config.depth} layers cannot be made of {len(tensors)} tensors")
-        # A model that names nothing takes no names; `read_description` has seen to it that there are none.
-        named = {"labels": description["labels"]} if description["labels"] else {}
-        return build(
-            lambda: cls(
-                config,
-                preprocessing=preprocessing,
-                provenance=description["provenance"],
-                **named,
-            ),
+        model = build(
+            lambda: cls(config, preprocessing=preprocessing, provenance=description["provenance"]),
             tensors,
             source=str(folder / WEIGHTS_FILE),
             device=device,
             dtype=dtype,
         )
+        # As they are: earlier releases saved names that `relabel` refuses, such as the same one twice.
+        model._labels = tuple(description["labels"])
+        return model
 
     @classmethod
     def _read_weights(cls, folder: Path) -> dict[str, Tensor]:

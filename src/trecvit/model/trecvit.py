@@ -14,7 +14,7 @@ Sources: "paper" the above; "code" github.com/google-deepmind/trecvit at 81bcb0a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import Architecture, ModelConfig, Preprocessing, Recompute, model_config
+from trecvit.config import Architecture, ModelConfig, Preprocessing, Recompute, check_labels, model_config
 from trecvit.errors import InputError, StateError
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
@@ -31,7 +31,7 @@ from trecvit.model.lru import LayerState
 from trecvit.model.mixers import TemporalPositions, temporal_part
 from trecvit.model.recompute import Recomputing
 from trecvit.model.state import State
-from trecvit.pretrained import Pretrained
+from trecvit.pretrained import Labels, Pretrained
 
 NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
 
@@ -234,7 +234,7 @@ class VideoModel(Pretrained):
         norm_eps: float = NORM_EPS,
         antialias: bool = True,
         preprocessing: Preprocessing | None = None,
-        labels: Sequence[str] = (),
+        labels: Labels = (),
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
@@ -314,7 +314,7 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         config: ModelConfig,
         *,
         preprocessing: Preprocessing | None = None,
-        labels: Sequence[str] = (),
+        labels: Labels = (),
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(config, config, preprocessing=preprocessing, labels=labels, provenance=provenance)
@@ -466,20 +466,21 @@ def through_blocks(
     return tokens, tuple(after)
 
 
-def create_model(preset: str, *, labels: Sequence[str] = (), **overrides: Any) -> TRecViT:
+def create_model(preset: str, *, labels: Labels = (), **overrides: Any) -> TRecViT:
     """A freshly initialised model.
 
     Args:
         preset: "tiny", "small", "base", "large" (the paper's sizes) or "base_k400" (the released checkpoint's).
-        labels: Names of the classes; sets `num_classes` when that is not given.
+        labels: Names of the classes, see `relabel`; sets `num_classes` when that is not given.
         overrides: Any fields of `ModelConfig`.
 
     Raises:
         ConfigError: for an unknown preset or field, and for impossible values.
     """
-    if labels and "num_classes" not in overrides:
-        overrides["num_classes"] = len(labels)
-    return TRecViT(model_config(preset, **overrides), labels=labels)
+    names = check_labels(labels)
+    if names and "num_classes" not in overrides:
+        overrides["num_classes"] = len(names)
+    return TRecViT(model_config(preset, **overrides), labels=names)
 
 
 def patches_of(frames: Shaped[Tensor, "B F 3 H W"], config: ModelConfig) -> Shaped[Tensor, "B T P pixels"]:

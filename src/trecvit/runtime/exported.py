@@ -153,7 +153,8 @@ def load_exported(folder: str | Path) -> TRecViT:
     if made_for != _made_for(mode):
         raise CheckpointError(f"{folder}: made for {made_for}, this is {_made_for(mode)}; export the model again here")
     with torch.device("meta"):  # the blocks' weights are in the graphs
-        model = TRecViT(config, preprocessing=preprocessing, labels=labels, provenance=provenance).eval()
+        model = TRecViT(config, preprocessing=preprocessing, provenance=provenance).eval()
+    model._labels = tuple(labels)  # as they are, see `Pretrained.load`
     model.load_state_dict(rest, strict=False, assign=True)
     model.requires_grad_(False)
     runs: dict[Shapes, Run] = {}

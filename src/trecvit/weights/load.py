@@ -148,16 +148,17 @@ def convert(
     Raises:
         CheckpointError: as `load`, and when the official format has no place for the model or for names. A TAPNext
             becomes a folder only.
-        ConfigError: when the number of names is not the number of classes.
+        ConfigError: when the names are not one per class, see `Pretrained.relabel`.
         DataError: when the names cannot be read.
     """
+    names = None if labels is None else read_labels(labels)
     model = load(source, progress=progress)
     target = Path(target)
     if target.suffix != ".npz":
-        if labels is not None:
-            model.relabel(read_labels(labels))
+        if names is not None:
+            model.relabel(names)
         return model.save(target)
-    if labels is not None:
+    if names is not None:
         raise CheckpointError(f"{target}: the original format holds no class names; convert to a folder instead")
     if not isinstance(model, TRecViT):
         raise CheckpointError(f"{target}: a {type(model).__name__} is written as a folder only")
