@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing
 from trecvit.errors import InputError
+from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import empty_layers
 from trecvit.model.trecvit import (
     NORM_EPS,
@@ -86,8 +87,7 @@ class Targets(NamedTuple):
 def targets(video: Clips, hidden: Int64[Tensor, "B H"], config: AutoencoderConfig) -> Targets:
     """The hidden patches of uint8 or [0,1] videos, normalised one by one (VideoMAE's normalised targets) unless the
     configuration says otherwise, float32."""
-    pixels = video.float() / 255.0 if video.dtype == torch.uint8 else video.float()
-    patches = patches_of(pixels, config.blocks).take_along_dim(hidden[:, None, :, None], dim=2)
+    patches = patches_of(unit_pixels(video), config.blocks).take_along_dim(hidden[:, None, :, None], dim=2)
     if not config.normalised_targets:
         mean, deviation = torch.full_like(patches, _GREY), torch.full_like(patches, _SPREAD)
         return Targets((patches - mean) / deviation, mean, deviation)
@@ -190,7 +190,7 @@ class Autoencoder(Pretrained, tags=["masked-autoencoding"]):
             numbers: Which patches.
             patches: Their pixels in [0,1].
         """
-        whole = patches_of(video.float() / 255.0 if video.dtype == torch.uint8 else video.float(), self.config.blocks)
+        whole = patches_of(unit_pixels(video), self.config.blocks)
         index = numbers[:, None, :, None].expand_as(patches)
         whole = whole.scatter(2, index, patches)
         return frames_of(whole, self.config.blocks, (video.shape[3], video.shape[4]))

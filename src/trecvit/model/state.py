@@ -314,6 +314,8 @@ def num_patches(config: ModelConfig, image_size: tuple[int, int]) -> int:
 
 def difference(expected: ModelConfig, got: ModelConfig) -> str:
     """Words for the fields in which two architectures differ as far as a state is concerned, or nothing."""
+    if expected is got:  # the usual case, and a compiler cannot look into a dataclass's fields
+        return ""
     return ", ".join(
         f"{field.name} {getattr(expected, field.name)} and {getattr(got, field.name)}"
         for field in dataclasses.fields(ModelConfig)

@@ -167,7 +167,7 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         Raises:
             InputError: for shapes, dtypes or values that are not a video or not queries in it.
         """
-        self._check_frames(video)
+        self._check_shape(video)  # its pixels are checked by `step`
         if query_points_tyx.dim() == 3 and len(query_points_tyx) != len(video):
             raise InputError(f"expected queries for {len(video)} videos, got them for {len(query_points_tyx)}")
         state = self.init_state(query_points_tyx, image_size=(video.shape[3], video.shape[4]))

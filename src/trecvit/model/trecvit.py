@@ -29,6 +29,7 @@ from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState
 from trecvit.model.mixers import TemporalPositions, temporal_part
+from trecvit.model.pixels import check_pixels, unit_pixels
 from trecvit.model.recompute import Recomputing
 from trecvit.model.state import State
 from trecvit.pretrained import Labels, Pretrained
@@ -276,9 +277,14 @@ class VideoModel(Pretrained):
 
     def _pixels(self, frames: Tensor) -> Tensor:
         """Frames in [0,1], in the weights' dtype."""
-        return frames.to(self.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.dtype)
+        return unit_pixels(frames, self.dtype)
 
     def _check_frames(self, frames: Tensor) -> None:
+        self._check_shape(frames)
+        if not torch.compiler.is_compiling():  # where `unit_pixels` does it
+            check_pixels(frames)
+
+    def _check_shape(self, frames: Tensor) -> None:
         if frames.dim() != 5 or frames.shape[2] != 3 or frames.shape[1] < 1:
             raise InputError(
                 f"expected a video [B,T,C,H,W] with T >= 1 and C = 3 colours, got {tuple(frames.shape)}"
@@ -287,13 +293,6 @@ class VideoModel(Pretrained):
         if frames.dtype != torch.uint8 and not frames.is_floating_point():
             raise InputError(f"expected uint8, or floating point in [0,1], got {frames.dtype}")
         self._check_image_size(frames.shape[3], frames.shape[4])
-        if frames.is_floating_point() and frames.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = frames.aminmax()
-            if not (low >= 0.0 and high <= 1.0):  # a pixel that is not a number fails both
-                raise InputError(
-                    f"expected floating-point pixels in [0,1], got values from {low:.4g} to {high:.4g}; "
-                    "give uint8, or divide by 255"
-                )
 
     def _check_image_size(self, height: int, width: int) -> None:
         side = self.tokenizer.config.patch_size
@@ -335,7 +334,7 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         Raises:
             InputError: for shapes, dtypes or values that are not a video, and when the clips would differ in length.
         """
-        self._check_frames(video)
+        self._check_shape(video)  # its pixels are checked by `step`
         batch_size, num_frames = video.shape[:2]
         num_clips = max(num_frames // frames_per_clip, 1) if frames_per_clip else 1
         if num_frames % num_clips:
