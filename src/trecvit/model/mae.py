@@ -36,7 +36,7 @@ from trecvit.model.trecvit import (
     sincos_positions,
     through_blocks,
 )
-from trecvit.pretrained import WEIGHTS_FILE, Pretrained, build, read_tensors
+from trecvit.pretrained import WEIGHTS_FILE, Dtype, Pretrained, build, read_tensors
 
 DECODER_FOLDER = "decoder"  # within the folder of the encoder
 _DECODER = f"{DECODER_FOLDER}."
@@ -204,6 +204,7 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
 
     config: AutoencoderConfig
     config_class = AutoencoderConfig
+    _hub_files = (*Pretrained._hub_files, *(f"{DECODER_FOLDER}/{name}" for name in Pretrained._hub_files))
 
     def __init__(
         self,
@@ -252,6 +253,7 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
     def save(self, folder: str | Path) -> Path:
         """Writes the encoder into a folder as a TRecViT without a head, and the decoder into a folder within."""
         folder, weights = Path(folder), self.state_dict()
+        self._check_can_be_loaded(weights, folder)
         encoder = {name: tensor for name, tensor in weights.items() if not name.startswith(_DECODER)}
         about, source = self.preprocessing, self.provenance
         build(
@@ -259,15 +261,13 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
             encoder,
             source="the encoder's weights",
             device=self.device,
-            dtype=self.dtype,
+            dtype="auto",
         ).save(folder)
         self._save(folder / DECODER_FOLDER, {name: weights[name] for name in weights if name not in encoder})
         return folder
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-    ) -> MaskedAutoencoder:
+    def load(cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: Dtype = None) -> MaskedAutoencoder:
         """Reads what `save` wrote, see `Pretrained.load`."""
         return super().load(Path(folder) / DECODER_FOLDER, device=device, dtype=dtype)
 

@@ -319,6 +319,15 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         super().__init__(config, config, preprocessing=preprocessing, labels=labels, provenance=provenance)
         self.head = Head(config) if config.num_classes else None
 
+    def current_config(self) -> ModelConfig:
+        """`config`, with as many classes as the head has now; none where it was set to None."""
+        if not hasattr(self, "head"):  # while the model is made
+            return self.config
+        num_classes = self.config.num_classes if self.head is not None else 0
+        if isinstance(classifier := getattr(self.head, "classifier", None), nn.Linear):
+            num_classes = classifier.weight.shape[0]
+        return self.config.replace(num_classes=num_classes)
+
     def forward(self, video: Video, *, frames_per_clip: int | None = None) -> Output:
         """Classifies whole videos.
 

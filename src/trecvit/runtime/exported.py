@@ -113,10 +113,7 @@ def export(
         "frames": counts,
         "image_size": list(image_size),
         "made_for": _made_for(mode),
-        "model": model.config.to_dict(),
-        "preprocessing": model.preprocessing.to_dict(),
-        "labels": list(model.labels),
-        "provenance": model.provenance,
+        **model.description(),
     }
     write_text(folder / _DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from trecvit.config import Architecture, Preprocessing, nearest
+from trecvit.config import Architecture, ModelConfig, Preprocessing, nearest
 from trecvit.data.class_names import class_names
 from trecvit.data.manifest import read_labels
 from trecvit.download import Progress
@@ -20,7 +21,7 @@ from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.tapnext import TAPNext
 from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT, VideoModel
-from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, build, read_description
+from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, Dtype, as_dtype, build, read_description
 from trecvit.processes import usable_device
 from trecvit.weights.official import read_backbone, read_official, write_official
 from trecvit.weights.tapnext import TORCH_SUFFIXES, is_tapnext_npz, read_tapnext
@@ -40,7 +41,7 @@ def load(
     source: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
     progress: Progress | None = None,
     **overrides: Any,
 ) -> TRecViT | PointTracker:
@@ -50,7 +51,7 @@ def load(
         source: "motions" or "points" (they ship with the package), a name from the zoo (downloaded once), a folder
             written by `save`, an original `.npz` file, or a TAPNext's `.npz`, `.pt` or `.ckpt`.
         device: Where the weights go.
-        dtype: What they become; by default float32.
+        dtype: What they become, as torch.dtype or by name; by default float32. "auto" leaves what a folder holds.
         progress: For a download, called with (bytes on disk, bytes in all or None).
         overrides: For an original file, fields of `ModelConfig` that its arrays leave open, such as `image_size` when
             the positions are not a square grid. For a TAPNext's, `image_size` alone: to what size frames are brought,
@@ -61,10 +62,12 @@ def load(
 
     Raises:
         CheckpointError: when there is no such thing, or it is damaged, hostile or incomplete. Nothing is loaded half.
-        ConfigError: when there is no such device here.
+        TypeError: for an argument that is none of these and no field of `ModelConfig`.
+        ConfigError: when there is no such device here, or for what is no floating-point dtype.
         DownloadError: when a file of the zoo could not be fetched; says where to put a copy.
     """
-    device = usable_device(device)
+    _refuse_misspelt(overrides)
+    device, dtype = usable_device(device), as_dtype(dtype)
     if isinstance(source, str) and source in BUNDLED:
         _refuse_overrides(source, overrides)
         with as_file(files("trecvit.weights") / source) as folder:
@@ -89,7 +92,7 @@ def load(
     )
 
 
-def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> TRecViT | PointTracker:
+def _load_folder(folder: Path, device: torch.device | str, dtype: Dtype) -> TRecViT | PointTracker:
     architecture = read_description(folder)["architecture"]
     if architecture not in ARCHITECTURES:
         known = " or ".join(map(repr, ARCHITECTURES))
@@ -102,7 +105,7 @@ def load_as(
     source: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
     progress: Progress | None = None,
 ) -> _Model:
     """`load` where only one kind of model will do.
@@ -172,7 +175,7 @@ def convert(
 def _load_from_zoo(
     name: str,
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     progress: Progress | None,
     overrides: dict[str, Any],
 ) -> TRecViT | TAPNext:
@@ -190,7 +193,7 @@ def _load_from_zoo(
 def _load_file(
     path: Path,
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     overrides: dict[str, Any],
     *,
     labels: tuple[str, ...],
@@ -211,7 +214,7 @@ def _load_file(
 def _load_backbone(
     path: Path,
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     *,
     provenance: dict[str, str],
     **overrides: Any,
@@ -226,7 +229,7 @@ def _load_backbone(
 def _load_tapnext(
     path: Path,
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     *,
     provenance: dict[str, str],
     image_size: tuple[int, int] | None = None,
@@ -243,6 +246,17 @@ def _load_tapnext(
         device=device,
         dtype=dtype,
     )
+
+
+def _refuse_misspelt(overrides: dict[str, Any]) -> None:
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in overrides:
+        if name not in fields:
+            hint = nearest(name, ("source", "device", "dtype", "progress", *fields))
+            raise TypeError(
+                f"load: unexpected argument {name!r}{hint}; it takes device, dtype, progress, and fields of "
+                "ModelConfig that an original file leaves open"
+            )
 
 
 def _refuse_overrides(source: str | Path, overrides: dict[str, Any]) -> None:
