@@ -22,6 +22,7 @@ TemporalMixer = Literal["lru", "attention", "lstm", "conv", "none", "full_attent
 Gelu = Literal["tanh", "erf"]
 QueryBorder = Literal["nearest", "zeros"]
 Recompute = Literal["nothing", "cheap", "blocks"]
+ImageSize = Any  # what `as_image_size` takes: (height, width) in pixels in any container, or one number for a square
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

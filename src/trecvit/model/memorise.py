@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import MemoriserConfig, Preprocessing
+from trecvit.config import ImageSize, MemoriserConfig, Preprocessing
 from trecvit.errors import InputError
 from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import State
@@ -75,11 +75,10 @@ class Memoriser(VideoModel, tags=["video-memorisation"]):
         answer, _ = self.step(video, self.init_state(len(video), image_size=(video.shape[3], video.shape[4])))
         return answer
 
-    def init_state(self, batch_size: int, *, image_size: tuple[int, int] | None = None) -> State:
+    def init_state(self, batch_size: int, *, image_size: ImageSize | None = None) -> State:
         """The state of `batch_size` streams before their first frame, see `TRecViT.init_state`."""
-        image_size = image_size or self.preprocessing.image_size
-        self._check_image_size(*image_size)
-        return State.zeros(self.config.blocks, batch_size, image_size=image_size, device=self.device, dtype=self.dtype)
+        size = self._image_size(image_size)
+        return State.zeros(self.config.blocks, batch_size, image_size=size, device=self.device, dtype=self.dtype)
 
     def step(self, frames: Clips, state: State) -> tuple[Float[Tensor, "B 3 height width"], State]:
         """Goes on with the next frames of every stream; the answer is the one after the last of them.

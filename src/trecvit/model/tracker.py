@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from trecvit.config import Preprocessing, ReadoutTrackerConfig, TrackerConfig
+from trecvit.config import ImageSize, Preprocessing, ReadoutTrackerConfig, TrackerConfig
 from trecvit.errors import InputError, StateError
 from trecvit.model.matching import Similarity
 from trecvit.model.state import StreamState
@@ -151,7 +151,7 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         )
 
     @staticmethod
-    def preprocessing_for(image_size: tuple[int, int]) -> Preprocessing:
+    def preprocessing_for(image_size: ImageSize) -> Preprocessing:
         """Every frame, brought to this height and width."""
         return Preprocessing(image_size=image_size, frame_stride=1)
 
@@ -174,7 +174,7 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         return self.step(video, state)[0]
 
     def init_state(
-        self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: tuple[int, int] | None = None
+        self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: ImageSize | None = None
     ) -> TrackerState:
         """The state of B streams before their first frame.
 
@@ -186,9 +186,8 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         Raises:
             InputError: for what are no queries in pictures of this size.
         """
-        image_size = image_size or self.preprocessing.image_size
-        self._check_image_size(*image_size)
-        return self.begin(*read_queries(query_points_tyx.to(self.device), image_size), image_size)
+        size = self._image_size(image_size)
+        return self.begin(*read_queries(query_points_tyx.to(self.device), size), size)
 
     def begin(
         self,

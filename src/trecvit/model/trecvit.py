@@ -23,7 +23,16 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import Architecture, ModelConfig, Preprocessing, Recompute, check_labels, model_config
+from trecvit.config import (
+    Architecture,
+    ImageSize,
+    ModelConfig,
+    Preprocessing,
+    Recompute,
+    as_image_size,
+    check_labels,
+    model_config,
+)
 from trecvit.errors import InputError, StateError
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
@@ -294,6 +303,12 @@ class VideoModel(Pretrained):
             raise InputError(f"expected uint8, or floating point in [0,1], got {frames.dtype}")
         self._check_image_size(frames.shape[3], frames.shape[4])
 
+    def _image_size(self, given: ImageSize | None) -> tuple[int, int]:
+        """Height and width of frames to come, by default those of `preprocessing`, once they have been checked."""
+        size = self.preprocessing.image_size if given is None else as_image_size(given)
+        self._check_image_size(*size)
+        return size
+
     def _check_image_size(self, height: int, width: int) -> None:
         side = self.tokenizer.config.patch_size
         if height % side or width % side or height < side or width < side:
@@ -359,23 +374,25 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         clips = video.reshape(batch_size * num_clips, num_frames // num_clips, *video.shape[2:])
         state = self.init_state(clips.shape[0], image_size=(video.shape[3], video.shape[4]))
         out, _ = self.step(clips, state)
-        features = out.features.reshape(batch_size, -1, *out.features.shape[2:])
+        features = out.features.unflatten(0, (batch_size, num_clips)).flatten(1, 2)
         if out.logits is None or out.probs is None:
             return Output(None, None, features)
         logits = out.logits.unflatten(0, (batch_size, num_clips)).mean(dim=1)
         probs = out.probs.unflatten(0, (batch_size, num_clips)).mean(dim=1)
         return Output(logits, probs, features)
 
-    def init_state(self, batch_size: int, *, image_size: tuple[int, int] | None = None) -> State:
+    def init_state(self, batch_size: int, *, image_size: ImageSize | None = None) -> State:
         """The state of `batch_size` streams before their first frame.
 
         Args:
-            batch_size: Number of streams B.
+            batch_size: Number of streams B; 0 is a batch like any other.
             image_size: Height and width of the frames to come, by default those of `preprocessing`.
+
+        Raises:
+            InputError: for a negative number of streams, and a size that patches do not divide.
         """
-        image_size = image_size or self.preprocessing.image_size
-        self._check_image_size(*image_size)
-        return State.zeros(self.config, batch_size, image_size=image_size, device=self.device, dtype=self.dtype)
+        size = self._image_size(image_size)
+        return State.zeros(self.config, batch_size, image_size=size, device=self.device, dtype=self.dtype)
 
     def step(self, frames: Video, state: State) -> tuple[Output, State]:
         """Goes on with the next frames, any number of them, of every stream.

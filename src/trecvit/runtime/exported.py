@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from trecvit.config import ModelConfig, Preprocessing, nearest
+from trecvit.config import ImageSize, ModelConfig, Preprocessing, as_image_size, nearest
 from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.files import write_text
 from trecvit.model.state import State
@@ -57,7 +57,7 @@ def export(
     dtype: torch.dtype | None = None,
     batch_size: int = 1,
     frames: Sequence[int] = (1,),
-    image_size: tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
 ) -> Path:
     """Compiles a model for the shapes it will see and writes the result into a folder.
 
@@ -81,7 +81,7 @@ def export(
         MissingPackageError: OpenVINO is asked for and not installed.
     """
     folder, dtype = Path(folder), dtype or model.dtype
-    image_size = image_size or model.preprocessing.image_size
+    image_size = model.preprocessing.image_size if image_size is None else as_image_size(image_size)
     extent = model.config.temporal_patch_size
     if mode not in _MODES:
         raise ConfigError(f"mode: expected one of {', '.join(_MODES)}, got {mode!r}{nearest(mode, _MODES)}")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from trecvit.config import Architecture, ModelConfig, Preprocessing, nearest
+from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, nearest
 from trecvit.data.class_names import class_names
 from trecvit.data.manifest import read_labels
 from trecvit.download import Progress
@@ -232,13 +232,13 @@ def _load_tapnext(
     dtype: Dtype,
     *,
     provenance: dict[str, str],
-    image_size: tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
     **unknown: Any,
 ) -> TAPNext:
     if unknown:
         raise CheckpointError(f"{path}: a TAPNext's file leaves only image_size open; got also {', '.join(unknown)}")
     config, tensors = read_tapnext(path)
-    preprocessing = TAPNext.preprocessing_for(image_size or config.image_size)
+    preprocessing = TAPNext.preprocessing_for(config.image_size if image_size is None else image_size)
     return build(
         lambda: TAPNext(config, preprocessing=preprocessing, provenance=provenance),
         tensors,
