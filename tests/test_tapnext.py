@@ -474,8 +474,8 @@ def test_no_points_and_no_streams_are_batches_like_any_other(tracker):
     out = tracker(video_of(), torch.zeros(2, 0, 3))
     assert out.points_xy.shape == (2, 0, NUM_FRAMES, 2)
     assert out.visible.shape == (2, 0, NUM_FRAMES)
-    for run in (tracker, optimize(tracker)):
-        assert run(video_of(0), torch.zeros(0, 3, 3)).certainty.shape == (0, 3, NUM_FRAMES)
+    for model in (tracker, optimize(tracker)):
+        assert model(video_of(0), torch.zeros(0, 3, 3)).certainty.shape == (0, 3, NUM_FRAMES)
 
 
 @pytest.mark.parametrize(
