@@ -438,7 +438,9 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: expected a model's description as JSON: {exc}") from exc
     found = description.get("format") if isinstance(description, dict) else type(description).__name__
     if found != FORMAT:
-        raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r}")
+        of_others = isinstance(description, dict) and description.get("model_type")
+        hint = f"; it describes a {of_others!r} of another library, which is not read" if of_others else ""
+        raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r}{hint}")
     kinds = {"architecture": str, "model": dict, "preprocessing": dict, "labels": list, "provenance": dict}
     for key, kind in kinds.items():
         if not isinstance(description.get(key), kind):

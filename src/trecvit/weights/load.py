@@ -78,8 +78,10 @@ def load(
     if path.is_dir():
         _refuse_overrides(source, overrides)
         return _load_folder(path, device, dtype)
-    if path.exists() and path.suffix in (".npz", *TORCH_SUFFIXES):
+    if path.exists() and path.suffix.lower() in (".npz", *TORCH_SUFFIXES):
         return _load_file(path, device, dtype, overrides, labels=(), provenance={"source": path.name})
+    if path.suffix.lower() == ".safetensors" and path.exists():
+        raise CheckpointError(f"{path}: expected the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}, got one file")
     if path.exists():
         raise CheckpointError(
             f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, an original .npz file, or a TAPNext's "
@@ -199,7 +201,7 @@ def _load_file(
     labels: tuple[str, ...],
     provenance: dict[str, str],
 ) -> TRecViT | TAPNext:
-    if path.suffix != ".npz" or is_tapnext_npz(path):
+    if path.suffix.lower() != ".npz" or is_tapnext_npz(path):
         return _load_tapnext(path, device, dtype, provenance=provenance, **overrides)
     config, tensors = read_official(path, **overrides)
     return build(
