@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from models import TINY, random_video, tiny_model
+from models import TINY, random_video, tiny_model, tiny_readout_tracker, tiny_tracker
 
-from trecvit.config import ModelConfig, Preprocessing
+from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, Preprocessing, decoder_config
 from trecvit.data.class_names import class_names
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.mae import MaskedAutoencoder
+from trecvit.model.memorise import Memoriser
+from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from trecvit.weights.load import convert, load
 from trecvit.weights.zoo import ZOO
@@ -69,6 +72,163 @@ def test_push_to_hub_uploads_the_folder(tmp_path, model, monkeypatch):
     assert uploads == [("someone/model", ["README.md", CONFIG_FILE, WEIGHTS_FILE])]
 
 
+def every_kind():
+    """A model of each class that has `from_pretrained`."""
+    blocks = ModelConfig(**{**TINY, "num_classes": 0})
+    return {
+        "TRecViT": tiny_model(),
+        "TAPNext": tiny_tracker(),
+        "ReadoutTracker": tiny_readout_tracker(),
+        "MaskedAutoencoder": MaskedAutoencoder(AutoencoderConfig(blocks=blocks, decoder=decoder_config(blocks))),
+        "Memoriser": Memoriser(MemoriserConfig(blocks=blocks, offset=1)),
+    }
+
+
+@pytest.mark.parametrize("kind", every_kind())
+def test_from_pretrained_honours_or_refuses_every_argument(tmp_path, kind):
+    model = every_kind()[kind].half()
+    folder, load_it = model.save(tmp_path), type(model).from_pretrained
+    assert load_it(folder).dtype == torch.float32
+    for give in ({"dtype": torch.bfloat16}, {"torch_dtype": "bfloat16"}, {"dtype": "torch.bfloat16", "device": "cpu"}):
+        assert load_it(folder, **give).dtype == torch.bfloat16
+    assert load_it(folder, torch_dtype=torch.bfloat16, dtype="bfloat16").dtype == torch.bfloat16
+    assert load_it(str(folder), torch_dtype="auto", token=None, cache_dir=tmp_path).dtype == torch.float16
+    for name, words in {
+        "strct": "unexpected argument 'strct'",
+        "torch_type": "did you mean 'torch_dtype'",
+        "device_map": "did you mean 'device'",
+        "local_file_only": "did you mean 'local_files_only'",
+        "subfolder": "unexpected argument 'subfolder'",
+        **dict.fromkeys(
+            ("num_classes", "num_labels", "id2label", "image_size", "config", "labels"), "config.json says"
+        ),
+    }.items():
+        with pytest.raises(TypeError, match=f"{kind}.from_pretrained.*{words}"):
+            load_it(folder, **{name: 5})
+    for give, words in (
+        ({"dtype": "float17"}, "dtype: expected one of float32.*got 'float17'.*did you mean 'float1?6?'?"),
+        ({"dtype": torch.int8}, "dtype: expected one of float32.*got torch.int8"),
+        ({"dtype": "float16", "torch_dtype": torch.float32}, "got torch.float16 and torch.float32"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used here"),
+        ({"revision": "main"}, "no revision for a folder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_it(folder, **give)
+
+
+def test_save_pretrained_honours_or_refuses_every_argument(tmp_path, model):
+    for give, words in (
+        ({"safe_serialization": False}, "unexpected argument 'safe_serialization'"),
+        ({"max_shard_size": "5GB"}, "unexpected argument 'max_shard_size'"),
+        ({"push_to_hubb": True}, "did you mean 'push_to_hub'"),
+        ({"private": True}, "expected 'private' only with push_to_hub=True"),
+        ({"repo_id": "someone/model"}, "expected 'repo_id' only with push_to_hub=True"),
+        ({"config": {"num_classes": 3}}, "expected no config"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            model.save_pretrained(tmp_path / "new", **give)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_saved_leaves_the_folder_as_it_was(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    other = tiny_model()
+    other.norm = torch.nn.Identity()
+    for save in (other.save, other.save_pretrained):
+        with pytest.raises(CheckpointError, match="not saved"):
+            save(tmp_path)
+    assert_same(load(tmp_path), model)
+
+
+@pytest.mark.parametrize("bias", ["with a new bias", "of fewer rows"])
+@pytest.mark.parametrize("num_classes", [3, 5, 7])
+def test_a_head_that_was_swapped_is_saved_as_what_it_is(tmp_path, model, num_classes, bias):
+    old, new = model.head.classifier, torch.nn.Linear(model.config.head_width, num_classes)
+    if bias == "of fewer rows":
+        old.weight, old.bias = torch.nn.Parameter(new.weight), torch.nn.Parameter(new.bias)
+    else:
+        model.head.classifier = new
+    if num_classes == 5:
+        model.save(tmp_path)
+        assert load(tmp_path).labels == tuple("abcde")
+    else:
+        with pytest.warns(UserWarning, match=f"has {num_classes} classes and 5 labels.*relabel"):
+            model.save(tmp_path)
+        assert load(tmp_path).labels == ()
+    got = load(tmp_path)
+    assert got.config == model.config.replace(num_classes=num_classes)
+    assert torch.equal(got(random_video()).logits, model(random_video()).logits)
+    model.relabel([f"class {number}" for number in range(num_classes)])
+    assert_same(load(model.save(tmp_path)), model)
+
+
+def test_a_head_that_was_taken_away_is_saved_as_none(tmp_path, model):
+    model.relabel([])
+    model.head = None
+    got = load(model.save(tmp_path))
+    assert got.config.num_classes == 0
+    assert torch.equal(got(random_video()).features, model(random_video()).features)
+
+
+def without(*names):
+    def change(model):
+        for name in names:
+            model.set_submodule(name, torch.nn.Identity())
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without("head"), r"1 replaced: head \(Identity instead of Head\); 4 missing: head.pre_logits"),
+        (without("head.classifier"), "2 missing: head.classifier.weight"),
+        (without("norm", "blocks.1.spatial.mlp_up"), "4 missing"),
+        (
+            lambda m: setattr(m.head, "classifier", torch.nn.Linear(12, 5, bias=False)),
+            "1 missing: head.classifier.bias",
+        ),
+        (lambda m: setattr(m.head, "classifier", torch.nn.Linear(11, 5)), r"head.classifier.weight .* \(5, 11\)"),
+        (
+            lambda m: setattr(m.head, "classifier", torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(12, 5))),
+            r"2 left over: head.classifier.1.weight",
+        ),
+        (lambda m: setattr(m, "norm", torch.nn.GroupNorm(1, 16)), r"replaced: norm \(GroupNorm instead of LayerNorm\)"),
+        (lambda m: setattr(m, "extra", torch.nn.Linear(2, 3)), "2 left over: extra.weight"),
+        (lambda m: m.register_buffer("mean", torch.zeros(3)), "1 left over: mean"),
+        (lambda m: m.blocks.append(m.blocks[0]), r"left over: blocks\.2\."),
+        (lambda m: torch.nn.utils.parametrizations.weight_norm(m.head.pre_logits), "missing: head.pre_logits.weight"),
+        (
+            lambda m: setattr(m.norm, "weight", torch.nn.Parameter(m.norm.weight.to("meta"))),
+            "norm.weight has no values",
+        ),
+        (lambda m: setattr(m.norm, "bias", torch.nn.Parameter(torch.zeros(16, dtype=torch.int64), False)), "norm.bias"),
+    ],
+)
+def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path, model, change, words):
+    change(model)
+    with pytest.raises(CheckpointError, match=f"not saved: expected .*{words}"):
+        model.save(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("kind", every_kind())
+def test_whatever_is_saved_is_loaded_with_equal_weights(tmp_path, kind):
+    model = every_kind()[kind]
+    model.blocks[1].spatial = model.blocks[0].spatial  # tied
+    model.blocks[0].spatial.mlp_up.to(torch.bfloat16)  # of two dtypes
+    got = type(model).load(model.save(tmp_path), dtype="auto").state_dict()
+    expected = model.state_dict()
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert got[name].dtype == tensor.dtype
+        assert torch.equal(got[name], tensor)
+    model.tokenizer.embedding = torch.nn.Linear(3, 16)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.embedding\.weight"):
+        model.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 def test_weights_come_back_as_float32_unless_asked_otherwise(tmp_path, model, stored):
     model.to(stored).save(tmp_path)
@@ -89,6 +249,73 @@ def test_labels_can_be_given_when_converting(tmp_path, model):
     tiny_model(temporal_mixer="none").save(tmp_path / "blind")
     with pytest.raises(CheckpointError, match="temporal_mixer='none'"):
         convert(tmp_path / "blind", tmp_path / "blind.npz")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("cat", "expected a list of names, one per class, got str 'cat'"),
+        (b"cat", "got bytes b'cat'"),
+        (7, "got int 7"),
+        ({"cat": 0, "dog": 1, "cow": 2}, "a mapping from 0 ... 2 to names, got a mapping with the keys 'cat', 'dog'"),
+        ({1: "cat", 2: "dog", 3: "cow"}, "a mapping with the keys 1, 2, 3"),
+        ({"cat", "dog", "cow"}, "a set, which has no order"),
+        (range(3), "expected a text as the name of class 0, got int 0"),
+        (["cat", None, "cow"], "class 1, got NoneType None"),
+        (np.array(["cat", "dog", "cow"]).astype(np.bytes_), "class 0, got bytes_"),
+        (["cat", "dog", "cat"], "expected each name once, got 'cat' for classes 0 and 2"),
+        (["cat", "dog", ""], "name for class 2, got '', which is empty"),
+        (["cat", "dog", " \t"], "class 2.*which is empty"),
+        (["cat", " dog", "cow"], "class 1, got ' dog', with white space"),
+        (["\ufeffcat", "dog", "cow"], r"class 0.*a byte-order mark"),
+        (["cat", "dog\ncow", "cow"], "class 1.*line break"),
+        (["cat", "dog\u2028", "d\u2028og"], "class 1"),
+        (["cat", "dog", "c\udcffw"], "class 2.*not valid Unicode"),
+        (["cat", "dog"], "expected 3 labels, one per class, got 2"),
+    ],
+)
+def test_what_are_no_names_of_classes_is_refused_before_anything_is_saved(names, words):
+    named = create_model("tiny", depth=1, labels=["a", "b", "c"])
+    for give in (named.relabel, lambda names: setattr(named, "labels", names)):
+        with pytest.raises(ConfigError, match=words):
+            give(names)
+    assert named.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("names", ["abc", ["a", "a", "c"], {"a": 0, "b": 1, "c": 2}])
+def test_a_model_is_not_made_with_what_are_no_names(names):
+    with pytest.raises(ConfigError, match="labels: expected"):
+        create_model("tiny", depth=1, labels=names)
+    with pytest.raises(ConfigError, match="labels: expected"):
+        TRecViT(ModelConfig(**{**TINY, "num_classes": 3}), labels=names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat", "dog"],
+        (name for name in ("cat", "dog")),
+        {"cat": 1, "dog": 2}.keys(),
+        {1: "dog", 0: "cat"},
+        {"1": "dog", "0": "cat"},
+        {np.int64(1): "dog", np.int64(0): "cat"},
+        np.array(["cat", "dog"]),
+    ],
+)
+def test_names_of_classes_become_plain_strings_in_order(tmp_path, names):
+    model = create_model("tiny", depth=1, labels=names)
+    assert model.labels == ("cat", "dog")
+    assert {type(name) for name in model.labels} == {str}
+    assert model.config.num_classes == 2
+    assert load(model.save(tmp_path)).labels == ("cat", "dog")
+
+
+def test_names_that_were_saved_before_there_was_a_rule_still_load(tmp_path, model):
+    model.save(tmp_path)
+    old = ["a", "a", "", " b", "\ufeffc"]
+    change_description(tmp_path, lambda d: d.update(labels=old))
+    assert list(load(tmp_path).labels) == old
+    assert list(load(load(tmp_path).save(tmp_path / "again")).labels) == old
 
 
 def change_description(folder, change) -> None:
@@ -175,6 +402,11 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
         load(tmp_path / "video.mp4")
     with pytest.raises(CheckpointError, match=r"its own config\.json says what it is; got also width"):
         load("motions", width=3)
+    for source in ("motions", tmp_path / "model.npz"):
+        with pytest.raises(TypeError, match="load: unexpected argument 'torch_dtype', did you mean 'dtype'"):
+            load(source, torch_dtype=torch.float16)
+    with pytest.raises(ConfigError, match="dtype: expected one of float32"):
+        load("motions", dtype="int8")
 
 
 def test_the_bundled_model_is_small_and_answers():

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import VARIANTS, random_video, relative_error, tiny_model
+from models import TINY, VARIANTS, random_video, relative_error, tiny_model, tiny_readout_tracker
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trecvit.errors import InputError, StateError
+from trecvit.config import MemoriserConfig, ModelConfig, Preprocessing
+from trecvit.errors import ConfigError, InputError, StateError
+from trecvit.model.memorise import Memoriser
 from trecvit.model.state import State
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.trecvit import TRecViT, create_model
+from trecvit.runtime.fast import optimize
 
 TOLERANCE = 1e-5  # float32: the same sums in another order
 NUM_FRAMES = 12
@@ -274,15 +278,61 @@ def test_files_that_are_not_states_are_refused(tmp_path):
         State.load(tmp_path / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("variant", ["plain", "pairs_of_frames"])
-def test_no_stream_at_all_is_a_batch_like_any_other(variant):
-    model = tiny_model(**VARIANTS[variant])
-    out, state = model.step(random_video(0, 3), model.init_state(0))
-    assert out.logits.shape == (0, 5)
-    assert state.batch_size == 0
+WHOLE_CLIPS = {
+    "attention": {"temporal_mixer": "attention"},
+    "causal_attention": {"temporal_mixer": "causal_attention"},
+    "flat_lru": {"temporal_mixer": "flat_lru", "pooling": "mean"},
+}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, 1.01])
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("variant", [*VARIANTS, *WHOLE_CLIPS])
+def test_no_stream_at_all_is_a_batch_like_any_other(variant, fast):
+    model = tiny_model(**{**VARIANTS, **WHOLE_CLIPS}[variant])
+    model = optimize(model) if fast else model
+    expected, after = model.step(random_video(1, 8), model.init_state(1))
+    for video in (random_video(0, 8), random_video(0, 8).float() / 255):
+        out, state = model.step(video, model.init_state(0))
+        for got in (out, model(video), model(video, frames_per_clip=8)):
+            for part, one in zip(got, expected, strict=True):
+                assert (part is None) == (one is None)
+                assert part is None or (part.shape, part.dtype) == ((0, *one.shape[1:]), one.dtype)
+        assert state.batch_size == 0
+        joined = State.cat([state, after])
+        assert all(torch.equal(tensor, joined._tensors()[name]) for name, tensor in after._tensors().items())
+    if not fast:
+        model(random_video(0, 8)).features.sum().backward()
+
+
+def test_fewer_than_no_streams_are_refused():
+    with pytest.raises(InputError, match="number of streams of 0 or more, got -1"):
+        tiny_model().init_state(-1)
+
+
+@pytest.mark.parametrize("size", [[32, 32], np.array([32, 32]), torch.Size([32, 32]), 32, np.int64(32)])
+def test_a_size_may_come_in_any_container(size):
+    model, tracker = tiny_model(), tiny_readout_tracker()
+    memoriser = Memoriser(MemoriserConfig(blocks=ModelConfig(**{**TINY, "num_classes": 0}), offset=0))
+    for state, step in (
+        (model.init_state(1, image_size=size), model.step),
+        (tracker.init_state(torch.zeros(1, 2, 3), image_size=size), tracker.step),
+        (memoriser.init_state(1, image_size=size), memoriser.step),
+    ):
+        assert state.image_size == (32, 32)
+        assert {type(side) for side in state.image_size} == {int}
+        step(random_video(1, 1, 32, 32), state)
+    assert Preprocessing(image_size=size).image_size == (32, 32)
+    assert create_model("tiny", depth=1, image_size=size).config.image_size == (32, 32)
+
+
+@pytest.mark.parametrize("size", [(16.0, 24.0), [], (16,), 0, "16", {16, 24}, (16, 24, 3), True])
+def test_what_is_no_size_is_refused(size):
+    model = tiny_model()
+    with pytest.raises(ConfigError, match=r"image_size: expected \(height, width\) in pixels or one whole number"):
+        model.init_state(1, image_size=size)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.76, 1.76])
 def test_pixels_that_are_none_are_refused_before_they_spoil_a_state(value):
     model = tiny_model()
     frames = random_video(1, 2).float() / 255

@@ -21,6 +21,7 @@ from trecvit.config import ModelConfig, TrackerConfig
 from trecvit.errors import ConfigError, InputError, StateError
 from trecvit.model.tapnext import TAPNext, TrackState, certainty, soft_argmax
 from trecvit.model.tracker import NEVER, TrackerOutput, read_queries, track_both_ways
+from trecvit.runtime.fast import optimize
 from trecvit.weights.load import load
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -473,7 +474,8 @@ def test_no_points_and_no_streams_are_batches_like_any_other(tracker):
     out = tracker(video_of(), torch.zeros(2, 0, 3))
     assert out.points_xy.shape == (2, 0, NUM_FRAMES, 2)
     assert out.visible.shape == (2, 0, NUM_FRAMES)
-    assert tracker(video_of(0), torch.zeros(0, 3, 3)).certainty.shape == (0, 3, NUM_FRAMES)
+    for model in (tracker, optimize(tracker)):
+        assert model(video_of(0), torch.zeros(0, 3, 3)).certainty.shape == (0, 3, NUM_FRAMES)
 
 
 @pytest.mark.parametrize(

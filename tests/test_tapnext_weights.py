@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from models import random_video, tiny_model, tiny_tracker
+from safetensors.torch import save_file
 
 import trecvit
 from trecvit.config import ModelConfig, TrackerConfig
@@ -199,6 +201,60 @@ def test_a_whole_layer_may_not_be_missing(tmp_path):
 def test_other_torch_files_are_refused_with_the_reason(tmp_path, change, words):
     with pytest.raises(CheckpointError, match=f"odd.pt.*{words}"):
         load(rewrite_torch(tmp_path / "odd.pt", change))
+
+
+def _zip_of_text(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes/a.txt", "hello")
+
+
+OTHER_MODELS = {
+    "a state dict": (
+        lambda path: torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).state_dict(), path),
+        "names such as lin_proj.weight.*it holds 2 tensors of another model, '0.weight', '0.bias'",
+    ),
+    "our state dict": (
+        lambda path: torch.save(tiny_model().state_dict(), path),
+        r"state dict of a model of this package, without its config; write model\.save",
+    ),
+    "our wrapped state dict": (
+        lambda path: torch.save(torch.nn.Sequential(tiny_model()).state_dict(), path),
+        "state dict of a model of this package",
+    ),
+    "a training run": (
+        lambda path: torch.save({"epoch": 3, "model": {"a": torch.zeros(2)}}, path),
+        "it holds 'epoch', 'model', and 'epoch' is no plain tensor but a int",
+    ),
+    "a lightning checkpoint": (
+        lambda path: torch.save({"state_dict": {"net.a": torch.zeros(2)}, "epoch": 3}, path),
+        "1 tensors of another model, 'net.a'",
+    ),
+    "a module": (lambda path: torch.save(torch.nn.Linear(2, 3), path), r"holds a torch\.nn\.modules\.linear\.Linear"),
+    "a list": (lambda path: torch.save([torch.zeros(2)], path), "it holds a list and no state dict"),
+    "a zip": (_zip_of_text, r"it is a zip archive, with 'notes/a\.txt'"),
+    "text": (lambda path: path.write_text("hello world\n"), "no file of torch.save"),
+    "safetensors": (lambda path: save_file({"a": torch.zeros(2)}, path), "no file of torch.save"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+def test_files_of_other_models_are_called_what_they_are(tmp_path, kind, suffix):
+    write, words = OTHER_MODELS[kind]
+    write(tmp_path / f"other{suffix}")
+    with pytest.raises(CheckpointError, match=f"the only model that is read from a PyTorch file.*{words}") as error:
+        load(tmp_path / f"other{suffix}")
+    assert len(str(error.value)) < 500
+    assert "weights_only=False" not in str(error.value)
+
+
+def test_weights_of_a_folder_alone_and_folders_of_others_are_named(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected the folder that holds model\.safetensors and config\.json"):
+        load(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "vivit"}')
+    with pytest.raises(CheckpointError, match="expected the format 'trecvit-1', got None; it describes a 'vivit'"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("source", [TORCH_FILE, JAX_FILE], ids=["pt", "npz"])

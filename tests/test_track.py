@@ -146,7 +146,7 @@ def test_frames_may_have_any_size_and_points_are_in_their_pixels():
 
 def test_the_models_frames_may_have_another_size():
     frames = frames_of(height=64, width=48)
-    live = LiveTracker(TRACKER, MAX_POINTS, image_size=(64, 48))
+    live = LiveTracker(TRACKER, MAX_POINTS, image_size=[64, 48])
     point = live.add(30, 60)
     queries = torch.full((1, MAX_POINTS + 1, 3), math.inf)
     queries[0, 0] = torch.tensor([0, 60, 30])

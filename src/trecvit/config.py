@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import operator
+import unicodedata
+from collections.abc import Iterable, KeysView, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
@@ -20,6 +22,7 @@ TemporalMixer = Literal["lru", "attention", "lstm", "conv", "none", "full_attent
 Gelu = Literal["tanh", "erf"]
 QueryBorder = Literal["nearest", "zeros"]
 Recompute = Literal["nothing", "cheap", "blocks"]
+ImageSize = Any  # what `as_image_size` takes: (height, width) in pixels in any container, or one number for a square
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +84,7 @@ class ModelConfig:
     num_classes: int = 400
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", _image_size(self.image_size))
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
         for name in (
             "width",
             "depth",
@@ -455,7 +458,7 @@ class VivitMemoriserConfig:
     offset: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", _image_size(self.image_size))
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
         for name in ("width", "depth", "num_heads", "mlp_width", "patch_size", "num_frames"):
             _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
         _require(self.width % self.num_heads == 0, self, "num_heads", f"a divisor of width={self.width}")
@@ -528,7 +531,7 @@ class Preprocessing:
     frame_rate_fps: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", _image_size(self.image_size))
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
         for name in ("num_frames", "frame_stride"):
             _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
         rate = self.frame_rate_fps
@@ -578,11 +581,96 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _image_size(value: object) -> tuple[int, int]:
-    sides = (value, value) if _is_int(value) else value
-    if isinstance(sides, (tuple, list)) and len(sides) == 2 and all(_is_int(side) and side >= 1 for side in sides):
-        return (sides[0], sides[1])
+def as_image_size(value: object) -> tuple[int, int]:
+    """Height and width in pixels, from a pair of integers in any container, or from one integer for a square.
+
+    Args:
+        value: `(height, width)` as a tuple, list, `torch.Size` or array of integers, or one integer.
+
+    Raises:
+        ConfigError: for anything else, such as floats, numbers below 1 or another count of numbers.
+    """
+    sides: tuple[object, ...] = (value, value)
+    if isinstance(value, Iterable) and not isinstance(value, (Set, Mapping)) and getattr(value, "shape", None) != ():
+        sides = tuple(value)
+    whole = [number for number in map(_integer, sides) if number is not None and number >= 1]
+    if len(sides) == len(whole) == 2:
+        return (whole[0], whole[1])
     raise ConfigError(f"image_size: expected (height, width) in pixels or one whole number, got {value!r}")
+
+
+def _integer(value: object) -> int | None:
+    """An integer of Python, numpy or PyTorch as Python's own; None for anything else, booleans too."""
+    if isinstance(value, int):
+        return None if isinstance(value, bool) else value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def check_labels(labels: object) -> tuple[str, ...]:
+    """Names of classes, in the order of their numbers, as plain strings; what has no order or is no name is refused.
+
+    One rule for names from files and from Python, so that whatever is accepted can be saved, printed line by line and
+    told apart.
+
+    Args:
+        labels: A list or any other iterable of names; or transformers' `id2label`, a mapping from 0 ... n-1 (also as
+            text, as JSON has it) to names, whatever the order of its keys.
+
+    Returns:
+        One name per class: not empty, printable, without white space around it, and each once.
+
+    Raises:
+        ConfigError: for anything else, with the class and its name.
+    """
+    names: dict[str, int] = {}
+    for number, label in enumerate(_in_order(labels)):
+        if not isinstance(label, str):
+            kind = type(label).__name__
+            raise ConfigError(f"labels: expected a text as the name of class {number}, got {kind} {label!r:.80}")
+        name = "".join(label)  # of a subclass, such as numpy's, a plain string
+        if reason := _is_no_name(name):
+            raise ConfigError(f"labels: expected a name for class {number}, got {name!r:.80}, {reason}")
+        if name in names:
+            raise ConfigError(
+                f"labels: expected each name once, got {name!r:.80} for classes {names[name]} and {number}; "
+                "rename one of them, or make them one class"
+            )
+        names[name] = number
+    return tuple(names)
+
+
+def _in_order(labels: object) -> Iterable[object]:
+    if isinstance(labels, Mapping):
+        by_number = {_integer(int(key) if isinstance(key, str) and key.isdecimal() else key): key for key in labels}
+        if set(by_number) != set(range(len(labels))):
+            raise ConfigError(
+                f"labels: expected a list of names or a mapping from 0 ... {max(len(labels) - 1, 0)} to names, got a "
+                f"mapping with the keys {', '.join(map(repr, [*labels][:5]))}{' ...' if len(labels) > 5 else ''}; give "
+                "a list of names in the order of the classes' numbers"
+            )
+        return [labels[by_number[number]] for number in range(len(labels))]
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+        raise ConfigError(
+            f"labels: expected a list of names, one per class, got {type(labels).__name__} {labels!r:.80}"
+        )
+    if isinstance(labels, Set) and not isinstance(labels, KeysView):
+        raise ConfigError("labels: expected names in the order of the classes' numbers, got a set, which has no order")
+    return labels
+
+
+def _is_no_name(name: str) -> str:
+    """Why a text cannot be the name of a class, or nothing."""
+    if not name.strip():
+        return "which is empty"
+    if name != name.strip() or name.startswith("\ufeff"):
+        return "with white space or a byte-order mark around it; strip the names"
+    kinds = {unicodedata.category(character) for character in name}
+    if "Cs" in kinds:
+        return "which is not valid Unicode; was the file read in another encoding?"
+    return "with a control character or line break in it" if kinds & {"Cc", "Zl", "Zp"} else ""
 
 
 # Sizes: paper, Table 8 (small, base, large) and the code's table of variants (tiny). Heads have 64 channels in all.

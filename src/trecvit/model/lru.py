@@ -92,7 +92,7 @@ class GatePair(nn.Module):
         pair: Tensor = mapped.unflatten(2, (2, -1)).permute(2, 1, 0, 3)
         # One copy brings both into the order and the precision of the recurrence.
         pair = pair.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-        return pair.flatten(2).add_(self.bias).view(2, *x.shape[:-1], -1)
+        return pair.flatten(2).add_(self.bias).view(2, *x.shape[:-1], self.bias.shape[-1])
 
 
 class CausalConv(nn.Module):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing
 from trecvit.errors import InputError
+from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import empty_layers
 from trecvit.model.trecvit import (
     NORM_EPS,
@@ -35,7 +36,7 @@ from trecvit.model.trecvit import (
     sincos_positions,
     through_blocks,
 )
-from trecvit.pretrained import WEIGHTS_FILE, Pretrained, build, read_tensors
+from trecvit.pretrained import WEIGHTS_FILE, Dtype, Pretrained, build, read_tensors
 
 DECODER_FOLDER = "decoder"  # within the folder of the encoder
 _DECODER = f"{DECODER_FOLDER}."
@@ -86,8 +87,7 @@ class Targets(NamedTuple):
 def targets(video: Clips, hidden: Int64[Tensor, "B H"], config: AutoencoderConfig) -> Targets:
     """The hidden patches of uint8 or [0,1] videos, normalised one by one (VideoMAE's normalised targets) unless the
     configuration says otherwise, float32."""
-    pixels = video.float() / 255.0 if video.dtype == torch.uint8 else video.float()
-    patches = patches_of(pixels, config.blocks).take_along_dim(hidden[:, None, :, None], dim=2)
+    patches = patches_of(unit_pixels(video), config.blocks).take_along_dim(hidden[:, None, :, None], dim=2)
     if not config.normalised_targets:
         mean, deviation = torch.full_like(patches, _GREY), torch.full_like(patches, _SPREAD)
         return Targets((patches - mean) / deviation, mean, deviation)
@@ -190,7 +190,7 @@ class Autoencoder(Pretrained, tags=["masked-autoencoding"]):
             numbers: Which patches.
             patches: Their pixels in [0,1].
         """
-        whole = patches_of(video.float() / 255.0 if video.dtype == torch.uint8 else video.float(), self.config.blocks)
+        whole = patches_of(unit_pixels(video), self.config.blocks)
         index = numbers[:, None, :, None].expand_as(patches)
         whole = whole.scatter(2, index, patches)
         return frames_of(whole, self.config.blocks, (video.shape[3], video.shape[4]))
@@ -204,6 +204,7 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
 
     config: AutoencoderConfig
     config_class = AutoencoderConfig
+    _hub_files = (*Pretrained._hub_files, *(f"{DECODER_FOLDER}/{name}" for name in Pretrained._hub_files))
 
     def __init__(
         self,
@@ -252,6 +253,7 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
     def save(self, folder: str | Path) -> Path:
         """Writes the encoder into a folder as a TRecViT without a head, and the decoder into a folder within."""
         folder, weights = Path(folder), self.state_dict()
+        self._check_can_be_loaded(weights, folder)
         encoder = {name: tensor for name, tensor in weights.items() if not name.startswith(_DECODER)}
         about, source = self.preprocessing, self.provenance
         build(
@@ -259,15 +261,13 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
             encoder,
             source="the encoder's weights",
             device=self.device,
-            dtype=self.dtype,
+            dtype="auto",
         ).save(folder)
         self._save(folder / DECODER_FOLDER, {name: weights[name] for name in weights if name not in encoder})
         return folder
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-    ) -> MaskedAutoencoder:
+    def load(cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: Dtype = None) -> MaskedAutoencoder:
         """Reads what `save` wrote, see `Pretrained.load`."""
         return super().load(Path(folder) / DECODER_FOLDER, device=device, dtype=dtype)
 

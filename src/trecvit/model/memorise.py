@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import MemoriserConfig, Preprocessing
+from trecvit.config import ImageSize, MemoriserConfig, Preprocessing
 from trecvit.errors import InputError
+from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import State
 from trecvit.model.trecvit import VideoModel, frames_of, init_lecun
 
@@ -36,7 +36,7 @@ def past_frame(video: Clips, offset: int) -> Float[Tensor, "B 3 height width"]:
     if not 0 <= offset < video.shape[1]:
         raise InputError(f"expected an offset from 0 to {video.shape[1] - 1} in {video.shape[1]} frames, got {offset}")
     frame = video[:, video.shape[1] - 1 - offset]
-    return frame.float() / 255.0 if frame.dtype == torch.uint8 else frame.float()
+    return unit_pixels(frame)
 
 
 class Memoriser(VideoModel, tags=["video-memorisation"]):
@@ -71,15 +71,14 @@ class Memoriser(VideoModel, tags=["video-memorisation"]):
         Raises:
             InputError: for shapes, dtypes or values that are not a video.
         """
-        self._check_frames(video)
+        self._check_shape(video)  # its pixels are checked by `step`
         answer, _ = self.step(video, self.init_state(len(video), image_size=(video.shape[3], video.shape[4])))
         return answer
 
-    def init_state(self, batch_size: int, *, image_size: tuple[int, int] | None = None) -> State:
+    def init_state(self, batch_size: int, *, image_size: ImageSize | None = None) -> State:
         """The state of `batch_size` streams before their first frame, see `TRecViT.init_state`."""
-        image_size = image_size or self.preprocessing.image_size
-        self._check_image_size(*image_size)
-        return State.zeros(self.config.blocks, batch_size, image_size=image_size, device=self.device, dtype=self.dtype)
+        size = self._image_size(image_size)
+        return State.zeros(self.config.blocks, batch_size, image_size=size, device=self.device, dtype=self.dtype)
 
     def step(self, frames: Clips, state: State) -> tuple[Float[Tensor, "B 3 height width"], State]:
         """Goes on with the next frames of every stream; the answer is the one after the last of them.

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from trecvit.config import ModelConfig
-from trecvit.errors import ConfigError, StateError
+from trecvit.config import ImageSize, ModelConfig, as_image_size
+from trecvit.errors import ConfigError, InputError, StateError
 from trecvit.files import write_whole
 from trecvit.model.lru import LayerState
 from trecvit.model.mixers import state_sizes
@@ -258,12 +258,14 @@ class State(StreamState):
         config: ModelConfig,
         batch_size: int,
         *,
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         device: torch.device,
         dtype: torch.dtype,
     ) -> State:
         """The state of `batch_size` streams that have not begun; `dtype` is the model's."""
-        height, width = image_size
+        if batch_size < 0:
+            raise InputError(f"expected a number of streams of 0 or more, got {batch_size}")
+        height, width = image_size = as_image_size(image_size)
         num_tokens = num_patches(config, image_size) + (config.pooling == "cls")
         waiting = (batch_size, config.temporal_patch_size - 1, 3, height, width)
         evidence = (batch_size, config.head_width if config.num_classes else 0)
@@ -314,6 +316,8 @@ def num_patches(config: ModelConfig, image_size: tuple[int, int]) -> int:
 
 def difference(expected: ModelConfig, got: ModelConfig) -> str:
     """Words for the fields in which two architectures differ as far as a state is concerned, or nothing."""
+    if expected is got:  # the usual case, and a compiler cannot look into a dataclass's fields
+        return ""
     return ", ".join(
         f"{field.name} {getattr(expected, field.name)} and {getattr(got, field.name)}"
         for field in dataclasses.fields(ModelConfig)

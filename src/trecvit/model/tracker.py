@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from trecvit.config import Preprocessing, ReadoutTrackerConfig, TrackerConfig
+from trecvit.config import ImageSize, Preprocessing, ReadoutTrackerConfig, TrackerConfig
 from trecvit.errors import InputError, StateError
 from trecvit.model.matching import Similarity
 from trecvit.model.state import StreamState
@@ -151,7 +151,7 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         )
 
     @staticmethod
-    def preprocessing_for(image_size: tuple[int, int]) -> Preprocessing:
+    def preprocessing_for(image_size: ImageSize) -> Preprocessing:
         """Every frame, brought to this height and width."""
         return Preprocessing(image_size=image_size, frame_stride=1)
 
@@ -167,14 +167,14 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         Raises:
             InputError: for shapes, dtypes or values that are not a video or not queries in it.
         """
-        self._check_frames(video)
+        self._check_shape(video)  # its pixels are checked by `step`
         if query_points_tyx.dim() == 3 and len(query_points_tyx) != len(video):
             raise InputError(f"expected queries for {len(video)} videos, got them for {len(query_points_tyx)}")
         state = self.init_state(query_points_tyx, image_size=(video.shape[3], video.shape[4]))
         return self.step(video, state)[0]
 
     def init_state(
-        self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: tuple[int, int] | None = None
+        self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: ImageSize | None = None
     ) -> TrackerState:
         """The state of B streams before their first frame.
 
@@ -186,9 +186,8 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         Raises:
             InputError: for what are no queries in pictures of this size.
         """
-        image_size = image_size or self.preprocessing.image_size
-        self._check_image_size(*image_size)
-        return self.begin(*read_queries(query_points_tyx.to(self.device), image_size), image_size)
+        size = self._image_size(image_size)
+        return self.begin(*read_queries(query_points_tyx.to(self.device), size), size)
 
     def begin(
         self,

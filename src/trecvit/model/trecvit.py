@@ -14,7 +14,7 @@ Sources: "paper" the above; "code" github.com/google-deepmind/trecvit at 81bcb0a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,15 +23,25 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import Architecture, ModelConfig, Preprocessing, Recompute, model_config
+from trecvit.config import (
+    Architecture,
+    ImageSize,
+    ModelConfig,
+    Preprocessing,
+    Recompute,
+    as_image_size,
+    check_labels,
+    model_config,
+)
 from trecvit.errors import InputError, StateError
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState
 from trecvit.model.mixers import TemporalPositions, temporal_part
+from trecvit.model.pixels import check_pixels, unit_pixels
 from trecvit.model.recompute import Recomputing
 from trecvit.model.state import State
-from trecvit.pretrained import Pretrained
+from trecvit.pretrained import Labels, Pretrained
 
 NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
 
@@ -234,7 +244,7 @@ class VideoModel(Pretrained):
         norm_eps: float = NORM_EPS,
         antialias: bool = True,
         preprocessing: Preprocessing | None = None,
-        labels: Sequence[str] = (),
+        labels: Labels = (),
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
@@ -276,9 +286,14 @@ class VideoModel(Pretrained):
 
     def _pixels(self, frames: Tensor) -> Tensor:
         """Frames in [0,1], in the weights' dtype."""
-        return frames.to(self.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.dtype)
+        return unit_pixels(frames, self.dtype)
 
     def _check_frames(self, frames: Tensor) -> None:
+        self._check_shape(frames)
+        if not torch.compiler.is_compiling():  # where `unit_pixels` does it
+            check_pixels(frames)
+
+    def _check_shape(self, frames: Tensor) -> None:
         if frames.dim() != 5 or frames.shape[2] != 3 or frames.shape[1] < 1:
             raise InputError(
                 f"expected a video [B,T,C,H,W] with T >= 1 and C = 3 colours, got {tuple(frames.shape)}"
@@ -287,13 +302,12 @@ class VideoModel(Pretrained):
         if frames.dtype != torch.uint8 and not frames.is_floating_point():
             raise InputError(f"expected uint8, or floating point in [0,1], got {frames.dtype}")
         self._check_image_size(frames.shape[3], frames.shape[4])
-        if frames.is_floating_point() and frames.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = frames.aminmax()
-            if not (low >= 0.0 and high <= 1.0):  # a pixel that is not a number fails both
-                raise InputError(
-                    f"expected floating-point pixels in [0,1], got values from {low:.4g} to {high:.4g}; "
-                    "give uint8, or divide by 255"
-                )
+
+    def _image_size(self, given: ImageSize | None) -> tuple[int, int]:
+        """Height and width of frames to come, by default those of `preprocessing`, once they have been checked."""
+        size = self.preprocessing.image_size if given is None else as_image_size(given)
+        self._check_image_size(*size)
+        return size
 
     def _check_image_size(self, height: int, width: int) -> None:
         side = self.tokenizer.config.patch_size
@@ -314,11 +328,20 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         config: ModelConfig,
         *,
         preprocessing: Preprocessing | None = None,
-        labels: Sequence[str] = (),
+        labels: Labels = (),
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(config, config, preprocessing=preprocessing, labels=labels, provenance=provenance)
         self.head = Head(config) if config.num_classes else None
+
+    def current_config(self) -> ModelConfig:
+        """`config`, with as many classes as the head has now; none where it was set to None."""
+        if not hasattr(self, "head"):  # while the model is made
+            return self.config
+        num_classes = self.config.num_classes if self.head is not None else 0
+        if isinstance(classifier := getattr(self.head, "classifier", None), nn.Linear):
+            num_classes = classifier.weight.shape[0]
+        return self.config.replace(num_classes=num_classes)
 
     def forward(self, video: Video, *, frames_per_clip: int | None = None) -> Output:
         """Classifies whole videos.
@@ -335,7 +358,7 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         Raises:
             InputError: for shapes, dtypes or values that are not a video, and when the clips would differ in length.
         """
-        self._check_frames(video)
+        self._check_shape(video)  # its pixels are checked by `step`
         batch_size, num_frames = video.shape[:2]
         num_clips = max(num_frames // frames_per_clip, 1) if frames_per_clip else 1
         if num_frames % num_clips:
@@ -351,23 +374,25 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         clips = video.reshape(batch_size * num_clips, num_frames // num_clips, *video.shape[2:])
         state = self.init_state(clips.shape[0], image_size=(video.shape[3], video.shape[4]))
         out, _ = self.step(clips, state)
-        features = out.features.reshape(batch_size, -1, *out.features.shape[2:])
+        features = out.features.unflatten(0, (batch_size, num_clips)).flatten(1, 2)
         if out.logits is None or out.probs is None:
             return Output(None, None, features)
         logits = out.logits.unflatten(0, (batch_size, num_clips)).mean(dim=1)
         probs = out.probs.unflatten(0, (batch_size, num_clips)).mean(dim=1)
         return Output(logits, probs, features)
 
-    def init_state(self, batch_size: int, *, image_size: tuple[int, int] | None = None) -> State:
+    def init_state(self, batch_size: int, *, image_size: ImageSize | None = None) -> State:
         """The state of `batch_size` streams before their first frame.
 
         Args:
-            batch_size: Number of streams B.
+            batch_size: Number of streams B; 0 is a batch like any other.
             image_size: Height and width of the frames to come, by default those of `preprocessing`.
+
+        Raises:
+            InputError: for a negative number of streams, and a size that patches do not divide.
         """
-        image_size = image_size or self.preprocessing.image_size
-        self._check_image_size(*image_size)
-        return State.zeros(self.config, batch_size, image_size=image_size, device=self.device, dtype=self.dtype)
+        size = self._image_size(image_size)
+        return State.zeros(self.config, batch_size, image_size=size, device=self.device, dtype=self.dtype)
 
     def step(self, frames: Video, state: State) -> tuple[Output, State]:
         """Goes on with the next frames, any number of them, of every stream.
@@ -466,20 +491,21 @@ def through_blocks(
     return tokens, tuple(after)
 
 
-def create_model(preset: str, *, labels: Sequence[str] = (), **overrides: Any) -> TRecViT:
+def create_model(preset: str, *, labels: Labels = (), **overrides: Any) -> TRecViT:
     """A freshly initialised model.
 
     Args:
         preset: "tiny", "small", "base", "large" (the paper's sizes) or "base_k400" (the released checkpoint's).
-        labels: Names of the classes; sets `num_classes` when that is not given.
+        labels: Names of the classes, see `relabel`; sets `num_classes` when that is not given.
         overrides: Any fields of `ModelConfig`.
 
     Raises:
         ConfigError: for an unknown preset or field, and for impossible values.
     """
-    if labels and "num_classes" not in overrides:
-        overrides["num_classes"] = len(labels)
-    return TRecViT(model_config(preset, **overrides), labels=labels)
+    names = check_labels(labels)
+    if names and "num_classes" not in overrides:
+        overrides["num_classes"] = len(names)
+    return TRecViT(model_config(preset, **overrides), labels=names)
 
 
 def patches_of(frames: Shaped[Tensor, "B F 3 H W"], config: ModelConfig) -> Shaped[Tensor, "B T P pixels"]:

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from trecvit.config import ModelConfig, Preprocessing, nearest
+from trecvit.config import ImageSize, ModelConfig, Preprocessing, as_image_size, nearest
 from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.files import write_json
 from trecvit.model.state import State
@@ -57,7 +57,7 @@ def export(
     dtype: torch.dtype | None = None,
     batch_size: int = 1,
     frames: Sequence[int] = (1,),
-    image_size: tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
 ) -> Path:
     """Compiles a model for the shapes it will see and writes the result into a folder.
 
@@ -81,7 +81,7 @@ def export(
         MissingPackageError: OpenVINO is asked for and not installed.
     """
     folder, dtype = Path(folder), dtype or model.dtype
-    image_size = image_size or model.preprocessing.image_size
+    image_size = model.preprocessing.image_size if image_size is None else as_image_size(image_size)
     extent = model.config.temporal_patch_size
     if mode not in _MODES:
         raise ConfigError(f"mode: expected one of {', '.join(_MODES)}, got {mode!r}{nearest(mode, _MODES)}")
@@ -113,10 +113,7 @@ def export(
         "frames": counts,
         "image_size": list(image_size),
         "made_for": _made_for(mode),
-        "model": model.config.to_dict(),
-        "preprocessing": model.preprocessing.to_dict(),
-        "labels": list(model.labels),
-        "provenance": model.provenance,
+        **model.description(),
     }
     write_json(folder / _DESCRIPTION, description, indent=2)
     return folder
@@ -153,7 +150,8 @@ def load_exported(folder: str | Path) -> TRecViT:
     if made_for != _made_for(mode):
         raise CheckpointError(f"{folder}: made for {made_for}, this is {_made_for(mode)}; export the model again here")
     with torch.device("meta"):  # the blocks' weights are in the graphs
-        model = TRecViT(config, preprocessing=preprocessing, labels=labels, provenance=provenance).eval()
+        model = TRecViT(config, preprocessing=preprocessing, provenance=provenance).eval()
+    model._labels = tuple(labels)  # as they are, see `Pretrained.load`
     model.load_state_dict(rest, strict=False, assign=True)
     model.requires_grad_(False)
     runs: dict[Shapes, Run] = {}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trecvit.config import ImageSize, as_image_size
 from trecvit.errors import InputError
 from trecvit.model.tracker import PointTracker, TrackerOutput
 from trecvit.video.frames import Image
@@ -50,14 +51,15 @@ class LiveTracker:
 
     Raises:
         InputError: for fewer than one point, or a size that the model's patches do not divide.
+        ConfigError: for what is no size.
     """
 
-    def __init__(self, tracker: PointTracker, max_points: int, *, image_size: tuple[int, int] | None = None) -> None:
+    def __init__(self, tracker: PointTracker, max_points: int, *, image_size: ImageSize | None = None) -> None:
         if max_points < 1:
             raise InputError(f"max_points: expected 1 or more, got {max_points}")
         self.max_points = max_points
         self._tracker = tracker
-        self._image_size = image_size or tracker.preprocessing.image_size
+        self._image_size = tracker.preprocessing.image_size if image_size is None else as_image_size(image_size)
         self._state = tracker.init_state(torch.full((1, max_points + 1, 3), math.inf), image_size=self._image_size)
         self._slots: dict[int, int] = {}  # by id, in the order in which points were added
         self._new: dict[int, tuple[float, float]] = {}  # x and y of points that no frame has been seen with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from trecvit.config import Architecture, Preprocessing, nearest
+from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, nearest
 from trecvit.data.class_names import class_names
 from trecvit.data.manifest import read_labels
 from trecvit.download import Progress
@@ -20,7 +21,7 @@ from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.tapnext import TAPNext
 from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT, VideoModel
-from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, build, read_description
+from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE, Dtype, as_dtype, build, read_description
 from trecvit.processes import usable_device
 from trecvit.weights.official import read_backbone, read_official, write_official
 from trecvit.weights.tapnext import TORCH_SUFFIXES, is_tapnext_npz, read_tapnext
@@ -40,7 +41,7 @@ def load(
     source: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
     progress: Progress | None = None,
     **overrides: Any,
 ) -> TRecViT | PointTracker:
@@ -50,7 +51,7 @@ def load(
         source: "motions" or "points" (they ship with the package), a name from the zoo (downloaded once), a folder
             written by `save`, an original `.npz` file, or a TAPNext's `.npz`, `.pt` or `.ckpt`.
         device: Where the weights go.
-        dtype: What they become; by default float32.
+        dtype: What they become, as torch.dtype or by name; by default float32. "auto" leaves what a folder holds.
         progress: For a download, called with (bytes on disk, bytes in all or None).
         overrides: For an original file, fields of `ModelConfig` that its arrays leave open, such as `image_size` when
             the positions are not a square grid. For a TAPNext's, `image_size` alone: to what size frames are brought,
@@ -61,10 +62,12 @@ def load(
 
     Raises:
         CheckpointError: when there is no such thing, or it is damaged, hostile or incomplete. Nothing is loaded half.
-        ConfigError: when there is no such device here.
+        TypeError: for an argument that is none of these and no field of `ModelConfig`.
+        ConfigError: when there is no such device here, or for what is no floating-point dtype.
         DownloadError: when a file of the zoo could not be fetched; says where to put a copy.
     """
-    device = usable_device(device)
+    _refuse_misspelt(overrides)
+    device, dtype = usable_device(device), as_dtype(dtype)
     if isinstance(source, str) and source in BUNDLED:
         _refuse_overrides(source, overrides)
         with as_file(files("trecvit.weights") / source) as folder:
@@ -75,8 +78,10 @@ def load(
     if path.is_dir():
         _refuse_overrides(source, overrides)
         return _load_folder(path, device, dtype)
-    if path.exists() and path.suffix in (".npz", *TORCH_SUFFIXES):
+    if path.exists() and path.suffix.lower() in (".npz", *TORCH_SUFFIXES):
         return _load_file(path, device, dtype, overrides, labels=(), provenance={"source": path.name})
+    if path.suffix.lower() == ".safetensors" and path.exists():
+        raise CheckpointError(f"{path}: expected the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}, got one file")
     if path.exists():
         raise CheckpointError(
             f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, an original .npz file, or a TAPNext's "
@@ -89,7 +94,7 @@ def load(
     )
 
 
-def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> TRecViT | PointTracker:
+def _load_folder(folder: Path, device: torch.device | str, dtype: Dtype) -> TRecViT | PointTracker:
     architecture = read_description(folder)["architecture"]
     if architecture not in ARCHITECTURES:
         known = " or ".join(map(repr, ARCHITECTURES))
@@ -102,7 +107,7 @@ def load_as(
     source: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
     progress: Progress | None = None,
 ) -> _Model:
     """`load` where only one kind of model will do.
@@ -148,16 +153,17 @@ def convert(
     Raises:
         CheckpointError: as `load`, and when the official format has no place for the model or for names. A TAPNext
             becomes a folder only.
-        ConfigError: when the number of names is not the number of classes.
+        ConfigError: when the names are not one per class, see `Pretrained.relabel`.
         DataError: when the names cannot be read.
     """
+    names = None if labels is None else read_labels(labels)
     model = load(source, progress=progress)
     target = Path(target)
     if target.suffix != ".npz":
-        if labels is not None:
-            model.relabel(read_labels(labels))
+        if names is not None:
+            model.relabel(names)
         return model.save(target)
-    if labels is not None:
+    if names is not None:
         raise CheckpointError(f"{target}: the original format holds no class names; convert to a folder instead")
     if not isinstance(model, TRecViT):
         raise CheckpointError(f"{target}: a {type(model).__name__} is written as a folder only")
@@ -171,7 +177,7 @@ def convert(
 def _load_from_zoo(
     name: str,
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     progress: Progress | None,
     overrides: dict[str, Any],
 ) -> TRecViT | TAPNext:
@@ -189,13 +195,13 @@ def _load_from_zoo(
 def _load_file(
     path: Path,
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     overrides: dict[str, Any],
     *,
     labels: tuple[str, ...],
     provenance: dict[str, str],
 ) -> TRecViT | TAPNext:
-    if path.suffix != ".npz" or is_tapnext_npz(path):
+    if path.suffix.lower() != ".npz" or is_tapnext_npz(path):
         return _load_tapnext(path, device, dtype, provenance=provenance, **overrides)
     config, tensors = read_official(path, **overrides)
     return build(
@@ -210,7 +216,7 @@ def _load_file(
 def _load_backbone(
     path: Path,
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     *,
     provenance: dict[str, str],
     **overrides: Any,
@@ -225,16 +231,16 @@ def _load_backbone(
 def _load_tapnext(
     path: Path,
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     *,
     provenance: dict[str, str],
-    image_size: tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
     **unknown: Any,
 ) -> TAPNext:
     if unknown:
         raise CheckpointError(f"{path}: a TAPNext's file leaves only image_size open; got also {', '.join(unknown)}")
     config, tensors = read_tapnext(path)
-    preprocessing = TAPNext.preprocessing_for(image_size or config.image_size)
+    preprocessing = TAPNext.preprocessing_for(config.image_size if image_size is None else image_size)
     return build(
         lambda: TAPNext(config, preprocessing=preprocessing, provenance=provenance),
         tensors,
@@ -242,6 +248,17 @@ def _load_tapnext(
         device=device,
         dtype=dtype,
     )
+
+
+def _refuse_misspelt(overrides: dict[str, Any]) -> None:
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in overrides:
+        if name not in fields:
+            hint = nearest(name, ("source", "device", "dtype", "progress", *fields))
+            raise TypeError(
+                f"load: unexpected argument {name!r}{hint}; it takes device, dtype, progress, and fields of "
+                "ModelConfig that an original file leaves open"
+            )
 
 
 def _refuse_overrides(source: str | Path, overrides: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,9 @@ from trecvit.weights.official import layer_rows, sizes
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
 _KIND = "a TAPNext file: .npz of arrays, or .pt or .ckpt of tensors"
+_TENSORS = "expected the tensors of a TAPNext, the only model that is read from a PyTorch file"
+_MARKS = ("lin_proj.weight", "image_pos_emb", "mask_token")  # names by which a TAPNext is known
+_OUR_MARK = "tokenizer.embedding.weight"
 _QUERY_POSITIONS = "query_pos_embed"  # a constant that PyTorch files may carry
 _CONSTANT_TOLERANCE = 0.01  # it may be stored in half precision
 
@@ -76,7 +79,7 @@ def read_tapnext(path: str | Path) -> tuple[TrackerConfig, dict[str, Tensor]]:
     """
     path = Path(path)
     with taken_whole(path, _KIND):
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             config, tensors = _read(_JAX, read_headers(path), lambda: _arrays(path))
         else:
             found = _torch_tensors(path)
@@ -267,28 +270,78 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 def _torch_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a PyTorch file by name, still on disk where the format allows it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how others wrote the file
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as exc:
-        raise CheckpointError(
-            f"expected {_KIND}; it holds other things than tensors, or is damaged; "
-            f"such pickled checkpoints can run code and are not opened: {exc}"
-        ) from exc
+    content = _opened(path)
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"expected {_KIND}; it holds a {type(content).__name__} and no state dict")
+        raise CheckpointError(f"{_TENSORS}; it holds a {type(content).__name__} and no state dict")
     strange = [name for name, value in content.items() if not (isinstance(name, str) and _is_plain_tensor(value))]
     if strange:
-        raise CheckpointError(f"expected {_KIND}; {strange[0]!r} is no plain tensor")
+        kind = type(content[strange[0]]).__name__
+        raise CheckpointError(
+            f"{_TENSORS}, by name or under 'state_dict'; it holds {_some(content)}, and {strange[0]!r} is no plain "
+            f"tensor but a {kind}"
+        )
     tensors = {name.removeprefix("tapnext."): value.detach() for name, value in content.items()}
     if len(tensors) != len(content):
         raise CheckpointError("some names are there both with and without 'tapnext.' in front")
     if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
         raise CheckpointError("the tensors promise more than the file holds")
+    _refuse_other_models(tensors)
     return tensors
+
+
+def _opened(path: Path) -> Any:
+    """What a PyTorch file holds, read without running code.
+
+    Raises:
+        CheckpointError: when it is none, or holds more than tensors and plain values.
+    """
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if not any(name.endswith("/data.pkl") for name in names) or any("/code/" in name for name in names):
+            kind = "a TorchScript program" if any("/code/" in name for name in names) else "a zip archive"
+            raise CheckpointError(f"{_TENSORS}; it is {kind}, with {_some(names)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how others wrote the file
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as exc:
+        # The message is a page of advice on how to run the code after all.
+        of_class = re.search(r"GLOBAL ([\w.]+)", str(exc))
+        what = f"holds a {of_class[1]}" if of_class else "is damaged, or no file of torch.save"
+        raise CheckpointError(
+            f"{_TENSORS}; it {what}; such pickled checkpoints can run code and are not opened"
+        ) from exc
+    except (RuntimeError, KeyError, EOFError) as exc:
+        reason = (str(exc).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"{_TENSORS}; it is damaged, or no file of torch.save ({type(exc).__name__} {reason:.100})"
+        ) from exc
+
+
+def _refuse_other_models(tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for the state dict of another model, of which no name is a TAPNext's."""
+    if not tensors or any(mark in tensors for mark in _MARKS):
+        return
+    if any(name.endswith(_OUR_MARK) for name in tensors):
+        raise CheckpointError(
+            f"{_TENSORS}; it is the state dict of a model of this package, without its config; write "
+            "model.save(folder) and load the folder, or make the model anew and use "
+            "model.load_state_dict(torch.load(path, weights_only=True))"
+        )
+    raise CheckpointError(
+        f"{_TENSORS}, with names such as {', '.join(_MARKS)}; it holds {len(tensors)} tensors of another model, "
+        f"{_some(tensors)}"
+    )
+
+
+def _some(names: Iterable[Any]) -> str:
+    """The first names, for an error."""
+    listed = [repr(name) for name in names]
+    return ", ".join(listed[:5]) + (" ..." if len(listed) > 5 else "") if listed else "nothing"
 
 
 def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:

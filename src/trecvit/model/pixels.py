@@ -1,0 +1,94 @@
+"""Pixels as all models take them: uint8, or floating point in [0,1] with the overshoot of a resize."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from trecvit.errors import InputError
+
+# How far valid pixels may be outside [0,1]. Resampling kernels with negative lobes overshoot at edges: on pictures by
+# 0.1 to 0.2; on black and white noise, the worst there is, bicubic ones by up to 0.45 and Lanczos ones by up to 0.8,
+# where they overshoot at both ends (4,000 random pictures and sizes, with torch, Pillow and OpenCV). Antialiased
+# bilinear ones do so by rounding only. Pixels from which a mean was subtracted go further at the dark end alone, and
+# those divided by a standard deviation further than that.
+MAX_OVERSHOOT = 0.85
+_MAX_AT_ONE_END, _AT_THE_OTHER = 0.45, 0.1
+
+
+def check_pixels(frames: Shaped[Tensor, "*any"]) -> None:
+    """Raises InputError for floating-point pixels that no resize of pixels in [0,1] gives, or that are not numbers.
+
+    Every frame is checked on its own, so that a clip is refused if and only if one of its frames is, and on every
+    device the same. On a GPU this waits for the frames; uint8 frames need no check.
+
+    Args:
+        frames: The last three axes are those of a frame.
+    """
+    if not frames.is_floating_point() or not frames.numel() or frames.device.type == "meta":
+        return
+    low, high = (value.item() for value in frames.detach().aminmax())
+    if low >= 0.0 and high <= 1.0:
+        return
+    if not _is_resized(frames.detach()):
+        raise InputError(
+            f"expected floating-point pixels in [0,1], got values from {low:.9g} to {high:.9g} (more than "
+            f"the overshoot of a resize, which is clamped: at most {_MAX_AT_ONE_END:g} at one end or "
+            f"{MAX_OVERSHOOT:g} at both); give uint8, divide by 255, or leave out the normalisation with mean and "
+            "standard deviation"
+        )
+
+
+def _is_resized(frames: Tensor) -> Tensor:
+    """Whether all frames can be what a resize makes of pixels in [0,1]; false for those that are not numbers."""
+    low, high = frames.flatten(-min(3, frames.dim())).aminmax(dim=-1)
+    least, most = torch.minimum(-low, high - 1.0), torch.maximum(-low, high - 1.0)
+    return ((most <= MAX_OVERSHOOT) & ((most <= _MAX_AT_ONE_END) | (least >= _AT_THE_OTHER))).all()
+
+
+def unit_pixels(frames: Shaped[Tensor, "*any"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*any"]:
+    """uint8 or floating-point pixels as numbers in [0,1]; the overshoot of a resize is clamped.
+
+    In a compiled graph, where `check_pixels` cannot raise, this raises in its place; a program of `torch.export` has an
+    assertion instead.
+
+    Args:
+        frames: What `check_pixels` has seen.
+        dtype: Of the result.
+    """
+    if frames.dtype == torch.uint8:
+        return frames.to(dtype) / 255.0
+    if torch.compiler.is_exporting():
+        torch._assert_async(
+            _is_resized(frames), "expected floating-point pixels in [0,1]; give uint8, or divide by 255"
+        )
+    elif torch.compiler.is_compiling():
+        checked: Tensor = _checked(frames)
+        return checked.to(dtype)
+    return frames.to(dtype).clamp(0.0, 1.0)
+
+
+# It reads a value back, which a CUDA graph cannot record: it is left out of such graphs.
+@torch.library.custom_op("trecvit::checked_pixels", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _checked(frames: Tensor) -> Tensor:
+    """`check_pixels` and the clamp as one operation, which a compiler neither looks into nor leaves out."""
+    check_pixels(frames)
+    return frames.clamp(0.0, 1.0)
+
+
+@_checked.register_fake
+def _(frames: Tensor) -> Tensor:
+    return torch.empty_like(frames)
+
+
+def _keep_frames(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _clamp_gradient(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+    (frames,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return torch.where((frames >= 0.0) & (frames <= 1.0), gradient, 0.0)
+
+
+_checked.register_autograd(_clamp_gradient, setup_context=_keep_frames)
