@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Feature = Literal["onednn", "mkl", "onednn_bfloat16", "bfloat16", "amx", "int8"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 def supports(feature: Feature) -> bool:
@@ -30,7 +31,7 @@ def supports(feature: Feature) -> bool:
 
 def features() -> list[Feature]:
     """All that `supports` is true for."""
-    return [feature for feature in get_args(Feature) if supports(feature)]
+    return [feature for feature in FEATURES if supports(feature)]
 
 
 def instruction_set() -> str:
