@@ -12,14 +12,6 @@ import trecvit
 from trecvit import processor
 
 
-def asked(feature):
-    """The answer without the one that was kept, whatever the tests pretend."""
-    try:
-        return processor._QUERIES[feature]()
-    except (AttributeError, RuntimeError):
-        return False
-
-
 def test_only_one_file_asks():
     queries = r"torch\.cpu\.(_is|get_cap)|get_cpu_capability|_is_mkldnn|backends\.(mkl|mkldnn)\.is_available|_is_amx"
     source = Path(trecvit.__file__).parent
@@ -35,7 +27,7 @@ def test_what_is_reported_is_what_is_supported():
 def test_a_torch_without_queries_for_instructions_has_none(feature, monkeypatch):
     for name in [name for name in dir(torch.cpu) if name.startswith("_is_")]:
         monkeypatch.delattr(torch.cpu, name)
-    assert asked(feature) is False
+    assert processor._try(feature) is False
 
 
 @pytest.mark.parametrize("feature", processor.FEATURES)
@@ -43,13 +35,13 @@ def test_a_build_without_kernels_has_no_feature(feature, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops, "onednn", torch.ops.no_such_library)
-    assert asked(feature) is (feature == "amx" and torch.cpu._is_amx_tile_supported())
+    assert processor._try(feature) is (feature == "amx" and torch.cpu._is_amx_tile_supported())
 
 
 @pytest.mark.parametrize("library", ["mkldnn", "mkl"])
 def test_operations_that_are_missing_are_not_there(library, monkeypatch):
     monkeypatch.setattr(torch.ops, library, torch.ops.no_such_library)
-    assert asked({"mkldnn": "onednn", "mkl": "mkl"}[library]) is False
+    assert processor._try({"mkldnn": "onednn", "mkl": "mkl"}[library]) is False
 
 
 def test_sums_that_overflow_are_no_int8(monkeypatch):
@@ -63,7 +55,7 @@ def test_sums_that_overflow_are_no_int8(monkeypatch):
             return linear.default(*args).clamp(max=2**15)
 
     monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", Saturating)
-    assert asked("int8") is False
+    assert processor._try("int8") is False
 
 
 def test_an_instruction_set_that_nobody_tells_is_unknown(monkeypatch):
