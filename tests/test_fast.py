@@ -249,6 +249,14 @@ def test_bfloat16_is_computed_in_what_is_faster_here(has, slower, chosen, monkey
         fast_modes._is_faster_in_bfloat16.cache_clear()
 
 
+def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for compile in (lambda: optimize(tiny_model(), mode="compile"), lambda: export(tiny_model(), tmp_path / "fast")):
+        with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler, got no no-such-compiler; install it"):
+            compile()
+    assert not (tmp_path / "fast").exists()
+
+
 def test_another_dtype_than_asked_for_is_said_in_one_line_where_optimize_was_called(monkeypatch):
     pretend("avx2", monkeypatch.setattr)
     with pytest.warns(
@@ -526,7 +534,10 @@ def test_other_models_are_the_same_in_every_dtype(dtype, processor):
     if dtype == torch.int8 and not supports("int8"):
         pytest.skip("no AVX-512 VNNI here")
     for model, answer in other_models():
-        expected, found = (answer(one).detach() for one in (model, optimize(model, dtype=dtype)))
+        fast = optimize(model, dtype=dtype)
+        with pytest.raises(ConfigError, match="make it from the loaded model again"):
+            fast.half()
+        expected, found = (answer(one).detach() for one in (model, fast))
         assert relative_error(found, expected) < {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.int8: 0.05}[dtype]
 
 

@@ -13,7 +13,6 @@ from datetime import date
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
 from statistics import median
 
 _TIMED_S = 0.5  # of each dtype
@@ -145,11 +144,19 @@ def _fastest() -> str:
 
 def _compilers() -> str:
     """Which modes that compile there are; they take up to a minute to start."""
-    compiler = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
-    there = {"compile": which(compiler) is not None, "openvino": find_spec("openvino") is not None}
-    names = [f"--mode {name}" for name, available in there.items() if available]
-    words = f"not timed, as they compile first: {' and '.join(names)}" if names else ""
-    return words if there["compile"] else f"{words or 'no openvino'}; no C++ compiler for --mode compile"
+    from trecvit.errors import TRecViTError
+    from trecvit.runtime.export import find_openvino
+    from trecvit.runtime.fast import find_compiler
+
+    available, missing = [], []
+    for mode, find in {"compile": find_compiler, "openvino": find_openvino}.items():
+        try:
+            find()
+            available.append(f"--mode {mode}")
+        except TRecViTError as error:
+            missing.append(str(error))
+    untimed = [f"not timed, as they compile first: {' and '.join(available)}"] if available else []
+    return "; ".join(untimed + missing)
 
 
 def _video() -> str:

@@ -41,7 +41,7 @@ from trecvit.runtime.export import (
     taken_up,
     to_openvino,
 )
-from trecvit.runtime.fast import FLOATS, available_dtype, for_inference, is_locked, lock
+from trecvit.runtime.fast import FLOATS, available_dtype, find_compiler, for_inference, is_locked, lock
 
 _FORMAT = "trecvit-exported-1"
 _MODES = ("compile", "openvino")
@@ -98,6 +98,8 @@ def export(
         )
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: expected a new or empty folder")
+    if mode == "compile":
+        find_compiler()
     dtype = available_dtype(model, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     source = for_inference(model, dtype, mode)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from shutil import which
 from types import FunctionType, MethodType
 from typing import Any, Literal, TypeVar, get_args
 
@@ -56,7 +59,7 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
 
     Raises:
         ConfigError: For an unknown mode, another dtype, int8 where it cannot be, a model that is a result of this
-            already, or an OpenVINO that computes wrong here.
+            already, no C++ compiler for "compile", or an OpenVINO that computes wrong here.
         MissingPackageError: OpenVINO is asked for and not installed.
     """
     dtype = dtype or model.dtype
@@ -177,10 +180,25 @@ def _check(model: VideoModel, dtype: torch.dtype, mode: str) -> None:
         _check_int8(model, mode)
     if mode == "compile" and not hasattr(model, "_advance"):
         raise ConfigError(f"mode='compile' is for models that take streams, got a {type(model).__name__}; take 'eager'")
+    if mode == "compile" and model.device.type == "cpu":
+        find_compiler()
     if mode == "openvino" and model.device.type != "cpu":
         raise ConfigError(f"mode='openvino' runs on the CPU, the model is on {model.device}")
     if mode == "openvino" and not isinstance(model, TRecViT):
         raise ConfigError(f"mode='openvino' is for TRecViT, got a {type(model).__name__}; take 'compile' or 'eager'")
+
+
+def find_compiler() -> str:
+    """The C++ compiler that inductor calls for CPUs.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    names = {"darwin": "clang++", "win32": "cl"}
+    name = os.environ.get("CXX", names.get(sys.platform, "g++"))
+    if (path := which(name)) is None:
+        raise ConfigError(f"mode='compile' needs a C++ compiler, got no {name}; install it, set CXX, or take 'eager'")
+    return path
 
 
 def _check_int8(model: VideoModel, mode: str) -> None:
