@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import processors
 import pytest
 
 # Before anything imports torch: tests run side by side, and one thread each is faster than many that wait.
@@ -24,6 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_HOOK] = install_import_hook(_CHECKED, "beartype.beartype")
     import torch
 
+    if name := os.environ.get("TRECVIT_TEST_PROCESSOR"):
+        processors.pretend(name)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
 
@@ -36,3 +39,12 @@ def _seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["this", *processors.FEATURES])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """This processor, and those that it can pretend to be."""
+    name: str = request.param
+    if name != "this":
+        processors.pretend(name, monkeypatch.setattr)
+    return name

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import openvino
 import pytest
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model
-from test_fast import TOLERANCE, streamed
+from processors import pretend
+from test_fast import TOLERANCE, assert_checks_pixels, assert_refuses_changes, streamed
 
 import trecvit.runtime.export as export_module
 from trecvit.errors import ConfigError
@@ -31,6 +34,7 @@ def test_openvino_gives_the_models_answers_and_states(variants, dtype):
     fields = {name: value for variant in variants for name, value in VARIANTS[variant].items()}
     model, video = tiny_model(**{"depth": 2 if variants == ["plain"] else 1, **fields}), random_video(2, 6)
     fast = optimize(model, dtype=dtype, mode="openvino")
+    assert_checks_pixels(fast, batch_size=2)
     with torch.inference_mode():
         expected, after = streamed(model, video, cuts=[1, 1, 2, 1, 1])
         got, carried = streamed(fast, video, cuts=[1, 1, 2, 1, 1])
@@ -46,6 +50,7 @@ def test_openvino_gives_the_models_answers_and_states(variants, dtype):
 def test_a_state_is_a_value_whoever_computes_it(tmp_path):
     model, video = tiny_model(depth=1), random_video(3, 6)
     fast = optimize(model, mode="openvino")
+    assert_refuses_changes(fast)
     with torch.inference_mode():
         _, state = fast.step(video[:, :1], fast.init_state(3))
         before = {name: tensor.clone() for name, tensor in state._tensors().items()}
@@ -80,10 +85,16 @@ def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("has_head", [True, False])
-def test_exported_files_give_the_models_answers(has_head, tmp_path):
+def test_exported_files_give_the_models_answers(has_head, tmp_path, monkeypatch):
     model = tiny_model(depth=1) if has_head else tiny_model(depth=1, num_classes=0)
     video = random_video(1, 4).float() / 255
-    loaded = load_exported(export(model, tmp_path / "fast", mode="openvino", frames=(1, 2)))
+    pretend("avx2", monkeypatch.setattr)  # where bfloat16 is slow
+    folder = export(model, tmp_path / "fast", mode="openvino", dtype=torch.bfloat16, frames=(1, 2))
+    description = json.loads((folder / "exported.json").read_text())
+    assert description["dtype"] == "float32"
+    (folder / "exported.json").write_text(json.dumps({**description, "dtype": "bfloat16"}))  # made elsewhere
+    loaded = load_exported(folder)
+    assert_checks_pixels(loaded)
     core = openvino.Core()
     stream = core.compile_model(tmp_path / "fast" / "stream.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert [port.get_any_name() for port in stream.inputs] == ["frames"]

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import io
+import json
+import pickle
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from models import VARIANTS, random_video, relative_error, tiny_model
+from models import TINY, VARIANTS, random_video, relative_error, tiny_model, tiny_readout_tracker, tiny_tracker
+from processors import FEATURES, pretend
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
+from trecvit.cli import app
+from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
 from trecvit.data.world import World, WorldConfig
-from trecvit.errors import ConfigError, MissingPackageError
+from trecvit.errors import ConfigError, InputError, MissingPackageError, PrecisionWarning
 from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
+from trecvit.model.mae import MaskedAutoencoder
+from trecvit.model.memorise import Memoriser
 from trecvit.model.trecvit import create_model
+from trecvit.processor import supports
 from trecvit.runtime import fast as fast_modes
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.exported import export
-from trecvit.runtime.fast import FLOATS, optimize
+from trecvit.runtime.fast import FLOATS, available_dtype, optimize
 from trecvit.runtime.speed import Speed, measure, products, speeds
 from trecvit.weights.load import load
 
@@ -34,6 +46,42 @@ def streamed(model, video, *, cuts):
     return out, state
 
 
+def assert_checks_pixels(fast, batch_size=1):
+    """A model for inference refuses the same pixels as a plain one."""
+    frames, state = random_video(batch_size, 2).float(), fast.init_state(batch_size)
+    for wrong in (frames, frames / 255 - 0.5, frames.mul(torch.nan)):
+        with pytest.raises(InputError, match=r"pixels in \[0,1\]"):
+            fast.step(wrong, state)
+        with pytest.raises(InputError, match=r"pixels in \[0,1\]"):
+            fast(wrong)
+
+
+def assert_refuses_changes(fast, batch_size=1):
+    """What would miss the packed or compiled weights is refused, and what changes nothing is not."""
+    other = torch.float32 if fast.dtype == torch.bfloat16 else torch.bfloat16
+    video = random_video(batch_size, 2)
+    answer = fast(video).features
+    for change in (
+        copy.deepcopy,
+        copy.copy,
+        pickle.dumps,
+        lambda model: torch.save(model, io.BytesIO()),
+        lambda model: model.half(),
+        lambda model: model.double(),
+        lambda model: model.to(other),
+        lambda model: model.to("meta"),
+        lambda model: model.to_empty(device="cpu"),
+        lambda model: model.train(),
+        lambda model: model.requires_grad_(),
+        lambda model: model.load_state_dict(model.state_dict()),
+    ):
+        with pytest.raises(ConfigError, match=r"a result of optimize or .*; make it from the loaded model again"):
+            change(fast)
+    assert fast.eval() is fast.cpu() is fast.to(fast.dtype) is fast.requires_grad_(False) is fast
+    assert torch.equal(fast(video).features, answer)
+
+
+@pytest.mark.slow
 def test_openvino_gives_the_models_answers_and_states():
     # In a process of its own: pytest's worker was seen to die some time after OpenVINO's work in it was done.
     checks = Path(__file__).with_name("openvino_checks.py")
@@ -49,7 +97,7 @@ def test_without_openvino_the_message_says_what_to_install(monkeypatch):
         optimize(tiny_model(), mode="openvino")
 
 
-HAS_AMX = torch.cpu._is_amx_tile_supported()
+HAS_AMX = supports("amx")
 needs_vnni = pytest.mark.skipif(not QuantizedLinear.is_available(), reason="no AVX-512 VNNI here")
 
 COMPILED = """
@@ -82,6 +130,9 @@ print(max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in
 COMPILED_BESIDE_EACH_OTHER = """
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model, tiny_readout_tracker, tiny_tracker
+from processors import FEATURES, pretend
+from test_fast import assert_checks_pixels, assert_refuses_changes
+from trecvit import processor
 from trecvit.model.linear import QuantizedLinear
 from trecvit.runtime.fast import optimize
 
@@ -90,6 +141,14 @@ torch.compile = lambda function, **options: compile(function, **options | {"back
 models = [tiny_model(**VARIANTS[variant]) for variant in ("plain", "plain", "complex", "lstm")]
 with torch.no_grad():
     models[1].blocks[0].spatial.qkv.weight.mul_(2.0)
+this_processor = processor._ask
+for name in FEATURES:  # other processors, on which bfloat16 is slow
+    pretend(name)
+    for dtype in (torch.float32, torch.bfloat16):
+        one = optimize(models[0], dtype=dtype, mode="compile")
+        assert (one.dtype, one.init_state(1).dtype) == (torch.float32, torch.float32)
+        assert relative_error(one(random_video(1, 1)).logits, models[0](random_video(1, 1)).logits) < 1e-5
+processor._ask = this_processor
 fast = [optimize(model, mode="compile") for model in models]
 with torch.inference_mode():
     for video in (random_video(1, 1), random_video(2, 3)):
@@ -97,6 +156,8 @@ with torch.inference_mode():
         assert relative_error(answers[0], answers[1]) > 1e-2
         for model, one, answer in zip(models, fast, answers):
             assert relative_error(one(video).features, answer) < 1e-5, model.config
+    assert_checks_pixels(fast[0])
+    assert_refuses_changes(fast[0])
     for batch_size in range(2, 10):  # more shapes than dynamo compiles unless told to
         fast[0](random_video(batch_size, 1))
     queries = torch.tensor([[[0.0, 5.0, 6.0], [2.0, 20.0, 9.0]]] * 2)
@@ -111,6 +172,7 @@ print("all well")
 """
 
 
+@pytest.mark.slow
 def test_what_is_compiled_for_one_model_is_not_found_by_another():
     # In a process of its own, for the same reason as below.
     command = [sys.executable, "-c", COMPILED_BESIDE_EACH_OTHER]
@@ -119,6 +181,7 @@ def test_what_is_compiled_for_one_model_is_not_found_by_another():
     assert "all well" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [
@@ -146,33 +209,83 @@ def test_float32_is_compiled_for_the_kernels_that_are_faster_here(slower, chosen
 
     monkeypatch.setattr(fast_modes, "packed_maps", pretended)
     model = tiny_model()
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr("trecvit.processor._ask", {"onednn", "mkl"}.__contains__)
     assert fast_modes._is_faster_with_onednn(model) == chosen
     shapes = {(module.out_features, module.in_features) for module in model.modules() if isinstance(module, Linear)}
     assert sorted(asked_for) == sorted((model.tokenizer.config.num_patches, *shape) for shape in shapes)
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert fast_modes._is_faster_with_onednn(model) == PackedLinear.is_available()
+    for has in ({"onednn"}, {"mkl"}, set()):
+        monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
+        assert fast_modes._is_faster_with_onednn(model) == ("onednn" in has)
 
 
-def test_packed_maps_are_the_map():
+@pytest.mark.parametrize(
+    ("has", "slower", "chosen"),
+    [
+        ({"onednn", "onednn_bfloat16", "bfloat16"}, None, "bfloat16"),
+        ({"onednn", "onednn_bfloat16"}, "float32", "bfloat16"),  # AVX-512 without instructions for bfloat16
+        ({"onednn", "onednn_bfloat16"}, "bfloat16", "float32"),
+        ({"onednn", "mkl"}, None, "float32"),  # AVX2
+        (set(), None, "float32"),
+    ],
+)
+def test_bfloat16_is_computed_in_what_is_faster_here(has, slower, chosen, monkeypatch):
+    def pretended(x, weight, bias):
+        assert slower, "timed where the processor decides"
+        return {"onednn": (lambda: time.sleep(2e-3)) if x.dtype == FLOATS[slower] else (lambda: None)}
+
+    monkeypatch.setattr(fast_modes, "packed_maps", pretended)
+    monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
+    fast_modes._is_faster_in_bfloat16.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert available_dtype(tiny_model(), torch.bfloat16) == FLOATS[chosen]
+        assert [warning.category for warning in caught] == [PrecisionWarning] * (chosen == "float32")
+        assert available_dtype(tiny_model(), torch.float32) == torch.float32
+        assert (
+            available_dtype(tiny_model().to("meta"), torch.bfloat16) == torch.bfloat16
+        )  # of another device we know nothing
+    finally:
+        fast_modes._is_faster_in_bfloat16.cache_clear()
+
+
+def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for compile in (lambda: optimize(tiny_model(), mode="compile"), lambda: export(tiny_model(), tmp_path / "fast")):
+        with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler, got no no-such-compiler; install it"):
+            compile()
+    assert not (tmp_path / "fast").exists()
+
+
+def test_another_dtype_than_asked_for_is_said_in_one_line_where_optimize_was_called(monkeypatch):
+    pretend("avx2", monkeypatch.setattr)
+    with pytest.warns(
+        PrecisionWarning, match=r"^this processor multiplies float32 faster .* computing in float32$"
+    ) as caught:
+        assert optimize(tiny_model(), dtype=torch.bfloat16).dtype == torch.float32
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_packed_maps_are_the_map(processor):
     torch.manual_seed(0)
     x, linear = torch.randn(10, 24), Linear(24, 40)
     for bias in (linear.bias.detach(), None):
         expected = torch.nn.functional.linear(x, linear.weight.detach(), bias)
         kernels = packed_maps(x, linear.weight.detach(), bias)
-        assert {"onednn"} <= kernels.keys() <= {"onednn", "mkl"}
+        assert kernels.keys() == {name for name in ("onednn", "mkl") if supports(name)}
         for kernel in kernels.values():
             torch.testing.assert_close(kernel(), expected)
 
 
 EXPORTED = """
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from models import random_video, relative_error, tiny_model
-from test_fast import streamed
+from test_fast import assert_checks_pixels, assert_refuses_changes, streamed
 
 from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.runtime.exported import export, load_exported
@@ -189,6 +302,8 @@ with torch.inference_mode():
         for name, tensor in after._tensors().items():
             assert relative_error(carried._tensors()[name], tensor) < 1e-5, name
     assert relative_error(loaded(video[:, :4]).logits, model(video[:, :4]).logits) < 1e-5
+assert_checks_pixels(loaded, batch_size=2)
+assert_refuses_changes(loaded, batch_size=2)
 with pytest.raises(InputError, match=r"is for 2 x 2 frames of .*; 2 x 4 frames of .*; got 1 x 4 frames"):
     loaded(video[:1, :4])
 with pytest.raises(ConfigError, match="save the model that it was made of"):
@@ -196,9 +311,16 @@ with pytest.raises(ConfigError, match="save the model that it was made of"):
 with pytest.raises(ConfigError, match="expected a new or empty folder"):
     export(model, folder, frames=(2,))
 description = folder / "exported.json"
-description.write_text(description.read_text().replace(torch.backends.cpu.get_cpu_capability(), "VAX"))
-with pytest.raises(CheckpointError, match="export the model again here"):
-    load_exported(folder)
+said = json.loads(description.read_text())
+here = said["made_for"]
+for instructions, features in (("VAX", here["features"]), (here["instructions"], ["no such"])):
+    other = {**here, "instructions": instructions, "features": features}
+    description.write_text(json.dumps({**said, "made_for": other}))
+    with pytest.raises(CheckpointError, match="export the model again here"):
+        load_exported(folder)
+del here["features"]  # as it was written before
+description.write_text(json.dumps(said))
+assert relative_error(load_exported(folder)(video[:, :4]).logits, model(video[:, :4]).logits) < 1e-5
 description.write_text("{}")
 with pytest.raises(CheckpointError, match="damaged"):
     load_exported(folder)
@@ -208,6 +330,7 @@ print("all well")
 """
 
 
+@pytest.mark.slow
 def test_an_exported_model_gives_the_models_answers_and_states(tmp_path):
     command = [sys.executable, "-c", EXPORTED, str(tmp_path / "fast")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
@@ -237,6 +360,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(words, co
 def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
     model = tiny_model()
     fast = optimize(model, dtype=torch.bfloat16)
+    rounded = fast_modes.for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
+    assert torch.equal(rounded.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert torch.equal(fast.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert fast.blocks[0].temporal.lru.a_param.dtype == torch.float32
     with pytest.raises(ConfigError, match="already the result of optimize"):
@@ -256,6 +381,8 @@ def test_a_result_is_not_saved_as_if_it_were_the_model(tmp_path):
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("faster", [lambda linear: PackedLinear(linear, rows=6), FusedLinear], ids=["packed", "fused"])
 def test_a_faster_map_is_the_map_and_what_follows_it(dtype, gelu, adds, faster):
+    if faster is not FusedLinear and not PackedLinear.is_available(dtype):
+        pytest.skip(f"oneDNN packs no {dtype} here")
     linear = Linear(48, 40).to(dtype)
     fast = faster(linear)
     for shape in [(2, 3, 6), (1, 1, 1)]:  # the second are not the rows it was packed for
@@ -269,10 +396,13 @@ def test_a_faster_map_is_the_map_and_what_follows_it(dtype, gelu, adds, faster):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_packed_weights_give_the_models_answers_and_states(variant, dtype):
+def test_eager_inference_gives_the_models_answers_and_states(variant, dtype, processor):
     model, video = tiny_model(**VARIANTS[variant]), random_video(2, 6)
     fast = optimize(model, dtype=dtype)
-    assert any(isinstance(module, PackedLinear) for module in fast.modules())
+    assert fast.dtype == available_dtype(model, dtype)
+    assert fast.init_state(2).dtype == fast.dtype
+    assert supports("onednn") == any(isinstance(module, PackedLinear) for module in fast.modules())
+    assert supports("onednn") != any(isinstance(module, Linear) for module in fast.modules())
     with torch.inference_mode():
         expected, after = streamed(model, video, cuts=[1, 1, 2, 1, 1])
         got, carried = streamed(fast, video, cuts=[1, 1, 2, 1, 1])
@@ -353,10 +483,9 @@ def test_int8_gives_nearly_the_models_answers_and_states(variant):
 def test_int8_gives_up_less_of_a_trained_models_answers_than_bfloat16():
     model, world = load("motions"), World(WorldConfig(image_size=(64, 64)), seed=12_345)
     clips = torch.stack([world[index][0] for index in range(36)])
+    in_bfloat16 = fast_modes.for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
     with torch.inference_mode():
-        exact, bytewise, halved = (
-            one(clips).logits for one in (model, *(optimize(model, dtype=d) for d in (torch.int8, torch.bfloat16)))
-        )
+        exact, bytewise, halved = (one(clips).logits for one in (model, optimize(model, dtype=torch.int8), in_bfloat16))
     assert relative_error(bytewise, exact) < min(0.01, relative_error(halved, exact))
     assert torch.equal(bytewise.argmax(-1), exact.argmax(-1))
     compiled = fast_modes.for_inference(model, torch.bfloat16, "compile")  # as it is before it is compiled
@@ -370,15 +499,58 @@ def test_int8_gives_up_less_of_a_trained_models_answers_than_bfloat16():
 def test_int8_is_refused_where_it_cannot_be(monkeypatch):
     with pytest.raises(ConfigError, match=r"is for mode='eager' or 'compile' .* got mode='openvino'"):
         optimize(tiny_model(), dtype=torch.int8, mode="openvino")
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.raises(ConfigError, match=r"AVX-512 VNNI .* not here; take bfloat16 or float32"):
-        optimize(tiny_model(), dtype=torch.int8)
+    for name in FEATURES:
+        pretend(name, monkeypatch.setattr)
+        for mode in ("eager", "compile"):
+            with pytest.raises(ConfigError, match=r"AVX-512 VNNI .* not here; take bfloat16 or float32"):
+                optimize(tiny_model(), dtype=torch.int8, mode=mode)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.int8, marks=needs_vnni)])
+def test_a_result_checks_pixels_and_refuses_what_its_weights_would_miss(dtype, processor):
+    if dtype == torch.int8 and processor != "this":
+        return
+    fast = optimize(tiny_model(), dtype=dtype)
+    assert_checks_pixels(fast)
+    assert_refuses_changes(fast)
+
+
+def other_models():
+    """All that `optimize` takes beside a TRecViT, by what they answer for."""
+    blocks = ModelConfig(**{**TINY, "num_classes": 0, "pooling": "mean"})
+    queries = torch.tensor([[[0.0, 5.0, 6.0], [2.0, 20.0, 9.0]]] * 2)
+    video = random_video(2, 4, 32, 32)
+    for tracker in (tiny_tracker(), tiny_tracker(matching=True), tiny_readout_tracker()):
+        yield tracker, lambda model: model(video, queries).points_xy
+    yield Memoriser(MemoriserConfig(blocks=blocks, offset=2)).eval(), lambda model: model(random_video())
+    autoencoder = MaskedAutoencoder(
+        AutoencoderConfig(blocks=blocks, decoder=decoder_config(blocks, width=8, depth=1, num_heads=2, mlp_width=12))
+    ).eval()
+    yield autoencoder, lambda model: model(random_video(), torch.tensor([[0, 3], [1, 4]])).normalised
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_other_models_are_the_same_in_every_dtype(dtype, processor):
+    if dtype == torch.int8 and not supports("int8"):
+        pytest.skip("no AVX-512 VNNI here")
+    for model, answer in other_models():
+        fast = optimize(model, dtype=dtype)
+        with pytest.raises(ConfigError, match="make it from the loaded model again"):
+            fast.half()
+        expected, found = (answer(one).detach() for one in (model, fast))
+        assert relative_error(found, expected) < {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.int8: 0.05}[dtype]
+
+
+def test_a_model_without_streams_is_not_compiled():
+    *_, (autoencoder, _) = other_models()
+    with pytest.raises(ConfigError, match=r"mode='compile' is for models that take streams, got a MaskedAutoencoder"):
+        optimize(autoencoder, mode="compile")
 
 
 def test_eager_copies_and_leaves_the_model_alone():
     model = tiny_model()
     fast = optimize(model, dtype=torch.bfloat16)
-    assert (fast.dtype, model.dtype) == (torch.bfloat16, torch.float32)
+    assert (fast.dtype, model.dtype) == (available_dtype(model, torch.bfloat16), torch.float32)
     assert not any(parameter.requires_grad for parameter in fast.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert relative_error(fast(random_video()).logits, model(random_video()).logits) < 0.05
@@ -408,6 +580,42 @@ def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
     assert speed.to_dict()["times_the_bound"] == speed.times_the_bound
 
 
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_dtype_that_is_slow_here_is_timed_as_what_it_is_computed_in(name, tmp_path, monkeypatch):
+    pretend(name, monkeypatch.setattr)
+    tiny_model().save(tmp_path / "model")
+    speed = measure(str(tmp_path / "model"), "bfloat16", "eager", 1, 1, seconds=0.02)
+    assert (speed.dtype, speed.computed_in) == ("bfloat16", "float32")
+    assert speed.bound_frames_per_s > 0
+    with pytest.raises(ConfigError, match="AVX-512 VNNI"):
+        measure(str(tmp_path / "model"), "int8", "eager", 1, 1, seconds=0.02)
+
+
+def test_bench_speed_says_what_was_computed_in_another_dtype_and_what_was_not_measured(tmp_path, monkeypatch):
+    fields = {field.name: 1 for field in dataclasses.fields(Speed)}
+    speed = Speed(**{**fields, "model": "tiny", "dtype": "bfloat16", "computed_in": "float32", "mode": "eager"})
+    monkeypatch.setattr("trecvit.runtime.speed.speeds", lambda *_, **__: iter([speed, "no VNNI"]))
+    words = [
+        "-m",
+        "tiny",
+        "--mode",
+        "eager",
+        "--dtype",
+        "bfloat16",
+        "--dtype",
+        "int8",
+        "--save",
+        str(tmp_path / "a.json"),
+    ]
+    result = CliRunner().invoke(app, ["bench", "speed", *words])
+    assert "bfloat16 (computed in float32)" in result.stdout
+    assert "trecvit: tiny int8 eager 1 1: no VNNI" in result.stderr
+    assert result.exit_code == 1
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert [one["computed_in"] for one in content["speeds"]] == ["float32"]
+    assert content["not_measured"] == {"tiny int8 eager 1 1": "no VNNI"}
+
+
 def times_faster(one, than, at_least):
     """How much sooner a streamed frame is done, the best of each, in turns so that whatever else goes on slows both.
 
@@ -426,6 +634,8 @@ def times_faster(one, than, at_least):
     return best_s[than] / best_s[one]
 
 
+@pytest.mark.skipif(not supports("onednn"), reason="nothing is packed here")
+@pytest.mark.slow
 def test_packed_weights_have_not_become_slower_than_plain_ones():
     model = create_model("tiny", depth=2, width=384, mlp_width=1536, num_classes=0, num_heads=6).eval()
     # What it is worth depends on the machine's MKL: the same code was measured at 1.77, and on another at 1.13 to 1.16.
@@ -433,12 +643,14 @@ def test_packed_weights_have_not_become_slower_than_plain_ones():
 
 
 @needs_vnni
+@pytest.mark.slow
 def test_int8_is_faster_than_float32():
     model = create_model("base_k400", depth=2, num_classes=0).eval()
     by_dtype = [optimize(model, dtype=dtype) for dtype in (torch.int8, torch.float32)]
     assert times_faster(*by_dtype, 1.3) > 1.3  # measured: 2.0
 
 
+@pytest.mark.slow
 def test_every_combination_is_measured_and_what_cannot_be_says_why(tmp_path):
     tiny_model(image_size=(32, 32)).save(tmp_path / "model")
     refused, *found = speeds([str(tmp_path / "model")], dtypes=["float8"], seconds=0.02)

@@ -245,6 +245,7 @@ for name, tensor in after._tensors().items():
 """
 
 
+@pytest.mark.slow
 def test_an_exported_lstm_gives_the_answers_and_the_states(tmp_path):
     # In a process of its own: the compiler cannot see through the checks of shapes that the tests add.
     command = [sys.executable, "-c", EXPORTED, str(tmp_path / "fast")]

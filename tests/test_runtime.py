@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,7 @@ from trecvit.config import Preprocessing
 from trecvit.data.world import LABELS
 from trecvit.errors import ConfigError, InputError, MissingPackageError, VideoError
 from trecvit.model.trecvit import TRecViT
+from trecvit.processor import FEATURES, features, supports
 from trecvit.runtime import doctor
 from trecvit.runtime.bench import StreamMemory, stream_memory
 from trecvit.runtime.demo import render_scenes
@@ -168,10 +170,20 @@ def test_rendered_scenes_hold_one_scene_of_each_pair(tmp_path):
     assert sum(1 for _ in read_frames(tmp_path / "scenes.mp4")) == 9 * 16
 
 
-def test_the_doctor_finds_this_machine_well():
+def test_the_doctor_finds_this_machine_well(processor):
     findings = {finding.name: finding for finding in doctor.examine()}
-    for name in ("Python", "PyTorch", "decoding and encoding", "bundled model", "cache folder"):
+    for name in ("Python", "PyTorch", "decoding and encoding", "bundled model", "fastest here", "cache folder"):
         assert findings[name].works is True, findings[name].words
+    timed, slow = (
+        re.findall(pattern, findings["fastest here"].words) for pattern in (r"ms in (\w+)", r"no fast (\w+)")
+    )
+    assert sorted(timed + slow) == ["bfloat16", "float32", "int8"]
+    assert re.match(r"--mode eager --dtype (\w+),", findings["fastest here"].words).group(1) in timed
+    if processor != "this":
+        assert timed == ["float32"]
+    has, _, has_not = findings["processor"].words.partition("has ")[2].partition("; has not ")
+    assert has == (", ".join(features()) or "no feature we use")
+    assert has_not == ", ".join(feature for feature in FEATURES if not supports(feature))
 
 
 def test_the_doctor_reports_what_is_broken_and_looks_at_the_rest(monkeypatch):

@@ -64,6 +64,10 @@ class MissingPackageError(TRecViTError, ImportError):
         return partial(type(self), **self._given), (self.package,)
 
 
+class PrecisionWarning(UserWarning):
+    """Computed in another dtype than the one asked for, because that is faster on this machine."""
+
+
 class VideoError(TRecViTError):
     """A video that could not be read or written.
 

@@ -98,7 +98,7 @@ def bench_speed(
         "memory",
     )
     table = Table(*titles, box=None, pad_edge=False)
-    found, failed = [], 0
+    found, failed = [], {}
     with progress_bar("measurements", len(cases)) as advance:
         measured = speeds(
             chosen[0], dtypes=chosen[1], modes=chosen[2], batch_sizes=chosen[3], frames=chosen[4], seconds=seconds
@@ -106,15 +106,19 @@ def bench_speed(
         for number, (case, speed) in enumerate(zip(cases, measured, strict=True), start=1):
             advance(number)
             if not isinstance(speed, Speed):
-                failed += 1
+                failed[" ".join(map(str, case))] = speed
                 complain(f"{' '.join(map(str, case))}: {speed}")
                 continue
             found.append(speed.to_dict())
             times = (f"{speed.median_ms:.1f} ms", f"{speed.p95_ms:.1f} ms", f"{speed.frames_per_s:.1f}")
             rest = (f"{speed.gflop_per_s:.0f}", f"x {speed.times_the_bound:.2f}", f"{speed.memory_bytes / 1e6:.0f} MB")
-            table.add_row(*map(str, case), *times, *rest)
+            model, dtype, *others = map(str, case)
+            if speed.computed_in != dtype:
+                dtype += f" (computed in {speed.computed_in})"
+            table.add_row(model, dtype, *others, *times, *rest)
     if save:
-        save.write_text(json.dumps({"machine": machine(), "speeds": found}, indent=1) + "\n", encoding="utf-8")
+        content = {"machine": machine(), "speeds": found, **({"not_measured": failed} if failed else {})}
+        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     console().print(table)
     if failed:
         raise typer.Exit(1)
@@ -169,6 +173,7 @@ def bench_slots(
             "load_average": load_average(),
             "model": model,
             "dtype": dtype,
+            "computed_in": "int8" if dtype == "int8" else str(network.dtype).removeprefix("torch."),
             "num_scenes": scenes,
             "scenes": asdict(look),
             "costs": [asdict(cost) for cost in costs],

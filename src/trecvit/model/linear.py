@@ -19,6 +19,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from trecvit.config import Gelu
+from trecvit.processor import supports
 
 GELU: dict[Gelu, str] = {"tanh": "tanh", "erf": "none"}  # ours -> torch's word for it
 _TWO_SQRT_2_OVER_PI = 2.0 * math.sqrt(2.0 / math.pi)
@@ -98,9 +99,9 @@ class PackedLinear(nn.Module):
         return y if add is None else add + y
 
     @staticmethod
-    def is_available() -> bool:
-        """Whether this PyTorch has oneDNN's kernels."""
-        return bool(torch.backends.mkldnn.is_available())
+    def is_available(dtype: torch.dtype = torch.float32) -> bool:
+        """Whether oneDNN packs weights of this dtype here, float32 or bfloat16."""
+        return supports("onednn" if dtype == torch.float32 else "onednn_bfloat16")
 
 
 class QuantizedLinear(nn.Module):
@@ -143,7 +144,7 @@ class QuantizedLinear(nn.Module):
     @staticmethod
     def is_available() -> bool:
         """Whether the CPU adds up products of bytes without overflow (AVX-512 VNNI), and PyTorch has the kernels."""
-        return PackedLinear.is_available() and torch.cpu._is_vnni_supported()
+        return supports("onednn") and supports("int8")
 
 
 class FusedQuantizedLinear(nn.Module):
@@ -191,18 +192,18 @@ class FusedQuantizedLinear(nn.Module):
 def packed_maps(
     x: Float[Tensor, "R I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None
 ) -> dict[str, Callable[[], Tensor]]:
-    """W x + b by the kernels that PyTorch has for packed weights: "onednn"'s, and in float32 "mkl"'s.
+    """W x + b by the kernels for packed weights that run here: "onednn"'s, and in float32 "mkl"'s; there may be none.
 
     Args:
         x: What each of them maps, whenever it is called; it must not go away.
         weight: W.
         bias: b.
     """
-    ordered = torch.ops.mkldnn._reorder_linear_weight.default(weight, len(x))
-    kernels: dict[str, Callable[[], Tensor]] = {
-        "onednn": partial(torch.ops.mkldnn._linear_pointwise.default, x, ordered, bias, "none", [], "")
-    }
-    if x.dtype == torch.float32 and torch.backends.mkl.is_available():
+    kernels: dict[str, Callable[[], Tensor]] = {}
+    if PackedLinear.is_available(x.dtype):
+        ordered = torch.ops.mkldnn._reorder_linear_weight.default(weight, len(x))
+        kernels["onednn"] = partial(torch.ops.mkldnn._linear_pointwise.default, x, ordered, bias, "none", [], "")
+    if x.dtype == torch.float32 and supports("mkl"):
         packed = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, len(x))
         kernels["mkl"] = partial(torch.ops.mkl._mkl_linear.default, x, packed, weight, bias, len(x))
     return kernels

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
+
+_TIMED_S = 0.5  # of each dtype
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ def examine() -> list[Finding]:
         ("PyTorch", _torch),
         ("decoding and encoding", _video),
         ("bundled model", _bundled_model),
+        ("processor", _processor_features),
+        ("fastest here", _fastest),
         ("cache folder", _cache_folder),
     )
     found = [_try(name, check) for name, check in checks]
@@ -59,11 +66,13 @@ def machine() -> dict[str, str | int]:
     """What figures of speed depend on."""
     import torch
 
+    from trecvit.processor import instruction_set
+
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "capability": instruction_set(),
         "torch": torch.__version__,
         "date": date.today().isoformat(),
     }
@@ -91,8 +100,63 @@ def _torch() -> str:
     product = torch.ones(8, 8) @ torch.ones(8, 8)
     if product[0, 0] != 8:
         raise RuntimeError("a matrix product came out wrong")
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{torch.__version__}, {torch.get_num_threads()} threads, CPU kernels for {capability}"
+    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _processor_features() -> str:
+    from trecvit.processor import FEATURES, features, instruction_set
+
+    found = features()
+    words = f"{_processor()}; PyTorch's kernels for {instruction_set()}; has {', '.join(found) or 'no feature we use'}"
+    missing = [feature for feature in FEATURES if feature not in found]
+    return f"{words}; has not {', '.join(missing)}" if missing else words
+
+
+def _fastest() -> str:
+    """Times a streamed frame of a small model in each dtype, in turns; compilers are named and not waited for."""
+    import torch
+
+    from trecvit.errors import ConfigError, PrecisionWarning
+    from trecvit.model.trecvit import create_model
+    from trecvit.runtime.fast import DTYPES, available_dtype, optimize
+    from trecvit.runtime.timing import timed_in_turns
+
+    model = create_model("tiny", depth=2, num_classes=0).eval()
+    frames = torch.zeros(1, 1, 3, *model.preprocessing.image_size, dtype=torch.uint8)
+    calls, slower = {}, []
+    for name, dtype in DTYPES.items():
+        with warnings.catch_warnings(), suppress(ConfigError):
+            warnings.simplefilter("ignore", PrecisionWarning)
+            if available_dtype(model, dtype) == dtype:
+                fast = optimize(model, dtype=dtype)
+                calls[name] = partial(fast.step, frames, fast.init_state(1))
+        if name not in calls:
+            slower.append(name)
+    with torch.inference_mode():
+        times_s = timed_in_turns(*calls.values(), seconds=_TIMED_S)
+    times_ms = {name: median(of_one) * 1e3 for name, of_one in zip(calls, times_s, strict=True)}
+    best = min(times_ms, key=times_ms.__getitem__)
+    words = f"--mode eager --dtype {best}, of those timed; two blocks of tiny take "
+    words += ", ".join(f"{ms:.1f} ms in {name}" for name, ms in times_ms.items())
+    words += "".join(f"; no fast {name} here" for name in slower)
+    return f"{words}; {_compilers()}"
+
+
+def _compilers() -> str:
+    """Which modes that compile there are; they take up to a minute to start."""
+    from trecvit.errors import TRecViTError
+    from trecvit.runtime.export import find_openvino
+    from trecvit.runtime.fast import find_compiler
+
+    available, missing = [], []
+    for mode, find in {"compile": find_compiler, "openvino": find_openvino}.items():
+        try:
+            find()
+            available.append(f"--mode {mode}")
+        except TRecViTError as error:
+            missing.append(str(error))
+    untimed = [f"not timed, as they compile first: {' and '.join(available)}"] if available else []
+    return "; ".join(untimed + missing)
 
 
 def _video() -> str:

@@ -26,6 +26,7 @@ from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.files import write_json
 from trecvit.model.state import State
 from trecvit.model.trecvit import Output, TRecViT
+from trecvit.processor import features, instruction_set
 from trecvit.runtime.export import (
     OpenVINORun,
     Run,
@@ -40,7 +41,7 @@ from trecvit.runtime.export import (
     taken_up,
     to_openvino,
 )
-from trecvit.runtime.fast import FLOATS, for_inference, refuse_to_save
+from trecvit.runtime.fast import FLOATS, available_dtype, find_compiler, for_inference, is_locked, lock
 
 _FORMAT = "trecvit-exported-1"
 _MODES = ("compile", "openvino")
@@ -68,7 +69,8 @@ def export(
         folder: A new or empty folder.
         mode: "compile" is PyTorch's AOTInductor: a library for this kind of processor, some tens of seconds for each
             number of frames. "openvino" is OpenVINO's format (the extra `openvino`), for any processor it runs on.
-        dtype: float32, or bfloat16 for the matrix products. By default the model's.
+        dtype: float32, or bfloat16 for the matrix products where this CPU is faster with it, see `optimize`. By default
+            the model's.
         batch_size: Streams or clips at once.
         frames: Frames of a call: 1 for a stream, frame after frame; the length of the clips.
         image_size: Height and width of the frames, by default those of `preprocessing`.
@@ -87,7 +89,7 @@ def export(
         raise ConfigError(f"mode: expected one of {', '.join(_MODES)}, got {mode!r}{nearest(mode, _MODES)}")
     if dtype not in FLOATS.values():
         raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
-    if not isinstance(model, TRecViT) or "save" in vars(model) or model.device.type != "cpu":
+    if not isinstance(model, TRecViT) or is_locked(model) or model.device.type != "cpu":
         raise ConfigError("export: expected a TRecViT on the CPU as it was loaded or made, not a result of optimize")
     if batch_size < 1 or not frames or any(count < 1 or count % extent for count in frames):
         raise ConfigError(
@@ -96,6 +98,9 @@ def export(
         )
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: expected a new or empty folder")
+    if mode == "compile":
+        find_compiler()
+    dtype = available_dtype(model, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     source = for_inference(model, dtype, mode)
     counts = list(dict.fromkeys(frames))
@@ -147,13 +152,17 @@ def load_exported(folder: str | Path) -> TRecViT:
         raise CheckpointError(f"{error.filename}: no such file; `trecvit export` writes such folders") from error
     except (OSError, KeyError, TypeError, ValueError, ConfigError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder}: damaged: {error!r}") from error
-    if made_for != _made_for(mode):
-        raise CheckpointError(f"{folder}: made for {made_for}, this is {_made_for(mode)}; export the model again here")
+    here = _made_for(mode)
+    older = {name: value for name, value in here.items() if name != "features"}  # as earlier versions wrote it
+    if made_for not in (here, older):
+        raise CheckpointError(f"{folder}: made for {made_for}, this is {here}; export the model again here")
     with torch.device("meta"):  # the blocks' weights are in the graphs
         model = TRecViT(config, preprocessing=preprocessing, provenance=provenance).eval()
     model._labels = tuple(labels)  # as they are, see `Pretrained.load`
     model.load_state_dict(rest, strict=False, assign=True)
     model.requires_grad_(False)
+    if mode == "openvino":  # its files do not depend on the processor
+        dtype = available_dtype(model, dtype)
     runs: dict[Shapes, Run] = {}
     for one in shapes:
         path = folder / _file(one.num_frames, mode)
@@ -163,7 +172,7 @@ def load_exported(folder: str | Path) -> TRecViT:
             _package_run(model, path) if mode == "compile" else OpenVINORun(model, compile_openvino(path, dtype))
         )
     model._advance = _ExportedPass(model, runs)  # type: ignore[method-assign]
-    model.save = refuse_to_save  # type: ignore[method-assign]
+    lock(model)
     return model
 
 
@@ -253,4 +262,4 @@ def _made_for(mode: str) -> dict[str, Any]:
     """What a folder depends on."""
     if mode == "openvino":
         return {"openvino": find_openvino().__version__}
-    return {"torch": str(torch.__version__), "instructions": torch.backends.cpu.get_cpu_capability()}
+    return {"torch": str(torch.__version__), "instructions": instruction_set(), "features": features()}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
+from shutil import which
 from types import FunctionType, MethodType
 from typing import Any, Literal, TypeVar, get_args
 
@@ -14,12 +18,13 @@ import torch
 from torch import Tensor
 
 from trecvit.config import nearest
-from trecvit.errors import ConfigError
+from trecvit.errors import ConfigError, PrecisionWarning
 from trecvit.model.eager import EagerConv, EagerRGLRU, fold_norms
 from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
 from trecvit.model.lru import RGLRU, CausalConv, TemporalBlock
 from trecvit.model.state import State
 from trecvit.model.trecvit import Head, Output, Tokenizer, TRecViT, VideoModel
+from trecvit.processor import supports
 from trecvit.runtime.export import OpenVINOPass
 from trecvit.runtime.timing import timed_in_turns
 
@@ -38,13 +43,15 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
     """A copy of a model for inference, used as before: `model(video)`, `model.step(frames, state)`; trackers likewise.
 
     Only the pass over frames is another: checks, temporal patches, clips and state are the model's own code. The copy
-    has no gradients and cannot be saved: its weights lie as kernels read them.
+    has no gradients and cannot be saved, converted or copied: its weights lie as kernels read them.
 
     Args:
         model: Any; it is not changed.
-        dtype: float32, or bfloat16 for the matrix products where the machine has them. The recurrence and its state are
-            float32 in any case. int8, on a CPU with AVX-512 VNNI, eager or compiled: the blocks' linear maps in 8-bit
-            integers (see `QuantizedLinear`), everything else in float32, or compiled in bfloat16 where the CPU has it.
+        dtype: float32, or bfloat16 for the matrix products. On a CPU that multiplies float32 faster (all without
+            AVX-512 or AMX), the result computes in float32 instead, and a `PrecisionWarning` says so. The recurrence
+            and its state are float32 in any case. int8, on a CPU with AVX-512 VNNI, eager or compiled: the blocks'
+            linear maps in 8-bit integers (see `QuantizedLinear`), everything else in float32, or compiled in bfloat16
+            where the CPU has it.
         mode: "eager" runs PyTorch's operations one by one, on the CPU with weights packed for oneDNN. "compile" has
             torch.compile fuse them; the first call with new shapes takes some tens of seconds, or a minute in bfloat16
             on a CPU with AMX, where kernels are tried out. "openvino" hands the network to OpenVINO (CPU; the extra
@@ -52,15 +59,16 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
 
     Raises:
         ConfigError: For an unknown mode, another dtype, int8 where it cannot be, a model that is a result of this
-            already, or an OpenVINO that computes wrong here.
+            already, no C++ compiler for "compile", or an OpenVINO that computes wrong here.
         MissingPackageError: OpenVINO is asked for and not installed.
     """
     dtype = dtype or model.dtype
     _check(model, dtype, mode)
+    dtype = available_dtype(model, dtype)
     fast = for_inference(model, _beside_int8(mode) if dtype == torch.int8 else dtype, mode)
     replacement: Any = None
     if mode == "eager":
-        _pack(fast, QuantizedLinear if dtype == torch.int8 else PackedLinear)
+        _use_eager_parts(fast, QuantizedLinear if dtype == torch.int8 else PackedLinear)
         if fast.device.type == "cpu" and isinstance(fast, TRecViT):
             replacement = _InPieces(fast)
     elif mode == "compile":
@@ -72,13 +80,32 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         replacement = OpenVINOPass(fast, dtype)
     if replacement is not None:
         fast._advance = replacement
+    lock(fast)
     return fast
 
 
+def available_dtype(model: VideoModel, dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or float32 in place of bfloat16 on a CPU that multiplies float32 faster; then it warns.
+
+    Without instructions for bfloat16, PyTorch and oneDNN convert each number to float32, by software on most CPUs.
+
+    Args:
+        model: Where it is tells the processor; its linear layers are timed where the processor does not decide.
+        dtype: Of the matrix products.
+    """
+    if dtype != torch.bfloat16 or model.device.type != "cpu" or supports("bfloat16"):
+        return dtype
+    if supports("onednn_bfloat16") and _is_faster_in_bfloat16(model.tokenizer.config.num_patches, *_shapes(model)):
+        return dtype
+    words = "this processor multiplies float32 faster than bfloat16: computing in float32"
+    warnings.warn(words, PrecisionWarning, stacklevel=3)
+    return torch.float32
+
+
 def for_inference(model: _Model, dtype: torch.dtype, mode: str) -> _Model:
-    """A copy without gradients, in the precision that a mode begins from, which refuses to be saved."""
+    """A copy without gradients, in the precision that a mode begins from."""
     fast = copy.deepcopy(model).eval().requires_grad_(False)
-    if mode == "eager" and _packs(fast):
+    if mode == "eager" and fast.device.type == "cpu":
         for block in fast.modules():
             if isinstance(block, TemporalBlock):
                 fold_norms(block)
@@ -92,13 +119,52 @@ def for_inference(model: _Model, dtype: torch.dtype, mode: str) -> _Model:
         for module in fast.modules():
             if isinstance(module, RGLRU):
                 module.join_gates()
-    fast.save = refuse_to_save  # type: ignore[method-assign]
     return fast
 
 
-def refuse_to_save(folder: str | Path) -> Path:
-    """Stands where a model's `save` was."""
+def lock(model: VideoModel) -> None:
+    """Has a model refuse to be saved, copied, converted, moved, trained or loaded into.
+
+    Its weights lie in packed or compiled form beside its parameters, which such calls would miss.
+    """
+    # As attributes of this one object, so that its class stays the model's.
+    replacements = {
+        "save": _refuse_to_save,
+        "train": partial(_refuse_if, model, "train"),
+        "requires_grad_": partial(_refuse_if, model, "requires_grad_"),
+        "_apply": partial(_refuse_conversion, model),
+        **{name: partial(_refuse, name) for name in ("load_state_dict", "__deepcopy__", "__reduce_ex__")},
+    }
+    for name, replacement in replacements.items():
+        setattr(model, name, replacement)
+
+
+def is_locked(model: VideoModel) -> bool:
+    """Whether a model is a result of `optimize` or `load_exported`."""
+    return "save" in vars(model)
+
+
+def _refuse_to_save(folder: str | Path) -> Path:
     raise ConfigError(f"{folder}: a result of optimize is for running; save the model that it was made of")
+
+
+def _refuse(name: str, *_: object, **__: object) -> Any:
+    action = {"__deepcopy__": "deepcopy", "__reduce_ex__": "copy or pickle"}.get(name, name)
+    raise ConfigError(
+        f"{action}: a result of optimize or load_exported cannot be copied, pickled, converted, moved or trained; "
+        "make it from the loaded model again"
+    )
+
+
+def _refuse_if(model: _Model, name: str, enabled: bool = True) -> _Model:
+    """`model.eval()` and `model.requires_grad_(False)` change nothing and stay."""
+    return _refuse(name) if enabled else model
+
+
+def _refuse_conversion(model: _Model, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> _Model:
+    """Stands where `_apply` was, through which go `to`, `half`, `cuda` …; what would change nothing is allowed."""
+    weight = model.norm.weight  # that of `model.device` and `model.dtype`
+    return model if convert(weight) is weight else _refuse("to")
 
 
 def _check(model: VideoModel, dtype: torch.dtype, mode: str) -> None:
@@ -108,14 +174,31 @@ def _check(model: VideoModel, dtype: torch.dtype, mode: str) -> None:
         )
     if dtype not in DTYPES.values():
         raise ConfigError(f"dtype: expected torch.float32, torch.bfloat16 or torch.int8, got {dtype}")
-    if "save" in vars(model):
+    if is_locked(model):
         raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
     if dtype == torch.int8:
         _check_int8(model, mode)
+    if mode == "compile" and not hasattr(model, "_advance"):
+        raise ConfigError(f"mode='compile' is for models that take streams, got a {type(model).__name__}; take 'eager'")
+    if mode == "compile" and model.device.type == "cpu":
+        find_compiler()
     if mode == "openvino" and model.device.type != "cpu":
         raise ConfigError(f"mode='openvino' runs on the CPU, the model is on {model.device}")
     if mode == "openvino" and not isinstance(model, TRecViT):
         raise ConfigError(f"mode='openvino' is for TRecViT, got a {type(model).__name__}; take 'compile' or 'eager'")
+
+
+def find_compiler() -> str:
+    """The C++ compiler that inductor calls for CPUs.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    names = {"darwin": "clang++", "win32": "cl"}
+    name = os.environ.get("CXX", names.get(sys.platform, "g++"))
+    if (path := which(name)) is None:
+        raise ConfigError(f"mode='compile' needs a C++ compiler, got no {name}; install it, set CXX, or take 'eager'")
+    return path
 
 
 def _check_int8(model: VideoModel, mode: str) -> None:
@@ -128,15 +211,16 @@ def _check_int8(model: VideoModel, mode: str) -> None:
         raise ConfigError(f"{where} and a PyTorch with oneDNN, which are not here; take bfloat16 or float32")
 
 
-def _pack(model: VideoModel, kind: type[PackedLinear] | type[QuantizedLinear]) -> None:
-    """Lays weights out as the kernels for the CPU read them, and asks for fewer operations between the products."""
-    if not _packs(model):
+def _use_eager_parts(model: VideoModel, kind: type[PackedLinear] | type[QuantizedLinear]) -> None:
+    """Packs weights for oneDNN, where there is one, and replaces parts by those of `model/eager.py`; on the CPU."""
+    if model.device.type != "cpu":
         return
+    packs = PackedLinear.is_available(model.dtype)
     for parent in list(model.modules()):
         chosen = PackedLinear if isinstance(parent, _NOT_IN_BYTES) else kind
         rows = 1 if isinstance(parent, Head) else model.tokenizer.config.num_patches
         for name, child in list(parent.named_children()):
-            if isinstance(child, Linear):
+            if packs and isinstance(child, Linear):
                 setattr(parent, name, chosen(child, rows))
             elif isinstance(child, CausalConv):
                 setattr(parent, name, EagerConv(child))
@@ -146,7 +230,7 @@ def _pack(model: VideoModel, kind: type[PackedLinear] | type[QuantizedLinear]) -
 
 def _beside_int8(mode: str) -> torch.dtype:
     """Of what is not done in 8 bits. Eager mode would pay for rounding with operations of their own."""
-    return torch.bfloat16 if mode == "compile" and torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if mode == "compile" and supports("bfloat16") else torch.float32
 
 
 def _quantize(fast: VideoModel, model: VideoModel) -> None:
@@ -155,10 +239,6 @@ def _quantize(fast: VideoModel, model: VideoModel) -> None:
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, Linear) and not isinstance(parent, _NOT_IN_BYTES):
             fast.set_submodule(name, FusedQuantizedLinear(module, model.tokenizer.config.num_patches))
-
-
-def _packs(model: VideoModel) -> bool:
-    return model.device.type == "cpu" and PackedLinear.is_available()
 
 
 class _InPieces:
@@ -214,7 +294,7 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
                 if isinstance(child, Linear):
                     setattr(parent, name, FusedLinear(child))
         is_quantized = any(isinstance(module, FusedQuantizedLinear) for module in model.modules())
-        if model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() and not is_quantized:
+        if model.dtype == torch.bfloat16 and supports("amx") and not is_quantized:
             # For one frame's few rows inductor's own kernels can take a third of the time of oneDNN's: it times both.
             settings |= {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
             settings |= {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
@@ -251,21 +331,50 @@ def _outside_inference_mode(given: Any) -> Any:
     return given._with({name: _outside_inference_mode(tensor) for name, tensor in tensors.items()})
 
 
+_Shape = tuple[int, int]  # inputs and outputs of a linear map
+
+
+def _shapes(model: VideoModel) -> list[_Shape]:
+    return [(linear.in_features, linear.out_features) for linear in model.modules() if isinstance(linear, Linear)]
+
+
 def _is_faster_with_onednn(model: VideoModel) -> bool:
     """Whether oneDNN's kernels take less time than MKL's for all linear maps of one frame, of the shapes they have."""
     has_onednn = PackedLinear.is_available()
-    if not has_onednn or not torch.backends.mkl.is_available():
+    if not has_onednn or not supports("mkl"):
         return has_onednn
-    maps = [module for module in model.modules() if isinstance(module, Linear)]
-    counts = Counter((linear.in_features, linear.out_features) for linear in maps)
-    total_s = {"onednn": 0.0, "mkl": 0.0}
-    for (num_inputs, num_outputs), count in counts.items():
-        x = torch.zeros(model.tokenizer.config.num_patches, num_inputs)
-        kernels = packed_maps(x, torch.zeros(num_outputs, num_inputs), torch.zeros(num_outputs))
-        times_s = timed_in_turns(*kernels.values(), seconds=_SECONDS_OF_TRIAL)
-        for name, of_kernel in zip(kernels, times_s, strict=True):
-            total_s[name] += count * min(of_kernel)
-    return total_s["onednn"] < total_s["mkl"]
+    num_rows = model.tokenizer.config.num_patches
+    fastest: str = _fastest(_shapes(model), partial(_packed_maps_of_zeros, num_rows, torch.float32))
+    return fastest == "onednn"
+
+
+@cache  # so that every answer of one process is the same
+def _is_faster_in_bfloat16(num_rows: int, *shapes: _Shape) -> bool:
+    """Whether oneDNN takes less time in bfloat16 than in float32 for linear maps of these shapes."""
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def kernels(shape: _Shape) -> dict[torch.dtype, Callable[[], Tensor]]:
+        return {dtype: _packed_maps_of_zeros(num_rows, dtype, shape)["onednn"] for dtype in dtypes}
+
+    fastest: torch.dtype = _fastest(shapes, kernels)
+    return fastest == torch.bfloat16
+
+
+def _packed_maps_of_zeros(num_rows: int, dtype: torch.dtype, shape: _Shape) -> dict[str, Callable[[], Tensor]]:
+    num_inputs, num_outputs = shape
+    zeros = partial(torch.zeros, dtype=dtype)
+    return packed_maps(zeros(num_rows, num_inputs), zeros(num_outputs, num_inputs), zeros(num_outputs))
+
+
+def _fastest(shapes: Sequence[_Shape], kernels: Callable[[_Shape], Mapping[Any, Callable[[], Tensor]]]) -> Any:
+    """The name of the kernels that take the least time for linear maps of these shapes together."""
+    total_s: dict[Any, float] = {}
+    for shape, count in Counter(shapes).items():
+        candidates = kernels(shape)
+        times_s = timed_in_turns(*candidates.values(), seconds=_SECONDS_OF_TRIAL)
+        for name, of_kernel in zip(candidates, times_s, strict=True):
+            total_s[name] = total_s.get(name, 0.0) + count * min(of_kernel)
+    return min(total_s, key=total_s.__getitem__)
 
 
 def _inductor_with_onednn(graph: Any, inputs: Any) -> Any:

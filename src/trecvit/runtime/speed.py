@@ -9,6 +9,7 @@ can be faster. Every case is measured in a process of its own.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -23,13 +24,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trecvit.config import PRESETS
-from trecvit.errors import ConfigError, TRecViTError
+from trecvit.errors import ConfigError, PrecisionWarning, TRecViTError
 from trecvit.memory import resident_bytes
 from trecvit.model.linear import Linear, QuantizedLinear, packed_maps
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.runtime.exported import export, load_exported
-from trecvit.runtime.fast import DTYPES, FLOATS, optimize
+from trecvit.runtime.fast import DTYPES, available_dtype, optimize
 from trecvit.runtime.timing import CALLS_IN_TURN, timed_in_turns
 from trecvit.weights.load import load_as
 from trecvit.workers import worker_pool
@@ -52,7 +53,8 @@ class Speed:
 
     Attributes:
         model: A preset with fresh weights, or what `trecvit.load` takes.
-        dtype: Of the matrix products.
+        dtype: Of the matrix products, as asked for.
+        computed_in: What they were computed in: float32 in place of bfloat16 where the CPU is faster with it.
         mode: See `trecvit.runtime.fast.optimize`; "exported" is what `trecvit.export` wrote, loaded again.
         batch_size: Streams, or clips, at once.
         num_frames: Frames of one call: 1 is a stream, one frame after another with its state; more is a clip.
@@ -68,6 +70,7 @@ class Speed:
 
     model: str
     dtype: str
+    computed_in: str
     mode: str
     batch_size: int
     num_frames: int
@@ -113,7 +116,7 @@ def speeds(
         with worker_pool(1) as pool:
             try:
                 yield pool.submit(measure, *case, seconds=seconds).result()
-            except (TRecViTError, RuntimeError, BrokenProcessPool) as exc:  # one case must not cost the others
+            except (TRecViTError, RuntimeError, OSError, BrokenProcessPool) as exc:  # one case must not cost the others
                 yield " ".join(str(exc).split())[:300]
 
 
@@ -127,7 +130,10 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
         raise ConfigError(f"temporal_mixer={model.config.temporal_mixer!r}: the bound is of matrix products only")
     if num_frames % model.config.temporal_patch_size:
         raise ConfigError(f"expected a multiple of temporal_patch_size={model.config.temporal_patch_size} frames")
-    fast, begun_s = _made_fast(model, dtype, mode, batch_size, num_frames)
+    with warnings.catch_warnings():  # the result says so
+        warnings.simplefilter("ignore", PrecisionWarning)
+        computed_in = available_dtype(model, DTYPES[dtype])
+    fast, begun_s = _made_fast(model, computed_in, mode, batch_size, num_frames)
     del model
     size = (batch_size, num_frames, 3, *fast.preprocessing.image_size)
     frames = torch.randint(0, 256, size, dtype=torch.uint8)
@@ -144,14 +150,16 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
         call()
     memory_bytes = resident_bytes()
     # The same products whatever the mode, and weights that can be seen.
-    plain = _made(name).to(FLOATS.get(dtype, fast.dtype))
-    alone = _alone(products(plain, frames), in_bytes=dtype == "int8")
+    in_bytes = computed_in == torch.int8
+    plain = _made(name).to(fast.dtype if in_bytes else computed_in)
+    alone = _alone(products(plain, frames), in_bytes=in_bytes)
     times_s, bound_times_s = timed_in_turns(call, alone, seconds=seconds)
     per_call = batch_size * num_frames
     median_s, bound_s = float(np.median(times_s)), float(np.median(bound_times_s))
     return Speed(
         model=name,
         dtype=dtype,
+        computed_in=str(computed_in).removeprefix("torch."),
         mode=mode,
         batch_size=batch_size,
         num_frames=num_frames,
@@ -166,13 +174,15 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
     )
 
 
-def _made_fast(model: TRecViT, dtype: str, mode: str, batch_size: int, num_frames: int) -> tuple[TRecViT, float]:
+def _made_fast(
+    model: TRecViT, dtype: torch.dtype, mode: str, batch_size: int, num_frames: int
+) -> tuple[TRecViT, float]:
     """The model to be timed, and since when somebody who wants to use it waits."""
     if mode != "exported":
         begun_s = time.perf_counter()
-        return optimize(model, dtype=DTYPES[dtype], mode=mode), begun_s
+        return optimize(model, dtype=dtype, mode=mode), begun_s
     with TemporaryDirectory() as folder:  # a library stays loaded when its file has gone
-        export(model, folder, dtype=DTYPES[dtype], batch_size=batch_size, frames=[num_frames])
+        export(model, folder, dtype=dtype, batch_size=batch_size, frames=[num_frames])
         begun_s = time.perf_counter()
         return load_exported(folder), begun_s
 
