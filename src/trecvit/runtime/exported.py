@@ -41,7 +41,7 @@ from trecvit.runtime.export import (
     taken_up,
     to_openvino,
 )
-from trecvit.runtime.fast import FLOATS, available_dtype, find_compiler, for_inference, is_locked, lock
+from trecvit.runtime.fast import FLOATS, available_dtype, choose_threads, find_compiler, for_inference, is_locked, lock
 
 _FORMAT = "trecvit-exported-1"
 _MODES = ("compile", "openvino")
@@ -172,6 +172,8 @@ def load_exported(folder: str | Path) -> TRecViT:
             _package_run(model, path) if mode == "compile" else OpenVINORun(model, compile_openvino(path, dtype))
         )
     model._advance = _ExportedPass(model, runs)  # type: ignore[method-assign]
+    if mode == "compile":
+        choose_threads(model)
     lock(model)
     return model
 
@@ -211,7 +213,9 @@ def _write_graph(path: Path, source: TRecViT, shapes: Shapes, mode: str, dtype: 
         save_openvino(to_openvino(traced, frames, state), path)
         run = OpenVINORun(source, compile_openvino(path, dtype))
     else:
-        with warnings.catch_warnings(), torch.no_grad():
+        # Kernels for any number of threads, as that changes while they run.
+        any_threads = torch._inductor.config.patch({"cpp.dynamic_threads": True})
+        with warnings.catch_warnings(), torch.no_grad(), any_threads:
             warnings.simplefilter("ignore")
             program = torch.export.export(traced, (frames, *carried(state).values()))
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))

@@ -26,6 +26,7 @@ from trecvit.model.state import State
 from trecvit.model.trecvit import Head, Output, Tokenizer, TRecViT, VideoModel
 from trecvit.processor import supports
 from trecvit.runtime.export import OpenVINOPass
+from trecvit.runtime.threads import ChosenThreads
 from trecvit.runtime.timing import timed_in_turns
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -80,8 +81,16 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         replacement = OpenVINOPass(fast, dtype)
     if replacement is not None:
         fast._advance = replacement
+    if mode != "openvino":  # which has threads of its own
+        choose_threads(fast)
     lock(fast)
     return fast
+
+
+def choose_threads(model: Any) -> None:
+    """Has `step`, and what calls it, run with as many threads as are fastest now; see `trecvit.runtime.threads`."""
+    if model.device.type == "cpu" and hasattr(model, "step"):
+        model.step = ChosenThreads(model.step)
 
 
 def available_dtype(model: VideoModel, dtype: torch.dtype) -> torch.dtype:
@@ -288,7 +297,8 @@ def _compiled(model: VideoModel) -> Callable[..., Any]:
     settings: dict[str, Any] = {}
     backend: Any = "inductor"
     if model.device.type == "cpu":
-        settings = {"freezing": True, "cpp_wrapper": not is_complex}
+        # Kernels for any number of threads, as that changes while they run.
+        settings = {"freezing": True, "cpp_wrapper": not is_complex, "cpp.dynamic_threads": True}
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, Linear):
@@ -400,5 +410,11 @@ def _with_code_of_its_own(method: Any) -> Any:
 
 
 def _of_what_can_change(guards: Sequence[Any]) -> list[bool]:
-    """Which guards are asked before each call: those of frames and state. The model stays as it was compiled."""
-    return [not guard.is_global and not guard.name.startswith("self") for guard in guards]
+    """Which guards are asked before each call: those of frames and state. The model stays as it was compiled.
+
+    The global state, too, is as `advance` sets it, but for the number of threads, for which kernels are not compiled.
+    """
+    return [
+        not guard.is_global and not guard.name.startswith("self") and guard.guard_type != "GLOBAL_STATE"
+        for guard in guards
+    ]

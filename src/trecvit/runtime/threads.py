@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -139,6 +140,7 @@ class ChosenThreads:
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:
+        update_wrapper(self, call)
         self._call = call
         self._choices: dict[tuple[int, ...], ThreadChoice] = {}
 
