@@ -135,9 +135,10 @@ def test_an_interrupt_caught_inside_the_block_keeps_the_frames(tmp_path: Path, m
     with VideoWriter(tmp_path / "out.mp4", fps=25) as writer:
         for index in range(50):
             writer.write(painted(index))
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(writer, step, interrupted)
-            writer.write(painted(50))
+            with pytest.raises(KeyboardInterrupt):
+                writer.write(painted(50))
     assert [code_of(frame.image) for frame in read_frames(tmp_path / "out.mp4")] == list(range(50))
 
 

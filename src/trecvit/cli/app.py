@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from trecvit.cli.terminal import degrade_output
 from trecvit.errors import Interrupted, Terminated, TRecViTError
 
 
@@ -54,6 +55,7 @@ def main() -> None:
     A user's error is one line on stderr and exit code 1; `--debug` shows where. Ctrl-C ends any command with one line
     and exit code 130, SIGTERM with 143.
     """
+    degrade_output()
     warnings.formatwarning = lambda message, *_, **__: f"trecvit: {message}\n"
     debug = "--debug" in sys.argv
     if debug:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,35 @@ if TYPE_CHECKING:
     from trecvit.data.clips import Failure
 
 
+# Plain letters for what this package prints, where an output has no Unicode: redirects on Windows, LANG=C.
+_PLAIN = {
+    "█": "#", "●": "*", "○": "o", "…": "...", "·": "-", "–": "-", "×": "x", "±": "+-", "≥": ">=", "δ": "delta",
+    "λ": "lambda",
+}  # fmt: skip
+_DEGRADE = "trecvit-degrade"
+
+
+def degrade_output() -> None:
+    """Makes stdout and stderr print any text: what their encoding lacks becomes plain letters or an escape.
+
+    Labels and file names may hold any character, and names that are not UTF-8 hold halves of surrogate pairs.
+    """
+    codecs.register_error(_DEGRADE, _degraded)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_DEGRADE)
+
+
+def _degraded(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if letter in _PLAIN:
+        return _PLAIN[letter], error.start + 1
+    one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    return codecs.backslashreplace_errors(one)
+
+
 @contextmanager
 def progress_bar(what: str, total: int | None, *, hidden: bool = False) -> Iterator[Callable[..., None]]:
     """A bar on stderr for long work, with the time left; nothing where nobody looks.
@@ -26,7 +57,7 @@ def progress_bar(what: str, total: int | None, *, hidden: bool = False) -> Itera
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True) as bar:
+    with Bar(*columns, **_bar_place(hidden=hidden), transient=True) as bar:
         task = bar.add_task(what, total=total)
 
         def advance(done: int, failed: int = 0) -> None:
@@ -42,7 +73,7 @@ def progress_bars(*, hidden: bool = False) -> Iterator[Callable[[str, int, int],
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console(stderr=True), disable=hidden or not sys.stderr.isatty()) as bars:
+    with Bar(*columns, **_bar_place(hidden=hidden)) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(what: str, done: int, total: int) -> None:
@@ -51,6 +82,15 @@ def progress_bars(*, hidden: bool = False) -> Iterator[Callable[[str, int, int],
             bars.update(tasks[what], completed=done, total=total)
 
         yield advance
+
+
+def _bar_place(*, hidden: bool) -> dict[str, Any]:
+    """Arguments of a bar on stderr. It takes what is printed meanwhile to stdout, unless that goes to a file."""
+    return {
+        "console": console(stderr=True),
+        "disable": hidden or not sys.stderr.isatty(),
+        "redirect_stdout": sys.stdout.isatty(),
+    }
 
 
 @contextmanager
@@ -123,6 +163,38 @@ def print_facts(facts: dict[str, Any]) -> None:
     console().print(table, highlight=False)
 
 
+def row_printer(titles: Sequence[str], widths: Sequence[int]) -> Callable[[Sequence[Sequence[str]]], None]:
+    """Prints tables piece by piece, as results come: the titles once, then rows.
+
+    Args:
+        titles: Of the columns.
+        widths: Of the columns' longest cells, in letters. On a narrow terminal all but the last column fold.
+
+    Returns:
+        A function that prints some rows at once.
+    """
+    from rich.table import Table
+
+    output = console()
+    if not sys.stdout.isatty():
+        output = console(width=sum(widths) + 2 * len(widths))
+    is_first = True
+
+    def print_rows(rows: Sequence[Sequence[str]]) -> None:
+        nonlocal is_first
+        table = Table(box=None, pad_edge=False, show_header=is_first)
+        for number, (title, width) in enumerate(zip(titles, widths, strict=True), start=1):
+            table.add_column(title, width=max(width, len(title)), overflow="fold", no_wrap=number == len(titles))
+        for row in rows:
+            table.add_row(*row)
+        with output.capture() as captured:
+            output.print(table, highlight=False)
+        print(captured.get(), end="", flush=True)  # by way of a bar that may be on the terminal
+        is_first = False
+
+    return print_rows
+
+
 def name_failures(failures: Sequence[Failure]) -> None:
     """Lists videos that could not be read, and makes the exit code 1 if there are any."""
     for failure in failures:
@@ -141,10 +213,11 @@ def complain(words: str) -> None:
     print(f"trecvit: {words}", file=sys.stderr)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Where tables and panels go."""
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Where tables and panels go; files and pipes have 160 columns unless `width` is given."""
     from rich.console import Console
 
     # Names of files and classes may hold brackets, so no markup; in files and pipes nothing is to be folded.
-    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
+    if width is None and not (sys.stderr if stderr else sys.stdout).isatty():
+        width = 160
     return Console(stderr=stderr, markup=False, width=width)

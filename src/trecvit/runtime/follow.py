@@ -6,11 +6,11 @@ import csv
 import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TextIO, TypeAlias
 
 import numpy as np
 import torch
@@ -193,28 +193,32 @@ def tracks_writer(path: Path, query_points_tyx: Queries) -> AbstractContextManag
     Raises:
         InputError: for another kind of file.
     """
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return TracksNpz(path, query_points_tyx)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return TracksCsv(path)
     raise InputError(f"{path}: expected a name that ends in .npz or .csv")
 
 
 class TracksCsv:
-    """A line for each point in each frame, written as they come: frame, time_s, point, x, y, visible, certainty."""
+    """A line for each point in each frame, written as they come: frame, time_s, point, x, y, visible, certainty.
+
+    The file is opened for the first frame: until then an earlier file of that name stays as it was.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._closing = ExitStack()
+        self._file: TextIO | None = None
 
     def __enter__(self) -> Self:
-        self._file = self._closing.enter_context(self._path.open("w", encoding="utf-8", newline=""))
-        self._lines = csv.writer(self._file)
-        self._lines.writerow(("frame", "time_s", "point", "x", "y", "visible", "certainty"))
         return self
 
     def write(self, update: TrackUpdate) -> None:
         """Adds one frame."""
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8", newline="")
+            self._lines = csv.writer(self._file)
+            self._lines.writerow(("frame", "time_s", "point", "x", "y", "visible", "certainty"))
         for number, (x, y), visible, certainty in zip(update.ids, *update.points, strict=True):
             row = (f"{update.time_s:.6f}", number, f"{x:.3f}", f"{y:.3f}", int(visible), f"{certainty:.4f}")
             self._lines.writerow((update.index, *row))
@@ -223,7 +227,8 @@ class TracksCsv:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class TracksNpz:

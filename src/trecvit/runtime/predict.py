@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os.path
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trecvit.errors import ConfigError, InputError
+from trecvit.errors import ConfigError, InputError, VideoError
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.video.decode import Source, length_and_rate, probe, read_frames_at
+from trecvit.video.frames import VideoInfo
 from trecvit.video.sampling import evaluation_clips
 from trecvit.video.transforms import to_clip
 
@@ -42,18 +45,20 @@ def classify(model: TRecViT, source: Source, *, num_clips: int = 4, top_k: int =
 
     Args:
         model: With a head.
-        source: Whatever `trecvit.video.decode.read_frames` takes.
+        source: Whatever `trecvit.video.decode.read_frames` takes, if it has an end. Files, folders and arrays have;
+            an address must state its length.
         num_clips: Clips to average over; a video no longer than one clip is looked at once.
         top_k: How many classes to name.
 
     Raises:
-        VideoError: when the video cannot be read to the end.
+        VideoError: when the video cannot be read to the end, or may have none.
         ConfigError: when the model has no head.
     """
     names = class_labels(model)
     if num_clips < 1 or top_k < 1:
         raise InputError(f"expected num_clips >= 1 and top_k >= 1, got {num_clips} and {top_k}")
     info = probe(source)
+    _check_has_end(source, info)
     num_video_frames, fps = length_and_rate(source)
     plan = model.preprocessing
     stride = plan.stride_for(fps)
@@ -73,6 +78,17 @@ def classify(model: TRecViT, source: Source, *, num_clips: int = 4, top_k: int =
         num_video_frames=num_video_frames,
         num_frames_used=indices.size,
     )
+
+
+def _check_has_end(source: Source, info: VideoInfo) -> None:
+    """Raises VideoError for an address or a device that does not state how long the video is."""
+    is_local = not isinstance(source, str | Path) or os.path.isfile(source) or os.path.isdir(source)
+    if not is_local and info.duration_s is None and info.stated_frames is None:
+        raise VideoError(
+            info.source,
+            "expected a video with an end, got a stream that states no length, such as a camera's; "
+            "use `trecvit stream`, or download it to a file first",
+        )
 
 
 def class_labels(model: TRecViT) -> tuple[str, ...]:

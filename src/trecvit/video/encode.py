@@ -127,8 +127,8 @@ class VideoWriter:
         Args:
             image: `[H, W, 3]` uint8, red green blue, all of one size. Where the codec needs even sides (`.mp4`,
                 `.webm`), an odd one is made even by repeating the last row or column.
-            time_s: When it is shown, in seconds from 0. Equal times, and times that fall by up to one frame step, count as the
-                next tick. None: one frame step after the frame before.
+            time_s: When it is shown, in seconds from 0. Equal times, and times that fall by up to one frame step,
+                count as the next tick. None: one frame step after the frame before.
 
         Raises:
             InputError: For another shape, dtype or size, or a time that falls by more than one frame step.
