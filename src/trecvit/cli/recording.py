@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ class Recording:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (getattr(signal, name) for name in _WORDS if hasattr(signal, name)):
+            for number in _signals():
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._handlers[number] = signal.signal(number, self._note)
         return self
@@ -70,6 +71,7 @@ class Recording:
             signal.signal(number, handler)
         # A closed terminal is also an OSError of whatever was printed last.
         if self._signal is not None and (exc is None or isinstance(exc, KeyboardInterrupt | OSError)):
+            atexit.register(_ignore_signals)
             raise Interrupted(_WORDS[signal.Signals(self._signal).name], self._signal) from exc
 
     def until_stopped(self, updates: Iterator[_Update]) -> Iterator[_Update]:
@@ -123,3 +125,14 @@ class Recording:
 
     def _stop_by(self, stop: KeyboardInterrupt) -> None:
         self._signal = self._signal or (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def _signals() -> list[signal.Signals]:
+    """Those of `_WORDS` that this system has."""
+    return [getattr(signal, name) for name in _WORDS if hasattr(signal, name)]
+
+
+def _ignore_signals() -> None:
+    """Keeps the exit code when an impatient user or `timeout` repeats the signal while Python shuts down."""
+    for number in _signals():
+        signal.signal(number, signal.SIG_IGN)

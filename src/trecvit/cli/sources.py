@@ -6,6 +6,7 @@ import glob
 import os.path
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from trecvit.errors import ConfigError, VideoError
 
@@ -45,6 +46,6 @@ def expand_one(word: str) -> str:
     return found[0]
 
 
-def expand_all(words: Sequence[object]) -> list[str]:
-    """`expand_source` of every argument, one after another."""
-    return [source for word in words for source in expand_source(str(word))]
+def expand_paths(paths: Sequence[Path] | None) -> list[Path]:
+    """`expand_source` of every path, one after another; None holds no path."""
+    return [Path(source) for path in paths or () for source in expand_source(str(path))]
