@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from video_fixtures import code_of, painted
 
 from trecvit.cli.recording import Recording
 from trecvit.errors import Interrupted, Terminated, VideoError
-from trecvit.runtime.follow import TrackUpdate, tracks_writer
+from trecvit.runtime.follow import TracksWriter, TrackUpdate, tracks_writer
 from trecvit.runtime.track import LivePoints
 from trecvit.video.decode import read_frames
 from trecvit.video.encode import VideoWriter
@@ -51,6 +52,21 @@ def updates(stop_at: int | None = None, number: int = 0, num_frames: int = 50) -
         yield Update(index, painted(index))
 
 
+def record(
+    path: Path, output: AbstractContextManager[Any], source: Iterator[Update], write: Callable[[Any, Update], None]
+) -> None:
+    """As the commands do it."""
+    with Recording() as recording:
+        with output as writer, recording.kept():
+            for update in recording.until_stopped(source):
+                write(writer, update)
+        recording.report(path)
+
+
+def write_image(writer: VideoWriter, update: Update) -> None:
+    writer.write(update.image)
+
+
 @pytest.mark.parametrize("sent", SIGNALS)
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv"])
 @pytest.mark.parametrize("when", ["waiting", "writing", "writing, swallowed", "finishing"])
@@ -69,19 +85,14 @@ def test_a_signal_leaves_a_whole_file(tmp_path: Path, monkeypatch, capsys, sent:
     def interrupted_inside() -> Iterator[Update]:
         for update in updates():
             if update.index == 31:
-                try:
+                with suppress(KeyboardInterrupt):  # as some destructors and callbacks do
                     send(sent)
-                except KeyboardInterrupt:  # as some destructors and callbacks do
-                    pass
             yield update
 
     monkeypatch.setattr(VideoWriter, "_mux", muxed)
     source = interrupted_inside() if "swallowed" in when else updates(31 if when == "waiting" else None, sent)
-    with pytest.raises(Interrupted) as caught, Recording() as recording:
-        with VideoWriter(path, 25) as writer, recording.kept():
-            for update in recording.until_stopped(source):
-                writer.write(update.image)
-        recording.report(path)
+    with pytest.raises(Interrupted) as caught:
+        record(path, VideoWriter(path, 25), source, write_image)
     num_frames = {"waiting": 31, "writing": 31, "writing, swallowed": 32, "finishing": 50}[when]
     assert caught.value.signal_number == sent
     assert [code_of(frame.image) for frame in read_frames(path)] == list(range(num_frames))
@@ -96,11 +107,8 @@ def test_a_signal_before_the_first_frame_writes_nothing(tmp_path: Path, capsys, 
     path.write_text("what was there before")
     queries = np.zeros((1, 3), np.float32)
     output = VideoWriter(path, 25) if suffix == ".mp4" else tracks_writer(path, queries)
-    with pytest.raises(Interrupted), Recording() as recording:
-        with output, recording.kept():
-            for _ in recording.until_stopped(updates(0, signal.SIGINT)):
-                pytest.fail("there is no frame")
-        recording.report(path)
+    with pytest.raises(Interrupted):
+        record(path, output, updates(0, signal.SIGINT), lambda *_: pytest.fail("there is no frame"))
     assert (os.listdir(tmp_path), path.read_text()) == ([path.name], "what was there before")
     assert capsys.readouterr().err == ""
 
@@ -109,10 +117,12 @@ def test_a_signal_before_the_first_frame_writes_nothing(tmp_path: Path, capsys, 
 def test_tracks_are_kept_too(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     places = LivePoints(np.ones((1, 2), np.float32), np.ones(1, bool), np.ones(1, np.float32))
-    with pytest.raises(Interrupted), Recording() as recording:
-        with tracks_writer(path, np.zeros((1, 3), np.float32)) as file, recording.kept():
-            for update in recording.until_stopped(updates(7, signal.SIGTERM)):
-                file.write(TrackUpdate(update.index, update.index / 25, update.image, (0,), places))
+
+    def write(file: TracksWriter, update: Update) -> None:
+        file.write(TrackUpdate(update.index, update.index / 25, update.image, (0,), places))
+
+    with pytest.raises(Interrupted):
+        record(path, tracks_writer(path, np.zeros((1, 3), np.float32)), updates(7, signal.SIGTERM), write)
     if suffix == ".csv":
         assert len(path.read_text().splitlines()) == 1 + 7
     else:
@@ -138,14 +148,15 @@ def test_an_error_keeps_what_there_was(tmp_path: Path, error, raised: type[Excep
             raise error
         yield Update(5, painted(5))
 
-    with pytest.raises(raised), Recording() as recording:
-        with VideoWriter(tmp_path / "out.mp4", 25) as writer, recording.kept():
-            for update in recording.until_stopped(source()):
-                if update.index == 5:
-                    raise error
-                writer.write(update.image)
-        recording.report(tmp_path / "out.mp4")
-    assert [code_of(frame.image) for frame in read_frames(tmp_path / "out.mp4")] == list(range(5))
+    def write(writer: VideoWriter, update: Update) -> None:
+        if update.index == 5:
+            raise error
+        writer.write(update.image)
+
+    path = tmp_path / "out.mp4"
+    with pytest.raises(raised):
+        record(path, VideoWriter(path, 25), source(), write)
+    assert [code_of(frame.image) for frame in read_frames(path)] == list(range(5))
 
 
 def test_signals_that_were_ignored_stay_ignored(tmp_path: Path) -> None:
