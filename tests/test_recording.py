@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from video_fixtures import code_of, painted
 
-from trecvit.cli.recording import Recording
+from trecvit.cli.recording import Recording, video_writer
 from trecvit.errors import Interrupted, Terminated, VideoError
 from trecvit.runtime.follow import TracksWriter, TrackUpdate, tracks_writer
 from trecvit.runtime.track import LivePoints
@@ -157,6 +158,16 @@ def test_an_error_keeps_what_there_was(tmp_path: Path, error, raised: type[Excep
     with pytest.raises(raised):
         record(path, VideoWriter(path, 25), source(), write)
     assert [code_of(frame.image) for frame in read_frames(path)] == list(range(5))
+
+
+@pytest.mark.parametrize("fps", [None, Fraction(1, 3600), Fraction(60_000), Fraction(10**9)])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_source_may_state_any_rate_or_none(tmp_path: Path, suffix: str, fps: Fraction | None) -> None:
+    with video_writer(tmp_path / f"out{suffix}", fps) as writer:
+        for update in updates(num_frames=5):
+            writer.write(update.image, update.index / 10)
+    frames = list(read_frames(tmp_path / f"out{suffix}"))
+    assert [frame.time_s for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_signals_that_were_ignored_stay_ignored(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +22,10 @@ from trecvit.cli.options import (
     load_model,
 )
 from trecvit.cli.outputs import check_file, check_folder
-from trecvit.cli.recording import Recording
+from trecvit.cli.recording import Recording, video_writer
 from trecvit.cli.sources import expand_one, expand_source
 from trecvit.cli.terminal import (
+    bar_letters,
     bar_of,
     complain,
     console,
@@ -113,15 +114,15 @@ def _answer_table(videos: Sequence[str], labels: Sequence[str]) -> Callable[[str
     """Prints answers as they come, as rows of one table."""
     from rich.cells import cell_len
 
-    bar_letters = len(f"{1:6.1%} {bar_of(1)}")
-    widths = (max(map(cell_len, videos)), max(map(cell_len, labels)), bar_letters)
-    print_rows = row_printer(("video", "class", "probability"), widths)
+    letters = bar_letters()
+    columns = {"video": videos, "class": labels, "probability": [f"{1:6.1%} {bar_of(1, letters)}"]}
+    print_rows = row_printer(list(columns), [max(map(cell_len, (title, *cells))) for title, cells in columns.items()])
 
     def show(video: str, answer: Prediction) -> None:
         best = zip(answer.labels, answer.probs, strict=True)
         print_rows(
             [
-                ("" if rank else video, label, f"{probability:6.1%} {bar_of(probability)}")
+                ("" if rank else video, label, f"{probability:6.1%} {bar_of(probability, letters)}")
                 for rank, (label, probability) in enumerate(best)
             ]
         )
@@ -286,13 +287,10 @@ def _run_stream(
     truths: list[str] | None = None,
 ) -> list[str]:
     """Streams to the terminal or as JSON lines, and to a video. Returns the answers before restarts and at the end."""
-    from fractions import Fraction
-
     from trecvit.runtime.predict import class_labels
     from trecvit.runtime.stream import annotate
     from trecvit.runtime.stream import stream as stream_video
     from trecvit.video.decode import probe
-    from trecvit.video.encode import VideoWriter
 
     labels = class_labels(network)
     about = probe(source)
@@ -301,10 +299,9 @@ def _run_stream(
     answers: list[str] = []
     previous = ""
     updates = stream_video(network, source, stride=stride, restart_every=restart_every)
-    saving = VideoWriter(save, about.average_fps or Fraction(25)) if save else nullcontext()
     with Recording() as recording:
         view = _view(source, about.stated_frames, as_json=as_json)
-        with view as show, saving as writer, recording.kept():
+        with view as show, video_writer(save, about.average_fps) as writer, recording.kept():
             for update in recording.until_stopped(updates):
                 best = update.top(labels, top)
                 if update.is_new:
@@ -341,13 +338,15 @@ def _view(
     from rich.table import Table
     from rich.text import Text
 
+    letters = bar_letters()
     with live_panel(source, num_frames) as draw_panel:
 
         def draw(update: Update, best: list[tuple[str, float]]) -> None:
             table = Table.grid(padding=(0, 2))
             for rank, (label, probability) in enumerate(best):
                 style = "bold cyan" if rank == 0 else "dim"
-                table.add_row(*(Text(words, style) for words in (label, f"{probability:6.1%}", bar_of(probability))))
+                cells = (label, f"{probability:6.1%}", bar_of(probability, letters))
+                table.add_row(*(Text(words, style) for words in cells))
             draw_panel(table, update.index, update.time_s)
 
         yield draw

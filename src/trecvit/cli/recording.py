@@ -6,15 +6,31 @@ import atexit
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from fractions import Fraction
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from trecvit.cli.terminal import console
 from trecvit.errors import Interrupted, Terminated
 
+if TYPE_CHECKING:
+    from trecvit.video.encode import VideoWriter
+
 _WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
+
+
+def video_writer(path: Path | None, fps: Fraction | None) -> AbstractContextManager[VideoWriter | None]:
+    """A writer of frames that come with their times; None if there is no path.
+
+    Args:
+        path: As for `VideoWriter`.
+        fps: Frame rate that the source states, however absurd, or None. It is only noted in the file.
+    """
+    from trecvit.video.encode import VideoWriter
+
+    return VideoWriter(path, max(fps or Fraction(25), Fraction(1, 1001))) if path else nullcontext()
 
 
 class _Indexed(Protocol):

@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,7 +23,7 @@ _PLAIN = {
     "█": "#", "●": "*", "○": "o", "…": "...", "·": "-", "–": "-", "×": "x", "±": "+-", "≥": ">=", "δ": "delta",
     "λ": "lambda",
 }  # fmt: skip
-_DEGRADE = "trecvit-degrade"
+_MIN_FOLDED = 8  # letters of a folded column
 
 
 def degrade_output() -> None:
@@ -30,18 +31,20 @@ def degrade_output() -> None:
 
     Labels and file names may hold any character, and names that are not UTF-8 hold halves of surrogate pairs.
     """
-    codecs.register_error(_DEGRADE, _degraded)
+    codecs.register_error("trecvit-plain", partial(_degraded, letters=None))
+    # On terminals each is one letter, as it was when rows were cut to the terminal's width.
+    codecs.register_error("trecvit-plain-letter", partial(_degraded, letters=1))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_DEGRADE)
+            stream.reconfigure(errors="trecvit-plain-letter" if stream.isatty() else "trecvit-plain")
 
 
-def _degraded(error: UnicodeError) -> tuple[str | bytes, int]:
+def _degraded(error: UnicodeError, *, letters: int | None) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter = error.object[error.start]
     if letter in _PLAIN:
-        return _PLAIN[letter], error.start + 1
+        return _PLAIN[letter][:letters], error.start + 1
     one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
     return codecs.backslashreplace_errors(one)
 
@@ -168,23 +171,23 @@ def row_printer(titles: Sequence[str], widths: Sequence[int]) -> Callable[[Seque
 
     Args:
         titles: Of the columns.
-        widths: Of the columns' longest cells, in letters. On a narrow terminal all but the last column fold.
+        widths: Of the columns' longest cells, in letters. Where a terminal is too narrow, the first column folds.
 
     Returns:
         A function that prints some rows at once.
     """
     from rich.table import Table
 
-    output = console()
-    if not sys.stdout.isatty():
-        output = console(width=sum(widths) + 2 * len(widths))
+    rest = sum(2 + width for width in widths[1:])
+    output = console() if sys.stdout.isatty() else console(width=widths[0] + rest)
+    widths = (min(widths[0], max(_MIN_FOLDED, output.width - rest)), *widths[1:])
     is_first = True
 
     def print_rows(rows: Sequence[Sequence[str]]) -> None:
         nonlocal is_first
         table = Table(box=None, pad_edge=False, show_header=is_first)
-        for number, (title, width) in enumerate(zip(titles, widths, strict=True), start=1):
-            table.add_column(title, width=max(width, len(title)), overflow="fold", no_wrap=number == len(titles))
+        for title, width in zip(titles, widths, strict=True):
+            table.add_column(title, width=width, overflow="fold")
         for row in rows:
             table.add_row(*row)
         with output.capture() as captured:
@@ -203,8 +206,13 @@ def name_failures(failures: Sequence[Failure]) -> None:
         raise typer.Exit(1)
 
 
-def bar_of(probability: float, width: int = 20) -> str:
-    """A probability as people see it."""
+def bar_letters() -> int:
+    """How long a full bar is, so that a row with one fits the terminal."""
+    return 20 if console().width >= 80 else 4
+
+
+def bar_of(probability: float, width: int) -> str:
+    """A probability as people see it, `width` letters for 1."""
     return "█" * round(probability * width)
 
 

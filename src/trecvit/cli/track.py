@@ -14,9 +14,9 @@ import typer
 from trecvit.cli.app import app
 from trecvit.cli.options import DeviceOption, DtypeOption, JsonOption, ModeOption, TrackerOption, load_fast_tracker
 from trecvit.cli.outputs import check_distinct, check_file
-from trecvit.cli.recording import Recording
+from trecvit.cli.recording import Recording, video_writer
 from trecvit.cli.sources import expand_one
-from trecvit.cli.terminal import bar_of, complain, live_panel, progress_bar
+from trecvit.cli.terminal import bar_letters, bar_of, complain, live_panel, progress_bar
 from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,15 +103,11 @@ def _keep(
     show: Callable[[TrackUpdate], None],
 ) -> None:
     """Shows and saves what comes, until a signal or an error ends it."""
-    from fractions import Fraction
-
     from trecvit.runtime.follow import Trails, tracks_writer
-    from trecvit.video.encode import VideoWriter
 
-    saving = VideoWriter(save, about.average_fps or Fraction(25)) if save else nullcontext()
     writing = tracks_writer(tracks, queries) if tracks else nullcontext()
     trails = Trails(len(queries), trail)
-    with saving as video, writing as file, recording.kept():
+    with video_writer(save, about.average_fps) as video, writing as file, recording.kept():
         for update in recording.until_stopped(updates):
             show(update)
             if file:
@@ -142,6 +138,7 @@ def _view(about: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> It
     from trecvit.runtime.follow import hue_of
     from trecvit.video.draw import rainbow
 
+    letters = bar_letters()
     with live_panel(about.source, about.stated_frames) as draw_panel:
 
         def draw(update: TrackUpdate) -> None:
@@ -150,10 +147,10 @@ def _view(about: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> It
                 colour = Color.from_rgb(*rainbow(hue_of(number, num_points)))
                 mark = Text("●" if visible else "○", Style(color=colour))
                 style = "" if visible else "dim"
-                words = (str(number), f"{x:.1f}", f"{y:.1f}", f"{certainty:4.0%} {bar_of(certainty)}")
+                words = (str(number), f"{x:.1f}", f"{y:.1f}", f"{certainty:4.0%} {bar_of(certainty, letters)}")
                 table.add_row(mark, *(Text(word, style) for word in words))
             if len(update.ids) > _ROWS:
-                table.add_row("", f"… {len(update.ids) - _ROWS} more")
+                table.add_row("", f"and {len(update.ids) - _ROWS} more")
             draw_panel(table, update.index, update.time_s)
 
         yield draw
