@@ -174,6 +174,14 @@ def test_every_encoding_can_be_printed(video, tiny, tmp_path, monkeypatch, encod
         assert json.loads(printed)["labels"] == ["naïve [red]", "日本", "plain"]
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_outputs_may_be_closed(video, tiny, monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, name, None)  # as in a process begun with >&-
+    assert run_main(monkeypatch, "classify", video, "none.mp4", "-m", tiny) == 1
+    getattr(sys, name).close()
+    assert ("none.mp4" in capsys.readouterr().err) == (name == "stdout")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -29,11 +31,15 @@ _MIN_FOLDED = 8  # letters of a folded column
 def degrade_output() -> None:
     """Makes stdout and stderr print any text: what their encoding lacks becomes plain letters or an escape.
 
-    Labels and file names may hold any character, and names that are not UTF-8 hold halves of surrogate pairs.
+    Labels and file names may hold any character, and names that are not UTF-8 hold halves of surrogate pairs. Outputs
+    that were closed when the process began print nowhere.
     """
     codecs.register_error("trecvit-plain", partial(_degraded, letters=None))
     # On terminals each is one letter, as it was when rows were cut to the terminal's width.
     codecs.register_error("trecvit-plain-letter", partial(_degraded, letters=1))
+    if sys.stdout is None or sys.stderr is None:
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  open until the process ends
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="trecvit-plain-letter" if stream.isatty() else "trecvit-plain")
