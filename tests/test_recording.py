@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +70,7 @@ def write_image(writer: VideoWriter, update: Update) -> None:
 
 @pytest.mark.parametrize("sent", SIGNALS)
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv"])
-@pytest.mark.parametrize("when", ["waiting", "writing", "writing, swallowed", "finishing"])
+@pytest.mark.parametrize("when", ["waiting", "waiting, swallowed", "waiting, converted", "writing", "finishing"])
 def test_a_signal_leaves_a_whole_file(tmp_path: Path, monkeypatch, capsys, sent: int, suffix: str, when: str) -> None:
     path = tmp_path / f"out{suffix}"
     path.write_text("what was there before")
@@ -86,15 +86,18 @@ def test_a_signal_leaves_a_whole_file(tmp_path: Path, monkeypatch, capsys, sent:
     def interrupted_inside() -> Iterator[Update]:
         for update in updates():
             if update.index == 31:
-                with suppress(KeyboardInterrupt):  # as some destructors and callbacks do
+                try:
                     send(sent)
+                except KeyboardInterrupt as stop:  # as destructors and FFmpeg do
+                    if "converted" in when:
+                        raise VideoError("camera", "FFmpeg says: Immediate exit requested") from stop
             yield update
 
     monkeypatch.setattr(VideoWriter, "_mux", muxed)
-    source = interrupted_inside() if "swallowed" in when else updates(31 if when == "waiting" else None, sent)
+    source = interrupted_inside() if "," in when else updates(31 if when == "waiting" else None, sent)
     with pytest.raises(Interrupted) as caught:
         record(path, VideoWriter(path, 25), source, write_image)
-    num_frames = {"waiting": 31, "writing": 31, "writing, swallowed": 32, "finishing": 50}[when]
+    num_frames = {"waiting, swallowed": 32, "finishing": 50}.get(when, 31)
     assert caught.value.signal_number == sent
     assert [code_of(frame.image) for frame in read_frames(path)] == list(range(num_frames))
     assert os.listdir(tmp_path) == [path.name]
@@ -112,6 +115,20 @@ def test_a_signal_before_the_first_frame_writes_nothing(tmp_path: Path, capsys, 
         record(path, output, updates(0, signal.SIGINT), lambda *_: pytest.fail("there is no frame"))
     assert (os.listdir(tmp_path), path.read_text()) == ([path.name], "what was there before")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [None, OSError("FFmpeg says: Immediate exit requested")])
+def test_a_source_that_is_being_opened_is_interrupted_too(error: OSError | None) -> None:
+    def opened() -> None:
+        with Recording():
+            try:
+                send(signal.SIGTERM)
+            except KeyboardInterrupt as stop:
+                raise (VideoError("camera", str(error)) if error else stop) from error
+
+    with pytest.raises(Interrupted) as caught:
+        opened()
+    assert caught.value.signal_number == signal.SIGTERM
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".npz"])

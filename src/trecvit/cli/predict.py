@@ -293,13 +293,13 @@ def _run_stream(
     from trecvit.video.decode import probe
 
     labels = class_labels(network)
-    about = probe(source)
-    rate = float(about.average_fps) if about.average_fps else None
-    stride = stride or network.preprocessing.stride_for(rate)
     answers: list[str] = []
     previous = ""
-    updates = stream_video(network, source, stride=stride, restart_every=restart_every)
     with Recording() as recording:
+        about = probe(source)
+        rate = float(about.average_fps) if about.average_fps else None
+        stride = stride or network.preprocessing.stride_for(rate)
+        updates = stream_video(network, source, stride=stride, restart_every=restart_every)
         view = _view(source, about.stated_frames, as_json=as_json)
         with view as show, video_writer(save, about.average_fps) as writer, recording.kept():
             for update in recording.until_stopped(updates):

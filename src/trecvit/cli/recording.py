@@ -45,14 +45,15 @@ class Recording:
     """A loop over updates that ends at SIGINT, SIGTERM, SIGHUP or an error, as a context manager.
 
         with Recording() as recording:
+            updates = stream(model, camera)
             with VideoWriter(path, fps) as writer, recording.kept():
                 for update in recording.until_stopped(updates):
                     writer.write(update.image, update.time_s)
             recording.report(path)
 
-    A signal interrupts only the wait for the next update. While one is being written, and while files are being
-    finished, signals are noted: an encoder is never cut off in the middle. A signal that was ignored when the process
-    began, as SIGHUP under `nohup`, stays ignored.
+    A signal interrupts what comes before the loop, such as the opening of the source, and the wait for the next update.
+    While one is being written, and while files are being finished, signals are noted: an encoder is never cut off in
+    the middle. A signal that was ignored when the process began, as SIGHUP under `nohup`, stays ignored.
 
     Attributes:
         last_frame: Index of the last frame that the loop has finished with, or None.
@@ -65,7 +66,7 @@ class Recording:
         self.last_frame: int | None = None
         self._signal: int | None = None
         self._error: Exception | None = None
-        self._waiting = False
+        self._waiting = True
         self._handlers: dict[int, Any] = {}
 
     @property
@@ -85,8 +86,11 @@ class Recording:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        # A closed terminal is also an OSError of whatever was printed last.
-        if self._signal is not None and (exc is None or isinstance(exc, KeyboardInterrupt | OSError)):
+        if isinstance(exc, KeyboardInterrupt):
+            self._stop_by(exc)
+        # A closed terminal is also an OSError of whatever was printed last, an interrupted opening one of any kind.
+        is_consequence = exc is None or self.last_frame is None or isinstance(exc, KeyboardInterrupt | OSError)
+        if self._signal is not None and is_consequence:
             atexit.register(_ignore_signals)
             raise Interrupted(_WORDS[signal.Signals(self._signal).name], self._signal) from exc
 
@@ -99,6 +103,10 @@ class Recording:
                 self._waiting = False
             except KeyboardInterrupt as stop:
                 self._stop_by(stop)
+                return
+            except Exception:
+                if self._signal is None:  # else FFmpeg has turned the interrupt into an error of its own
+                    raise
                 return
             finally:
                 self._waiting = False

@@ -67,13 +67,13 @@ def track(
     check_file("--tracks", tracks, suffixes=(".npz", ".csv"), inputs=[source, model])
     check_distinct(save=save, tracks=tracks)
     asked = [_query(words) for group in points or () for words in group.split()]
-    about = probe(source)
-    queries = np.array(asked, np.float32).reshape(-1, 3)
-    if grid or not asked:
-        queries = np.concatenate([queries, grid_queries(grid or 10, (about.height_px, about.width_px))])
-    network = load_fast_tracker(model, device, dtype, mode)
-    updates = (follow_live if live else follow)(network, source, queries)
     with Recording() as recording:
+        about = probe(source)
+        queries = np.array(asked, np.float32).reshape(-1, 3)
+        if grid or not asked:
+            queries = np.concatenate([queries, grid_queries(grid or 10, (about.height_px, about.width_px))])
+        network = load_fast_tracker(model, device, dtype, mode)
+        updates = (follow_live if live else follow)(network, source, queries)
         with _view(about, len(queries), live=live, as_json=as_json) as show:
             _keep(recording, updates, about, queries, save=save, tracks=tracks, trail=trail, show=show)
         recording.report(save, tracks)
