@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -22,9 +24,9 @@ from test_train import SMALL
 from typer.testing import CliRunner
 
 from trecvit import create_model
-from trecvit.cli import app, main
+from trecvit.cli import app, main, predict
 from trecvit.data.world import LABELS
-from trecvit.errors import DataError
+from trecvit.errors import ConfigError, DataError, Interrupted
 from trecvit.runtime.bench import StreamMemory
 from trecvit.video.decode import probe, read_frames
 from trecvit.video.encode import VideoWriter
@@ -43,6 +45,23 @@ def video(tmp_path_factory) -> Path:
         for level in range(0, 240, 10):
             writer.write(np.full((70, 90, 3), level, np.uint8))
     return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A model that costs nothing, with class names in several scripts."""
+    model = create_model("tiny", width=32, depth=1, num_heads=2, mlp_width=32, image_size=(32, 32), num_classes=3)
+    model.relabel(["naïve [red]", "日本", "plain"])
+    return model.save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def run_main(monkeypatch, *words: object) -> int | None:
+    """`trecvit` in this process: its exit code."""
+    monkeypatch.setattr(sys, "argv", ["trecvit", *map(str, words)])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `main` sets its own
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
 
 
 def test_help_is_quick_and_names_every_command():
@@ -97,11 +116,154 @@ def test_classify_goes_on_past_bad_files_lists_them_and_fails(video, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_classify_prints_a_table_for_people(video):
-    done = trecvit("classify", video, "--top", 2)
-    assert done.returncode == 0, done.stderr
-    assert "probability" in done.stdout
-    assert done.stdout.count("%") == 2
+def test_classify_prints_each_answer_when_it_is_there(video, tiny, tmp_path, monkeypatch, capsys):
+    from rich.cells import cell_len
+
+    from trecvit.runtime import predict as runtime
+
+    long = tmp_path / ("a long name " * 12 + ".mp4")
+    long.write_bytes(video.read_bytes())
+    classify_video, printed = runtime.classify, []
+
+    def classify(*args: object, **kwargs: object) -> object:
+        printed.append(capsys.readouterr().out)
+        return classify_video(*args, **kwargs)
+
+    monkeypatch.setattr(runtime, "classify", classify)
+    assert run_main(monkeypatch, "classify", video, long, video, "--top", 2, "-m", tiny) == 0
+    printed.append(capsys.readouterr().out)
+    assert printed[0] == ""
+    assert [text.count("%") for text in printed[1:]] == [2, 2, 2]
+    lines = "".join(printed).splitlines()
+    assert len(lines) == 1 + 3 * 2
+    assert lines[0].split() == ["video", "class", "probability"]
+    assert lines[3].startswith(str(long))  # in a file nothing is folded
+    assert len({cell_len(line[: line.index("%")]) for line in lines[1:]}) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        (["classify", "{video}", "{odd}", "-m", "{tiny}"], ["plain", "probability", "#|█"]),
+        (["classify", "none\udcff é.mp4", "-m", "{tiny}"], [r"none\\udcff"]),
+        (["stream", "{odd}", "-m", "{tiny}"], ['"label": "plain"']),
+        (["info", "{tiny}"], ["plain"]),
+        (["info", "{tiny}", "--json"], ['"plain"']),
+        (["doctor"], ["PyTorch"]),
+        (["--help"], ["classify"]),
+        (["classify", "--help"], ["--clips"]),
+    ],
+    ids=["classify", "unreadable", "stream", "info", "info --json", "doctor", "help", "classify --help"],
+)
+def test_every_encoding_can_be_printed(video, tiny, tmp_path, monkeypatch, encoding, words, texts):
+    odd = tmp_path / "odd \udcff …日本.mp4"  # a name that is not UTF-8
+    odd.write_bytes(video.read_bytes())
+    outputs = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, output in outputs.items():
+        monkeypatch.setattr(sys, name, output)
+    code = run_main(monkeypatch, *(word.format(video=video, odd=odd, tiny=tiny) for word in words))
+    printed = ""
+    for output in outputs.values():
+        output.flush()
+        printed += output.buffer.getvalue().decode(encoding)
+    assert code == ("none" in texts[0]), printed
+    for text in texts:
+        assert re.search(text, printed), printed
+    if "--json" in words:
+        assert json.loads(printed)["labels"] == ["naïve [red]", "日本", "plain"]
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_outputs_may_be_closed(video, tiny, monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, name, None)  # as in a process begun with >&-
+    assert run_main(monkeypatch, "classify", video, "none.mp4", "-m", tiny) == 1
+    getattr(sys, name).close()
+    assert ("none.mp4" in capsys.readouterr().err) == (name == "stdout")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("stream VIDEO --save no/out.mp4", "there is no folder no"),
+        ("stream VIDEO --save taken", r"ends in \.mp4 or \.webm or \.mkv"),
+        ("stream VIDEO --save folder.mp4", "is a folder"),
+        ("stream VIDEO --save /proc/out.mp4", "no file can be written to the folder /proc"),
+        ("stream VIDEO --save pipe.mp4", "device or pipe"),
+        ("stream VIDEO --save hard.mp4", "would be overwritten"),
+        ("stream VIDEO --save soft.mp4", "would be overwritten"),
+        ("demo VIDEO --save hard.mp4", "would be overwritten"),
+        ("demo --save no/out.mp4", "there is no folder no"),
+        ("track VIDEO --tracks no/t.npz", "there is no folder no"),
+        ("track VIDEO --tracks no/t.csv", "there is no folder no"),
+        ("track VIDEO --tracks t.txt", r"ends in \.npz or \.csv"),
+        ("track VIDEO --tracks folder.npz", "is a folder"),
+        ("track VIDEO --tracks /proc/t.npz", "no file can be written to the folder /proc"),
+        ("track VIDEO --tracks taken/t.npz", "there is no folder taken"),
+        ("track VIDEO --save ok.mp4 --tracks no/t.npz", "there is no folder no"),
+        ("track points.npy --tracks hard.npz", "would be overwritten"),
+        ("track VIDEO -m weights.npz --tracks weights.npz", "would be overwritten"),
+        ("track VIDEO --save soft.mp4 --tracks soft.csv", "would be overwritten"),
+        ("track VIDEO --save x.mp4 --tracks x.csv", "the same file"),
+        ("convert motions no/x.npz", "there is no folder no"),
+        ("convert motions taken", "is a file"),
+        ("convert motions taken/x", "is a file"),
+        ("convert motions /proc/x", "no file can be written to the folder /proc"),
+        ("export motions full", "new or empty folder"),
+        ("export motions taken", "is a file"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(video, tmp_path, monkeypatch, words, message):
+    def worked(*_: object, **__: object) -> None:
+        pytest.fail("the work was begun")
+
+    for name in ("load_fast", "load_model"):
+        monkeypatch.setattr(predict, name, worked)
+    monkeypatch.setattr("trecvit.cli.track.load_fast_tracker", worked)
+    monkeypatch.setattr("trecvit.weights.load.load", worked)
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file")
+    for folder in ("folder.mp4", "folder.npz", "full/in"):
+        Path(folder).mkdir(parents=True)
+    os.mkfifo("pipe.mp4")
+    Path("here.mp4").write_bytes(video.read_bytes())
+    os.link("here.mp4", "hard.mp4")
+    os.symlink("here.mp4", "soft.mp4")
+    np.save("points.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    os.link("points.npy", "hard.npz")
+    Path("weights.npz").write_text("weights")
+    Path("x.mp4").write_text("a video")
+    os.symlink("x.mp4", "x.csv")
+    before = sorted(os.listdir())
+    done = CliRunner().invoke(app, [word.replace("VIDEO", "here.mp4") for word in words.split()])
+    with pytest.raises(ConfigError, match=message):
+        raise done.exception
+    assert sorted(os.listdir()) == before
+
+
+def test_patterns_that_no_shell_expanded_are_expanded(video, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.mp4", "b.mp4", "[x].mp4"):
+        Path(name).write_bytes(video.read_bytes())
+
+    def sources(*words: str) -> list[str]:
+        run_main(monkeypatch, "classify", *words, "-m", tiny, "--json")
+        return [json.loads(line)["source"] for line in capsys.readouterr().out.splitlines()]
+
+    assert sources("?.mp4") == ["a.mp4", "b.mp4"]
+    assert sources("[x].mp4") == ["[x].mp4"]  # a file of that name comes before the pattern
+    assert sources("~/a.mp4", "~/[b-z].mp4") == [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
+    assert sources("*.webm", "a.mp4") == ["*.webm", "a.mp4"]
+    for words, message in (
+        (["classify", "*.webm"], "as a pattern it matches none"),
+        (["classify", "-"], "standard input"),
+        (["stream", "?.mp4"], "expected one video, but 2 files match, a.mp4 first"),
+        (["track", "?.mp4", "--live"], "expected one video, but 2 files match, a.mp4 first"),
+        (["eval", "world", "--footage", "*.webm"], "as a pattern it matches none"),
+    ):
+        assert run_main(monkeypatch, *words) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_stream_prints_a_json_line_per_frame_looked_at(video):
@@ -157,14 +319,34 @@ def test_stream_keeps_what_was_readable_of_a_damaged_file(tmp_path):
     assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == read
 
 
+@pytest.mark.parametrize(
+    ("sent", "code", "line"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ctrl_c_and_sigterm_end_any_command_with_one_line_after_its_clean_up(monkeypatch, capsys, sent, code, line):
+    cleaned_up = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), sent)
+            time.sleep(60)
+        finally:
+            if sent == signal.SIGTERM:
+                os.kill(os.getpid(), sent)  # `timeout` sends it twice
+            cleaned_up.append(True)
+
+    monkeypatch.setattr("trecvit.runtime.doctor.examine", work)
+    monkeypatch.setattr(sys, "argv", ["trecvit", "doctor"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err, cleaned_up) == (code, f"trecvit: {line}\n", [True])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
-    def said(*words: object) -> tuple[int, str]:
+    def said(*words: object) -> tuple[int | None, str]:
         """In this process: what `trecvit` would end with, and what it prints as errors."""
-        monkeypatch.setattr(sys, "argv", ["trecvit", *map(str, words)])
-        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `main` sets its own
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, capsys.readouterr().err
+        return run_main(monkeypatch, *words), capsys.readouterr().err
 
     for words in (
         ["info", "base_k40"],
@@ -185,9 +367,60 @@ def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys
     assert "Traceback" in done.stderr
 
 
-def test_a_reader_that_goes_away_is_no_error(video):
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [(signal.SIGINT, ["stream"]), (signal.SIGTERM, ["track", "-m", "points", "--live", "--grid", 2])],
+    ids=["stream", "track"],
+)
+def test_a_stopped_recording_is_a_whole_video(tmp_path, sent, words):
+    """A process and its signals as in life; tests/test_recording.py has the moments at which a signal can come."""
+    with VideoWriter(tmp_path / "long.mp4", 25) as writer:
+        for number in range(1000):
+            writer.write(np.full((32, 32, 3), number % 250, np.uint8))
+    (tmp_path / "out.mp4").write_text("what was there before")
+    ours = [signal.SIGINT, signal.SIGTERM]
     process = subprocess.Popen(
-        [sys.executable, "-m", "trecvit", "stream", str(video)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "trecvit", *map(str, words), "long.mp4", "--save", "out.mp4"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in ours],
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(sent)
+    process.send_signal(sent)
+    _, seen = process.communicate(timeout=60)
+    found = re.search(r"^wrote out.mp4 \(stopped at frame (\d+)\)$", seen, re.MULTILINE)
+    assert found, seen
+    assert process.returncode == 128 + sent
+    assert len(seen.splitlines()) == 2
+    assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == int(found[1]) + 1
+    assert sorted(os.listdir(tmp_path)) == ["long.mp4", "out.mp4"]
+    content = (tmp_path / "out.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+@pytest.mark.parametrize("command", ["stream", "demo"])
+def test_an_interrupt_inside_the_encoder_keeps_the_frames_before(video, tiny, tmp_path, monkeypatch, command):
+    picture = VideoWriter._picture
+
+    def interrupted(self: VideoWriter, image: np.ndarray, ticks: int) -> object:
+        if self._frames_written == 9:
+            raise KeyboardInterrupt
+        return picture(self, image, ticks)
+
+    monkeypatch.setattr(VideoWriter, "_picture", interrupted)
+    model = ["-m", tiny] if command == "stream" else []
+    done = CliRunner().invoke(app, list(map(str, [command, video, *model, "--save", tmp_path / "out.mp4"])))
+    assert isinstance(done.exception, Interrupted)
+    assert f"wrote {tmp_path / 'out.mp4'} (stopped at frame 8)" in done.stderr
+    assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == 9
+
+
+def test_a_reader_that_goes_away_is_no_error(video, tiny, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trecvit", "stream", str(video), "-m", str(tiny), "--save", str(tmp_path / "out.mp4")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -198,6 +431,7 @@ def test_a_reader_that_goes_away_is_no_error(video):
     process.wait()
     assert "Traceback" not in words
     assert "Exception ignored" not in words
+    assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) > 0  # what was saved until then is kept
 
 
 def test_info_tells_the_facts():

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import io
 import pickle
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from models import tiny_model
@@ -50,6 +57,59 @@ def test_classify_averages_clips_spread_over_the_video():
 
 def test_a_video_shorter_than_a_clip_is_looked_at_once():
     assert classify(small_model(), noise(3), num_clips=4).num_frames_used == 4
+
+
+@contextmanager
+def served(handler) -> Iterator[str]:
+    """The address of a server that answers by `handler`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Camera(BaseHTTPRequestHandler):
+    """JPEG pictures without end, as network cameras send them."""
+
+    def do_GET(self) -> None:
+        picture = io.BytesIO()
+        PIL.Image.fromarray(noise(1)[0]).save(picture, "JPEG")
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture.getvalue() + b"\r\n")
+        except OSError:  # the reader has gone
+            pass
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Files(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_stream_without_an_end_is_not_classified():
+    with served(Camera) as address, pytest.raises(VideoError, match=r"expected a video with an end.*use `trecvit str"):
+        classify(small_model(), f"{address}/video")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_an_address_that_states_a_length_is_classified_as_its_file(tmp_path, suffix):
+    path = tmp_path / f"video{suffix}"
+    with VideoWriter(path, 25) as writer:
+        for image in noise(20):
+            writer.write(image)
+    with served(partial(Files, directory=str(tmp_path))) as address:
+        by_address = classify(small_model(), f"{address}/{path.name}")
+    assert by_address.probs == classify(small_model(), path).probs
 
 
 def test_the_stride_follows_the_videos_frame_rate(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -105,7 +106,8 @@ def test_mp4_is_encoded_without_mbtree(tmp_path: Path) -> None:
     assert b" mbtree=0 " in (tmp_path / "clip.mp4").read_bytes()
 
 
-def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [KeyError, KeyboardInterrupt])
+def test_an_exception_leaves_nothing_behind(tmp_path: Path, kind: type[BaseException]) -> None:
     path = tmp_path / "out.mp4"
     path.write_text("what was there before")
     before = open_files()
@@ -114,13 +116,30 @@ def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:
         with VideoWriter(path, fps=25) as writer:
             for index in range(5):
                 writer.write(painted(index))
-            raise KeyError
+            raise kind
 
-    with pytest.raises(KeyError):
+    with pytest.raises(kind):
         interrupted()
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4"]
     assert path.read_text() == "what was there before"
     assert open_files() == before
+
+
+@pytest.mark.parametrize("step", ["_picture", "_mux"])
+def test_an_interrupt_caught_inside_the_block_keeps_the_frames(tmp_path: Path, monkeypatch, step: str) -> None:
+    """Also one that comes in the middle of a write."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with VideoWriter(tmp_path / "out.mp4", fps=25) as writer:
+        for index in range(50):
+            writer.write(painted(index))
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                writer.write(painted(50))
+    assert [code_of(frame.image) for frame in read_frames(tmp_path / "out.mp4")] == list(range(50))
 
 
 def test_success_replaces_what_was_there(tmp_path: Path) -> None:
@@ -154,7 +173,7 @@ def test_other_arrays_are_refused(tmp_path: Path, image: np.ndarray) -> None:
         writer.write(painted(0))
 
 
-@pytest.mark.parametrize("times_s", [(0.1, 0.1), (0.1, 0.05), (-1.0,), (float("nan"),), (float("inf"),)])
+@pytest.mark.parametrize("times_s", [(0.1, 0.05), (-1.0,), (float("nan"),), (float("inf"),)])
 def test_times_must_rise(tmp_path: Path, times_s: tuple[float, ...]) -> None:
     with VideoWriter(tmp_path / "out.mp4", fps=25) as writer:
         for time_s in times_s[:-1]:
@@ -162,6 +181,56 @@ def test_times_must_rise(tmp_path: Path, times_s: tuple[float, ...]) -> None:
         with pytest.raises(InputError, match="time_s"):
             writer.write(painted(0), times_s[-1])
         writer.write(painted(0))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("fps", "times_s", "expected_s"),
+    [
+        # Each case: less than a tick apart, then back to their own times.
+        (25, (0, 3e-6, 0.5, 0.50001, 0.500011, 1.0), (0, None, 0.5, None, None, 1.0)),
+        (25, (0, 0, 0, 1.0, 1.0, 0.97, 2.0), (0, None, None, 1.0, None, None, 2.0)),  # repeated, back by under a frame
+        (25, (0, *(1 + index * 1e-7 for index in range(10)), 3.0), (0, 1.0, *(None,) * 9, 3.0)),
+        (60_000, (0, 0.04, 0.08, 0.12), (0, 0.04, 0.08, 0.12)),  # as raw DV states
+        (Fraction(1001 * 59_999, 1001), (None,) * 5, (0, *(None,) * 4)),
+        (0.001, (0, 0.04, 0.08, 1e5), (0, 0.04, 0.08, None)),
+        (25, (0, 0.04, 1e6, 1e6 + 0.04, 1e300), (0, 0.04, None, None, None)),
+    ],
+)
+def test_no_frame_is_lost_for_its_time(tmp_path: Path, suffix: str, fps: float, times_s, expected_s) -> None:
+    with VideoWriter(tmp_path / f"out{suffix}", fps) as writer:
+        for index, time_s in enumerate(times_s):
+            writer.write(painted(index), time_s)
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        time_base = container.streams.video[0].time_base
+        pictures = [
+            (float(picture.pts * time_base), picture.to_ndarray(format="rgb24")) for picture in container.decode()
+        ]
+    assert [code_of(image) for _, image in pictures] == list(range(len(times_s)))
+    found_s = [time_s for time_s, _ in pictures]
+    assert all(before < after for before, after in pairwise(found_s))
+    for found, expected in zip(found_s, expected_s, strict=True):
+        assert expected is None or found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_gap_too_long_for_the_container_is_shortened(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "out.mp4", 25) as writer:
+        for index, time_s in enumerate((0, 1e6, 1e6 + 0.5, 2e6, 2e6 + 1)):
+            writer.write(painted(index), time_s)
+    gap_s = 2**29 / 90_000
+    assert [frame.time_s for frame in read_frames(tmp_path / "out.mp4")] == pytest.approx(
+        [0, gap_s, gap_s + 0.5, 2 * gap_s + 0.5, 2 * gap_s + 1.5], abs=1e-4
+    )
+
+
+def test_a_rate_that_no_tick_divides_does_not_drift(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "out.webm", 24) as writer:
+        for index in range(25):
+            writer.write(painted(index))
+        writer.write(painted(25), 2.0)
+        writer.write(painted(26))
+    times_s = [frame.time_s for frame in read_frames(tmp_path / "out.webm")]
+    assert times_s == pytest.approx([*(index / 24 for index in range(25)), 2.0, 2 + 1 / 24], abs=6e-4)
 
 
 def test_impossible_targets_are_refused_at_once(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trecvit.cli.options import (
     load_tracker,
     manifest_of,
 )
+from trecvit.cli.sources import expand_paths
 from trecvit.cli.terminal import console, name_failures, print_facts, progress_bar, progress_bars
 from trecvit.errors import ConfigError
 
@@ -208,7 +209,7 @@ def eval_world(
     network = load_model(model, "cpu")
     num_tests = 3 if footage else 1
     with progress_bar("clips", num_tests * clips, hidden=as_json) as advance:
-        report = report_world(network, num_clips=clips, seed=seed, footage=footage or [], report=advance)
+        report = report_world(network, num_clips=clips, seed=seed, footage=expand_paths(footage), report=advance)
     if save:
         save.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if as_json:

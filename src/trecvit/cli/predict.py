@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,17 +21,37 @@ from trecvit.cli.options import (
     load_fast,
     load_model,
 )
-from trecvit.cli.terminal import bar_of, complain, console, download_bar, live_panel, print_facts, progress_bar
+from trecvit.cli.outputs import check_file, check_folder
+from trecvit.cli.recording import Recording, video_writer
+from trecvit.cli.sources import expand_one, expand_source
+from trecvit.cli.terminal import (
+    bar_letters,
+    bar_of,
+    complain,
+    console,
+    download_bar,
+    live_panel,
+    print_facts,
+    progress_bar,
+    row_printer,
+)
 from trecvit.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
     from trecvit.model.trecvit import TRecViT
+    from trecvit.runtime.predict import Prediction
     from trecvit.runtime.stream import Update
 
 
 @app.command()
 def classify(
-    sources: Annotated[list[str], typer.Argument(help="Video files, folders of images, .npy arrays or stream URLs.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Video files, folders of images, .npy arrays, URLs of videos that have an end, or patterns such as "
+            '"*.mp4".'
+        ),
+    ],
     model: ModelOption = "motions",
     clips: Annotated[int, typer.Option(min=1, help="Clips per video to average over.")] = 4,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
@@ -40,43 +60,74 @@ def classify(
     mode: ModeOption = "eager",
     as_json: JsonOption = False,
 ) -> None:
-    """Say what happens in whole videos.
+    """Say what happens in whole videos. For cameras and live streams, which have no end: trecvit stream.
 
-    A file that cannot be read is listed, the others are still done, and the exit code is 1.
+    Each answer is printed when it is there. A file that cannot be read is listed, the others are still done, and the
+    exit code is 1.
     """
-    from rich.table import Table
-
+    from trecvit.runtime.predict import class_labels
     from trecvit.runtime.predict import classify as classify_video
 
+    videos = [video for source in sources for video in _expanded(source)]
     network = load_fast(model, device, dtype, mode)
-    table = Table("video", "class", "probability", box=None, pad_edge=False)
-    table.columns[0].overflow = "fold"
+    show = _print_answer if as_json else _answer_table(list(map(str, videos)), class_labels(network))
     failures = 0
-    with progress_bar("videos", len(sources), hidden=as_json or len(sources) == 1) as advance:
-        for number, source in enumerate(sources, start=1):
+    many = len(videos) > 1
+    with progress_bar("videos" if many else "reading", len(videos) if many else None, hidden=as_json) as advance:
+        for number, video in enumerate(videos, start=1):
             try:
-                answer = classify_video(network, source, num_clips=clips, top_k=top)
+                if isinstance(video, VideoError):
+                    raise video
+                answer = classify_video(network, video, num_clips=clips, top_k=top)
             except VideoError as error:
                 failures += 1
                 complain(str(error))
                 if as_json:
-                    print(json.dumps({"source": source, "error": str(error)}))
+                    source = error.source if video is error else video
+                    print(json.dumps({"source": source, "error": str(error)}), flush=True)
                 continue
             finally:
                 advance(number)
-            if as_json:
-                best = [
-                    {"label": label, "probability": round(probability, 6)}
-                    for label, probability in zip(answer.labels, answer.probs, strict=True)
-                ]
-                print(json.dumps({"source": source, "frames": answer.num_video_frames, "top": best}), flush=True)
-            for rank, (label, probability) in enumerate(zip(answer.labels, answer.probs, strict=True)):
-                table.add_row("" if rank else source, label, f"{probability:6.1%} {bar_of(probability)}")
-    if not as_json and table.row_count:
-        console().print(table)
+            show(video, answer)
     if failures:
-        complain(f"{failures} of {len(sources)} videos could not be read")
+        complain(f"{failures} of {len(videos)} videos could not be read")
         raise typer.Exit(1)
+
+
+def _expanded(source: str) -> Sequence[str | VideoError]:
+    """The videos that an argument names; a pattern that matches none is one that cannot be read."""
+    try:
+        return expand_source(source)
+    except VideoError as error:
+        return [error]
+
+
+def _print_answer(video: str, answer: Prediction) -> None:
+    best = [
+        {"label": label, "probability": round(probability, 6)}
+        for label, probability in zip(answer.labels, answer.probs, strict=True)
+    ]
+    print(json.dumps({"source": video, "frames": answer.num_video_frames, "top": best}), flush=True)
+
+
+def _answer_table(videos: Sequence[str], labels: Sequence[str]) -> Callable[[str, Prediction], None]:
+    """Prints answers as they come, as rows of one table."""
+    from rich.cells import cell_len
+
+    letters = bar_letters()
+    columns = {"video": videos, "class": labels, "probability": [f"{1:6.1%} {bar_of(1, letters)}"]}
+    print_rows = row_printer(list(columns), [max(map(cell_len, (title, *cells))) for title, cells in columns.items()])
+
+    def show(video: str, answer: Prediction) -> None:
+        best = zip(answer.labels, answer.probs, strict=True)
+        print_rows(
+            [
+                ("" if rank else video, label, f"{probability:6.1%} {bar_of(probability, letters)}")
+                for rank, (label, probability) in enumerate(best)
+            ]
+        )
+
+    return show
 
 
 @app.command()
@@ -100,8 +151,10 @@ def stream(
     """Watch a video frame by frame and say after each frame what is happening.
 
     Prints one JSON line per frame looked at when the output is not a terminal or with --json, else a live view.
-    Memory does not grow with the length of the video.
+    Memory does not grow with the length of the video. Ctrl-C ends it; what was saved until then is kept.
     """
+    source = expand_one(source)
+    _check_saved(save, source, model)
     network = load_fast(model, device, dtype, mode)
     _run_stream(network, source, top=top, stride=stride, restart_every=restart_every, save=save, as_json=as_json)
 
@@ -117,6 +170,8 @@ def demo(
 
     from trecvit.runtime.demo import render_scenes
 
+    video = video and expand_one(video)
+    _check_saved(save, video or "")
     network = load_model("motions", "cpu")
     restart_every = network.preprocessing.num_frames  # a scene lasts as long as a training clip
     if video is not None:
@@ -143,7 +198,7 @@ def info(
     with download_bar() as progress:
         facts = describe(load(model, progress=progress))
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(json.dumps(facts, indent=2))
         return
     print_facts(facts)
 
@@ -159,6 +214,10 @@ def convert(
     """Rewrite weights in the other format, exact to the bit."""
     from trecvit.weights.load import convert as convert_weights
 
+    if target.suffix == ".npz":
+        check_file("TARGET", target, inputs=[source])
+    else:
+        check_folder("TARGET", target)
     with download_bar() as progress:
         written = convert_weights(source, target, labels=labels, progress=progress)
     print(written)
@@ -187,6 +246,7 @@ def export_model(
 
     if dtype not in FLOATS:
         raise ConfigError(f"--dtype: expected one of {', '.join(FLOATS)}, got {dtype!r}")
+    check_folder("FOLDER", folder, empty=True)
     network = load_model(source, "cpu")
     print(export(network, folder, mode=mode, dtype=FLOATS[dtype], batch_size=batch_size, frames=frames or [1]))
 
@@ -209,6 +269,12 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _check_saved(save: Path | None, *inputs: str) -> None:
+    from trecvit.video.encode import SUFFIXES
+
+    check_file("--save", save, suffixes=SUFFIXES, inputs=inputs)
+
+
 def _run_stream(
     network: TRecViT,
     source: str,
@@ -221,47 +287,33 @@ def _run_stream(
     truths: list[str] | None = None,
 ) -> list[str]:
     """Streams to the terminal or as JSON lines, and to a video. Returns the answers before restarts and at the end."""
-    from fractions import Fraction
-
     from trecvit.runtime.predict import class_labels
     from trecvit.runtime.stream import annotate
     from trecvit.runtime.stream import stream as stream_video
-    from trecvit.video.decode import probe
-    from trecvit.video.encode import VideoWriter
+    from trecvit.video.decode import open_video
 
-    if save and Path(source).exists() and save.exists() and save.samefile(source):
-        raise ConfigError(f"{save} is the video to be read and would be overwritten; give --save another name")
     labels = class_labels(network)
-    about = probe(source)
-    rate = float(about.average_fps) if about.average_fps else None
-    stride = stride or network.preprocessing.stride_for(rate)
     answers: list[str] = []
     previous = ""
-    damage: VideoError | None = None
-
-    def readable() -> Iterator[Update]:
-        nonlocal damage
-        try:
-            yield from stream_video(network, source, stride=stride, restart_every=restart_every)
-        except VideoError as error:
-            damage = error  # what could be read is shown and saved all the same
-
-    saving = VideoWriter(save, about.average_fps or Fraction(25)) if save else nullcontext()
-    with _view(source, about.stated_frames, as_json=as_json) as show, saving as writer:
-        for update in readable():
-            best = update.top(labels, top)
-            if update.is_new:
-                if update.frames_seen == 1 and previous:
-                    answers.append(previous)
-                previous = best[0][0]
-                show(update, best)
-            if writer:
-                truth = f"truth: {truths[min(len(answers), len(truths) - 1)]}" if truths else ""
-                writer.write(annotate(update, labels, top_k=top, footer=truth), update.time_s)
-    if damage:
-        raise damage
-    if save:
-        console(stderr=True).print(f"wrote {save}", highlight=False)
+    with Recording() as recording, open_video(source) as video:
+        about, plan = video.info, network.preprocessing
+        if not stride and about.average_fps is None and plan.frame_rate_fps is not None:
+            complain(f"{source}: no frame rate can be told; looking at every {plan.frame_stride}. frame (--stride)")
+        stride = stride or plan.stride_for(about.rate_fps)
+        updates = stream_video(network, video, stride=stride, restart_every=restart_every)
+        view = _view(source, about.stated_frames, as_json=as_json)
+        with view as show, video_writer(save, about.average_fps) as writer, recording.kept():
+            for update in recording.until_stopped(updates):
+                best = update.top(labels, top)
+                if update.is_new:
+                    if update.frames_seen == 1 and previous:
+                        answers.append(previous)
+                    previous = best[0][0]
+                    show(update, best)
+                if writer:
+                    truth = f"truth: {truths[min(len(answers), len(truths) - 1)]}" if truths else ""
+                    writer.write(annotate(update, labels, top_k=top, footer=truth), update.time_s)
+        recording.report(save)
     return [*answers, previous]
 
 
@@ -287,13 +339,15 @@ def _view(
     from rich.table import Table
     from rich.text import Text
 
+    letters = bar_letters()
     with live_panel(source, num_frames) as draw_panel:
 
         def draw(update: Update, best: list[tuple[str, float]]) -> None:
             table = Table.grid(padding=(0, 2))
             for rank, (label, probability) in enumerate(best):
                 style = "bold cyan" if rank == 0 else "dim"
-                table.add_row(*(Text(words, style) for words in (label, f"{probability:6.1%}", bar_of(probability))))
+                cells = (label, f"{probability:6.1%}", bar_of(probability, letters))
+                table.add_row(*(Text(words, style) for words in cells))
             draw_panel(table, update.index, update.time_s)
 
         yield draw

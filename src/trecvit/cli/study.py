@@ -22,6 +22,7 @@ from trecvit.cli.options import (
     load_model,
     load_tracker,
 )
+from trecvit.cli.sources import expand_paths
 from trecvit.cli.terminal import console, progress_bar, progress_bars
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def study_points(
     if tracks is None or tracks.scenes is None:
         raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
     look = replace(tracks.scenes, num_frames=num_frames)
-    videos = footage or []
+    videos = expand_paths(footage)
     with progress_bar("scores", 9 if videos else 3) as advance:
         found = compare_trackers(
             load_tracker(model, device),

@@ -13,8 +13,11 @@ import typer
 
 from trecvit.cli.app import app
 from trecvit.cli.options import DeviceOption, DtypeOption, JsonOption, ModeOption, TrackerOption, load_fast_tracker
-from trecvit.cli.terminal import bar_of, complain, console, live_panel, progress_bar
-from trecvit.errors import ConfigError, VideoError
+from trecvit.cli.outputs import check_distinct, check_file
+from trecvit.cli.recording import Recording, video_writer
+from trecvit.cli.sources import expand_one
+from trecvit.cli.terminal import bar_letters, bar_of, complain, live_panel, progress_bar
+from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
     from trecvit.runtime.follow import Queries, TrackUpdate
@@ -50,30 +53,30 @@ def track(
     import numpy as np
 
     from trecvit.runtime.follow import follow, follow_live, grid_queries
-    from trecvit.video.decode import probe
+    from trecvit.video.decode import open_video
+    from trecvit.video.encode import SUFFIXES
 
     if not (live or save or tracks or as_json):
         raise ConfigError(
             "nothing would be kept of the tracks: give --save out.mp4, --tracks out.npz, --live or --json"
         )
-    if live and tracks and tracks.suffix == ".npz":
+    if live and tracks and tracks.suffix.lower() == ".npz":
         raise ConfigError(f"--live is for streams without end, and {tracks} is written at the end: take a .csv file")
-    if save and Path(source).exists() and save.exists() and save.samefile(source):
-        raise ConfigError(f"{save} is the video to be read and would be overwritten; give --save another name")
+    source = expand_one(source)
+    check_file("--save", save, suffixes=SUFFIXES, inputs=[source, model])
+    check_file("--tracks", tracks, suffixes=(".npz", ".csv"), inputs=[source, model])
+    check_distinct(save=save, tracks=tracks)
     asked = [_query(words) for group in points or () for words in group.split()]
-    about = probe(source)
-    queries = np.array(asked, np.float32).reshape(-1, 3)
-    if grid or not asked:
-        queries = np.concatenate([queries, grid_queries(grid or 10, (about.height_px, about.width_px))])
-    network = load_fast_tracker(model, device, dtype, mode)
-    updates = (follow_live if live else follow)(network, source, queries)
-    with _view(about, len(queries), live=live, as_json=as_json) as show:
-        ended_by = _keep(updates, about, queries, save=save, tracks=tracks, trail=trail, show=show)
-    for path in (save, tracks):
-        if path and path.exists():
-            console(stderr=True).print(f"wrote {path}", highlight=False)
-    if ended_by:
-        raise ended_by
+    with Recording() as recording, open_video(source) as video:
+        about = video.info
+        queries = np.array(asked, np.float32).reshape(-1, 3)
+        if grid or not asked:
+            queries = np.concatenate([queries, grid_queries(grid or 10, (about.height_px, about.width_px))])
+        network = load_fast_tracker(model, device, dtype, mode)
+        updates = (follow_live if live else follow)(network, video, queries)
+        with _view(about, len(queries), live=live, as_json=as_json) as show:
+            _keep(recording, updates, about, queries, save=save, tracks=tracks, trail=trail, show=show)
+        recording.report(save, tracks)
 
 
 def _query(words: str) -> tuple[float, float, float]:
@@ -89,6 +92,7 @@ def _query(words: str) -> tuple[float, float, float]:
 
 
 def _keep(
+    recording: Recording,
     updates: Iterator[TrackUpdate],
     about: VideoInfo,
     queries: Queries,
@@ -97,38 +101,23 @@ def _keep(
     tracks: Path | None,
     trail: int,
     show: Callable[[TrackUpdate], None],
-) -> BaseException | None:
-    """Shows and saves what comes. Returns what ended it before its time: a damaged video, or the user."""
-    from fractions import Fraction
-
+) -> None:
+    """Shows and saves what comes, until a signal or an error ends it."""
     from trecvit.runtime.follow import Trails, tracks_writer
-    from trecvit.video.encode import VideoWriter
 
-    ended_by: BaseException | None = None
-    last = -1
-
-    def readable() -> Iterator[TrackUpdate]:
-        nonlocal ended_by
-        try:
-            yield from updates
-        except (VideoError, KeyboardInterrupt) as error:
-            ended_by = error  # what there was until then is kept all the same
-
-    saving = VideoWriter(save, about.average_fps or Fraction(25)) if save else nullcontext()
     writing = tracks_writer(tracks, queries) if tracks else nullcontext()
     trails = Trails(len(queries), trail)
-    with saving as video, writing as file:
-        for update in readable():
-            last = update.index
+    with video_writer(save, about.average_fps) as video, writing as file, recording.kept():
+        for update in recording.until_stopped(updates):
             show(update)
             if file:
                 file.write(update)
             if video:
                 video.write(trails.draw(update), update.time_s)
-    late = int((queries[:, 0] > last).sum())
-    if late and not ended_by:
-        complain(f"{late} of {len(queries)} points never came: the video has {last + 1} frames")
-    return ended_by
+    if not recording.stopped and recording.last_frame is not None:
+        late = int((queries[:, 0] > recording.last_frame).sum())
+        if late:
+            complain(f"{late} of {len(queries)} points never came: the video has {recording.last_frame + 1} frames")
 
 
 @contextmanager
@@ -149,6 +138,7 @@ def _view(about: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> It
     from trecvit.runtime.follow import hue_of
     from trecvit.video.draw import rainbow
 
+    letters = bar_letters()
     with live_panel(about.source, about.stated_frames) as draw_panel:
 
         def draw(update: TrackUpdate) -> None:
@@ -157,10 +147,10 @@ def _view(about: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> It
                 colour = Color.from_rgb(*rainbow(hue_of(number, num_points)))
                 mark = Text("●" if visible else "○", Style(color=colour))
                 style = "" if visible else "dim"
-                words = (str(number), f"{x:.1f}", f"{y:.1f}", f"{certainty:4.0%} {bar_of(certainty)}")
+                words = (str(number), f"{x:.1f}", f"{y:.1f}", f"{certainty:4.0%} {bar_of(certainty, letters)}")
                 table.add_row(mark, *(Text(word, style) for word in words))
             if len(update.ids) > _ROWS:
-                table.add_row("", f"… {len(update.ids) - _ROWS} more")
+                table.add_row("", f"and {len(update.ids) - _ROWS} more")
             draw_panel(table, update.index, update.time_s)
 
         yield draw

@@ -6,11 +6,11 @@ import csv
 import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TextIO, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from trecvit.errors import InputError
 from trecvit.files import write_whole
 from trecvit.model.tracker import PointTracker, read_queries
 from trecvit.runtime.track import LivePoints, LiveTracker, points_in_frame
-from trecvit.video.decode import Source, read_frames
+from trecvit.video.decode import Source, Video, open_video
 from trecvit.video.draw import Trail, draw_caption, draw_trails, fit_for_display
 from trecvit.video.frames import Image
 from trecvit.video.transforms import to_whole_clip
@@ -62,7 +62,7 @@ def grid_queries(count: int, image_size: tuple[int, int]) -> Queries:
     return np.stack([np.zeros_like(x), y, x], axis=-1).reshape(-1, 3).astype(np.float32)
 
 
-def follow(tracker: PointTracker, source: Source, query_points_tyx: Queries) -> Iterator[TrackUpdate]:
+def follow(tracker: PointTracker, source: Source | Video, query_points_tyx: Queries) -> Iterator[TrackUpdate]:
     """Tracks points through a source as its frames come. Memory does not grow with their number.
 
     Frames are brought to `tracker.preprocessing.image_size`; what comes out is what the tracker says of them as one
@@ -70,7 +70,7 @@ def follow(tracker: PointTracker, source: Source, query_points_tyx: Queries) -> 
 
     Args:
         tracker: Such as `load("bootstapnext")`.
-        source: Whatever `trecvit.video.decode.read_frames` takes.
+        source: Whatever `trecvit.video.decode.open_video` takes.
         query_points_tyx: At least one. A point is told of from its frame on.
 
     Yields:
@@ -83,22 +83,23 @@ def follow(tracker: PointTracker, source: Source, query_points_tyx: Queries) -> 
     height, width = tracker.preprocessing.image_size
     state = None
     scale_xy = (1.0, 1.0)
-    for frame in read_frames(source):
-        if state is None:
-            _check(query_points_tyx, frame.image)
-            # In this order, the last pixel's edge stays the last pixel's edge.
-            to_model = np.array([[[1, height, width]]]), np.array([[[1, *frame.image.shape[:2]]]])
-            state = tracker.init_state(torch.from_numpy(query_points_tyx * to_model[0] / to_model[1]))
-            scale_xy = (frame.image.shape[1] / width, frame.image.shape[0] / height)
-        clip = to_whole_clip(frame.image[None], (height, width))[None]
-        with torch.inference_mode():
-            out, state = tracker.step(clip.to(tracker.device), state)
-        ids = [number for number, query in enumerate(query_points_tyx) if query[0] <= frame.index]
-        yield TrackUpdate(frame.index, frame.time_s, frame.image, tuple(ids), points_in_frame(out, ids, scale_xy))
+    with open_video(source) as video:
+        for frame in video.frames():
+            if state is None:
+                _check(query_points_tyx, frame.image)
+                # In this order, the last pixel's edge stays the last pixel's edge.
+                to_model = np.array([[[1, height, width]]]), np.array([[[1, *frame.image.shape[:2]]]])
+                state = tracker.init_state(torch.from_numpy(query_points_tyx * to_model[0] / to_model[1]))
+                scale_xy = (frame.image.shape[1] / width, frame.image.shape[0] / height)
+            clip = to_whole_clip(frame.image[None], (height, width))[None]
+            with torch.inference_mode():
+                out, state = tracker.step(clip.to(tracker.device), state)
+            ids = [number for number, query in enumerate(query_points_tyx) if query[0] <= frame.index]
+            yield TrackUpdate(frame.index, frame.time_s, frame.image, tuple(ids), points_in_frame(out, ids, scale_xy))
 
 
 def follow_live(
-    tracker: PointTracker, source: Source, query_points_tyx: Queries, *, max_points: int | None = None
+    tracker: PointTracker, source: Source | Video, query_points_tyx: Queries, *, max_points: int | None = None
 ) -> Iterator[TrackUpdate]:
     """`follow` by way of a `LiveTracker`, to which each point is added when its frame comes.
 
@@ -120,14 +121,15 @@ def follow_live(
     """
     live = LiveTracker(tracker, max_points=max_points or max(1, len(query_points_tyx)))
     query_of: dict[int, int] = {}
-    for frame in read_frames(source):
-        if frame.index == 0:
-            _check(query_points_tyx, frame.image)
-        for number, (t, y, x) in enumerate(query_points_tyx):
-            if t == frame.index:
-                query_of[live.add(float(x), float(y))] = number
-        points = live.update(frame.image)
-        yield TrackUpdate(frame.index, frame.time_s, frame.image, tuple(query_of[one] for one in live.ids), points)
+    with open_video(source) as video:
+        for frame in video.frames():
+            if frame.index == 0:
+                _check(query_points_tyx, frame.image)
+            for number, (t, y, x) in enumerate(query_points_tyx):
+                if t == frame.index:
+                    query_of[live.add(float(x), float(y))] = number
+            points = live.update(frame.image)
+            yield TrackUpdate(frame.index, frame.time_s, frame.image, tuple(query_of[one] for one in live.ids), points)
 
 
 def _check(query_points_tyx: Queries, image: Image) -> None:
@@ -193,28 +195,32 @@ def tracks_writer(path: Path, query_points_tyx: Queries) -> AbstractContextManag
     Raises:
         InputError: for another kind of file.
     """
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return TracksNpz(path, query_points_tyx)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return TracksCsv(path)
     raise InputError(f"{path}: expected a name that ends in .npz or .csv")
 
 
 class TracksCsv:
-    """A line for each point in each frame, written as they come: frame, time_s, point, x, y, visible, certainty."""
+    """A line for each point in each frame, written as they come: frame, time_s, point, x, y, visible, certainty.
+
+    The file is opened for the first frame: until then an earlier file of that name stays as it was.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._closing = ExitStack()
+        self._file: TextIO | None = None
 
     def __enter__(self) -> Self:
-        self._file = self._closing.enter_context(self._path.open("w", encoding="utf-8", newline=""))
-        self._lines = csv.writer(self._file)
-        self._lines.writerow(("frame", "time_s", "point", "x", "y", "visible", "certainty"))
         return self
 
     def write(self, update: TrackUpdate) -> None:
         """Adds one frame."""
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8", newline="")
+            self._lines = csv.writer(self._file)
+            self._lines.writerow(("frame", "time_s", "point", "x", "y", "visible", "certainty"))
         for number, (x, y), visible, certainty in zip(update.ids, *update.points, strict=True):
             row = (f"{update.time_s:.6f}", number, f"{x:.3f}", f"{y:.3f}", int(visible), f"{certainty:.4f}")
             self._lines.writerow((update.index, *row))
@@ -223,7 +229,8 @@ class TracksCsv:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class TracksNpz:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
-from trecvit.errors import ConfigError, InputError
+from trecvit.config import Preprocessing
+from trecvit.errors import ConfigError, InputError, VideoError
 from trecvit.model.trecvit import Output, TRecViT
-from trecvit.video.decode import Source, length_and_rate, probe, read_frames_at
+from trecvit.video.decode import Source, Video, open_video
+from trecvit.video.frames import Image
 from trecvit.video.sampling import evaluation_clips
 from trecvit.video.transforms import to_clip
+
+# Of a stream, which can be read once only.
+_MOST_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Prediction:
 
 
 @torch.inference_mode()
-def classify(model: TRecViT, source: Source, *, num_clips: int = 4, top_k: int = 5) -> Prediction:
+def classify(model: TRecViT, source: Source | Video, *, num_clips: int = 4, top_k: int = 5) -> Prediction:
     """Classifies one video.
 
     The clips have the length and the frame rate that the model was trained with, are spread evenly over the video and
@@ -42,37 +51,72 @@ def classify(model: TRecViT, source: Source, *, num_clips: int = 4, top_k: int =
 
     Args:
         model: With a head.
-        source: Whatever `trecvit.video.decode.read_frames` takes.
+        source: Whatever `trecvit.video.decode.open_video` takes, if it has an end. Files, folders and arrays have;
+            an address must state its length.
         num_clips: Clips to average over; a video no longer than one clip is looked at once.
         top_k: How many classes to name.
 
     Raises:
-        VideoError: when the video cannot be read to the end.
+        VideoError: when the video cannot be read to the end, or may have none.
         ConfigError: when the model has no head.
     """
     names = class_labels(model)
     if num_clips < 1 or top_k < 1:
         raise InputError(f"expected num_clips >= 1 and top_k >= 1, got {num_clips} and {top_k}")
-    info = probe(source)
-    num_video_frames, fps = length_and_rate(source)
-    plan = model.preprocessing
-    stride = plan.stride_for(fps)
-    if num_video_frames <= plan.num_frames * stride:
-        num_clips = 1
-    indices = evaluation_clips(num_video_frames, plan.num_frames, stride, num_clips)
-    # Decoding to the size needed keeps the frames of all clips small, whatever the video's resolution.
-    is_larger = min(info.height_px, info.width_px) > max(plan.image_size)
-    images, _ = read_frames_at(source, indices.reshape(-1), short_side_px=max(plan.image_size) if is_larger else None)
-    clips = to_clip(images, plan.image_size).unflatten(0, (num_clips, plan.num_frames))
+    with open_video(source) as video:
+        clips, num_video_frames = _clips(video, model.preprocessing, num_clips)
+        name = video.info.source
     probs = torch.stack([_probs(model, clip) for clip in clips]).mean(dim=0)
     best = probs.topk(min(top_k, len(names)))
     return Prediction(
-        source=info.source,
+        source=name,
         labels=tuple(names[index] for index in best.indices.tolist()),
         probs=tuple(best.values.tolist()),
         num_video_frames=num_video_frames,
-        num_frames_used=indices.size,
+        num_frames_used=clips.shape[0] * clips.shape[1],
     )
+
+
+def _clips(video: Video, plan: Preprocessing, num_clips: int) -> tuple[UInt8[Tensor, "clips T 3 h w"], int]:
+    """Clips spread evenly over a video, and how many frames it has."""
+    info = video.info
+    _check_has_end(video)
+    # Decoding to the size needed keeps the frames of all clips small, whatever the video's resolution.
+    is_larger = min(info.height_px, info.width_px) > max(plan.image_size)
+    short_side_px = max(plan.image_size) if is_larger else None
+    kept = _kept_frames(video, short_side_px) if video.is_stream else None
+    num_video_frames, fps = (len(kept), info.rate_fps) if kept else video.length_and_rate()
+    if fps is None and plan.frame_rate_fps is not None and num_video_frames > 1:
+        words = "no frame rate can be told; looking at every"
+        warnings.warn(f"{info.source}: {words} {plan.frame_stride}. frame", stacklevel=3)
+    stride = plan.stride_for(fps)
+    if num_video_frames <= plan.num_frames * stride:
+        num_clips = 1
+    indices = evaluation_clips(num_video_frames, plan.num_frames, stride, num_clips).reshape(-1)
+    if kept:
+        images = np.stack([kept[index] for index in indices])
+    else:
+        images, _ = video.frames_at(indices, short_side_px=short_side_px)
+    return to_clip(images, plan.image_size).unflatten(0, (num_clips, plan.num_frames)), num_video_frames
+
+
+def _kept_frames(video: Video, short_side_px: int | None) -> list[Image] | None:
+    """All frames of a stream, which may be read once only; None if they are too many to be kept."""
+    frames = video.frames(short_side_px=short_side_px)
+    first = next(frames).image
+    most = max(_MOST_KEPT_BYTES // first.nbytes, 1)
+    kept = [first, *(frame.image for frame in islice(frames, most))]
+    return kept if len(kept) <= most else None
+
+
+def _check_has_end(video: Video) -> None:
+    """Raises VideoError for an address or a camera that does not state how long the video is."""
+    if video.is_stream and video.info.duration_s is None and video.info.stated_frames is None:
+        raise VideoError(
+            video.info.source,
+            "expected a video with an end, got a stream that states no length, such as a camera's; "
+            "use `trecvit stream`, or download it to a file first",
+        )
 
 
 def class_labels(model: TRecViT) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from trecvit.errors import InputError
 from trecvit.model.trecvit import TRecViT
 from trecvit.runtime.predict import class_labels
-from trecvit.video.decode import Source, read_frames
+from trecvit.video.decode import Source, Video, open_video
 from trecvit.video.draw import draw_predictions, fit_for_display
 from trecvit.video.frames import Image
 from trecvit.video.transforms import to_clip
@@ -45,12 +45,14 @@ class Update:
         return [(labels[number], float(self.probs[number])) for number in order]
 
 
-def stream(model: TRecViT, source: Source, *, stride: int = 1, restart_every: int | None = None) -> Iterator[Update]:
+def stream(
+    model: TRecViT, source: Source | Video, *, stride: int = 1, restart_every: int | None = None
+) -> Iterator[Update]:
     """Runs a source through the model as its frames come. Memory does not grow with their number.
 
     Args:
         model: With a head.
-        source: Whatever `trecvit.video.decode.read_frames` takes.
+        source: Whatever `trecvit.video.decode.open_video` takes.
         stride: The model sees every so many frames; `model.preprocessing.stride_for(fps)` is what it was trained with.
         restart_every: Begin with a fresh state whenever the model has seen this many frames, so that the answer speaks
             of recent frames only. None: the answer speaks of all frames since the beginning.
@@ -68,22 +70,23 @@ def stream(model: TRecViT, source: Source, *, stride: int = 1, restart_every: in
     return _updates(model, source, stride, restart_every)
 
 
-def _updates(model: TRecViT, source: Source, stride: int, restart_every: int | None) -> Iterator[Update]:
+def _updates(model: TRecViT, source: Source | Video, stride: int, restart_every: int | None) -> Iterator[Update]:
     state = fresh = model.init_state(1)
     probs = np.zeros(model.config.num_classes, np.float32)
     frames_seen = 0
-    for number, frame in enumerate(read_frames(source)):
-        is_new = number % stride == 0
-        if is_new:
-            if frames_seen == restart_every:
-                state, frames_seen = fresh, 0
-            with torch.inference_mode():
-                clip = to_clip(frame.image[None], model.preprocessing.image_size)[None]
-                out, state = model.step(clip.to(model.device), state)
-            assert out.probs is not None, "class_labels has refused models without a head"
-            probs = out.probs[0].cpu().numpy()
-            frames_seen += 1
-        yield Update(frame.index, frame.time_s, frame.image, probs, is_new, frames_seen)
+    with open_video(source) as video:
+        for number, frame in enumerate(video.frames()):
+            is_new = number % stride == 0
+            if is_new:
+                if frames_seen == restart_every:
+                    state, frames_seen = fresh, 0
+                with torch.inference_mode():
+                    clip = to_clip(frame.image[None], model.preprocessing.image_size)[None]
+                    out, state = model.step(clip.to(model.device), state)
+                assert out.probs is not None, "class_labels has refused models without a head"
+                probs = out.probs[0].cpu().numpy()
+                frames_seen += 1
+            yield Update(frame.index, frame.time_s, frame.image, probs, is_new, frames_seen)
 
 
 def annotate(update: Update, labels: tuple[str, ...], *, top_k: int = 3, footer: str = "") -> Image:

@@ -406,12 +406,18 @@ class Container:
             found.append(f"it could not be read further ({self._read_error})")
         return " and ".join(found)
 
-    def missing(self, num_frames: int, last_pts: int) -> str:
-        """What the video states and does not hold, in words; empty if it is whole or cannot be known."""
+    def missing(self, num_frames: int, last_pts: int, end_pts: int) -> str:
+        """What the video states and does not hold, in words; empty if it is whole or cannot be known.
+
+        Args:
+            num_frames: How many frames there are.
+            last_pts: Time stamp of the last.
+            end_pts: Time stamp at which it is over, if the file states how long it is shown.
+        """
         stated_s = self._stated_duration_s()
         if not self._states_its_length or stated_s is None:
             return ""
-        end_s = self.seconds(last_pts) + float(self.step)
+        end_s = max(self.seconds(last_pts) + float(self.step), self.seconds(end_pts))
         # The count alone proves nothing: an edit list may hide frames that are there, so the end must be missing too.
         if num_frames < self._stream.frames and end_s < stated_s - _SHORT_BY_FRAMES * float(self.step):
             return f"the file is truncated: it states {self._stream.frames} frames and holds {num_frames}"

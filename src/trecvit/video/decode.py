@@ -97,17 +97,20 @@ class Video(ABC):
 
 
 @contextmanager
-def open_video(source: Source, *, untimed_fps: float | Fraction = UNTIMED_FPS) -> Iterator[Video]:
+def open_video(source: Source | Video, *, untimed_fps: float | Fraction = UNTIMED_FPS) -> Iterator[Video]:
     """Opens a source once, for everything that is to be read of it, and closes it at the end of the block.
 
     Args:
-        source: As for `read_frames`.
+        source: As for `read_frames`; or a video that is open already, which stays open.
         untimed_fps: Frame rate of sources that state no times.
 
     Raises:
         VideoError: If it cannot be opened, or holds no video.
         InputError: For an array that is not uint8 `[T, H, W, 3]`, or an impossible frame rate.
     """
+    if isinstance(source, Video):
+        yield source
+        return
     video = _open(source, checked_fps("untimed_fps", untimed_fps))
     try:
         yield video
@@ -346,7 +349,7 @@ class _EncodedVideo(Video):
         self._pass += 1
         order = self._order_if(lambda pts: False)
         container = self._container
-        if order is not None and not container.missing(len(order.pts), int(order.pts[-1])):
+        if order is not None and not container.missing(len(order.pts), int(order.pts[-1]), order.end_pts):
             rate = believable_rate(container.rate, order.pts, container.time_base)
             return len(order.pts), float(rate) if rate else None
         rate = container.rate
@@ -379,11 +382,12 @@ class _EncodedVideo(Video):
         self._pass += 1
         pictures, first_index, clock = self._go_to(start) or self._from_the_start()
         container, this_pass = self._container, self._pass
-        frames_read, index, last_pts, time_s = 0, first_index - 1, 0, 0.0
+        frames_read, index, last_pts, end_pts, time_s = 0, first_index - 1, 0, 0, 0.0
         try:
             for index, picture in enumerate(pictures, first_index):
                 # Not the last: where frames have no times of presentation, theirs are out of order.
                 last_pts, time_s = max(picture.pts or last_pts, last_pts), clock.time_s(picture)
+                end_pts = max(end_pts, last_pts + (picture.duration or 0))
                 if start.reached(index, time_s):
                     yield Frame(container.to_rgb(picture, short_side_px), time_s, index)
                     frames_read += 1
@@ -392,7 +396,7 @@ class _EncodedVideo(Video):
         except VideoError as exc:
             exc.frames_read, exc.time_s = frames_read, time_s
             raise
-        problems = [words for words in (container.damage(), container.missing(index + 1, last_pts)) if words]
+        problems = [words for words in (container.damage(), container.missing(index + 1, last_pts, end_pts)) if words]
         if problems:
             raise VideoError(
                 container.label,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from contextlib import suppress
 from fractions import Fraction
@@ -24,6 +25,8 @@ class _Recipe(NamedTuple):
     pixel_format: str
     codec_options: dict[str, str]
     container_options: dict[str, str]
+    # Ticks a second of the container's clock. None: chosen by the frame rate.
+    ticks_per_s: int | None
 
 
 _RECIPES = {
@@ -35,18 +38,22 @@ _RECIPES = {
         "yuv420p",
         {"crf": "20", "preset": "medium", "x264-params": "mbtree=0"},
         {"movflags": "+faststart"},
+        None,
     ),
     ".webm": _Recipe(
-        "webm", "libvpx-vp9", "yuv420p", {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "6"}, {}
+        "webm", "libvpx-vp9", "yuv420p", {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "6"}, {}, 1000
     ),
     # Lossless: what is read back is what was written, bit for bit.
-    ".mkv": _Recipe("matroska", "ffv1", "bgr0", {}, {}),
+    ".mkv": _Recipe("matroska", "ffv1", "bgr0", {}, {}, 1000),
 }
 
 SUFFIXES = tuple(_RECIPES)
 
-# The clock ticks at least this often, so that given times are kept to about 0.01 ms (containers may round further).
+# MP4: given times are kept to about 0.01 ms. More than the maximum would shorten the longest gap for no gain.
 _MIN_TICKS_PER_S = 90_000
+_MAX_TICKS_PER_S = 360_000
+# MP4 stores each frame's duration, and its reordering over up to 3 frames, in 31 bits.
+_MAX_GAP_TICKS = 2**29
 
 _SWSCALE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
@@ -54,8 +61,21 @@ _SWSCALE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.F
 class VideoWriter:
     """Writes RGB frames to `.mp4` (H.264), `.webm` (VP9) or `.mkv` (FFV1, lossless), as a context manager.
 
-    The file appears under its name when the block ends well; if it ends in an exception, nothing is left behind and a
-    file that was there before stays as it was.
+    The file appears under its name when the block ends without an exception. After any exception that leaves the block,
+    `KeyboardInterrupt` included, nothing is left behind and an earlier file of that name stays as it was. To keep what
+    was written until then, catch the exception inside the block:
+
+        with VideoWriter("out.mp4", fps=25) as writer:
+            try:
+                for frame in camera:
+                    writer.write(frame)
+            except KeyboardInterrupt:
+                pass        # the frames so far become a whole file
+
+    Frame times are rounded to the ticks of the container: 1 ms in `.webm` and `.mkv`, about 0.01 ms in `.mp4`. A frame
+    that would share the tick of the frame before it moves to the next tick, so no frame is lost; later frames keep
+    their own times. A gap of more than 2**29 ticks (over 20 minutes in `.mp4`) is shortened to that, and all later
+    times move with it.
 
     Args:
         path: Where to write. Its suffix chooses the format.
@@ -87,14 +107,15 @@ class VideoWriter:
         self._recipe = recipe
         # Beside the target, so that the last step is a rename within one disk.
         self._partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
-        # A whole number of ticks to a frame: a constant frame rate stays exactly constant.
-        self._ticks_per_s = self.fps.numerator * -(-_MIN_TICKS_PER_S // self.fps.numerator)
+        self._ticks_per_s = recipe.ticks_per_s or _mp4_ticks_per_s(self.fps)
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
         self._reformatter = VideoReformatter()
         self._shape: tuple[int, ...] = ()
         self._frames_written = 0
         self._last_ticks = -1
+        self._last_s = Fraction(0)  # time of the last frame as given, before rounding
+        self._cut_s = Fraction(0)  # by how much gaps were shortened so far
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -106,23 +127,25 @@ class VideoWriter:
         Args:
             image: `[H, W, 3]` uint8, red green blue, all of one size. Where the codec needs even sides (`.mp4`,
                 `.webm`), an odd one is made even by repeating the last row or column.
-            time_s: When it is shown, in seconds; must rise. None: one frame step after the frame before.
+            time_s: When it is shown, in seconds from 0. Equal times, and times that fall by up to one frame step,
+                count as the next tick. None: one frame step after the frame before.
 
         Raises:
-            InputError: For another shape, dtype or size, or a time that does not rise.
+            InputError: For another shape, dtype or size, or a time that falls by more than one frame step.
             VideoError: If it cannot be encoded or written, or the writer is closed.
         """
         if self._closed:
             raise VideoError(str(self.path), "the video is already closed; write inside the with block")
         self._check_image(image)
-        ticks = self._ticks(time_s)
+        exact_s = self._exact_s(time_s)
+        ticks, cut_s = self._ticks(exact_s)
         try:
             if self._stream is None:
                 self._open(image)
             self._mux(self._picture(image, ticks))
         except (av.FFmpegError, OSError) as exc:
             raise self._failed(exc) from exc
-        self._last_ticks = ticks
+        self._last_ticks, self._last_s, self._cut_s = ticks, exact_s, cut_s
         self._frames_written += 1
 
     def __exit__(
@@ -138,7 +161,7 @@ class VideoWriter:
             self._discard()
 
     def _finish(self) -> None:
-        if self._container is None:
+        if self._container is None or not self._frames_written:
             raise VideoError(str(self.path), "expected at least one frame, but none was written")
         self._mux(None)
         self._container.close()
@@ -162,26 +185,34 @@ class VideoWriter:
                 f"frame {self._frames_written} is {image.shape[1]} x {image.shape[0]}"
             )
 
-    def _ticks(self, time_s: float | None) -> int:
+    def _exact_s(self, time_s: float | None) -> Fraction:
+        """The time of the next frame, exact, since many small steps in floats drift."""
         if time_s is None:
-            step = self._ticks_per_s // self.fps.numerator * self.fps.denominator
-            return 0 if self._last_ticks < 0 else self._last_ticks + step
+            return self._last_s + 1 / self.fps if self._frames_written else Fraction(0)
         if not 0 <= time_s < float("inf"):
             raise InputError(f"time_s: expected seconds from 0 on, got {time_s}")
-        ticks = round(time_s * self._ticks_per_s)
-        if ticks <= self._last_ticks:
+        # Clocks of cameras jitter and spliced files overlap by up to a frame; more is an error in the caller's order.
+        if time_s < self._last_s - 1 / self.fps:
             raise InputError(
-                f"time_s: must rise from frame to frame; frame {self._frames_written} is at {time_s:g} s, "
-                f"after one at {self._last_ticks / self._ticks_per_s:g} s"
+                f"time_s: expected times that rise from frame to frame, got {time_s:g} s for frame "
+                f"{self._frames_written}, after {float(self._last_s):g} s"
             )
-        return ticks
+        return max(Fraction(float(time_s)), self._last_s)
+
+    def _ticks(self, exact_s: Fraction) -> tuple[int, Fraction]:
+        """The next frame's tick, after the last one, and by how much all later times are shortened."""
+        rounded = math.floor((exact_s - self._cut_s) * self._ticks_per_s + Fraction(1, 2))
+        ticks = min(max(rounded, self._last_ticks + 1), max(self._last_ticks, 0) + _MAX_GAP_TICKS)
+        return ticks, self._cut_s + Fraction(max(rounded - ticks, 0), self._ticks_per_s)
 
     def _open(self, image: Image) -> None:
         recipe = self._recipe
         self._container = av.open(
             str(self._partial), "w", format=recipe.container, container_options=recipe.container_options
         )
-        stream = self._container.add_stream(recipe.codec, rate=self.fps, options=recipe.codec_options)
+        # VP9 refuses frames that last less than a tick.
+        rate = min(self.fps, Fraction(self._ticks_per_s))
+        stream = self._container.add_stream(recipe.codec, rate=rate, options=recipe.codec_options)
         assert isinstance(stream, av.VideoStream), "a video codec makes a video stream"
         height_px, width_px = self._stored_size(image)
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, recipe.pixel_format
@@ -225,3 +256,9 @@ class VideoWriter:
     def _failed(self, exc: Exception) -> VideoError:
         words = getattr(exc, "strerror", None) or str(exc)
         return VideoError(str(self.path), f"the video could not be written: {words}", frames_read=self._frames_written)
+
+
+def _mp4_ticks_per_s(fps: Fraction) -> int:
+    """A whole number of ticks to a frame where that is possible, so that a constant frame rate stays exactly so."""
+    ticks_per_s = fps.numerator * -(-_MIN_TICKS_PER_S // fps.numerator)
+    return ticks_per_s if ticks_per_s <= _MAX_TICKS_PER_S else _MIN_TICKS_PER_S

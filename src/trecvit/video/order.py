@@ -22,11 +22,13 @@ class Order(NamedTuple):
     Attributes:
         pts: `[N]`, strictly rising.
         key_pts: Those of the frames that the container calls key frames.
+        end_pts: Time stamp at which the last is over, if the file states how long it is shown.
         is_whole: Whether these are all frames of the video.
     """
 
     pts: npt.NDArray[np.int64]
     key_pts: npt.NDArray[np.int64]
+    end_pts: int
     is_whole: bool
 
 
@@ -55,7 +57,7 @@ def presentation_order(container: Container, enough: Callable[[npt.NDArray[np.in
     """
     if not (container.has_order and container.timed):
         return None
-    pts, keys, last_dts, is_whole = array("q"), array("q"), None, True
+    pts, keys, last_dts, end_pts, is_whole = array("q"), array("q"), None, 0, True
     for packet in container.packets():
         if packet.pts is None or packet.dts is None or packet.is_corrupt or packet.pts < packet.dts:
             return None
@@ -66,6 +68,7 @@ def presentation_order(container: Container, enough: Callable[[npt.NDArray[np.in
         if packet.is_discard:
             continue
         pts.append(packet.pts)
+        end_pts = max(end_pts, packet.pts + (packet.duration or 0))
         if packet.is_keyframe:
             keys.append(packet.pts)
         # Whatever follows is shown after its decoding time, so up to that time the order is final.
@@ -77,7 +80,7 @@ def presentation_order(container: Container, enough: Callable[[npt.NDArray[np.in
     ordered = np.unique(np.array(pts, dtype=np.int64))
     if container.is_damaged or len(ordered) != len(pts) or len(ordered) == 0:
         return None
-    return Order(ordered, np.sort(np.array(keys, dtype=np.int64)), is_whole)
+    return Order(ordered, np.sort(np.array(keys, dtype=np.int64)), end_pts, is_whole)
 
 
 def land(container: Container, order: Order, pts: int) -> Landing | None:
