@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from test_train import SMALL
 from typer.testing import CliRunner
+from video_fixtures import MPEGTS, VP9, Sender, make_video
 
 from trecvit import create_model
 from trecvit.cli import app, main, predict
@@ -734,3 +735,28 @@ def test_bench_loader_prints_both_speeds(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "decoded and augmented, 1 workers" in done.stdout
     assert set(json.loads((tmp_path / "speed.json").read_text())["made"]) == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["stream"], ["track", "--model", "points", "--json", "--grid", "1"], ["track", "-m", "points", "--live"]],
+)
+def test_a_sender_that_takes_one_client_is_enough(tmp_path, command):
+    content = make_video(tmp_path / "sent", MPEGTS, num_frames=12).read_bytes()
+    with Sender(content) as sender:
+        result = CliRunner().invoke(app, [*command, f"tcp://{sender.address}"])
+        assert result.exit_code == 0, result.output
+        assert sender.connections == 1
+    assert json.loads(result.stdout.splitlines()[0])["frame"] == 0
+
+
+def test_a_video_that_is_served_once_is_classified(tmp_path):
+    content = make_video(tmp_path / "sent", VP9, num_frames=40).read_bytes()
+    head = f"HTTP/1.0 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+    with Sender(content, head=head) as sender:
+        result = CliRunner().invoke(app, ["classify", f"http://{sender.address}/a.webm", "--json"])
+        assert sender.connections == 1
+    local = CliRunner().invoke(app, ["classify", str(tmp_path / "sent.webm"), "--json"])
+    answers = [json.loads(of.stdout) for of in (result, local)]
+    assert answers[0]["frames"] == answers[1]["frames"] == 40
+    assert answers[0]["top"] == answers[1]["top"]

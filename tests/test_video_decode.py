@@ -7,9 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
-from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +30,7 @@ from video_fixtures import (
     VP8,
     VP9,
     Codec,
+    Sender,
     code_of,
     cut,
     make_sound,
@@ -995,38 +994,9 @@ def test_time_stamps_are_read_once_for_a_clip(tmp_path: Path, monkeypatch: pytes
     assert len(scans) == 1
 
 
-class _Sender:
-    """Serves one answer per connection, and counts the connections."""
-
-    def __init__(self, answer: bytes, *, chunks: int = 1, pause_s: float = 0.0, head: bytes = b"") -> None:
-        self._answer, self._chunks, self._pause_s, self._head = answer, chunks, pause_s, head
-        self.connections = 0
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-
-    def __enter__(self) -> _Sender:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._server.accept()
-                self.connections += 1
-                with connection, suppress(OSError):
-                    connection.sendall(self._head)
-                    for _ in range(self._chunks):
-                        connection.sendall(self._answer)
-                        time.sleep(self._pause_s)
-
-
 def test_a_sender_with_one_client_is_connected_to_once(tmp_path: Path) -> None:
     content = make_video(tmp_path / "sent", MPEGTS, num_frames=40).read_bytes()
-    with _Sender(content) as sender, open_video(f"tcp://{sender.address}") as video:
+    with Sender(content) as sender, open_video(f"tcp://{sender.address}") as video:
         assert video.is_stream
         assert video.info.average_fps == 25
         assert [code_of(frame.image) for frame in video.frames()] == list(range(40))
@@ -1040,7 +1010,7 @@ def test_a_camera_without_time_stamps_has_those_of_arrival() -> None:
     length = len(picture.getvalue())
     part = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n" % (length, picture.getvalue())
     with (
-        _Sender(part, chunks=60, pause_s=0.05, head=head) as sender,
+        Sender(part, chunks=60, pause_s=0.05, head=head) as sender,
         open_video(f"http://{sender.address}/live") as video,
     ):
         assert 10 < float(video.info.average_fps) < 24  # 20 at the most, as sent
@@ -1083,7 +1053,7 @@ def test_a_source_that_cannot_be_opened_says_what_to_do(address: str, words: str
 )
 def test_an_address_that_refuses_is_not_called_damaged(status: str, words: str) -> None:
     with (
-        _Sender(f"HTTP/1.0 {status}\r\nContent-Length: 0\r\n\r\n".encode()) as sender,
+        Sender(f"HTTP/1.0 {status}\r\nContent-Length: 0\r\n\r\n".encode()) as sender,
         pytest.raises(VideoError, match=f"expected a video stream at this address.*{words}"),
     ):
         probe(f"http://{sender.address}/a.mp4")

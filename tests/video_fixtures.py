@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -154,3 +158,32 @@ def cut(path: Path, share: float) -> None:
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+class Sender:
+    """Serves one answer per connection, and counts the connections."""
+
+    def __init__(self, answer: bytes, *, chunks: int = 1, pause_s: float = 0.0, head: bytes = b"") -> None:
+        self._answer, self._chunks, self._pause_s, self._head = answer, chunks, pause_s, head
+        self.connections = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Sender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                self.connections += 1
+                with connection, suppress(OSError):
+                    connection.sendall(self._head)
+                    for _ in range(self._chunks):
+                        connection.sendall(self._answer)
+                        time.sleep(self._pause_s)
