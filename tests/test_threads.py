@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
+from trecvit.runtime.speed import SharedSpeed, shared_speeds
 from trecvit.runtime.threads import ChosenThreads, ThreadChoice, probe_s
 
 
@@ -123,3 +126,12 @@ def test_a_call_leaves_the_number_of_threads_as_it_was() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_bench_measures_beside_busy_programs() -> None:
+    [speed] = shared_speeds(["motions"], dtypes=["float32"], modes=["eager"], busy=1, seconds=0.1)
+    assert isinstance(speed, SharedSpeed)
+    assert min(speed.idle_fps, speed.idle_fixed_fps, speed.busy_fps, speed.busy_fixed_fps) > 0
+    assert speed.fair_share == min(1.0, (os.cpu_count() or 1) / (speed.threads + 1))
+    [reason] = shared_speeds(["motions"], dtypes=["int3"], modes=["eager"], busy=1, seconds=0.1)
+    assert "expected one of float32" in reason

@@ -66,9 +66,15 @@ def bench_speed(
         list[int] | None, typer.Option(help="Frames of a call: 1 is a stream with its state, the default; more a clip.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each is timed.")] = 3.0,
+    busy: Annotated[
+        int, typer.Option(min=0, help="Instead: how one stream runs beside so many programs that keep a core busy.")
+    ] = 0,
     save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
 ) -> None:
     """How fast models run, frame after frame or clip by clip, beside what their matrix products alone would take."""
+    if busy:
+        _bench_shared(models or ["tiny"], dtypes or ["float32"], modes or ["eager", "compile"], busy, seconds, save)
+        return
     from itertools import product
 
     from rich.table import Table
@@ -119,6 +125,39 @@ def bench_speed(
     if save:
         content = {"machine": machine(), "speeds": found, **({"not_measured": failed} if failed else {})}
         save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    console().print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _bench_shared(
+    models: list[str], dtypes: list[str], modes: list[str], busy: int, seconds: float, save: Path | None
+) -> None:
+    from rich.table import Table
+
+    from trecvit.runtime.doctor import machine
+    from trecvit.runtime.speed import SharedSpeed, shared_speeds
+
+    titles = ("model", "dtype", "mode", "all threads", "chosen", "beside: all threads", "chosen", "of a fair share")
+    table = Table(*titles, box=None, pad_edge=False)
+    found, failed = [], {}
+    cases = [f"{model} {dtype} {mode}" for model in models for dtype in dtypes for mode in modes]
+    with progress_bar("measurements", len(cases)) as advance:
+        measured = shared_speeds(models, dtypes=dtypes, modes=modes, busy=busy, seconds=seconds)
+        for number, (case, speed) in enumerate(zip(cases, measured, strict=True), start=1):
+            advance(number)
+            if not isinstance(speed, SharedSpeed):
+                failed[case] = speed
+                complain(f"{case}: {speed}")
+                continue
+            found.append(speed.to_dict())
+            idle = (f"{speed.idle_fixed_fps:.1f}", f"{speed.idle_fps:.1f} ({speed.of_idle:.0%})")
+            beside = (f"{speed.busy_fixed_fps:.1f}", f"{speed.busy_fps:.1f}", f"{speed.of_fair_share:.0%}")
+            table.add_row(speed.model, speed.dtype, speed.mode, *idle, *beside)
+    if save:
+        content = {"machine": machine(), "speeds": found, **({"not_measured": failed} if failed else {})}
+        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    console().print(f"frames/s of one stream, idle and beside {busy} busy programs")
     console().print(table)
     if failed:
         raise typer.Exit(1)

@@ -8,13 +8,17 @@ can be faster. Every case is measured in a process of its own.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
+from multiprocessing.synchronize import Barrier
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -172,6 +176,129 @@ def measure(name: str, dtype: str, mode: str, batch_size: int, num_frames: int, 
         memory_bytes=memory_bytes,
         ready_s=ready_s,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedSpeed:
+    """How fast a stream runs on an idle machine, and beside other programs that want a core each all the time.
+
+    Attributes:
+        model: As for `Speed`.
+        dtype: Likewise.
+        mode: Likewise.
+        busy: Number of other programs.
+        threads: That the model may use.
+        fair_share: Of the idle speed that the machine has left: cores / (threads + busy), at most 1.
+        idle_fixed_fps: Frames per second with all threads at every call, on the idle machine.
+        idle_fps: The same with the number of threads that is chosen while running, as `optimize` has it.
+        busy_fixed_fps: With all threads, beside the other programs.
+        busy_fps: With the number chosen.
+    """
+
+    model: str
+    dtype: str
+    mode: str
+    busy: int
+    threads: int
+    fair_share: float
+    idle_fixed_fps: float
+    idle_fps: float
+    busy_fixed_fps: float
+    busy_fps: float
+
+    @property
+    def of_idle(self) -> float:
+        """What choosing costs an idle machine, as a share of the speed with all threads."""
+        return self.idle_fps / self.idle_fixed_fps
+
+    @property
+    def of_fair_share(self) -> float:
+        """Frames per second beside the others, of those that a fair share of the machine would give."""
+        return self.busy_fps / (self.fair_share * self.idle_fixed_fps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "of_idle": self.of_idle, "of_fair_share": self.of_fair_share}
+
+
+def shared_speeds(
+    models: Sequence[str],
+    *,
+    dtypes: Sequence[str],
+    modes: Sequence[str],
+    busy: int,
+    seconds: float = 3.0,
+) -> Iterator[SharedSpeed | str]:
+    """As `speeds`, for one stream each, idle and beside `busy` other programs; each is timed for 4 x `seconds`."""
+    for case in product(models, dtypes, modes):
+        with worker_pool(1) as pool:
+            try:
+                yield pool.submit(measure_shared, *case, busy=busy, seconds=seconds).result()
+            except (TRecViTError, RuntimeError, OSError, BrokenProcessPool) as exc:  # one case must not cost the others
+                yield " ".join(str(exc).split())[:300]
+
+
+@torch.inference_mode()
+def measure_shared(name: str, dtype: str, mode: str, *, busy: int, seconds: float) -> SharedSpeed:
+    """Measures one case in this process."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"expected one of {', '.join(DTYPES)}")
+    fast, _ = _made_fast(_made(name), DTYPES[dtype], mode, 1, 1)
+    frames = torch.randint(0, 256, (1, 1, 3, *fast.preprocessing.image_size), dtype=torch.uint8)
+    # OpenVINO has threads of its own: then both are the same.
+    calls = {"fixed": getattr(fast.step, "__wrapped__", fast.step), "chosen": fast.step}
+
+    def frames_per_s(which: str) -> float:
+        state, count, begun_s = fast.init_state(1), 0, time.perf_counter()
+        while (spent_s := time.perf_counter() - begun_s) < seconds or not count:
+            _, state = calls[which](frames, state)
+            count += 1
+        return count / spent_s
+
+    for call in calls.values():
+        for _ in range(CALLS_IN_TURN):
+            call(frames, fast.init_state(1))
+    # In turns, so that what else goes on slows all alike.
+    idle = [[frames_per_s(which) for which in calls] for _ in range(2)]
+    with _busy(busy, for_s=8.0 * seconds + 60.0):
+        shared = [[frames_per_s(which) for which in calls] for _ in range(2)]
+    threads = torch.get_num_threads()
+    (idle_fixed, idle_chosen), (busy_fixed, busy_chosen) = np.mean(idle, axis=0), np.mean(shared, axis=0)
+    return SharedSpeed(
+        model=name,
+        dtype=dtype,
+        mode=mode,
+        busy=busy,
+        threads=threads,
+        fair_share=min(1.0, (os.cpu_count() or 1) / (threads + busy)),
+        idle_fixed_fps=float(idle_fixed),
+        idle_fps=float(idle_chosen),
+        busy_fixed_fps=float(busy_fixed),
+        busy_fps=float(busy_chosen),
+    )
+
+
+@contextmanager
+def _busy(count: int, *, for_s: float) -> Iterator[None]:
+    """Programs that each want a core all the time, at the longest `for_s` should nobody be left to end them."""
+    context = multiprocessing.get_context("spawn")
+    begun = context.Barrier(count + 1)
+    others = [context.Process(target=_spin, args=(begun, for_s), daemon=True) for _ in range(count)]
+    try:
+        for process in others:
+            process.start()
+        begun.wait(for_s)
+        yield
+    finally:
+        for process in others:
+            process.kill()
+
+
+def _spin(begun: Barrier, seconds: float) -> None:
+    begun.wait()
+    until_s = time.perf_counter() + seconds
+    while time.perf_counter() < until_s:
+        pass
 
 
 def _made_fast(
