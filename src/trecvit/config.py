@@ -631,7 +631,7 @@ def check_labels(labels: object) -> tuple[str, ...]:
             kind = type(label).__name__
             raise ConfigError(f"labels: expected a text as the name of class {number}, got {kind} {label!r:.80}")
         name = "".join(label)  # of a subclass, such as numpy's, a plain string
-        if reason := _is_no_name(name):
+        if reason := why_no_label(name):
             raise ConfigError(f"labels: expected a name for class {number}, got {name!r:.80}, {reason}")
         if name in names:
             raise ConfigError(
@@ -661,8 +661,8 @@ def _in_order(labels: object) -> Iterable[object]:
     return labels
 
 
-def _is_no_name(name: str) -> str:
-    """Why a text cannot be the name of a class, or nothing."""
+def why_no_label(name: str) -> str:
+    """Why a text cannot be the name of a class; empty if it can."""
     if not name.strip():
         return "which is empty"
     if name != name.strip() or name.startswith("\ufeff"):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trecvit.config import nearest
+from trecvit.config import nearest, why_no_label
 from trecvit.data.text import read_json, read_text, split_lines
 from trecvit.errors import DataError
 from trecvit.files import write_text
@@ -86,10 +85,8 @@ def check_labels(labels: Sequence[str], places: Sequence[str]) -> None:
     """
     first: dict[str, str] = {}
     for label, place in zip(labels, places, strict=True):
-        if not label or label != label.strip():
-            raise DataError(f"{place}: expected the name of a class, got {label!r}; every number needs a name")
-        if odd := next((letter for letter in label if _is_odd(letter)), None):
-            raise DataError(f"{place}: expected a class name in plain text, got {label!r} with {odd!r}; rename it")
+        if reason := why_no_label(label):
+            raise DataError(f"{place}: expected the name of a class, got {label!r}, {reason}")
         if label in first:
             raise DataError(f"{place}: {label!r} is the name of a class already ({first[label]}); rename one")
         first[label] = place
@@ -98,11 +95,6 @@ def check_labels(labels: Sequence[str], places: Sequence[str]) -> None:
 def plain(template: str) -> str:
     """A template without the brackets around its placeholders, as the class names have it."""
     return template.replace("[", "").replace("]", "").strip()
-
-
-def _is_odd(letter: str) -> bool:
-    """Control characters, line ends, and the halves of characters that stand for bytes that are no UTF-8."""
-    return letter == "\ufeff" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def _from_json(path: Path) -> tuple[str, ...]:
