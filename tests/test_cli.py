@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -154,6 +155,30 @@ def test_stream_keeps_what_was_readable_of_a_damaged_file(tmp_path):
     read = len(done.stdout.splitlines())
     assert 5 < read < 30
     assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == read
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "line"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ctrl_c_and_sigterm_end_any_command_with_one_line_after_its_clean_up(monkeypatch, capsys, sent, code, line):
+    cleaned_up = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), sent)
+            time.sleep(60)
+        finally:
+            if sent == signal.SIGTERM:
+                os.kill(os.getpid(), sent)  # `timeout` sends it twice
+            cleaned_up.append(True)
+
+    monkeypatch.setattr("trecvit.runtime.doctor.examine", work)
+    monkeypatch.setattr(sys, "argv", ["trecvit", "doctor"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err, cleaned_up) == (code, f"trecvit: {line}\n", [True])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ Every message says what was expected, what came, where, and what to do.
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import Any
 
@@ -48,8 +49,31 @@ class DataError(TRecViTError):
     """A data set, scene or label list that does not hold together."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM as an exception, so that one `except KeyboardInterrupt` cleans up after Ctrl-C and SIGTERM alike.
+
+    `trecvit`'s commands raise it; a program that calls the library keeps its own handling of SIGTERM.
+    """
+
+
 class Interrupted(TRecViTError):
-    """Work that was told to stop, and can go on from where it was."""
+    """Work that was told to stop, and can go on from where it was.
+
+    Attributes:
+        signal_number: SIGINT (Ctrl-C) or SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int = signal.SIGTERM) -> None:
+        self.signal_number = int(signal_number)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.signal_number)
+
+    @classmethod
+    def by(cls, stop: KeyboardInterrupt, message: str) -> Interrupted:
+        """The error that reports `stop`: Ctrl-C, or SIGTERM if it is a `Terminated`."""
+        return cls(message, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 class MissingPackageError(TRecViTError, ImportError):

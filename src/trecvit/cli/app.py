@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from trecvit.errors import Interrupted, TRecViTError
+from trecvit.errors import Interrupted, Terminated, TRecViTError
+
+
+class _Commands(TyperGroup):
+    """All commands; Ctrl-C and SIGTERM leave them as `Interrupted`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that the command line names."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # Typer would exit without a message
+            words = "terminated" if isinstance(stop, Terminated) else "interrupted"
+            raise Interrupted.by(stop, words) from stop
+
 
 app = typer.Typer(
     name="trecvit",
+    cls=_Commands,
     help="TRecViT: causal video understanding. The same weights train on clips and stream frame by frame.",
     no_args_is_help=True,
     add_completion=False,
@@ -30,16 +49,21 @@ app.add_typer(study_app, name="study")
 
 
 def main() -> None:
-    """Runs the command line. A user's error is one line on stderr and exit code 1; `--debug` shows where."""
+    """Runs the command line.
+
+    A user's error is one line on stderr and exit code 1; `--debug` shows where. Ctrl-C ends any command with one line
+    and exit code 130, SIGTERM with 143.
+    """
     warnings.formatwarning = lambda message, *_, **__: f"trecvit: {message}\n"
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        with _sigterm_raises():
+            app()
     except Interrupted as error:
         print(f"trecvit: {error}", file=sys.stderr)
-        sys.exit(143)  # as a process that SIGTERM has ended
+        sys.exit(128 + error.signal_number)  # the shells' convention for a process that a signal has ended
     except TRecViTError as error:
         if debug:
             raise
@@ -52,9 +76,27 @@ def main() -> None:
             raise
         print(f"trecvit: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("trecvit: interrupted", file=sys.stderr)
-        sys.exit(130)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, once: `timeout` and others send it twice, and the second must not stop a clean-up.
+
+    A SIGTERM that was ignored when the process began stays ignored.
+    """
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @app.callback(invoke_without_command=True)
