@@ -3,6 +3,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import os
 import tarfile
 import threading
 from functools import partial
@@ -280,6 +281,25 @@ def test_the_label_map_has_a_hash_of_its_own(classes, tmp_path):
     swapped = read_manifest(DataSource(path=str(classes), labels=str(tmp_path / "names.txt")))
     assert len(label_hash(swapped.labels)) == 16
     assert label_hash(swapped.labels) != label_hash(read_manifest(classes).labels)
+
+
+def test_the_digest_is_of_what_the_data_are_and_not_of_where_they_lie(tmp_path):
+    for root in ("one", "two/moved"):
+        touch(tmp_path / root / "a" / "1.mp4", tmp_path / root / "b" / os.fsdecode(b"caf\xe9\n.mp4"))
+        absolute = "".join(f"{tmp_path / root / name}.mp4 0\n" for name in ("a/1", "b/2"))
+        (tmp_path / f"{Path(root).name}.txt").write_text(absolute)
+        touch(tmp_path / root / "b" / "2.mp4")
+    digest = read_manifest(tmp_path / "one").digest()
+    assert (len(digest), digest) == (64, read_manifest(tmp_path / "two" / "moved").digest())
+    lists = [read_manifest(tmp_path / name).digest() for name in ("one.txt", "moved.txt")]
+    assert lists[0] == lists[1] != digest
+    others = {digest}
+    (tmp_path / "one" / "a" / "1.mp4").write_bytes(b"longer")
+    others.add(read_manifest(tmp_path / "one").digest())
+    (tmp_path / "one" / "a").rename(tmp_path / "one" / "c")
+    others.add(read_manifest(tmp_path / "one").digest())
+    others.add(read_manifest(tmp_path / "one").unlabelled().digest())
+    assert len(others) == 4
 
 
 def test_shards_that_would_lose_a_video_are_refused(tmp_path, classes):

@@ -49,6 +49,19 @@ class Video:
     source: Path | FilePart
     label: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes: of the file, the tar member, or the frames together; -1 if it cannot be read."""
+        if isinstance(self.source, FilePart):
+            return self.source.num_bytes
+        try:
+            if self.source.is_dir():
+                entries = [entry for entry in os.scandir(self.source) if not entry.name.startswith(".")]
+                return sum(entry.stat().st_size for entry in entries if entry.is_file())
+            return self.source.stat().st_size
+        except OSError:
+            return -1
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -80,6 +93,23 @@ class Manifest:
     def num_classes(self) -> int:
         """How many classes there are: the named ones, or one more than the largest number."""
         return len(self.labels) or max(video.label for video in self.videos) + 1
+
+    def digest(self) -> str:
+        """SHA-256 of the class names and of each video's name, label and size in bytes, as hexadecimal text.
+
+        Identifies the data of a run without reading them. It does not depend on where the data set lies: absolute
+        names count from their common folder.
+        """
+        names = [video.name for video in self.videos]
+        if all(map(os.path.isabs, names)):
+            root = os.path.commonpath([os.path.dirname(name) for name in names])
+            names = [Path(name).relative_to(root).as_posix() for name in names]
+        # File names may hold anything but NUL, also bytes that are not UTF-8.
+        fields = [len(self.labels), *self.labels]
+        for name, video in zip(names, self.videos, strict=True):
+            fields += [name, video.label, video.num_bytes]
+        text = "\0".join(str(field) for field in fields)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def spread(self, most: int) -> Manifest:
         """At most so many of the videos, evenly over the list."""

@@ -25,12 +25,11 @@ from torch.utils.data import DataLoader, Subset
 
 from trecvit.config import Preprocessing
 from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.data.manifest import Manifest, Video, label_hash
+from trecvit.data.manifest import Manifest, label_hash
 from trecvit.errors import DataError
 from trecvit.evaluate.videos import hash_of_weights, refuse_if_none, with_class
 from trecvit.files import write_text, write_whole
 from trecvit.model.trecvit import TRecViT
-from trecvit.video.decode import FilePart
 from trecvit.workers import ignore_sigterm
 
 SHARD = 64
@@ -171,7 +170,7 @@ def _key(encoder: Encoder, manifest: Manifest, wanted: Sequence[int], num_clips:
     videos = hashlib.sha256()
     for number in wanted:
         video = manifest.videos[number]
-        videos.update(f"{video.name}\0{video.label}\0{_size_bytes(video)}\n".encode())
+        videos.update(f"{video.name}\0{video.label}\0{video.num_bytes}\n".encode("utf-8", "surrogatepass"))
     return {
         "encoder": encoder.description,
         "weights_sha256": hash_of_weights(encoder.network),
@@ -185,15 +184,6 @@ def _key(encoder: Encoder, manifest: Manifest, wanted: Sequence[int], num_clips:
         "shard": SHARD,
         "decoder": f"PyAV {version('av')}",
     }
-
-
-def _size_bytes(video: Video) -> int:
-    """Of the file; folders of frames have the sum of theirs."""
-    if isinstance(video.source, FilePart):
-        return video.source.num_bytes
-    if video.source.is_dir():
-        return sum(path.stat().st_size for path in video.source.iterdir())
-    return video.source.stat().st_size
 
 
 def _claim(folder: Path, key: dict[str, Any]) -> None:
