@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from trecvit.errors import Interrupted, Terminated, TRecViTError
+from trecvit.files import storage_error
 
 
 class _Commands(TyperGroup):
@@ -71,10 +72,13 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a full disk, a folder that is not there or may not be written
-        if debug:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a full disk comes as many kinds of exception, one of them no `Exception`
+        line = storage_error(error) or (error if isinstance(error, OSError) else None)
+        if debug or line is None:
             raise
-        print(f"trecvit: {error}", file=sys.stderr)
+        print(f"trecvit: {line}", file=sys.stderr)
         sys.exit(1)
 
 

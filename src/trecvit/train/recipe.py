@@ -136,6 +136,15 @@ class Recipe:
         path = self.videos.train.path if self.videos else self.tracks.files if self.tracks else ""
         return path or "the synthetic world"
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is something to test the trained model on."""
+        if self.tracks is not None:
+            return self.tracks.validates
+        if (clips := self.mae or self.memory) is not None:
+            return clips.validation_clips > 0 and (self.videos is None or self.videos.validation is not None)
+        return self.videos is not None and self.videos.validation is not None
+
     def _check_mae(self, mae: Mae) -> None:
         _ = self.autoencoder  # refuses what does not fit together
         if self.start.vit:

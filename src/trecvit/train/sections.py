@@ -50,7 +50,8 @@ class Optimisation:
         label_smoothing: Share of the target spread over all classes; trackers and autoencoders have none.
         head_dropout: Share of the head's evidence that is hidden from the classifier (paper, Table 9, "cls dropout").
         clip_norm: Largest norm of the whole gradient.
-        bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
+        bf16: Whether matrix products are in bfloat16 (autocast); weights, recurrence and loss stay float32. "auto":
+            where the device has instructions for them; elsewhere it would be slower. A run keeps what it began with.
         ema_decay: Keep a running mean of the weights that forgets by this factor per update, and save that; 0 for none.
         recompute: What is computed again in the backward pass to need less memory, see `VideoModel.recompute`.
         compile: Compile the model with torch.compile.
@@ -69,7 +70,7 @@ class Optimisation:
     label_smoothing: float = 0.1
     head_dropout: float = 0.0
     clip_norm: float = 1.0
-    bf16: bool = False
+    bf16: bool | Literal["auto"] = "auto"
     ema_decay: float = 0.0
     recompute: Recompute = "nothing"
     compile: bool = False
@@ -85,6 +86,8 @@ class Optimisation:
                 "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
                 f"{self.batch_size}, {self.accumulation} and {self.warmup_steps}"
             )
+        if not isinstance(self.bf16, bool) and self.bf16 != "auto":
+            raise ConfigError(f"optimisation.bf16: expected auto, true or false, got {self.bf16!r}")
         _require_choice("optimisation.recompute", self.recompute, Recompute)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
