@@ -39,7 +39,7 @@ preprocessing: {image_size: 32, num_frames: 4, frame_stride: 1}
 scenes:
   world: {num_frames: 4, image_size: [32, 32]}
   photographs: false
-optimisation: {num_steps: 6, batch_size: 4, warmup_steps: 2}
+optimisation: {bf16: false, num_steps: 6, batch_size: 4, warmup_steps: 2}
 num_workers: 0
 log_every: 2
 checkpoint_every: 2

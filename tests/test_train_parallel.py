@@ -41,7 +41,7 @@ model:
    num_classes: 2, pooling: mean}}
 preprocessing: {{image_size: 32, num_frames: 4, frame_stride: 1}}
 videos: {{train: "{data}", max_failed_share: 0.2}}
-optimisation: {{epochs: 4, batch_size: 5, warmup_steps: 2}}
+optimisation: {{bf16: false, epochs: 4, batch_size: 5, warmup_steps: 2}}
 num_workers: 0
 log_every: 1
 """

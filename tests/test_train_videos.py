@@ -33,7 +33,7 @@ from trecvit.train.initialise import go_on_from
 from trecvit.train.loop import Loop, train
 from trecvit.train.optimise import RunningMean, optimisers_of
 from trecvit.train.recipe import Recipe, load_recipe
-from trecvit.train.run_folder import read_lines
+from trecvit.train.run_folder import as_begun, claim, read_lines
 from trecvit.train.sections import Optimisation
 from trecvit.train.videos import VideoFeed
 from trecvit.video.encode import VideoWriter
@@ -64,7 +64,7 @@ def recipe_path(tmp_path, data) -> Path:
         "model": {**NETWORK, "num_classes": 2},
         "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
         "videos": {"train": str(data), "augmentation": {"scale": [0.9, 1.1], "rand_augment_ops": 1}},
-        "optimisation": {"epochs": 3, "batch_size": 4, "warmup_steps": 1},
+        "optimisation": {"bf16": False, "epochs": 3, "batch_size": 4, "warmup_steps": 1},
         "num_workers": 0,
         "log_every": 1,
         "checkpoint_every": 2,
@@ -344,15 +344,40 @@ def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
             hook.remove()
 
     monkeypatch.setattr(Loop, "_backward", watched)
-    losses: dict[str, list[float]] = {"false": [], "true": []}
-    for word, found in losses.items():
-        recipe = load_recipe(recipe_path, [f"optimisation.bf16={word}"])
-        model = train(recipe, tmp_path / word, report=lambda line, to=found: to.append(line.loss))
+    losses: dict[tuple[str, bool], list[float]] = {("false", True): [], ("true", False): [], ("auto", False): [],
+                                                   ("auto", True): []}  # fmt: skip
+    for (word, has_instructions), found in losses.items():
+        monkeypatch.setattr("trecvit.processor._ask", lambda feature, has=has_instructions: has)
+        recipe, run = load_recipe(recipe_path, [f"optimisation.bf16={word}"]), tmp_path / f"{word}-{has_instructions}"
+        model = train(recipe, run, report=lambda line, to=found: to.append(line.loss))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-        assert seen == {torch.bfloat16 if word == "true" else torch.float32}
+        chosen = word == "true" or (word == "auto" and has_instructions)
+        assert seen == {torch.bfloat16 if chosen else torch.float32}
+        assert json.loads((run / "run.json").read_text())["bf16"] is chosen
         seen.clear()
-    assert losses["true"] != losses["false"]
-    assert losses["true"] == pytest.approx(losses["false"], rel=0.03)
+    assert losses["true", False] == losses["auto", True] != losses["false", True] == losses["auto", False]
+    assert losses["true", False] == pytest.approx(losses["false", True], rel=0.03)
+
+
+@pytest.mark.parametrize(("began_with", "has_instructions"), [(True, False), (False, True), (None, True)])
+def test_a_run_keeps_its_precision_on_another_processor(
+    tmp_path, recipe_path, monkeypatch, began_with, has_instructions
+):
+    """Also one of a version that had no `auto`, whose recipe says true or false and whose `run.json` nothing."""
+    run, auto = tmp_path / "run", load_recipe(recipe_path, ["optimisation.bf16=auto"])
+    explicit = load_recipe(recipe_path, [f"optimisation.bf16={str(bool(began_with)).lower()}"])
+    monkeypatch.setattr("trecvit.processor._ask", lambda _: bool(began_with))
+    claim(run, explicit if began_with is None else auto, Processes())
+    if began_with is None:
+        about = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({"torch": about["torch"]}))
+    monkeypatch.setattr("trecvit.processor._ask", lambda _: has_instructions)
+    for recipe in (auto, explicit):
+        claim(run, recipe, Processes())
+        assert as_begun(run, recipe).optimisation.bf16 is bool(began_with)
+    other = load_recipe(recipe_path, [f"optimisation.bf16={str(not began_with).lower()}"])
+    with pytest.raises(CheckpointError, match=r"another recipe \(optimisation.bf16: "):
+        claim(run, other, Processes())
 
 
 def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data, recipe_path):
@@ -496,7 +521,7 @@ def test_the_run_folder_says_what_it_ran_on(tmp_path, recipe_path):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["torch"] == torch.__version__
     versions = {"trecvit", "commit", "torch", "numpy", "av", "pillow", "python"}
-    assert set(about) == versions | {"date", "machine", "cpus", "gpus", "processes", "device"}
+    assert set(about) == versions | {"date", "machine", "cpus", "gpus", "processes", "device", "bf16", "data"}
     assert date.fromisoformat(about["date"])
     assert (about["processes"], about["device"]) == (1, "cpu")
     assert (tmp_path / "run" / "run.json").stat().st_mtime >= began - 1

@@ -111,6 +111,18 @@ def _error_number(error: BaseException) -> int | None:
     return next((number for cause in causes if (number := _error_number(cause)) is not None), None)
 
 
+def check_output(path: Path | None) -> None:
+    """Raises a StorageError where a file could not be written, before the work that it is to hold; None is no file."""
+    if path is None:
+        return
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        beside = path.with_name(f"{path.name}.part-{os.getpid()}")
+        beside.touch()
+        beside.unlink()
+
+
 @contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
     """Makes a folder and holds it for this process, which writes to it over time.

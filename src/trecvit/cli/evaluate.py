@@ -18,6 +18,7 @@ from trecvit.cli.options import (
     ModelOption,
     TrackerOption,
     VideosOption,
+    check_rate,
     load_model,
     load_tracker,
     manifest_of,
@@ -264,6 +265,7 @@ def probe(
     from trecvit.train.probe import ProbePlan
     from trecvit.train.probe import probe as run_probes
 
+    check_rate("--lr", learning_rate)
     encoder, fresh = _videomae(videomae, stride, device) if videomae else _trecvit(model, device)
     plan = ProbePlan(
         epochs=epochs,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -81,6 +83,10 @@ class Optimisation:
                 "optimisation: expected num_steps or epochs, one of them above 0, "
                 f"got {self.num_steps} and {self.epochs}"
             )
+        _require_range("optimisation", self, ("learning_rate", "muon_learning_rate", "embedding_rate", "weight_decay"))
+        _require_range("optimisation", self, ("label_smoothing",), most=1)
+        if not self.clip_norm > 0:  # infinity clips nothing
+            raise ConfigError(f"optimisation.clip_norm: expected more than 0, got {self.clip_norm}")
         if self.batch_size < 1 or self.warmup_steps < 0 or self.accumulation < 1:
             raise ConfigError(
                 "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
@@ -117,6 +123,7 @@ class Scenes:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require_range("scenes", self, ("easy_steps", "seed"))
         if not 1 <= self.views_per_scene <= NUM_SYMMETRIES:
             raise ConfigError(f"views_per_scene: expected 1 to {NUM_SYMMETRIES}, got {self.views_per_scene}")
         height, width = self.world.image_size
@@ -157,8 +164,11 @@ class Videos:
     eval_crops: int = 3
 
     def __post_init__(self) -> None:
-        if self.clips_per_video < 1:
-            raise ConfigError(f"videos.clips_per_video: expected 1 or more, got {self.clips_per_video}")
+        _require_range("videos", self, ("clips_per_video", "eval_clips"), least=1)
+        _require_range("videos", self, ("validate_every",))
+        _require_range("videos", self, ("max_failed_share",), most=1)
+        if self.eval_crops not in (1, 3):
+            raise ConfigError(f"videos.eval_crops: expected 1 or 3, got {self.eval_crops}")
 
     @classmethod
     def from_value(cls, value: Any) -> Videos:
@@ -215,6 +225,8 @@ class Tracks:
     def __post_init__(self) -> None:
         if (self.scenes is None) == (not self.files):
             raise ConfigError("tracks: expected `scenes` or `files`, one of them")
+        _require_range("tracks", self, ("validation_scenes", "validate_every"))
+        _require_range("tracks", self, ("max_failed_share",), most=1)
         if self.validation_scenes and self.validation_files:
             raise ConfigError("tracks: expected `validation_scenes` or `validation_files`, not both")
         if self.easy_steps < 0 or (self.easy_steps and self.scenes is None):
@@ -317,6 +329,9 @@ class Vivit:
     num_heads: int = 0
     mlp_width: int = 0
 
+    def __post_init__(self) -> None:
+        _require_range("memory.vivit", self, ("width", "depth", "num_heads", "mlp_width"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
@@ -395,6 +410,18 @@ class Start:
     conv_scale: float = 1.0
     positions_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require_range("start", self, ("conv_scale", "positions_scale"))
+
+
+def _require_range(
+    name: str, section: object, keys: Sequence[str], *, least: float = 0, most: float = sys.float_info.max
+) -> None:
+    for key in keys:
+        if not least <= (value := getattr(section, key)) <= most:  # not a number is neither
+            limits = f"{least:g} or more" if most == sys.float_info.max else f"{least:g} to {most:g}"
+            raise ConfigError(f"{name}.{key}: expected {limits}, got {value}")
+
 
 def _require_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
@@ -408,9 +435,17 @@ def fields_of(section: type | None, value: Any, name: str) -> dict[str, Any]:
     if section is None:
         return dict(value)
     refuse_unknown(section, value)
-    # YAML takes 1e-3 for a word and 0 for a whole number; where a plain number is wanted, both are one.
-    reals = {entry.name for entry in dataclasses.fields(section) if isinstance(entry.default, float)}
-    return {key: _real(key, entry) if key in reals else entry for key, entry in value.items()}
+    return plain_values(section, value, f"{name}.")
+
+
+def plain_values(section: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A copy of values in which numbers and switches are what their fields want.
+
+    YAML takes 1e-3 for a word and 0 for a whole number; where a number is wanted, both are one.
+    """
+    read = {"float": _real, "int": _whole, "bool": _switch}
+    kinds = {entry.name: read[entry.type] for entry in dataclasses.fields(section) if entry.type in read}
+    return {key: kinds[key](f"{prefix}{key}", value) if key in kinds else value for key, value in values.items()}
 
 
 def _real(key: str, value: Any) -> float:
@@ -418,6 +453,19 @@ def _real(key: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{key}: expected a number, got {value!r}") from None
+
+
+def _whole(key: str, value: Any) -> int:
+    number = math.nan if isinstance(value, bool) else _real(key, value)
+    if not number.is_integer():
+        raise ConfigError(f"{key}: expected a whole number, got {value!r}")
+    return value if isinstance(value, int) else int(number)
+
+
+def _switch(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}: expected true or false, got {value!r}")
+    return value
 
 
 def _world(given: Mapping[str, Any]) -> WorldConfig:
