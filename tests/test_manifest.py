@@ -11,11 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from trecvit.data.class_names import class_names
-from trecvit.data.manifest import NO_LABEL, DataSource, label_hash, read_labels, read_list, read_manifest, shard_paths
+from trecvit.data.folders import split_folders
+from trecvit.data.manifest import (
+    NO_LABEL,
+    DataSource,
+    label_hash,
+    read_labels,
+    read_list,
+    read_manifest,
+    shard_paths,
+    split_of,
+    write_list,
+)
 from trecvit.data.shards import write_shards
 from trecvit.errors import ConfigError, DataError
+from trecvit.files import write_json
 from trecvit.video.decode import FilePart, read_frames
 from trecvit.video.encode import VideoWriter
 
@@ -170,6 +184,258 @@ def test_a_folder_of_videos_without_classes(tmp_path):
     assert read_manifest(tmp_path).unlabelled().num_classes == 0
 
 
+def plant(root: Path, layout: str) -> None:
+    """Makes files, "a/x.mp4", and links, "a/up -> ..", whose targets are given as in the link's folder."""
+    for line in layout.split(", "):
+        name, _, target = line.partition(" -> ")
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if target:
+            path.symlink_to(target)
+        elif name.endswith("/"):
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("layout", "found", "skipped"),
+    [
+        ("cat/up -> ..", "", "read_already: cat/up"),
+        ("cat/self -> ., cat/dogs -> ../dog", "", "read_already: cat/dogs cat/self"),
+        ("cat/above -> ../../..", "", "read_already: cat/above"),
+        ("cat/deep/a -> ../../cat, dog/deep/b -> ../../cat/deep", "", "read_already: cat/deep/a dog/deep/b"),
+        ("../far/f.mp4, ../far/loop -> ../far, fox -> ../far", "fox/f.mp4:2", "read_already: fox/loop"),
+        ("../far/home -> ../data, ../far/f.mp4, fox -> ../far", "fox/f.mp4:2", "read_already: fox/home"),
+        ("../far/f.mp4, fox -> ../far, gnu -> ../far", "fox/f.mp4:2", "read_already: gnu"),
+        ("../far/f.mp4, ../far/in/g.mp4, fox -> ../far, gnu -> ../far/in", "fox/f.mp4:2 gnu/g.mp4:3",
+         "read_already: fox/in"),
+        ("aaa -> cat", "", "read_already: aaa"),
+        ("../far/f.mp4, cat/f.mp4 -> ../../far/f.mp4", "cat/f.mp4:0", ""),
+        ("cat/loop.mp4 -> loop.mp4, cat/gone.mp4 -> nowhere.mp4", "", "missing: cat/gone.mp4 cat/loop.mp4"),
+        ("cat/._1.mp4, .git/x.mp4, cat/.cache/1.mp4", "", "hidden: .git cat/._1.mp4 cat/.cache"),
+        ("__MACOSX/cat/._1.mp4, @eaDir/1.mp4, cat/@eaDir/1.mp4", "", "hidden: @eaDir __MACOSX cat/@eaDir"),
+        ("$RECYCLE.BIN/1.mp4, lost+found/1.mp4, System Volume Information/1.mp4, cat/THUMBS.DB", "",
+         "hidden: $RECYCLE.BIN|System Volume Information|cat/THUMBS.DB|lost+found"),
+        ("cat/a.MTS, cat/b.m2ts, cat/c.ogv, cat/d.gif, cat/e.VOB, cat/f.h264, cat/g.asf, cat/h.rm",
+         "cat/a.MTS:0 cat/b.m2ts:0 cat/c.ogv:0 cat/d.gif:0 cat/e.VOB:0 cat/f.h264:0 cat/g.asf:0 cat/h.rm:0", ""),
+        ("cat/a.txt, cat/thumb.webp, notes, dog/b.jpg", "", "not_videos: cat/a.txt cat/thumb.webp dog/b.jpg notes"),
+        ("stray.mp4", "", "outside_classes: stray.mp4"),
+        ("train/1.mp4, bus/1.mp4", "train/1.mp4:3 bus/1.mp4:0", ""),
+    ],
+)  # fmt: skip
+def test_each_real_folder_is_read_once_and_what_is_passed_over_is_named(tmp_path, layout, found, skipped):
+    root = tmp_path / "data"
+    plant(root, "cat/1.mp4, dog/1.mp4, " + layout)
+    manifest = read_manifest(root)
+    shift = "bus" in layout
+    pairs = {("cat/1.mp4", int(shift)), ("dog/1.mp4", 1 + shift)}
+    assert set(as_pairs(manifest)) == pairs | {(pair.split(":")[0], int(pair.split(":")[1])) for pair in found.split()}
+    assert len(manifest.videos) == 2 + len(found.split())
+    reason, _, names = skipped.partition(": ")
+    names = tuple(names.split("|") if "|" in names else names.split())
+    if reason == "missing":
+        assert (manifest.missing, dict(manifest.skipped)) == (names, {})
+    else:
+        assert {key: tuple(value) for key, value in manifest.skipped.items()} == ({reason: names} if reason else {})
+
+
+def test_what_was_passed_over_and_empty_classes_are_one_line_each(tmp_path):
+    plant(tmp_path, "cat/1.mp4, dog/1.mp4, fox/, cat/a.txt, cat/b.txt, dog/c.jpg, cat/.x")
+    manifest = read_manifest(tmp_path)
+    assert manifest.labels == ("cat", "dog", "fox")
+    assert manifest.remarks() == [
+        f"{tmp_path}: passed over 3 files that are no videos: .txt (2), .jpg (1); 1 hidden or system entry: cat/.x",
+        f"{tmp_path}: 1 of 3 classes have no video: 'fox'",
+    ]
+    animated = b"RIFF....WEBPVP8X....\x02..."
+    (tmp_path / "fox" / "a.webp").write_bytes(animated)
+    (tmp_path / "fox" / "b.webp").write_bytes(animated.replace(b"\x02", b"\x10"))
+    assert [name for name, label in as_pairs(read_manifest(tmp_path)) if label == 2] == ["fox/a.webp"]
+    assert read_manifest(tmp_path).for_classifier().num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("layout", "splits"),
+    [
+        ("train/cat/1.mp4, val/cat/1.mp4", {"train": "train", "validation": "val"}),
+        ("Training/cat/1.mp4, VALIDATION/cat/1.mp4, annotations/a.json, .cache/x.mp4",
+         {"train": "Training", "validation": "VALIDATION"}),
+        ("train/cat/1.mp4, valid/cat/1.mp4, test/cat/1.mp4", {"train": "train", "validation": "valid", "test": "test"}),
+        ("train/cat/1.mp4, train/dog/1.mp4", {"train": "train"}),
+        ("train/1.mp4, test/1.mp4", {"train": "train", "test": "test"}),
+        ("train/1.mp4, bus/1.mp4", {}),
+        ("train/cat/1.mp4, bus/red/1.mp4", {}),
+        ("train/1.mp4", {}),
+        ("train.mp4", {}),
+    ],
+)  # fmt: skip
+def test_folders_of_splits_are_no_classes(tmp_path, layout, splits):
+    plant(tmp_path, layout)
+    assert split_folders(tmp_path) == {split: tmp_path / name for split, name in splits.items()}
+    if splits:
+        with pytest.raises(DataError, match=r"one for each split; give one of them: .*\(train\)"):
+            read_manifest(tmp_path)
+        assert read_manifest(DataSource(path=str(tmp_path), format="folders")).num_classes >= len(splits)
+    else:
+        read_manifest(tmp_path)
+    assert split_of(str(tmp_path), "train") == str(tmp_path / splits.get("train", ""))
+    assert split_of("http://host/{0..1}.tar", "train") == "http://host/{0..1}.tar"
+
+
+def test_a_classifier_needs_two_classes(tmp_path):
+    plant(tmp_path, "cat/1.mp4, cat/2.mp4, dog/")
+    with pytest.raises(DataError, match=r"videos of two or more classes, got 1 \('cat'\)"):
+        read_manifest(tmp_path).for_classifier()
+    (tmp_path / "list.txt").write_text("cat/1.mp4 3\ncat/2.mp4 3\n")
+    with pytest.raises(DataError, match=r"got 1 \(class 3\)"):
+        read_manifest(tmp_path / "list.txt").for_classifier()
+    with pytest.raises(DataError, match="2 videos have no class"):
+        read_manifest(tmp_path).unlabelled().for_classifier()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "labels"),
+    [
+        ("bom.txt", "\ufeffcat\ndog\n", "cat dog"),
+        ("end.txt", "cat\ndog\n\n \n\n", "cat dog"),
+        ("windows.txt", "cat \r\n dog\r\n", "cat dog"),
+        ("mac.txt", "cat\rdog\r", "cat dog"),
+        ("one.csv", "cat\ndog\n", "cat dog"),
+        ("table.csv", "\ufeffid,name\r\n1,dog\r\n0,cat\r\n", "cat dog"),
+        ("table.csv", "cat,0\ndog,1\n", "cat dog"),
+        ("list.json", '\ufeff["cat", "dog "]', "cat dog"),
+        ("map.json", '{"dog": 1, "cat": "0"}', "cat dog"),
+        ("map.json", '{"1": "dog", "0": "cat"}', "cat dog"),
+        ("middle.txt", "cat\n\ndog\n", r"line 2: expected the name of a class, got ''"),
+        ("first.txt", "\ncat\n", r"line 1: expected the name of a class, got ''"),
+        ("twice.txt", "cat\ndog\ncat \n", r"line 3: 'cat' is the name of a class already \(.*line 1\)"),
+        ("tab.txt", "cat\t0\ndog\t1\n", r"line 1: expected a class name in plain text"),
+        ("empty.txt", "\n\n", "got an empty file"),
+        ("gap.json", '{"cat": 0, "dog": 2}', "numbers from 0 to 1, got none for 1"),
+        ("ones.json", '{"1": "cat", "2": "dog"}', "got none for 0"),
+        ("twice.json", '{"cat": 0, "dog": 0}', "each number once, got 0 for 'cat' and for 'dog'"),
+        ("keys.json", '{"cat": 0, "cat": 1}', "the key 'cat' stands there twice"),
+        ("twice.json", '["cat", "cat"]', "entry 1: 'cat' is the name of a class already"),
+        ("blank.json", '["cat", ""]', "entry 1: expected the name of a class"),
+        ("float.json", '{"cat": 0.0, "dog": true}', "expected a list of names"),
+        ("half.json", '["\\udce9"]', "entry 0: expected a class name in plain text"),
+        ("gap.csv", "id,name\n0,cat\n2,dog\n", "got none for 1"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_files_of_class_names(tmp_path, name, content, labels, encoding):
+    # Python's UTF-16 brings its own byte-order mark.
+    (tmp_path / name).write_bytes(content.lstrip("\ufeff" if encoding == "utf-16" else "").encode(encoding))
+    if labels == "cat dog":
+        assert read_labels(tmp_path / name) == ("cat", "dog")
+    else:
+        with pytest.raises(DataError, match=labels):
+            read_labels(tmp_path / name)
+
+
+def test_what_is_no_file_of_class_names(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"cat\r\ndog\r\ncaf\xe9\r\n")
+    with pytest.raises(DataError, match=r"latin.txt, line 3: expected one class name per line in UTF-8.*e9"):
+        read_labels(tmp_path / "latin.txt")
+    with pytest.raises(DataError, match=r"nofile.txt: expected a file with the names.*there is no such file"):
+        read_labels("nofile.txt")
+    with pytest.raises(DataError, match="did you mean 'kinetics400'"):
+        read_labels("kinetics40")
+    with pytest.raises(DataError, match="expected one class name per line, got a folder"):
+        read_labels(tmp_path)
+
+
+def test_lists_of_any_system(tmp_path):
+    touch(tmp_path / "a.mp4", tmp_path / "b b.mp4")
+    for encoding in ("utf-8-sig", "utf-16"):
+        for end in ("\n", "\r\n", "\r"):
+            (tmp_path / "list.txt").write_bytes(f"a.mp4 0{end}{end}b b.mp4 1{end}".encode(encoding))
+            assert as_pairs(read_manifest(tmp_path / "list.txt")) == [("a.mp4", 0), ("b b.mp4", 1)]
+    touch(tmp_path / "a_000000_000010.mp4")
+    (tmp_path / "k.csv").write_bytes((KINETICS + "archery ,a,0,10,train\n").replace("\n", "\r").encode("utf-8-sig"))
+    assert [label for _, label in as_pairs(read_manifest(tmp_path / "k.csv"))] == [5]
+    something(tmp_path, [{"id": "1", "template": "up"}], {"up": "0"})
+    (tmp_path / "._labels.json").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "train.json").write_bytes((tmp_path / "train.json").read_text().encode("utf-8-sig"))
+    assert as_pairs(read_manifest(tmp_path / "train.json")) == [("1", 0)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(st.text(st.sampled_from(' ",\t\n\ra1.é\x85\u2028\ufeff\udce9'), min_size=1, max_size=8), min_size=1)
+)
+@example(names=["\ufeffa", "a\nb 3", '"', '"a" 1\n"b"', " ", "a,", "a 1", "\udce9"])
+def test_lists_come_back_whatever_their_names(tmp_path, names):
+    names = [name for name in dict.fromkeys(names) if name not in (".", "..")] or ["a"]
+    for name in names:
+        (tmp_path / "files" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "files" / name).write_bytes(b"x")
+    written = [(name, number - 1) for number, name in enumerate(names)]
+    write_list(tmp_path / "list.txt", written)
+    assert as_pairs(read_list(tmp_path / "list.txt", tmp_path / "files")) == written
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    plant(tmp_path, f"data/cat/{odd}.mp4, data/dog/1.mp4")
+    assert as_pairs(read_manifest(tmp_path / "data"))[0] == (f"cat/{odd}.mp4", 0)
+    (tmp_path / "list.txt").write_bytes(b"cat/caf\xe9.mp4 0\ndog/1.mp4 1\n")
+    assert as_pairs(read_list(tmp_path / "list.txt", tmp_path / "data"))[0] == (f"cat/{odd}.mp4", 0)
+    (tmp_path / "list.txt").write_bytes(b"dog/1.mp4 1\ncat/th\xe9.mp4 0\n")
+    with pytest.raises(DataError, match="line 2: expected a list as text in UTF-8"):
+        read_list(tmp_path / "list.txt", tmp_path / "data")
+    (shard,) = write_shards(read_manifest(tmp_path / "data"), tmp_path / "shards")
+    assert [video.label for video in read_manifest(shard).videos] == [0, 1]
+    plant(tmp_path, f"data/{odd}/1.mp4")
+    with pytest.raises(DataError, match=r"data/caf.*expected a class name in plain text") as error:
+        read_manifest(tmp_path / "data")
+    assert odd in str(error.value)
+
+
+def test_json_keeps_names_that_are_no_utf8_and_is_valid(tmp_path):
+    content = {"é\udce9": ["\ud800", 1.5]}
+    write_json(tmp_path / "x.json", content)
+    assert "é" in (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "x.json").read_bytes()) == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("data.zip", b"PK\x03\x04....", "got a zip archive; unpack it"),
+        ("data", b"PK\x03\x04....", "got a zip archive; unpack it"),
+        ("data.tar", b"PK\x03\x04....", "got a zip archive; unpack it"),
+        ("data.rar", b"Rar!\x1a\x07\0", "got a rar archive; unpack it"),
+        ("data.7z", b"7z\xbc\xaf\x27\x1c", "got a 7z archive"),
+        ("data.tgz", b"\x1f\x8b\x08\0", "got a gzip file; unpack it"),
+        ("data.parquet", b"PAR1\0\0", "got a Parquet file"),
+        ("x.mp4", b"any", "got a video; give the folder that holds it"),
+        ("x.bin", b"\0\0\0\x18ftypmp42\0", "got a video; give the folder that holds it"),
+        ("x.mkv", b"", "got a video"),
+        ("x.png", b"\x89PNG\r\n", "got a picture"),
+        ("list.txt", b"", "got an empty file"),
+        ("list.txt", b"\n\n", "got an empty file"),
+        ("list.txt", b"a\0b", "got a binary file"),
+        ("list.csv", b"\xff\xfea", "expected a data set in UTF-16-LE"),
+        ("train.json", b"PK\x03\x04", "got a zip archive"),
+        ("empty/", None, "found no folder in it"),
+        ("one/data.zip", b"PK", r"found no folder in it; passed over 1 file that is no video: \.zip \(1\)"),
+        ("frames/cat/v1/0001.jpg", b"x", "as folders of frames, such as cat/v1/0001.jpg, give a list"),
+        ("nowhere", None, "there is no such file or folder"),
+    ],
+)
+def test_what_is_no_data_set_is_called_what_it_is(tmp_path, name, content, words):
+    if content is None:
+        if name.endswith("/"):
+            (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read_manifest(tmp_path / name.split("/")[0])
+
+
 def test_two_files_for_one_video_are_an_error(tmp_path):
     entries = [{"id": "1", "template": "Holding [something]"}]
     path = something(tmp_path, entries)
@@ -302,9 +568,104 @@ def test_the_digest_is_of_what_the_data_are_and_not_of_where_they_lie(tmp_path):
     assert len(others) == 4
 
 
+def write_tar(path: Path, *members: tuple[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+SAMPLES = (("0.mp4", b"zero"), ("0.cls", b"1"), ("1.mp4", b"one"), ("1.cls", b"0"))
+
+
+@pytest.mark.parametrize(
+    ("members", "found", "skipped"),
+    [
+        (
+            [("._0.mp4", b"x"), ("._0.cls", b"\0\5"), ("__MACOSX/0.mp4", b"x"), ("PaxHeaders.7/0.mp4", b"x")],
+            "",
+            "hidden",
+        ),
+        ([("./2.mp4", b"two"), ("./2.cls", b"3")], "2:3", ""),
+        ([("train/2.mp4", b"two"), ("train/2.cls", b"3")], "train/2:3", ""),
+        ([("a.g01.mp4", b"x"), ("a.g01.cls", b"4"), ("a.g02.mp4", b"y"), ("a.g02.cls", b"5")], "a.g01:4 a.g02:5", ""),
+        ([("a.left.mp4", b"x"), ("a.right.mp4", b"y"), ("a.cls", b"4")], "a.left:4 a.right:4", ""),
+        ([("a.rgb.mp4", b"x"), ("a.cls", b"4")], "a:4", ""),
+        ([("0.json", b"{}"), ("README", b"x")], "", "not_videos"),
+        ([("2.webp", b"RIFF....WEBPVP8 ....")], "", "not_videos"),
+    ],
+)
+def test_members_that_are_no_samples_are_passed_over(tmp_path, members, found, skipped):
+    write_tar(tmp_path / "x.tar", *SAMPLES, *members)
+    manifest = read_manifest(tmp_path / "x.tar")
+    pairs = [(pair.split(":")[0], int(pair.split(":")[1])) for pair in found.split()]
+    assert as_pairs(manifest) == [("0", 1), ("1", 0), *pairs]
+    assert manifest.videos[1].source.read() == b"one"
+    assert {reason: len(names) for reason, names in manifest.skipped.items()} == (
+        {skipped: len(members)} if skipped else {}
+    )
+
+
+def test_links_in_tars_have_no_bytes_of_their_own(tmp_path):
+    write_tar(tmp_path / "x.tar", *SAMPLES)
+    with tarfile.open(tmp_path / "x.tar", "a") as tar:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE)):
+            member = tarfile.TarInfo(f"link{number}.mp4")
+            member.type, member.linkname = kind, "0.mp4"
+            tar.addfile(member)
+    manifest = read_manifest(tmp_path / "x.tar")
+    assert (len(manifest.videos), dict(manifest.skipped)) == (
+        2,
+        {"odd_members": ["x.tar:link0.mp4", "x.tar:link1.mp4"]},
+    )
+
+
+def test_stray_tars_in_a_folder_are_passed_over(tmp_path):
+    write_tar(tmp_path / "0.tar", *SAMPLES)
+    write_tar(tmp_path / "backup.tar", ("cat/7.mp4", b"x"))
+    write_tar(tmp_path / "annotations.tar", ("a.json", b"{}"))
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "noise.tar").write_bytes(b"nothing at all")
+    (tmp_path / "._0.tar").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "more.tar.gz").write_bytes(b"\x1f\x8b")
+    manifest = read_manifest(tmp_path)
+    assert as_pairs(manifest) == [("0", 1), ("1", 0)]
+    assert dict(manifest.skipped) == {
+        "hidden": ["._0.tar"],
+        "not_videos": ["more.tar.gz"],
+        "not_shards": ["annotations.tar", "backup.tar", "empty.tar", "noise.tar"],
+    }
+    (tmp_path / "0.tar").unlink()
+    assert as_pairs(read_manifest(tmp_path)) == [("cat/7", NO_LABEL)]
+    plant(tmp_path, "cat/1.mp4, dog/1.mp4")  # and now the tars are what lies beside the classes
+    assert as_pairs(read_manifest(tmp_path)) == [("cat/1.mp4", 0), ("dog/1.mp4", 1)]
+    touch(tmp_path / "only" / "odd.tar")
+    with pytest.raises(DataError, match=r"found none; passed over 1 tar that is no shard of the data set: odd\.tar"):
+        read_manifest(tmp_path / "only")
+
+
+@pytest.mark.parametrize(("cut", "whole"), [(1200, 1), (2048, 1), (2148, 1), (3260, 1), (4196, 2), (5120, 2)])
+@pytest.mark.parametrize("noise", [b"", b"\1" * 512])
+def test_of_a_damaged_tar_the_whole_videos_are_read(tmp_path, cut, whole, noise):
+    """Cut in a header, in a content or at the end; or with noise there, which tarfile takes for the end."""
+    write_tar(tmp_path / "x.tar", ("0.mp4", b"zero"), ("other", b"x"), ("1.mp4", b"1" * 1500), ("2.txt", b"0"))
+    content = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(content[:cut] + noise * 4)
+    manifest = read_manifest(tmp_path / "x.tar")
+    shown = [video.source.read() for video in manifest.videos]
+    # Noise in the place of a content cannot be noticed here: that is what `data check` is for.
+    assert shown[0] == b"zero"
+    assert len(shown) == whole + bool(noise and cut == 3260)
+    assert manifest.skipped["cut_short"] == ["x.tar"]
+
+
 def test_shards_that_would_lose_a_video_are_refused(tmp_path, classes):
     video = read_manifest(classes).videos[0].source.read_bytes()
-    for names, complaint in ((["a.mp4", "a.webm"], "a second video of its key"), (["a.g01.mp4"], "dots in its key")):
+    for names, complaint in (
+        (["a.mp4", "a.webm"], "a second video of its key"),
+        (["a.mp4", "a.cls"], "the number of a"),
+    ):
         with tarfile.open(tmp_path / "x.tar", "w") as tar:
             for name in names:
                 member = tarfile.TarInfo(name)

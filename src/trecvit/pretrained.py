@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trecvit.config import Architecture, ModelConfig, Preprocessing
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.files import write_text, write_whole
+from trecvit.files import write_json, write_whole
 
 FORMAT = "trecvit-1"
 WEIGHTS_FILE = "model.safetensors"
@@ -82,6 +82,7 @@ class Pretrained(
         return self._save(Path(folder), self.state_dict())
 
     def _save(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
+        check_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
         description = {
@@ -92,9 +93,8 @@ class Pretrained(
             "labels": list(self.labels),
             "provenance": self.provenance,
         }
-        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / WEIGHTS_FILE, lambda part: safetensors.torch.save_file(tensors, part, {"format": "pt"}))
-        write_text(folder / CONFIG_FILE, text)
+        write_json(folder / CONFIG_FILE, description, indent=2)
         return folder
 
     @classmethod
@@ -222,6 +222,16 @@ def mismatch(missing: list[str], left_over: list[str], other: list[str]) -> str:
         for kind, names in kinds
         if names
     )
+
+
+def check_path(folder: Path) -> None:
+    """Refuses a path that is not UTF-8: safetensors could write weights there and never read them again.
+
+    Raises:
+        CheckpointError: Names the path.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
+        raise CheckpointError(f"expected a path in UTF-8 to write to, got {str(folder)!r}; rename it or give another")
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

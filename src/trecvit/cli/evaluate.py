@@ -280,8 +280,8 @@ def probe(
         result, failures = run_probes(
             encoder,
             fresh,
-            manifest_of(data, videos, labels),
-            manifest_of(validation, videos, labels),
+            manifest_of(data, videos, labels, split="train").for_classifier(),
+            manifest_of(validation, videos, labels, split="validation"),
             to,
             plan,
             num_workers=workers,

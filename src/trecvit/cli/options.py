@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from trecvit.cli.terminal import download_bar
+from trecvit.cli.terminal import complain, download_bar
 from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,9 +94,26 @@ def fast(network: _Model, dtype: str, mode: str) -> _Model:
 
 
 def manifest_of(
-    data: str, videos: str | None, labels: str | None, unknown: list[tuple[str, str]] | None = None
+    data: str,
+    videos: str | None,
+    labels: str | None,
+    unknown: list[tuple[str, str]] | None = None,
+    *,
+    split: Literal["train", "validation"] | None = None,
 ) -> Manifest:
-    """The videos of a data set; see `trecvit.data.manifest.read_manifest`."""
-    from trecvit.data.manifest import DataSource, read_manifest
+    """The videos of a data set, see `trecvit.data.manifest.read_manifest`; says what was passed over.
 
-    return read_manifest(DataSource(path=data, videos=videos, labels=labels), unknown=unknown)
+    Args:
+        data: Where it is.
+        videos: Folder of the videos of a list.
+        labels: Names of the classes.
+        unknown: Takes videos of classes that there are not.
+        split: What to take of a folder with splits.
+    """
+    from trecvit.data.manifest import DataSource, read_manifest, split_of
+
+    path = split_of(data, split) if split else data
+    manifest = read_manifest(DataSource(path=path, videos=videos, labels=labels), unknown=unknown)
+    for remark in manifest.remarks():
+        complain(remark)
+    return manifest

@@ -68,14 +68,20 @@ def finetune(
     """Teach a trained model the classes of your own videos: a folder of videos for each class is enough.
 
     Interrupted, also by Ctrl-C, the same command goes on where it stopped. The recipe it makes is in the run folder,
-    and so are the curves; with --validation, FOLDER/best is the model that did best on it.
+    and so are the curves; with --validation, FOLDER/best is the model that did best on it. Of a folder with train/ and
+    val/, each with a folder for each class, these are taken.
     """
-    from trecvit.data.manifest import DataSource, read_manifest
+    from trecvit.data.manifest import DataSource, read_manifest, split_of
     from trecvit.train.recipe import recipe_from_dict
 
     check_rate("--lr", learning_rate)
-    where = {"videos": videos, "labels": labels}
-    manifest = read_manifest(DataSource(path=data, **where))
+    given, where = data, {"videos": videos, "labels": labels}
+    data, held_out = split_of(given, "train"), split_of(validation or given, "validation")
+    if validation or held_out != given:
+        validation = held_out
+    if data != given:
+        complain(f"{given}: training on {data}, validation on {validation or 'nothing'}")
+    manifest = read_manifest(DataSource(path=data, **where)).for_classifier()
     trained = load_model(model, "cpu")
     steps = epochs * (len(manifest.videos) // batch_size)
     clips = {

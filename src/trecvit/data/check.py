@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -16,11 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trecvit.data.manifest import Manifest, Unknown, Video, write_labels
+from trecvit.data.class_names import write_labels
+from trecvit.data.folders import is_hidden
+from trecvit.data.manifest import Manifest, Unknown, Video, write_list
 from trecvit.errors import DataError, VideoError
-from trecvit.files import write_text
+from trecvit.files import write_json, write_text
 from trecvit.video.decode import FilePart, probe, read_frames
 from trecvit.workers import worker_pool
+
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +105,13 @@ def check_videos(
             report(len(outcomes), failed)
     summary = _summary(manifest, outcomes, min_frames)
     summary["unknown_class"] = [{"name": name, "class": label} for name, label in unknown or ()]
-    write_text(folder / "report.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "report.json", summary)
     bad = {entry["name"] for kind in ("failed", "too_short") for entry in summary[kind]}
     for group in summary["duplicates"]:
         bad |= set(group["names"][1:] if group["agree"] else group["names"])
     good = [video for video in manifest.videos if video.name not in bad]
     if not any(isinstance(video.source, FilePart) for video in manifest.videos):
-        lines = (f"{Path(str(video.source)).absolute()} {video.label}\n" for video in good)
-        write_text(folder / "clean.txt", "".join(lines))
+        write_list(folder / "clean.txt", ((str(Path(str(video.source)).absolute()), video.label) for video in good))
         if manifest.labels:
             write_labels(folder / "labels.txt", manifest.labels)
     return summary
@@ -116,7 +121,7 @@ def decode_whole(video: Video) -> Outcome:
     """Decodes one video to its end and says what was found; no damage makes it raise."""
     content, num_frames, width_px, height_px, fps, error = "", 0, 0, 0, 0.0, ""
     try:
-        content = hashlib.blake2b(_content(video.source), digest_size=16).hexdigest()
+        content = _hash(video.source)
         info = probe(video.source)
         width_px, height_px, fps = info.width_px, info.height_px, float(info.average_fps or 0)
         for _ in read_frames(video.source, short_side_px=16):
@@ -194,6 +199,7 @@ def _summary(manifest: Manifest, outcomes: dict[str, Outcome], min_frames: int) 
             if len(names) > 1
         ],
         "missing": list(manifest.missing),
+        "passed_over": {reason: list(names) for reason, names in manifest.skipped.items()},
         "without_class": sum(label < 0 for label in label_of.values()),
         "classes_without_video": [
             manifest.labels[number] if manifest.labels else str(number)
@@ -217,13 +223,27 @@ def _journal(path: Path) -> dict[str, Outcome]:
     return {outcome.name: outcome for outcome in outcomes}
 
 
-def _content(source: Path | FilePart) -> bytes:
+def _hash(source: Path | FilePart) -> str:
+    """Of the bytes of a file, a part of a file, or the names and bytes of a folder's files, read in blocks."""
+    digest = hashlib.blake2b(digest_size=16)
     if isinstance(source, FilePart):
-        return source.read()
-    if source.is_dir():
-        files = sorted(file for file in source.iterdir() if file.is_file())
-        return b"".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
-    return source.read_bytes()
+        _add_bytes(digest, source.path, source.start_bytes, source.num_bytes)
+    elif source.is_dir():
+        for file in sorted(file for file in source.iterdir() if file.is_file() and not is_hidden(file.name)):
+            digest.update(os.fsencode(file.name) + b"\0")
+            _add_bytes(digest, file)
+    else:
+        _add_bytes(digest, source)
+    return digest.hexdigest()
+
+
+def _add_bytes(digest: hashlib.blake2b, path: Path, start: int = 0, num_bytes: int | None = None) -> None:
+    left = sys.maxsize if num_bytes is None else num_bytes
+    with path.open("rb") as file:
+        file.seek(start)
+        while left and (block := file.read(min(left, _BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
 
 
 def _stamp(source: Path | FilePart) -> str:

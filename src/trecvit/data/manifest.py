@@ -10,24 +10,38 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trecvit.config import nearest, refuse_unknown
-from trecvit.data.class_names import class_names
+from trecvit.data.class_names import check_labels, class_names, plain
+from trecvit.data.class_names import label_hash as label_hash
+from trecvit.data.class_names import read_labels as read_labels
+from trecvit.data.class_names import write_labels as write_labels
+from trecvit.data.folders import (
+    VIDEO_SUFFIXES,
+    Listing,
+    is_hidden,
+    list_videos,
+    passed_over,
+    split_folders,
+    splits_of,
+    visible_files,
+)
+from trecvit.data.tars import Tar, read_tar
+from trecvit.data.text import read_json, read_text, split_lines
 from trecvit.download import cache_folder, download
 from trecvit.errors import ConfigError, DataError
 from trecvit.files import write_text
 from trecvit.video.decode import FilePart
+from trecvit.video.stills import IMAGE_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
 NO_LABEL = -1
 
 Unknown = list[tuple[str, str]]  # names of videos, and what their classes are said to be
@@ -72,19 +86,24 @@ class Manifest:
         labels: The names of the classes; empty if the list has numbers only.
         missing: Names of listed videos without a file: Kinetics always lacks some.
         source: Where it was read from, for messages.
+        skipped: Names of what was found and passed over, by the reason, such as "not_videos", "hidden",
+            "read_already"; `remarks` says it in words.
     """
 
     videos: tuple[Video, ...]
     labels: tuple[str, ...]
     missing: tuple[str, ...]
     source: str
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.videos:
             first = (
                 f": {len(self.missing)} are listed without a file, such as {self.missing[0]}" if self.missing else ""
             )
-            raise DataError(f"{self.source}: expected at least one video, found none{first}")
+            others = f"; {passed_over(self.skipped)}" if self.skipped else ""
+            raise DataError(f"{self.source}: expected at least one video, found none{first}{others}{self._hint()}")
+        check_labels(self.labels, [f"{self.source}, class {number}" for number in range(len(self.labels))])
         [(name, count)] = Counter(video.name for video in self.videos).most_common(1)
         if count > 1:
             raise DataError(f"{self.source}: {name!r} is listed {count} times; every video must have a name of its own")
@@ -93,6 +112,43 @@ class Manifest:
     def num_classes(self) -> int:
         """How many classes there are: the named ones, or one more than the largest number."""
         return len(self.labels) or max(video.label for video in self.videos) + 1
+
+    def remarks(self) -> list[str]:
+        """What a user should know before the videos are used, one line each: what was passed over, empty classes."""
+        lines = [passed_over(self.skipped)] if self.skipped else []
+        taken = {video.label for video in self.videos}
+        if taken != {NO_LABEL} and (empty := sorted(set(range(len(self.labels))) - taken)):
+            names = ", ".join([repr(self.labels[number]) for number in empty[:5]] + ["…"] * (len(empty) > 5))
+            lines.append(f"{len(empty)} of {len(self.labels)} classes have no video: {names}")
+        return [f"{self.source}: {line}" for line in lines]
+
+    def for_classifier(self) -> Manifest:
+        """This manifest, if a classifier can be trained on it.
+
+        Raises:
+            DataError: When a video has no class, or all are of one class.
+        """
+        without = [video.name for video in self.videos if video.label < 0]
+        if without:
+            raise DataError(f"{self.source}: {len(without)} videos have no class, such as {without[0]}")
+        taken = {video.label for video in self.videos}
+        if len(taken) == 1:
+            (number,) = taken
+            name = repr(self.labels[number]) if self.labels else f"class {number}"
+            raise DataError(
+                f"{self.source}: expected videos of two or more classes, got 1 ({name}); give the folder that holds a "
+                "folder for each class, or a list with several class numbers"
+            )
+        return self
+
+    def _hint(self) -> str:
+        """Where a data set without videos has pictures, what to do."""
+        pictures = [name for name in self.skipped.get("not_videos", ()) if name.lower().endswith(IMAGE_SUFFIXES)]
+        if not pictures:
+            return ""
+        return (
+            f". For videos as folders of frames, such as {pictures[0]}, give a list of the folders with class numbers"
+        )
 
     def digest(self) -> str:
         """SHA-256 of the class names and of each video's name, label and size in bytes, as hexadecimal text.
@@ -172,20 +228,29 @@ def read_manifest(source: DataSource | str | Path, *, unknown: Unknown | None = 
     """
     if not isinstance(source, DataSource):
         source = DataSource(path=str(source))
-    form = source.format or _recognised(source.path)
     names = read_labels(source.labels) if source.labels else None
+    if source.format is None and Path(source.path).is_dir():
+        return _read_folder(source.path, names, unknown)
+    form = source.format or _recognised(source.path)
     if form == "folders":
         return read_folders(source.path, labels=names, unknown=unknown)
     if form == "unlabelled":
         return read_unlabelled(source.path)
     if form == "shards":
-        return read_shards(shard_paths(source.path), labels=names, source=source.path, unknown=unknown)
+        return _read_shard_folder(source.path, names, unknown)
     videos = source.videos or _default_videos(Path(source.path))
     if form == "kinetics":
         return read_kinetics(source.path, videos, labels=names, unknown=unknown)
     if form == "something":
         return read_something(source.path, videos, labels=names, unknown=unknown)
     return read_list(source.path, videos, labels=names, unknown=unknown)
+
+
+def split_of(path: str, split: Literal["train", "validation", "test"]) -> str:
+    """The folder of a split, if the path is a data set with splits (`split_folders`); else the path itself."""
+    if "://" in path:
+        return path
+    return str(split_folders(path).get(split, path))
 
 
 def read_kinetics(
@@ -202,12 +267,17 @@ def read_kinetics(
         unknown: See `read_manifest`.
     """
     path = Path(path)
-    with _opened(path) as lines:
-        rows = list(csv.DictReader(lines))
     needed = {"youtube_id", "time_start", "time_end"}
+    expected = f"a csv with the columns {', '.join(sorted(needed))}"
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path, expected), newline="")))
+    except csv.Error as exc:
+        raise DataError(f"{path}: expected {expected}: {exc}") from exc
     if not rows or not needed <= set(rows[0]):
-        raise DataError(f"{path}: expected a csv with the columns {', '.join(sorted(needed))}")
-    found = {row["label"] for row in rows if row.get("label")}
+        raise DataError(f"{path}: expected {expected}")
+    for row in rows:
+        row["label"] = (row.get("label") or "").strip()
+    found = {row["label"] for row in rows if row["label"]}
     if labels is None:
         known = class_names("kinetics400")
         labels = known if found <= set(known) else sorted(found)
@@ -220,7 +290,7 @@ def read_kinetics(
         except (TypeError, ValueError):
             raise DataError(f"{path}, line {line}: expected whole seconds, got {row}") from None
         label = NO_LABEL
-        if row.get("label") and (label := _number(numbers, row["label"], f"{path}, line {line}", name, unknown)) < 0:
+        if row["label"] and (label := _number(numbers, row["label"], f"{path}, line {line}", name, unknown)) < 0:
             continue
         entries.append((name, label))
     return _matched(entries, files, labels, path, videos)
@@ -239,11 +309,11 @@ def read_something(
         unknown: See `read_manifest`.
     """
     path = Path(path)
-    entries = _json(path)
+    entries = read_json(path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
         raise DataError(f"{path}: expected a JSON list of objects with `id` and `template`")
     if labels is None:
-        beside = sorted(path.parent.glob("*labels.json"))
+        beside = visible_files(path.parent, "labels.json")
         exact = [file for file in beside if file.name == "labels.json"] or beside
         if len(exact) > 1:
             raise DataError(f"{path}: {len(exact)} files beside it end in labels.json; say which with `labels`")
@@ -253,7 +323,7 @@ def read_something(
     for place, entry in enumerate(entries):
         name, template, label = str(entry["id"]), entry.get("template"), NO_LABEL
         where = f"{path}, entry {place}"
-        if template and (label := _number(numbers, _plain(template), where, name, unknown)) < 0:
+        if template and (label := _number(numbers, plain(template), where, name, unknown)) < 0:
             continue
         named.append((name, label))
     return _matched(named, _files_by_stem(videos), labels, path, videos)
@@ -265,7 +335,8 @@ def read_list(
     """A text file with a path and a class number per line, as SlowFast, VideoMAE and V-JEPA read them.
 
     The number is what stands after the last tab, space or comma, so paths may hold all of them. Empty lines are
-    nothing. A path may also name a folder of frames.
+    nothing. A path may also name a folder of frames. A path in quotes is taken as it is, with `""` for a quote within;
+    bytes that are not UTF-8 are those of the file's name.
 
     Args:
         path: The list.
@@ -278,19 +349,31 @@ def read_list(
         labels = read_labels(beside)
     found: list[Video] = []
     missing: list[str] = []
-    with _opened(path) as lines:
-        for line, text in enumerate(lines, start=1):
-            if not text.strip():
-                continue
-            name, label = _path_and_label(text.rstrip("\r\n"), f"{path}, line {line}")
-            if labels is not None and not _in_range(labels, label, f"{path}, line {line}", name, unknown):
-                continue
-            file = videos / name
-            if file.exists():
-                found.append(Video(name, file, label))
-            else:
-                missing.append(name)
+    for line, name, label in _entries(read_text(path, "a list as text", errors="surrogateescape"), str(path)):
+        if labels is not None and not _in_range(labels, label, f"{path}, line {line}", name, unknown):
+            continue
+        file = videos / name
+        if file.exists():
+            found.append(Video(name, file, label))
+        elif _is_text(name):
+            missing.append(name)
+        else:
+            raise DataError(f"{path}, line {line}: expected a list as text in UTF-8, got {name!r}; save it as UTF-8")
+    if not found and missing:
+        raise DataError(
+            f"{path}: expected at least one video, found none: {len(missing)} are listed without a file, such as "
+            f"{missing[0]}; looked in {videos}, say with `videos` where they are"
+        )
     return Manifest(tuple(found), tuple(labels or ()), tuple(missing), str(path))
+
+
+def write_list(path: Path, entries: Iterable[tuple[str, int]]) -> None:
+    """Writes paths and class numbers as `read_list` reads them, one video per line.
+
+    A path that would be read as another, such as one with a line end in it, is put in quotes. Names that are not UTF-8
+    are written as their own bytes.
+    """
+    write_text(path, "".join(_as_entry(name, label) for name, label in entries))
 
 
 def read_folders(
@@ -298,33 +381,24 @@ def read_folders(
 ) -> Manifest:
     """A folder per class with the videos in it, at any depth.
 
+    Hidden files and folders are passed over, each real folder is read once (`list_videos`). A class folder without a
+    video keeps its number, so that the numbers do not depend on which videos are there.
+
     Args:
         folder: The folder of classes.
         labels: Names in the order of their numbers, one for each folder; the folders' names, sorted, by default.
         unknown: See `read_manifest`.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise DataError(f"{folder}: expected a folder with a folder of videos for each class")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise DataError(f"{folder}: expected a folder of videos for each class, found no folder in it")
-    numbers = _numbers(labels if labels is not None else classes)
-    found = []
-    for name in classes:
-        for file in sorted(file for file in _walk(folder / name) if file.suffix.lower() in VIDEO_SUFFIXES):
-            video = file.relative_to(folder).as_posix()
-            if (number := _number(numbers, name, str(folder / name), video, unknown)) >= 0:
-                found.append(Video(video, file, number))
-    return Manifest(tuple(found), tuple(labels if labels is not None else classes), (), str(folder))
+    return _as_classes(list_videos(folder), labels, unknown)
 
 
 def read_unlabelled(folder: str | Path) -> Manifest:
     """All videos in a folder, at any depth but not in hidden folders, without classes."""
-    folder = Path(folder)
-    names = sorted(file.relative_to(folder) for file in _walk(folder) if file.suffix.lower() in VIDEO_SUFFIXES)
-    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    return Manifest(tuple(Video(name.as_posix(), folder / name, NO_LABEL) for name in shown), (), (), str(folder))
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: expected a folder of videos")
+    return _without_classes(list_videos(folder))
 
 
 def read_shards(
@@ -343,15 +417,11 @@ def read_shards(
         labels: Names in the order of the numbers; those of `labels.txt` beside the first shard by default.
         source: For messages.
         unknown: See `read_manifest`.
+
+    Raises:
+        DataError: For a file that is no tar, or does not hold together; see `read_tar`.
     """
-    found: list[Video] = []
-    for shard in shards:
-        found += _read_shard(shard)
-    if labels is None and shards and (beside := shards[0].parent / "labels.txt").is_file():
-        labels = read_labels(beside)
-    if labels is not None:
-        found = [video for video in found if _in_range(labels, video.label, str(video.source), video.name, unknown)]
-    return Manifest(tuple(found), tuple(labels or ()), (), source or str(shards[0] if shards else "no shards"))
+    return _of_tars({shard: read_tar(shard) for shard in shards}, {}, labels, source, unknown)
 
 
 def shard_paths(pattern: str) -> list[Path]:
@@ -362,7 +432,7 @@ def shard_paths(pattern: str) -> list[Path]:
         DownloadError: When one cannot be fetched.
     """
     if Path(pattern).is_dir():
-        return sorted(Path(pattern).glob("*.tar"))
+        return sorted(file for file in Path(pattern).iterdir() if _is_shard(file))
     names = [pattern]
     if span := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
         first, last = span.groups()
@@ -378,92 +448,120 @@ def shard_paths(pattern: str) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def read_labels(name: str | Path) -> tuple[str, ...]:
-    """Names of classes in the order of their numbers.
-
-    Args:
-        name: "kinetics400", "something_something_v2", a text file with a name per line, or a JSON file: a list of
-            names, or Something-Something's object of names and numbers.
-
-    Raises:
-        DataError: When it is none of these, or the numbers have gaps.
-    """
-    path = Path(name)
-    if not path.is_file():
-        return class_names(str(name))
-    if path.suffix != ".json":
-        try:
-            return tuple(path.read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError) as exc:
-            raise DataError(f"{path}: expected one class name per line, as text: {exc}") from exc
-    content = _json(path)
-    if isinstance(content, list) and all(isinstance(label, str) for label in content):
-        return tuple(content)
-    try:
-        by_number = {int(number): _plain(label) for label, number in content.items()}
-        return tuple(by_number[number] for number in range(len(content)))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError(f"{path}: expected a list of names, or an object of names and numbers from 0 on") from None
-
-
-def write_labels(path: Path, labels: Sequence[str]) -> None:
-    """Writes names as `read_labels` reads them, one per line."""
-    write_text(path, "".join(f"{label}\n" for label in labels))
-
-
-def label_hash(labels: Sequence[str]) -> str:
-    """A short hash of the classes' names in their order, to tell whether two label maps are the same."""
-    return hashlib.sha256("\n".join(labels).encode()).hexdigest()[:16]
-
-
 # ---- pieces --------------------------------------------------------------------------------------------------------
 
 
 def _recognised(path: str) -> Format:
-    suffix = Path(path).suffix.lower()
+    file = Path(path)
+    suffix = file.suffix.lower()
     if suffix == ".tar":
         return "shards"
-    if Path(path).is_dir():
-        return _recognised_folder(Path(path))
-    if not Path(path).is_file():
-        raise DataError(f"{path}: there is no such file or folder; check the path")
+    if not file.is_file():
+        what = "this is no file" if file.exists() else "there is no such file or folder"
+        raise DataError(f"{path}: expected a data set, and {what}; check the path")
+    if suffix in VIDEO_SUFFIXES:
+        raise DataError(f"{path}: expected a data set, got a video; give the folder that holds it, or a list of videos")
     if suffix == ".json":
         return "something"
-    with _opened(Path(path)) as lines:
-        return "kinetics" if "youtube_id" in next(iter(lines), "") else "list"
+    text = read_text(file, "a data set", errors="surrogateescape")
+    return "kinetics" if "youtube_id" in split_lines(text)[0] else "list"
 
 
-def _recognised_folder(folder: Path) -> Format:
-    entries = list(folder.iterdir())
-    if any(entry.suffix == ".tar" for entry in entries):
-        return "shards"
-    has_folders = any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
-    has_videos = any(entry.suffix.lower() in VIDEO_SUFFIXES for entry in entries)
-    return "unlabelled" if has_videos and not has_folders else "folders"
+def _read_folder(folder: str, labels: Sequence[str] | None, unknown: Unknown | None) -> Manifest:
+    """A folder, in the form that it is found to have."""
+    listing = list_videos(folder)
+    if not listing.videos and shard_paths(folder):
+        return _read_shard_folder(folder, labels, unknown)
+    if splits := splits_of(listing):
+        names = ", ".join(f"{place} ({split})" for split, place in splits.items())
+        raise DataError(
+            f"{folder}: expected a folder for each class, got one for each split; give one of them: {names}; or say "
+            "`format: folders` where they are classes, `format: unlabelled` for all videos without classes"
+        )
+    if not listing.videos and not listing.missing and not listing.folders:
+        others = f"; {passed_over(listing.skipped)}" if listing.skipped else ""
+        raise DataError(f"{folder}: expected a folder of videos for each class, found no folder in it{others}")
+    if listing.videos and not any("/" in name for name in listing.videos):
+        return _without_classes(listing)
+    return _as_classes(listing, labels, unknown)
+
+
+def _as_classes(listing: Listing, labels: Sequence[str] | None, unknown: Unknown | None) -> Manifest:
+    folder = str(listing.root)
+    if not listing.folders:
+        raise DataError(f"{folder}: expected a folder of videos for each class, found no folder in it")
+    # Files of names cannot hold blanks at the ends.
+    folders = sorted(listing.folders, key=str.strip)
+    classes = [name.strip() for name in folders]
+    if labels is None:
+        check_labels(classes, [str(listing.root / name) for name in folders])
+    numbers = _numbers(labels if labels is not None else classes)
+    found, outside = [], []
+    for name in listing.videos:
+        of, slash, _ = name.partition("/")
+        if not slash:
+            outside.append(name)
+        elif (number := _number(numbers, of.strip(), str(listing.root / of), name, unknown)) >= 0:
+            found.append(Video(name, listing.root / name, number))
+    skipped = {**listing.skipped, **({"outside_classes": outside} if outside else {})}
+    names = tuple(labels if labels is not None else classes)
+    return Manifest(tuple(found), names, tuple(listing.missing), folder, skipped)
+
+
+def _without_classes(listing: Listing) -> Manifest:
+    videos = tuple(Video(name, listing.root / name, NO_LABEL) for name in listing.videos)
+    return Manifest(videos, (), tuple(listing.missing), str(listing.root), listing.skipped)
+
+
+def _is_shard(file: Path) -> bool:
+    return file.suffix.lower() == ".tar" and not is_hidden(file.name) and file.is_file()
+
+
+def _read_shard_folder(pattern: str, labels: Sequence[str] | None, unknown: Unknown | None) -> Manifest:
+    """Shards by a pattern; in a folder, tars that are none of the data set's are passed over."""
+    paths = shard_paths(pattern)
+    if not Path(pattern).is_dir():
+        return read_shards(paths, labels=labels, source=pattern, unknown=unknown)
+    skipped: dict[str, list[str]] = {"hidden": [], "not_videos": []}
+    for file in sorted(Path(pattern).iterdir()):
+        if is_hidden(file.name):
+            skipped["hidden"].append(file.name)
+        elif file not in paths and file.name != "labels.txt" and file.is_file():
+            skipped["not_videos"].append(file.name)
+    tars = {path: read_tar(path) for path in paths if tarfile.is_tarfile(path)}
+    labelled = any(tar.classes for tar in tars.values())
+    # A backup beside the shards may hold the same videos once more, but not with their classes.
+    shards = {path: tar for path, tar in tars.items() if tar.videos and (tar.classes or not labelled)}
+    skipped["not_shards"] = [path.name for path in paths if path not in shards]
+    return _of_tars(shards, skipped, labels, pattern, unknown)
+
+
+def _of_tars(
+    tars: Mapping[Path, Tar],
+    skipped: Mapping[str, Sequence[str]],
+    labels: Sequence[str] | None,
+    source: str | None,
+    unknown: Unknown | None,
+) -> Manifest:
+    passed: dict[str, list[str]] = defaultdict(list)
+    found = []
+    for tar in tars.values():
+        found += [Video(key, part, tar.classes.get(key, NO_LABEL)) for key, part in tar.videos.items()]
+    for some in (skipped, *(tar.skipped for tar in tars.values())):
+        for reason, names in some.items():
+            passed[reason] += names
+    first = next(iter(tars), None)
+    if labels is None and first and (beside := first.parent / "labels.txt").is_file():
+        labels = read_labels(beside)
+    if labels is not None:
+        found = [video for video in found if _in_range(labels, video.label, str(video.source), video.name, unknown)]
+    passed = {reason: names for reason, names in passed.items() if names}
+    return Manifest(tuple(found), tuple(labels or ()), (), source or str(first or "no shards"), passed)
 
 
 def _default_videos(path: Path) -> Path:
     beside = path.parent / "videos"
     return beside if beside.is_dir() else path.parent
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"{path}: expected a list as text: {exc}") from exc
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as exc:
-        raise DataError(f"{path}: expected JSON: {exc}") from exc
-
-
-def _plain(template: str) -> str:
-    """A template without the brackets around its placeholders, as the class names have it."""
-    return template.replace("[", "").replace("]", "")
 
 
 def _numbers(labels: Sequence[str]) -> dict[str, int]:
@@ -490,32 +588,64 @@ def _in_range(labels: Sequence[str], number: int, where: str, video: str, unknow
     return False
 
 
+# A path in quotes, which may hold anything, and the number of its class up to the end of the line.
+_QUOTED = re.compile(r'[ \t]*"([^"]*(?:""[^"]*)*)"[ \t]*[\t ,][ \t]*(-1|[0-9]+)[ \t]*(?:\r\n|\n|\r|\Z)')
+
+
+def _entries(text: str, source: str) -> Iterator[tuple[int, str, int]]:
+    """The line, path and class number of each entry of a list."""
+    place = 0
+    line = 1
+    while place < len(text):
+        if quoted := _QUOTED.match(text, place):
+            yield line, quoted[1].replace('""', '"'), int(quoted[2])
+            end = quoted.end()
+        else:
+            stop = re.compile(r"\r\n|\n|\r|\Z").search(text, place)
+            assert stop is not None, "every text has an end"
+            content, end = text[place : stop.start()], stop.end()
+            if content.strip():
+                yield line, *_path_and_label(content, f"{source}, line {line}")
+        line += len(split_lines(text[place:end]))
+        place = end
+
+
 def _path_and_label(text: str, where: str) -> tuple[str, int]:
     for separator in ("\t", " ", ","):
         name, found, label = text.rstrip().rpartition(separator)
-        if found and re.fullmatch(r"-1|\d+", label.strip()):
-            return name.strip().rstrip(",").strip('"'), int(label)
-    raise DataError(f"{where}: expected a path and the number of its class, got {text!r}")
+        if found and re.fullmatch(r"-1|[0-9]+", label.strip()):
+            name = name.strip().rstrip(",")
+            return name[1:-1] if len(name) > 1 and name[0] == name[-1] == '"' else name, int(label)
+    expected = "a path and the number of its class" if _is_text(text) else "a list as text in UTF-8"
+    raise DataError(f"{where}: expected {expected}, got {text[:200]!r}")
 
 
-def _walk(folder: str | Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: the folder cannot be read: {error}") from error
+def _as_entry(name: str, label: int) -> str:
+    entry = f"{name} {label}\n"
+    try:
+        as_read = [(name, label) for _, name, label in _entries(entry, "")]
+    except DataError:
+        as_read = []
+    # A quote could be closed by a later line, and a byte-order mark at the beginning of a list is none of its content.
+    if as_read == [(name, label)] and not name.startswith(('"', "\ufeff")):
+        return entry
+    return '"{}" {}\n'.format(name.replace('"', '""'), label)
 
-    for parent, _, files in os.walk(folder, onerror=refuse, followlinks=True):
-        for file in files:
-            yield Path(parent) / file
+
+def _is_text(name: str) -> bool:
+    """Whether a file name is valid text, and not bytes that are no UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _files_by_stem(folder: str | Path) -> dict[str, Path]:
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: expected the folder of the videos; say where it is with `videos`")
     found: dict[str, Path] = {}
-    for file in sorted(_walk(folder)):
-        if file.suffix.lower() in VIDEO_SUFFIXES:
-            if file.stem in found:
-                raise DataError(f"{folder}: two files for one video: {found[file.stem]} and {file}; remove one")
-            found[file.stem] = file
+    for name in list_videos(folder).videos:
+        file = Path(folder) / name
+        if file.stem in found:
+            raise DataError(f"{folder}: two files for one video: {found[file.stem]} and {file}; remove one")
+        found[file.stem] = file
     return found
 
 
@@ -536,27 +666,3 @@ def _matched(
     if not found and missing:
         raise DataError(f"{videos}: none of the {len(missing)} videos of {path} is there, such as {missing[0]}.*")
     return Manifest(tuple(found), tuple(labels), tuple(missing), str(path))
-
-
-def _read_shard(shard: Path) -> list[Video]:
-    """The videos of one tar, by its headers alone."""
-    parts: dict[str, FilePart] = {}
-    classes: dict[str, int] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                # WebDataset's rule: the key ends at the first dot of the file's own name.
-                folder, slash, file = member.name.rpartition("/")
-                key, _, suffix = file.partition(".")
-                key = folder + slash + key
-                if f".{suffix.lower()}" in VIDEO_SUFFIXES:
-                    if key in parts or not member.isreg():
-                        raise DataError(f"{shard}: {member.name} is no plain file, or a second video of its key")
-                    parts[key] = FilePart(shard, member.offset_data, member.size, name=member.name)
-                elif Path(file).suffix.lower() in VIDEO_SUFFIXES:
-                    raise DataError(f"{shard}: {member.name} has dots in its key, which ends at the first of them")
-                elif suffix == "cls" and (content := tar.extractfile(member)) is not None:
-                    classes[key] = int(content.read())
-    except (OSError, tarfile.TarError, ValueError) as exc:
-        raise DataError(f"{shard}: expected a tar of videos and their classes: {exc}") from exc
-    return [Video(key, part, classes.get(key, NO_LABEL)) for key, part in parts.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -13,6 +12,7 @@ import torch
 
 from trecvit.data.world import World
 from trecvit.errors import DataError
+from trecvit.files import write_json
 from trecvit.video.encode import SUFFIXES, VideoWriter
 from trecvit.workers import worker_pool
 
@@ -66,9 +66,9 @@ def render_data_set(
     for split, count in num_clips.items():
         names = ((number, world.labels[labels[number]]) for number in range(item, item + count))
         entries = [{"id": str(number), "label": name, "template": name, "placeholders": []} for number, name in names]
-        _write_json(folder / f"{split}.json", entries)
+        write_json(folder / f"{split}.json", entries)
         item += count
-    _write_json(folder / "labels.json", {name: str(number) for number, name in enumerate(world.labels)})
+    write_json(folder / "labels.json", {name: str(number) for number, name in enumerate(world.labels)})
     return folder
 
 
@@ -123,7 +123,3 @@ def _prepare(writer: _PairWriter) -> None:
 
 def _write_here(number: int) -> tuple[int, int]:
     return _writer(number)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

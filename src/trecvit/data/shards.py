@@ -8,7 +8,9 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from trecvit.data.manifest import VIDEO_SUFFIXES, Manifest, Video, write_labels
+from trecvit.data.class_names import write_labels
+from trecvit.data.folders import VIDEO_SUFFIXES
+from trecvit.data.manifest import Manifest, Video
 from trecvit.errors import DataError
 from trecvit.video.decode import FilePart
 
@@ -64,18 +66,23 @@ def write_shards(
 
 def _add(tar: tarfile.TarFile, video: Video, number: int) -> None:
     source = video.source
-    suffix = Path(source.name).suffix.lower()
-    try:
-        content = source.read() if isinstance(source, FilePart) else source.read_bytes()
-    except OSError as exc:
-        raise DataError(f"{source}: could not be read: {exc}; `trecvit data check` finds all such videos") from exc
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(video.name).stem)
     key = f"{number:09d}_{stem[:80]}"
-    _add_bytes(tar, f"{key}{suffix}", content)
-    _add_bytes(tar, f"{key}.cls", str(video.label).encode())
-
-
-def _add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
+    member = tarfile.TarInfo(f"{key}{Path(source.name).suffix.lower()}")
+    try:
+        # In blocks: a video may be larger than the memory.
+        if isinstance(source, FilePart):
+            member.size = source.num_bytes
+            with source.path.open("rb") as file:
+                file.seek(source.start_bytes)
+                tar.addfile(member, file)
+        else:
+            member.size = source.stat().st_size
+            with source.open("rb") as file:
+                tar.addfile(member, file)
+    except OSError as exc:
+        raise DataError(f"{source}: could not be read: {exc}; `trecvit data check` finds all such videos") from exc
+    label = str(video.label).encode()
+    member = tarfile.TarInfo(f"{key}.cls")
+    member.size = len(label)
+    tar.addfile(member, io.BytesIO(label))

@@ -13,7 +13,6 @@ it holds anything else.
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from trecvit.data.folders import visible_files
+from trecvit.data.text import read_json
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, resized_frame
 from trecvit.errors import DataError
 from trecvit.files import write_whole
@@ -57,9 +58,9 @@ def read_tracked(
         return read_perception_test(path, videos, split=split, image_size=image_size)
     if videos is not None or split is not None:
         raise DataError(f"{path}: a folder of videos and a split belong to Perception Test's .json files only")
-    if path.suffix == ".pkl" or any(path.glob("*.pkl")):
+    if path.suffix == ".pkl" or visible_files(path, ".pkl"):
         return read_tapvid(path, image_size=image_size)
-    if any(path.glob("*.npz")):
+    if visible_files(path, ".npz"):
         return read_track_files(path)
     raise DataError(
         f"{path}: expected TAP-Vid's .pkl or a folder of them, Perception Test's .json, or a folder of .npz track files"
@@ -89,7 +90,7 @@ def read_tapvid(path: str | Path, *, image_size: tuple[int, int] | None = None) 
             only. A video that does not hold together raises when it is asked for.
     """
     path = Path(path)
-    files = sorted(path.glob("*.pkl")) if path.is_dir() else [path]
+    files = visible_files(path, ".pkl") if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: expected .pkl files in this folder, and there is none")
     shards = _Shards()
@@ -256,14 +257,14 @@ def read_perception_test(
             what the annotations say raises when it is asked for.
     """
     annotations, videos = Path(annotations), Path(videos)
+    content = read_json(annotations)
     try:
-        content = json.loads(annotations.read_text(encoding="utf-8"))
         entries = [
             (str(entry["metadata"]["video_id"]), int(entry["metadata"]["num_frames"]), entry["point_tracking"])
             for entry in content.values()
             if entry.get("point_tracking") and split in (None, entry["metadata"]["split"])
         ]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as exc:
+    except (ValueError, AttributeError, KeyError, TypeError) as exc:
         raise DataError(f"{annotations}: expected Perception Test's annotations: {exc!r}") from exc
     if not entries:
         raise DataError(f"{annotations}: no video{f' of split {split!r}' if split else ''} has point tracks")
@@ -314,7 +315,7 @@ def read_track_files(folder: str | Path) -> TrackedVideos:
         DataError: There is no such file. One that is damaged or of another layout raises when it is asked for.
     """
     folder = Path(folder)
-    files = sorted(folder.glob("*.npz"))
+    files = visible_files(folder, ".npz")
     if not files:
         raise DataError(f"{folder}: expected .npz files with tracks in this folder, and there is none")
     return TrackedVideos(str(folder), [(file.stem, partial(_track_file, file)) for file in files])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, UnidentifiedImageError
 from torch import Tensor
 
+from trecvit.data.folders import is_hidden
 from trecvit.errors import DataError, InputError, MissingPackageError
 
 _Array = NDArray[np.float32]
@@ -89,7 +90,9 @@ def load_pictures(folder: str | Path) -> list[UInt8[np.ndarray, "_ _ _"]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of pictures, and there is no such folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_ENDINGS)
+    paths = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_ENDINGS and not is_hidden(path.name)
+    )
     if not paths:
         raise DataError(f"{folder}: expected pictures ({' '.join(_PICTURE_ENDINGS)}), and there is none")
     return [_read_picture(path) for path in paths]

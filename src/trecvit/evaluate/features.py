@@ -30,6 +30,7 @@ from trecvit.errors import DataError
 from trecvit.evaluate.videos import hash_of_weights, refuse_if_none, with_class
 from trecvit.files import write_text, write_whole
 from trecvit.model.trecvit import TRecViT
+from trecvit.pretrained import check_path
 from trecvit.workers import load_items
 
 SHARD = 64
@@ -129,6 +130,7 @@ def cached_features(
         DataError: When the folder holds other features, or not one video could be read.
     """
     folder = Path(folder)
+    check_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = with_class(manifest)
     _claim(folder, _key(encoder, manifest, wanted, num_clips, num_crops))

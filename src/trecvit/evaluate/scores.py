@@ -6,7 +6,6 @@ and the figures. The figures are functions of the scores alone, so that anyone c
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from trecvit.errors import DataError
+from trecvit.files import write_json
 
 _NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
 
@@ -169,7 +169,7 @@ def write_result(
         **figures(scores),
     }
     draw_confusion(scores).save(folder / "confusion.png")
-    (folder / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "result.json", result)
     return result
 
 

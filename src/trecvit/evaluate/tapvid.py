@@ -7,7 +7,6 @@ video, counted from the outer corner of the top left pixel (see `trecvit.data.tr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from torch import Tensor
 from trecvit.data.clips import Failure
 from trecvit.data.tracked import TrackedVideo, TrackedVideos
 from trecvit.errors import DataError, InputError, VideoError
-from trecvit.files import write_text
+from trecvit.files import write_json
 from trecvit.model.tracker import Tracker, TrackerOutput, track_both_ways
 
 THRESHOLDS_PX = (1, 2, 4, 8, 16)
@@ -357,5 +356,5 @@ def write_tapvid_result(
         **scores.means(),
         "per_video": scores.per_video(),
     }
-    write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "result.json", result)
     return result

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from trecvit.config import ModelConfig, Preprocessing, nearest
 from trecvit.errors import CheckpointError, ConfigError, InputError
-from trecvit.files import write_text
+from trecvit.files import write_json
 from trecvit.model.state import State
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.runtime.export import (
@@ -118,7 +118,7 @@ def export(
         "labels": list(model.labels),
         "provenance": model.provenance,
     }
-    write_text(folder / _DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / _DESCRIPTION, description, indent=2)
     return folder
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trecvit.errors import MissingPackageError
-from trecvit.files import write_text
+from trecvit.files import write_json
 from trecvit.runtime.doctor import machine
 from trecvit.train.recipe import Recipe
 
@@ -40,7 +39,7 @@ def write_result(folder: Path, content: Mapping[str, Any]) -> Path:
     """Writes a study's `result.json`, whole or not at all; makes the folder if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "result.json"
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content)
     return path
 
 

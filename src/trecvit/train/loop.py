@@ -34,6 +34,7 @@ from trecvit.files import only_writer, write_text, writing
 from trecvit.model.memorise import Memoriser
 from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT
+from trecvit.pretrained import check_path
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.classify import Classification
@@ -115,8 +116,8 @@ def train(
 
     Raises:
         BusyError: when another process trains in the folder.
-        CheckpointError: when the folder holds another recipe's run, its data have changed, or all its checkpoints are
-            damaged.
+        CheckpointError: when the folder holds another recipe's run, its data have changed, all its checkpoints are
+            damaged, or its path is not UTF-8.
         DataError: when the loss is no longer a finite number, or too many videos cannot be read.
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint of that moment has been written. After a second Ctrl-C, which
             stops at once, without.
@@ -124,6 +125,7 @@ def train(
     """
     processes = processes or Processes()
     folder = Path(folder)
+    check_path(folder)
     try:
         with only_writer(folder) if processes.first else nullcontext():
             _train(recipe, folder, processes, parallel, report)

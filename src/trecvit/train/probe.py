@@ -6,7 +6,6 @@ The other two, and every value that the paper does not state, are choices and na
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -28,7 +27,7 @@ from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.features import Encoder, Features, cached_features
 from trecvit.evaluate.scores import Scores, figures
-from trecvit.files import only_writer, write_text
+from trecvit.files import only_writer, write_json
 from trecvit.model.readouts import AttentionReadout
 from trecvit.model.trecvit import TRecViT
 from trecvit.train.optimise import schedule
@@ -249,7 +248,7 @@ def probe(
             "failed": [{"name": name, "reason": one.reason} for name, one in failures.items()],
             "rows": [_row(kind, method, values) for (kind, method), values in found.items()],
         }
-        write_text(folder / "probe.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_json(folder / "probe.json", result)
     return result, list(failures.values())
 
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from trecvit.data.clips import Failure, Sample, TrainingClips
-from trecvit.data.manifest import Manifest, read_manifest
+from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError
 from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps
@@ -26,7 +26,9 @@ class VideoFeed(Feed[LabelledBatch]):
 
     def __init__(self, recipe: Recipe, videos: Videos) -> None:
         manifest = read_manifest(videos.train)
-        self.manifest = manifest.unlabelled() if recipe.mae or recipe.memory else _with_classes(manifest)
+        self.manifest = manifest.unlabelled() if recipe.mae or recipe.memory else manifest.for_classifier()
+        for remark in self.manifest.remarks():
+            warnings.warn(remark, stacklevel=2)
         if missing := self.manifest.missing:
             listed = len(missing) + len(self.manifest.videos)
             warnings.warn(
@@ -90,10 +92,3 @@ def _collate(items: Sequence[Sample | Failure]) -> LabelledBatch:
     videos = torch.stack([sample.pixels for sample in samples]) if samples else torch.zeros(0, dtype=torch.uint8)
     labels = torch.tensor([sample.label for sample in samples], dtype=torch.long)
     return LabelledBatch(videos, labels, failures=failures)
-
-
-def _with_classes(manifest: Manifest) -> Manifest:
-    without = [video.name for video in manifest.videos if video.label < 0]
-    if without:
-        raise DataError(f"{manifest.source}: {len(without)} videos have no class, such as {without[0]}")
-    return manifest
