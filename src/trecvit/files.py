@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -172,6 +173,28 @@ def only_writer(folder: str | Path) -> Iterator[None]:
 def is_empty(folder: Path) -> bool:
     """Whether there is no such folder, or nothing in it but `only_writer`'s lock."""
     return not folder.exists() or (folder.is_dir() and all(entry.name == LOCK for entry in folder.iterdir()))
+
+
+@contextmanager
+def emptied_on_error(folder: Path) -> Iterator[None]:
+    """Removes everything from a folder that was empty before, if the code within fails to fill it.
+
+    What is left of a full disk's files would be in the way of the next attempt.
+    """
+    try:
+        yield
+    except BaseException:
+        empty(folder)
+        raise
+
+
+def empty(folder: Path) -> None:
+    """Removes everything from a folder but `only_writer`'s lock."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != LOCK:
+            entry.unlink(missing_ok=True)
 
 
 def _lock(folder: Path) -> TextIO:

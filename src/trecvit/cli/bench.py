@@ -19,6 +19,7 @@ from trecvit.cli.options import (
     load_model,
 )
 from trecvit.cli.terminal import complain, console, print_facts, progress_bar
+from trecvit.files import check_output, write_json
 
 if TYPE_CHECKING:
     from trecvit.model.tracker import PointTracker
@@ -76,6 +77,7 @@ def bench_speed(
     from trecvit.runtime.doctor import machine
     from trecvit.runtime.speed import Speed, speeds
 
+    check_output(save)
     chosen = (
         models or ["tiny", "small", "base", "base_k400"],
         dtypes or ["float32", "bfloat16"],
@@ -114,7 +116,7 @@ def bench_speed(
             rest = (f"{speed.gflop_per_s:.0f}", f"x {speed.times_the_bound:.2f}", f"{speed.memory_bytes / 1e6:.0f} MB")
             table.add_row(*map(str, case), *times, *rest)
     if save:
-        save.write_text(json.dumps({"machine": machine(), "speeds": found}, indent=1) + "\n", encoding="utf-8")
+        write_json(save, {"machine": machine(), "speeds": found})
     console().print(table)
     if failed:
         raise typer.Exit(1)
@@ -152,6 +154,7 @@ def bench_slots(
     from trecvit.runtime.slots import slot_costs
     from trecvit.train.recipe import load_recipe
 
+    check_output(save)
     tracks = load_recipe(recipe).tracks
     if tracks is None or tracks.scenes is None:
         raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
@@ -173,7 +176,7 @@ def bench_slots(
             "scenes": asdict(look),
             "costs": [asdict(cost) for cost in costs],
         }
-        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(save, content)
     titles = ("empty slots", "median", "times as long", "GFLOP", "state")
     answered = ("moved, median", "99 %", "most", "seen otherwise", "average Jaccard") if trained else ()
     table = Table(*titles, *answered, box=None, pad_edge=False)
@@ -218,6 +221,7 @@ def bench_train(
     from trecvit.runtime.doctor import machine
     from trecvit.train.bench import update_costs
 
+    check_output(save)
     sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
     table = Table("size", "frames", "recomputed", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
     costs = []
@@ -235,7 +239,7 @@ def bench_train(
     if save:
         content = {"machine": machine(), "device": device, "kernels": kernels, "image_px": image_px, "bf16": bf16}
         content["costs"] = [asdict(cost) for cost in costs]
-        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(save, content)
     console().print(table)
 
 
@@ -253,12 +257,13 @@ def bench_loader(
     from trecvit.train.bench import loader_speed
     from trecvit.train.recipe import load_recipe
 
+    check_output(save)
     plan, counts = load_recipe(recipe, overrides or []), workers or [0, 1, 2]
     with progress_bar("measurements", len(counts) + 1) as advance:
         speed = loader_speed(plan, workers=counts, num_steps=steps, device=device, report=advance)
     if save:
         content = {"machine": machine(), "made": speed.made, "used": speed.used}
-        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(save, content)
     how = "rendered" if plan.scenes else "decoded and augmented"
     facts = {f"{how}, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
     print_facts({**facts, "the model takes": f"{speed.used:.1f} clips/s"})

@@ -20,7 +20,7 @@ import torch
 
 from trecvit.data.clips import Failure
 from trecvit.errors import CheckpointError, DataError, MissingPackageError
-from trecvit.files import write_text
+from trecvit.files import write_text, writing
 from trecvit.pretrained import CONFIG_FILE
 from trecvit.processes import Processes
 from trecvit.train.optimise import uses_bf16
@@ -160,7 +160,8 @@ class Journal:
 
     def failures(self, step: int, failures: Sequence[Failure]) -> None:
         """Adds videos that could not be read to `failures.jsonl`."""
-        with (self.folder / _FAILURES).open("a", encoding="utf-8") as log:
+        path = self.folder / _FAILURES
+        with writing(path), path.open("a", encoding="utf-8") as log:
             for failure in failures:
                 log.write(json.dumps({"step": step, "name": failure.name, "reason": failure.reason}) + "\n")
 
@@ -170,7 +171,8 @@ class Journal:
             self._events.close()
 
     def _add(self, name: str, kind: str, line: Mapping[str, Any]) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as log:
+        path = self.folder / name
+        with writing(path), path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         if self._events is not None:
             for key, value in line.items():
@@ -225,7 +227,8 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(target, dpi=100)
+    with writing(target):
+        figure.savefig(target, dpi=100)
 
 
 def outcome(folder: Path) -> dict[str, float | int]:
