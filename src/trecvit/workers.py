@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 _Given = ParamSpec("_Given")
@@ -32,17 +36,18 @@ def worker_pool(num_workers: int, prepare: Callable[..., object] | None = None, 
 
 class _Pool(ProcessPoolExecutor):
     def __init__(self, num_workers: int, prepare: Callable[..., object] | None, given: tuple[Any, ...]) -> None:
-        context = multiprocessing.get_context("spawn")
-        end, self._until_closed = context.Pipe(duplex=False)
-        super().__init__(num_workers, context, _begin, (end, prepare, given))
+        super().__init__(num_workers, multiprocessing.get_context("spawn"), _begin, (prepare, given))
+        self._started: list[BaseProcess] = []
 
     def submit(self, fn: Callable[_Given, _Result], /, *args: _Given.args, **kwargs: _Given.kwargs) -> Future[_Result]:
-        with _held(signal.SIGINT):  # workers are started here, as they are needed
-            return super().submit(fn, *args, **kwargs)
+        with _starting(signal.SIGINT) as started:  # workers are started here, as they are needed
+            future = super().submit(fn, *args, **kwargs)
+        self._started += started
+        return future
 
     def __exit__(self, *error: Any) -> bool | None:
         if error[0] is not None:
-            self._until_closed.close()
+            _kill(self._started)
         self.shutdown(wait=True, cancel_futures=error[0] is not None)
         return None
 
@@ -60,25 +65,55 @@ def load_items(dataset: Any, *, num_workers: int, prefetch_factor: int | None = 
     """
     from torch.utils.data import DataLoader
 
+    if not num_workers:
+        yield from DataLoader(dataset, num_workers=0, **how)
+        return
     loader = DataLoader(
         dataset,
         num_workers=num_workers,
-        worker_init_fn=_ignore_signals,
-        multiprocessing_context="spawn" if num_workers else None,
-        prefetch_factor=prefetch_factor if num_workers else None,
+        worker_init_fn=_begin_loading,
+        multiprocessing_context="spawn",
+        prefetch_factor=prefetch_factor,
         **how,
     )
-    with _held(signal.SIGINT, signal.SIGTERM):
+    with _starting(signal.SIGINT, signal.SIGTERM) as workers:
         items = iter(loader)
-    yield from items
+    atexit.register(_kill, workers)  # before `multiprocessing` waits for those that do not hear its SIGTERM
+    ended = False
+    try:
+        yield from items
+        ended = True
+    finally:
+        atexit.unregister(_kill)
+        if not ended:
+            with _quietly():
+                _kill(workers)  # one that has just started would print that its parent is gone
+                items._shutdown_workers()  # type: ignore[attr-defined]  # tracebacks keep its destructor from it
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 @contextmanager
-def _held(*signals: signal.Signals) -> Iterator[None]:
+def _starting(*signals: signal.Signals) -> Iterator[list[BaseProcess]]:
     """Blocks signals for the processes that are started within; this one gets them afterwards, and none is lost.
 
     A process takes over its parent's mask, and so it is deaf also while it imports what it needs.
+
+    Yields:
+        A list that afterwards holds the processes.
     """
+    before = set(multiprocessing.active_children())
+    started: list[BaseProcess] = []
+    with _blocked(signals):
+        yield started
+        started += set(multiprocessing.active_children()) - before
+
+
+@contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -90,21 +125,45 @@ def _held(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ignore_signals(_worker: int) -> None:
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """For the end of a DataLoader amid its work: Ctrl-C must not leave that half done, nor killed workers be an error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    instead = {signal.SIGINT: signal.SIG_IGN}
+    if hasattr(signal, "SIGCHLD"):
+        instead[signal.SIGCHLD] = signal.SIG_DFL
+    before = {number: signal.signal(number, handler) for number, handler in instead.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _begin_loading(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _print_unless_interrupted
 
 
-def _begin(end: Connection, prepare: Callable[..., object] | None, given: tuple[Any, ...]) -> None:
+def _print_unless_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints no broken connections: a parent that Ctrl-C stops amid taking a batch leaves one, in another thread."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _begin(prepare: Callable[..., object] | None, given: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, args=(end,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     if prepare is not None:
         prepare(*given)
 
 
-def _exit_with_parent(end: Connection) -> None:
+def _exit_with_parent() -> None:
     # A pool's workers wait on a pipe that they themselves keep open: of their parent's sudden end they would not hear.
     parent = multiprocessing.parent_process()
     if parent is not None:
-        wait([parent.sentinel, end])
+        wait([parent.sentinel])
         os._exit(1)

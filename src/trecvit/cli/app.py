@@ -63,8 +63,12 @@ def main() -> None:
         with _sigterm_raises():
             app()
     except Interrupted as error:
+        code = 128 + error.signal_number  # the shells' convention for a process that a signal has ended
+        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to do but to exit with this code
+            signal.signal(number, signal.SIG_IGN)
+        exec("")  # Python forgets that Ctrl-C came amid such code, as in an import, and would kill itself at its exit
         print(f"trecvit: {error}", file=sys.stderr)
-        sys.exit(128 + error.signal_number)  # the shells' convention for a process that a signal has ended
+        sys.exit(code)
     except TRecViTError as error:
         if debug:
             raise

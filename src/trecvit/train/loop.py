@@ -13,8 +13,8 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -243,23 +243,24 @@ class Loop:
                 tested = journal is not None and journal.tested(done)
                 if not self.processes.any(tested):
                     self._validate(done, journal, stop)  # a signal kept the run from it
-            for step, batch in enumerate(self._batches(first_step, stop), start=first_step):
-                sums += self.update(batch, step)
-                done = step + 1
-                last = done == self.feed.num_steps
-                self._note_failures(batch.failures, done, journal)
-                stopped_by = self._stopped_by(stop)
-                if done % self.recipe.log_every == 0 or last:
-                    self._log(done, first_step, sums, clock, journal)
-                    sums.zero_()
-                with clock.paused():
-                    if self.recipe.validates_at(done):
-                        self._validate(done, journal, stop)
-                    # After log and validation: a run that goes on from here has them behind it.
-                    if done % self.recipe.checkpoint_every == 0 or last or stopped_by:
-                        self.checkpoints.save(done, self.model, self.optimisers, self.mean)
-                if stopped_by:
-                    raise self._stopped_at(done, stopped_by)
+            with closing(self._batches(first_step, stop)) as batches:
+                for step, batch in enumerate(batches, start=first_step):
+                    sums += self.update(batch, step)
+                    done = step + 1
+                    last = done == self.feed.num_steps
+                    self._note_failures(batch.failures, done, journal)
+                    stopped_by = self._stopped_by(stop)
+                    if done % self.recipe.log_every == 0 or last:
+                        self._log(done, first_step, sums, clock, journal)
+                        sums.zero_()
+                    with clock.paused():
+                        if self.recipe.validates_at(done):
+                            self._validate(done, journal, stop)
+                        # After log and validation: a run that goes on from here has them behind it.
+                        if done % self.recipe.checkpoint_every == 0 or last or stopped_by:
+                            self.checkpoints.save(done, self.model, self.optimisers, self.mean)
+                    if stopped_by:
+                        raise self._stopped_at(done, stopped_by)
         except KeyboardInterrupt:
             if stop.again or not stop.number:
                 raise
@@ -267,7 +268,7 @@ class Loop:
                 self.checkpoints.save(done, self.model, self.optimisers, self.mean)
             raise self._stopped_at(done, stop.number) from None
 
-    def _batches(self, first_step: int, stop: StopSignals) -> Iterator[Batch]:
+    def _batches(self, first_step: int, stop: StopSignals) -> Generator[Batch, None, None]:
         """The feed's; a signal need not wait for the next one."""
         batches = self.feed.batches(first_step, self.processes.share)
         while True:
