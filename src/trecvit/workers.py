@@ -127,7 +127,7 @@ def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """For the end of a DataLoader amid its work: Ctrl-C must not leave that half done, nor killed workers be an error."""
+    """For the end of a DataLoader amid its work: Ctrl-C must not leave it half done, nor killed workers be an error."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -24,6 +24,7 @@ from trecvit.data.tracks import TrackSceneConfig
 from trecvit.data.world import NUM_SYMMETRIES, WorldConfig
 from trecvit.errors import ConfigError
 
+AutoSwitch = bool | Literal["auto"]
 MemoryNetwork = Literal["trecvit", "vivit"]
 MaeNetwork = Literal["trecvit", "videomae"]
 
@@ -72,7 +73,7 @@ class Optimisation:
     label_smoothing: float = 0.1
     head_dropout: float = 0.0
     clip_norm: float = 1.0
-    bf16: bool | Literal["auto"] = "auto"
+    bf16: AutoSwitch = "auto"
     ema_decay: float = 0.0
     recompute: Recompute = "nothing"
     compile: bool = False
@@ -84,7 +85,7 @@ class Optimisation:
                 f"got {self.num_steps} and {self.epochs}"
             )
         _require_range("optimisation", self, ("learning_rate", "muon_learning_rate", "embedding_rate", "weight_decay"))
-        _require_range("optimisation", self, ("label_smoothing",), most=1)
+        _require_range("optimisation", self, ("label_smoothing",), most=1.0)
         if not self.clip_norm > 0:  # infinity clips nothing
             raise ConfigError(f"optimisation.clip_norm: expected more than 0, got {self.clip_norm}")
         if self.batch_size < 1 or self.warmup_steps < 0 or self.accumulation < 1:
@@ -92,8 +93,6 @@ class Optimisation:
                 "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
                 f"{self.batch_size}, {self.accumulation} and {self.warmup_steps}"
             )
-        if not isinstance(self.bf16, bool) and self.bf16 != "auto":
-            raise ConfigError(f"optimisation.bf16: expected auto, true or false, got {self.bf16!r}")
         _require_choice("optimisation.recompute", self.recompute, Recompute)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
@@ -164,11 +163,9 @@ class Videos:
     eval_crops: int = 3
 
     def __post_init__(self) -> None:
-        _require_range("videos", self, ("clips_per_video", "eval_clips"), least=1)
+        _require_range("videos", self, ("clips_per_video", "eval_clips"), least=1.0)
         _require_range("videos", self, ("validate_every",))
-        _require_range("videos", self, ("max_failed_share",), most=1)
-        if self.eval_crops not in (1, 3):
-            raise ConfigError(f"videos.eval_crops: expected 1 or 3, got {self.eval_crops}")
+        _require_range("videos", self, ("max_failed_share",), most=1.0)
 
     @classmethod
     def from_value(cls, value: Any) -> Videos:
@@ -226,7 +223,7 @@ class Tracks:
         if (self.scenes is None) == (not self.files):
             raise ConfigError("tracks: expected `scenes` or `files`, one of them")
         _require_range("tracks", self, ("validation_scenes", "validate_every"))
-        _require_range("tracks", self, ("max_failed_share",), most=1)
+        _require_range("tracks", self, ("max_failed_share",), most=1.0)
         if self.validation_scenes and self.validation_files:
             raise ConfigError("tracks: expected `validation_scenes` or `validation_files`, not both")
         if self.easy_steps < 0 or (self.easy_steps and self.scenes is None):
@@ -415,7 +412,7 @@ class Start:
 
 
 def _require_range(
-    name: str, section: object, keys: Sequence[str], *, least: float = 0, most: float = sys.float_info.max
+    name: str, section: object, keys: Sequence[str], *, least: float = 0.0, most: float = sys.float_info.max
 ) -> None:
     for key in keys:
         if not least <= (value := getattr(section, key)) <= most:  # not a number is neither
@@ -443,7 +440,7 @@ def plain_values(section: type, values: Mapping[str, Any], prefix: str = "") -> 
 
     YAML takes 1e-3 for a word and 0 for a whole number; where a number is wanted, both are one.
     """
-    read = {"float": _real, "int": _whole, "bool": _switch}
+    read = {"float": _real, "int": _whole, "bool": _switch, "AutoSwitch": _auto_switch}
     kinds = {entry.name: read[entry.type] for entry in dataclasses.fields(section) if entry.type in read}
     return {key: kinds[key](f"{prefix}{key}", value) if key in kinds else value for key, value in values.items()}
 
@@ -465,6 +462,14 @@ def _whole(key: str, value: Any) -> int:
 def _switch(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{key}: expected true or false, got {value!r}")
+    return value
+
+
+def _auto_switch(key: str, value: Any) -> AutoSwitch:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}: expected auto, true or false, got {value!r}")
     return value
 
 
