@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from trecvit import create_model
 from trecvit.cli import app, main
 from trecvit.data.world import LABELS
+from trecvit.errors import ConfigError, StorageError
 from trecvit.runtime.bench import StreamMemory
 from trecvit.video.decode import probe, read_frames
 from trecvit.video.encode import VideoWriter
@@ -183,6 +184,45 @@ def test_ctrl_c_and_sigterm_end_any_command_with_one_line_after_its_clean_up(mon
     assert (ended.value.code, capsys.readouterr().err, cleaned_up) == (code, f"trecvit: {line}\n", [True])
 
 
+@pytest.mark.parametrize("rate", ["-1", "0", "nan", "inf"])
+@pytest.mark.parametrize("command", ["finetune", "probe"])
+def test_a_learning_rate_is_a_number_above_0(tmp_path, command, rate):
+    words = [command, "--data", str(tmp_path), "--to", str(tmp_path / "run"), "--lr", rate]
+    done = CliRunner().invoke(app, [*words, *(["--validation", str(tmp_path)] if command == "probe" else [])])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).startswith("--lr: expected a number above 0, got ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "render", "TO", "--train", 2],
+        ["data", "check", "DATA", "--to", "TO"],
+        ["data", "shard", "DATA", "TO"],
+        ["eval", "videos", "DATA", "--to", "TO"],
+        ["eval", "early", "DATA", "--to", "TO"],
+        ["eval", "world", "--save", "TO"],
+        ["finetune", "--data", "DATA", "--to", "TO", "--batch-size", 1],
+        ["probe", "--data", "DATA", "--validation", "DATA", "--to", "TO"],
+        ["train", "RECIPE", "--to", "TO"],
+        ["bench", "loader", "RECIPE", "--save", "TO"],
+        ["study", "endless", "--to", "TO"],
+        ["curves", "TO", "--save", "TO"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)  # fmt: skip
+def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, words):
+    for number in range(4):
+        (tmp_path / "data" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "ab"[number % 2] / f"{number}.mp4").write_bytes(b"not looked at")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "recipe.yaml").write_text(SMALL)
+    names = {"DATA": tmp_path / "data", "TO": tmp_path / "file" / "to", "RECIPE": tmp_path / "recipe.yaml"}
+    done = CliRunner().invoke(app, [str(names.get(str(word), word)) for word in words])
+    assert isinstance(done.exception, StorageError), done.output
+    assert re.search(r"to(\.part)?: could not be written: a part of the path is a file", str(done.exception))
+
+
 def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
     def said(*words: object) -> tuple[int, str]:
         """In this process: what `trecvit` would end with, and what it prints as errors."""
@@ -276,6 +316,12 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "model")
     assert "left fresh: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
     assert json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["good"] == 6
+    assert "as optimisation.bf16=auto has chosen" in done.stderr
+    again = trecvit(*words, "--to", tmp_path / "run")
+    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run' / 'model'}\n")
+    assert (
+        f"already finished (4 steps): {tmp_path / 'run' / 'model'}; nothing was trained. Give another" in again.stderr
+    )
     seen = trecvit("classify", tmp_path / "mine" / "dark" / "0.mp4", "--model", tmp_path / "run" / "model", "--json")
     assert {entry["label"] for entry in json.loads(seen.stdout)["top"]} == {"dark", "light"}
     scratch = trecvit(*words, "--to", tmp_path / "scratch", "--scratch")

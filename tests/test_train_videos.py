@@ -325,7 +325,7 @@ def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path,
     monkeypatch.setattr(Loop, "update", interrupted)
     with pytest.raises(Interrupted, match="stopped at step 1 as asked"):
         train(load_recipe(recipe_path), tmp_path / "run")
-    with pytest.raises(Interrupted, match="stopped as asked; start it again to go on from where it was"):
+    with pytest.raises(KeyboardInterrupt):
         train(load_recipe(recipe_path), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").glob("checkpoints/*")] == ["step-00000001"]
 

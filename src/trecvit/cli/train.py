@@ -19,6 +19,7 @@ from trecvit.cli.options import (
     load_model,
 )
 from trecvit.cli.terminal import complain, console
+from trecvit.errors import Interrupted
 from trecvit.files import check_output, write_text
 
 if TYPE_CHECKING:
@@ -167,8 +168,15 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
                 print(f"step {line.step}/{line.num_steps}  {words}  {left_s / 60:.1f} min left", flush=True)
 
         finished_steps = steps_if_finished(to, recipe) if processes.first else None
-        with bar:
-            train(recipe, to, processes=processes, parallel=parallel, report=report)
+        try:
+            with bar:
+                train(recipe, to, processes=processes, parallel=parallel, report=report)
+        except Interrupted as stop:
+            if processes.first:
+                raise
+            raise typer.Exit(128 + stop.signal_number) from stop  # one line is enough
+        except KeyboardInterrupt as stop:
+            raise Interrupted.by(stop, f"{to}: stopped at once; start it again to go on from where it was") from stop
     if processes.first:
         if finished_steps is not None and not begun:
             complain(

@@ -119,18 +119,15 @@ def train(
         CheckpointError: when the folder holds another recipe's run, its data have changed, all its checkpoints are
             damaged, or its path is not UTF-8.
         DataError: when the loss is no longer a finite number, or too many videos cannot be read.
-        Interrupted: after Ctrl-C or SIGTERM; a checkpoint of that moment has been written. After a second Ctrl-C, which
-            stops at once, without.
+        Interrupted: after Ctrl-C or SIGTERM; a checkpoint of that moment has been written.
+        KeyboardInterrupt: after a second Ctrl-C, which stops at once, or one before the first step or after the last.
         StorageError: when something cannot be written, as on a full disk; the run goes on once it can.
     """
     processes = processes or Processes()
     folder = Path(folder)
     check_path(folder)
-    try:
-        with only_writer(folder) if processes.first else nullcontext():
-            _train(recipe, folder, processes, parallel, report)
-    except KeyboardInterrupt as stop:
-        raise Interrupted.by(stop, f"{folder}: stopped as asked; start it again to go on from where it was") from stop
+    with only_writer(folder) if processes.first else nullcontext():
+        _train(recipe, folder, processes, parallel, report)
     return load_trained(recipe.architecture, folder / "model", device=processes.device)
 
 

@@ -57,7 +57,7 @@ def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
                 f"{folder}: expected the data that the run began with, got other {changed}; put them back, or give "
                 "another folder to train anew"
             )
-        if differing := _differing(json.loads(path.read_text(encoding="utf-8")), recipe, about):
+        if differing := _differing(_read(path), recipe, about):
             raise CheckpointError(
                 f"{path}: the folder holds a run of another recipe ({differing}); give another folder"
             )
@@ -83,7 +83,7 @@ def as_begun(folder: Path, recipe: Recipe) -> Recipe:
     """The recipe with what the run in a claimed folder has chosen, wherever it is continued."""
     chosen = _about(folder).get("bf16")
     if chosen is None:  # of a version that chose nothing
-        chosen = json.loads((folder / _RECIPE).read_text(encoding="utf-8"))["optimisation"]["bf16"]
+        chosen = _read(folder / _RECIPE)["optimisation"]["bf16"]
     return dataclasses.replace(recipe, optimisation=dataclasses.replace(recipe.optimisation, bf16=chosen))
 
 
@@ -91,15 +91,23 @@ def steps_if_finished(folder: Path, recipe: Recipe) -> int | None:
     """How many steps the folder's run has, if nothing is left to do: the model is trained, written and tested."""
     last = read_lines(folder / _METRICS)[-1:]
     written = [folder / "model" / CONFIG_FILE, *([folder / TESTED] if recipe.evaluates else [])]
-    if not last or last[0]["step"] < last[0]["num_steps"] or not all(path.exists() for path in written):
+    if not last or last[0]["step"] < last[0].get("num_steps", math.inf) or not all(path.exists() for path in written):
         return None
     return int(last[0]["step"])
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    path = folder / _RUN
-    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return about
+    return _read(folder / _RUN) if (folder / _RUN).exists() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise CheckpointError(f"{path}: expected JSON, got something else ({exc}); give another folder") from exc
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected an object in JSON, got {type(content).__name__}; give another folder")
+    return content
 
 
 def _differing(begun: dict[str, Any], recipe: Recipe, about: Mapping[str, Any]) -> str:
