@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from trecvit.data.check import check_videos, decode_whole
 from trecvit.data.manifest import DataSource, read_manifest
 from trecvit.data.shards import write_shards
 from trecvit.errors import DataError
+from trecvit.video.decode import FilePart
 from trecvit.video.encode import VideoWriter
 
 
@@ -128,6 +131,61 @@ def test_a_video_that_kills_its_process_is_named_and_the_others_are_checked(tmp_
     failed = {entry["name"]: entry["reason"] for entry in json.loads(out.stdout)}
     assert failed["a/1.mp4"] == "the decoder crashed on it"
     assert set(failed) == {"a/1.mp4", "b/cut.mp4", "b/empty.mp4", "b/text.mp4"}
+
+
+@pytest.fixture
+def _in_this_process(monkeypatch) -> None:
+    monkeypatch.setattr(check_module, "_decode_all", lambda videos, _: map(decode_whole, videos))
+
+
+@pytest.mark.usefixtures("_in_this_process")
+def test_odd_names_are_reported_and_the_clean_list_is_read_back(tmp_path):
+    names = [os.fsdecode(b"caf\xe9.mp4"), "two\nlines 7.mp4", ' "quoted", .mp4', "tab\t1.mp4", "ünïcode.mp4"]
+    for number, name in enumerate(names):
+        write_video(tmp_path / "x.mp4", 40 * number)  # FFmpeg would not write to such a name
+        (tmp_path / "data" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x.mp4").rename(tmp_path / "data" / "a" / name)
+    bad = os.fsdecode(b"b\xe4d.mp4")
+    (tmp_path / "data" / "a" / bad).write_bytes(b"no video")
+    manifest = read_manifest(tmp_path / "data")
+    report = check_videos(manifest, tmp_path / "out")
+    assert (report["good"], [entry["name"] for entry in report["failed"]]) == (5, [f"a/{bad}"])
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes()) == report
+    clean = read_manifest(tmp_path / "out" / "clean.txt")
+    assert {Path(video.name).name for video in clean.videos} == set(names)
+    assert clean.labels == ("a",)
+    assert check_videos(manifest, tmp_path / "out") == report  # from the journal
+
+
+@pytest.mark.usefixtures("_in_this_process")
+def test_what_was_passed_over_is_in_the_report(tmp_path):
+    write_video(tmp_path / "data" / "a" / "0.mp4", 9)
+    for name in ("._0.mp4", "notes.txt"):
+        (tmp_path / "data" / "a" / name).write_bytes(b"x")
+    report = check_videos(read_manifest(tmp_path / "data"), tmp_path / "out")
+    assert report["passed_over"] == {"hidden": ["a/._0.mp4"], "not_videos": ["a/notes.txt"]}
+
+
+def test_large_files_are_hashed_in_blocks(tmp_path):
+    """What is hashed is what was hashed when files were read whole, so that journals stay good."""
+    content = bytes(range(256)) * 40_000
+    path, frames = tmp_path / "x.mp4", tmp_path / "frames"
+    path.write_bytes(content)
+    frames.mkdir()
+    (frames / "0.png").write_bytes(content)
+    (frames / ".DS_Store").write_bytes(b"x")
+    sources = {
+        path: content,
+        FilePart(path, 100, 9_000_000, name="part"): content[100:9_000_100],
+        frames: b"0.png\0" + content,
+    }
+    for source, expected in sources.items():
+        tracemalloc.start()
+        found = check_module._hash(source)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found == hashlib.blake2b(expected, digest_size=16).hexdigest()
+        assert peak_bytes < 3_000_000
 
 
 def test_shards_are_checked_too(tmp_path, data):

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from trecvit import create_model
 from trecvit.cli import app, main
 from trecvit.data.world import LABELS
-from trecvit.errors import ConfigError, StorageError
+from trecvit.errors import ConfigError, DataError, StorageError
 from trecvit.runtime.bench import StreamMemory
 from trecvit.video.decode import probe, read_frames
 from trecvit.video.encode import VideoWriter
@@ -288,6 +288,39 @@ def test_train_runs_a_recipe(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stdout
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["optimisation"]["num_steps"] == 4
+
+
+def test_finetune_takes_training_and_validation_of_a_folder_with_both(tmp_path, monkeypatch):
+    for name in ("train/a/1.mp4", "train/b/1.mp4", "train/b/notes.txt", "val/a/2.mp4", "val/b/2.mp4", "one/a/1.mp4"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"x")
+    (tmp_path / "d" / "one").rename(tmp_path / "one")
+    recipes = []
+    monkeypatch.setattr("trecvit.cli.train._run_training", lambda recipe, *_: recipes.append(recipe))
+
+    def asked(*words: object) -> tuple[str, str | None]:
+        words = ("finetune", "--to", tmp_path / "run", "--batch-size", 1, *words)
+        result = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+        assert result.exit_code == 0
+        videos = recipes.pop().videos
+        return videos.train.path, videos.validation and videos.validation.path
+
+    both = str(tmp_path / "d" / "train"), str(tmp_path / "d" / "val")
+    assert asked("--data", tmp_path / "d") == both
+    assert asked("--data", tmp_path / "d" / "train", "--validation", tmp_path / "d") == both
+    assert asked("--data", tmp_path / "d" / "train") == (both[0], None)
+    assert asked("--data", tmp_path / "d", "--validation", both[0]) == (both[0], both[0])
+    with pytest.raises(DataError, match=r"two or more classes, got 1 \('a'\)"):
+        asked("--data", tmp_path / "one")
+
+
+def test_commands_say_what_they_pass_over(tmp_path):
+    for name in ("a/1.mp4", "b/1.mp4", "b/notes.txt", "b/._1.mp4"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"x")
+    result = CliRunner().invoke(app, ["data", "shard", str(tmp_path / "d"), str(tmp_path / "shards")])
+    assert result.exit_code == 0
+    assert "passed over 1 file that is no video: .txt (1); 1 hidden or system entry: b/._1.mp4" in result.stderr
 
 
 def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):

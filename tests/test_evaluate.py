@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,21 @@ def test_a_videos_score_is_the_mean_over_its_views(data, views_at_once):
         with torch.inference_mode():
             expected = torch.stack([model(view[None]).probs[0] for view in views]).mean(dim=0)
         np.testing.assert_allclose(found.probs[number], expected, rtol=1e-5)
+
+
+def test_names_that_are_no_utf8_come_back_from_the_results(tmp_path, data):
+    good, bad = os.fsdecode(b"dark/\xe9.mp4"), os.fsdecode(b"light/\xe9.mp4")
+    root = data.rename(tmp_path / os.fsdecode(b"d\xe4ta"))
+    next((root / "dark").glob("*.mp4")).rename(root / good)
+    (root / bad).write_bytes(b"no video")
+    model, manifest = network(), read_manifest(root)
+    scores, failures = evaluate_videos(model, manifest, num_clips=1, num_crops=1)
+    said = protocol(model, manifest, checkpoint="x", looked_at=views_protocol(1, 1))
+    result = write_result(tmp_path / "result", scores, said, failures)
+    assert json.loads((tmp_path / "result" / "result.json").read_bytes()) == result
+    assert bad in {entry["name"] for entry in result["failed"]}
+    assert result["protocol"]["data"] == str(root)
+    assert good in Scores.load(tmp_path / "result" / "scores.npz").names
 
 
 def test_workers_change_nothing(data):

@@ -440,6 +440,8 @@ def test_what_is_no_data_set_is_called_what_it_is(tmp_path, name, content, words
 def test_two_files_for_one_video_are_an_error(tmp_path):
     entries = [{"id": "1", "template": "Holding [something]"}]
     path = something(tmp_path, entries)
+    touch(tmp_path / "videos" / "1.gif")  # a preview
+    assert read_manifest(path).videos[0].source.name == "1.webm"
     touch(tmp_path / "videos" / "more" / "1.mp4")
     with pytest.raises(DataError, match="two files for one video"):
         read_manifest(path)

@@ -104,6 +104,26 @@ def test_what_is_there_is_not_computed_again_and_what_is_missing_is(tmp_path, tr
         cached_features(encoder, manifest, tmp_path)
 
 
+def test_features_of_names_that_are_no_utf8_are_kept_too(tmp_path, train_data):
+    (tmp_path / "data").mkdir()
+    for place in sorted(train_data.glob("*/*.mp4"))[::2]:
+        target = tmp_path / "data" / place.parent.name / f"\udce9{place.name}"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(place.read_bytes())
+    bad = tmp_path / "data" / place.parent.name / "\udce4.mp4"
+    bad.write_bytes(b"no video")
+    encoder, manifest = trecvit_encoder(network(), "it"), read_manifest(tmp_path / "data")
+    first, failures = cached_features(encoder, manifest, tmp_path / "features")
+    again, failures_again = cached_features(encoder, manifest, tmp_path / "features")
+    assert first.names == again.names
+    assert [failure.name for failure in failures] == [f"{bad.parent.name}/{bad.name}"]
+    assert failures_again == failures
+    # safetensors could write to such a folder, and not read from it.
+    with pytest.raises(CheckpointError, match="expected a path in UTF-8"):
+        cached_features(encoder, manifest, tmp_path / "\udce9")
+    assert not (tmp_path / "\udce9").exists()
+
+
 def test_features_of_something_else_are_refused(tmp_path, train_data):
     model, manifest = network(), read_manifest(train_data)
     cached_features(trecvit_encoder(model, "it"), manifest, tmp_path)

@@ -87,6 +87,7 @@ def test_kinetics_is_shards_of_jpeg_frames(tmp_path: Path) -> None:
     for number, shard in enumerate(shards):
         dump(tmp_path / f"{number:04}_of_0010.pkl", shard)
     (tmp_path / "readme.txt").write_text("not a shard")
+    (tmp_path / "._0000_of_0010.pkl").write_bytes(b"what macOS leaves beside a file")
     data = read_tapvid(tmp_path)
     assert data.names == tuple(f"{n:04}_of_0010[{k}]" for n, k in ((0, 0), (0, 1), (2, 0), (2, 1)))
     assert np.abs(data[0].video.astype(int) - frames).max() <= 12
@@ -245,6 +246,8 @@ def perception(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_perception_test(perception: tuple[Path, Path]) -> None:
+    content = perception[0].read_text(encoding="utf-8")
+    perception[0].write_text(content, encoding="utf-8-sig")  # as Windows' editors do
     data = read_perception_test(*perception, split="valid")
     assert data.names == ("video_1",)
     video = data[0]
@@ -309,6 +312,7 @@ def test_track_files_as_kubric_makes_them(tmp_path: Path) -> None:
     }
     np.savez(tmp_path / "b.npz", **clip)
     np.savez(tmp_path / "a.npz", **{**clip, "video": video})
+    (tmp_path / "._a.npz").write_bytes(b"what macOS leaves beside a file")
     data = read_track_files(tmp_path)
     assert data.names == ("a", "b")
     for found in data:

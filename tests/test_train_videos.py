@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -181,6 +182,23 @@ def test_too_few_videos_or_none_with_a_class_are_refused(tmp_path, data, recipe_
     (tmp_path / "test.json").write_text(json.dumps([{"id": f"{n:02d}"} for n in range(11)]))
     with pytest.raises(DataError, match="11 videos have no class"):
         feed_of(load_recipe(recipe_path, [f"videos.train={{path: {tmp_path / 'test.json'}, videos: {data}}}"]))
+    (tmp_path / "one.txt").write_text("".join(f"{path} 0\n" for path in data.rglob("*.mp4")))
+    with pytest.raises(DataError, match=r"expected videos of two or more classes, got 1 \(class 0\)"):
+        feed_of(load_recipe(recipe_path, [f"videos.train={tmp_path / 'one.txt'}"]))
+    with pytest.raises(CheckpointError, match="expected a path in UTF-8"):
+        train(load_recipe(recipe_path), tmp_path / "\udce9")
+
+
+def test_what_was_passed_over_is_said(tmp_path, recipe_path):
+    for name in ("a/1.mp4", "a/2.mp4", "b/1.mp4", "b/._1.mp4", "c/notes.txt"):
+        (tmp_path / "odd" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "odd" / name).write_bytes(b"x")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        feed_of(load_recipe(recipe_path, [f"videos.train={tmp_path / 'odd'}", "optimisation.batch_size=1"]))
+    first, second = (str(warning.message) for warning in said)
+    assert "passed over 1 file that is no video: .txt (1); 1 hidden or system entry: b/._1.mp4" in first
+    assert "1 of 3 classes have no video: 'c'" in second
 
 
 def test_accumulation_gives_the_big_batchs_update(tmp_path, recipe_path):

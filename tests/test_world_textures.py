@@ -157,6 +157,7 @@ def test_folder_of_pictures(tmp_path: Path) -> None:
     Image.fromarray(opaque).save(tmp_path / "c.png")
     Image.fromarray(rng.integers(0, 255, (24, 32), np.uint8)).save(tmp_path / "d.PNG")
     (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "._a.png").write_bytes(b"what macOS leaves beside a file")
     pictures = load_pictures(tmp_path)
     assert [picture.shape for picture in pictures] == [(30, 40, 4), (358, 512, 3), (20, 20, 3), (24, 32, 3)]
     world = World(WorldConfig(picture_share=1.0), seed=0, pictures=pictures)

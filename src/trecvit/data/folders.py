@@ -15,7 +15,7 @@ from trecvit.errors import DataError
 _SUFFIXES = """
     mp4 webm mkv avi mov m4v mpg mpeg ts wmv flv 3gp mts m2ts m2t mod tod tp trp vob vro evo m1v m2v m2p mp2v mpe mpv
     mp4v mpeg4 ogv ogg ogm ogx asf divx xvid rm rmvb qt f4v 3g2 3gp2 3gpp amv mxf gxf dv dif wtv dvr-ms nut y4m mk3d mj2
-    mjpeg mjpg ivf obu av1 h261 h263 h264 264 avc h265 265 hevc h266 266 vvc vc1 drc insv lrv swf nsv gif apng webp
+    mjpeg mjpg ivf obu av1 h261 h263 h264 264 avc h265 265 hevc h266 266 vvc vc1 drc insv swf nsv gif apng webp
 """
 VIDEO_SUFFIXES = tuple(f".{suffix}" for suffix in _SUFFIXES.split())
 

@@ -43,6 +43,7 @@ from trecvit.video.decode import FilePart
 from trecvit.video.stills import IMAGE_SUFFIXES
 
 NO_LABEL = -1
+_ANIMATED = (".gif", ".webp", ".apng")
 
 Unknown = list[tuple[str, str]]  # names of videos, and what their classes are said to be
 
@@ -641,8 +642,11 @@ def _files_by_stem(folder: str | Path) -> dict[str, Path]:
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: expected the folder of the videos; say where it is with `videos`")
     found: dict[str, Path] = {}
-    for name in list_videos(folder).videos:
-        file = Path(folder) / name
+    files = [Path(folder) / name for name in list_videos(folder).videos]
+    # An animated picture beside a video of the same name is its preview.
+    for file in sorted(files, key=lambda file: file.suffix.lower() in _ANIMATED):
+        if file.stem in found and file.suffix.lower() in _ANIMATED:
+            continue
         if file.stem in found:
             raise DataError(f"{folder}: two files for one video: {found[file.stem]} and {file}; remove one")
         found[file.stem] = file

@@ -28,7 +28,6 @@ from torch.distributed.tensor import DTensor
 
 from trecvit.baselines.baseline import Baseline
 from trecvit.data.clips import Failure
-from trecvit.data.manifest import read_manifest
 from trecvit.errors import DataError, Interrupted
 from trecvit.files import only_writer, write_text, writing
 from trecvit.model.memorise import Memoriser
@@ -59,7 +58,7 @@ from trecvit.train.scenes import SceneFeed
 from trecvit.train.stop import StopSignals
 from trecvit.train.track import Tracking, validation_of
 from trecvit.train.tracks import TrackFeed
-from trecvit.train.videos import VideoFeed
+from trecvit.train.videos import VideoFeed, read_split
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def objective_of(recipe: Recipe) -> Objective[Any, Any]:
         return Memorisation(recipe, held_out_memory(recipe))
     if recipe.mae is not None:
         return MaskedAutoencoding(recipe, held_out_clips(recipe))
-    validation = read_manifest(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
+    validation = read_split(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
     return Classification(recipe, validation)
 
 

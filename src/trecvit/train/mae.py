@@ -12,7 +12,6 @@ from torch import Tensor
 from trecvit.baselines.mae import VideoMaeAutoencoder
 from trecvit.config import Preprocessing, VideoMaeConfig
 from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.data.manifest import read_manifest
 from trecvit.data.textures import photographs
 from trecvit.data.world import World
 from trecvit.evaluate.mae import draw_restored, evaluate_mae
@@ -22,6 +21,7 @@ from trecvit.processes import Processes
 from trecvit.train.feed import MaskedBatch
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.recipe import Recipe
+from trecvit.train.videos import read_split
 
 _NUM_DRAWN = 4  # clips in the pictures
 
@@ -108,7 +108,7 @@ class HeldOut:
             return
         assert recipe.videos is not None, "a recipe has scenes or videos"
         assert recipe.videos.validation is not None, "held-out clips are of validation videos"
-        manifest = read_manifest(recipe.videos.validation).unlabelled().spread(self.count)
+        manifest = read_split(recipe.videos.validation).unlabelled().spread(self.count)
         self._views = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1)
         self.source = manifest.source
 

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from trecvit.baselines.memorise import VivitMemoriser
 from trecvit.config import Preprocessing
 from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.data.manifest import read_manifest
 from trecvit.data.scenery import Scenery
 from trecvit.data.textures import photographs
 from trecvit.evaluate.memorise import PICTURE, Answer, draw_memory, evaluate_memory
@@ -27,7 +26,7 @@ from trecvit.train.initialise import load_trained
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.recipe import Recipe
 from trecvit.train.sections import Memory
-from trecvit.train.videos import VideoFeed
+from trecvit.train.videos import VideoFeed, read_split
 from trecvit.video.decode import Source, length_and_rate, read_frames
 from trecvit.video.sampling import spatial_crops
 from trecvit.video.transforms import crop
@@ -189,7 +188,7 @@ class HeldOutMemory:
             return
         assert recipe.videos is not None, "a recipe that memorises has videos or scenery"
         assert recipe.videos.validation is not None, "held-out clips are of validation videos"
-        manifest = read_manifest(recipe.videos.validation).unlabelled().spread(self.count)
+        manifest = read_split(recipe.videos.validation).unlabelled().spread(self.count)
         self._views = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1)
         self.source = manifest.source
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from trecvit.data.clips import Failure, Sample, TrainingClips
-from trecvit.data.manifest import read_manifest
+from trecvit.data.manifest import DataSource, Manifest, read_manifest
 from trecvit.errors import DataError
 from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps
@@ -21,14 +21,20 @@ from trecvit.workers import load_items
 _EXAMPLES = 256
 
 
+def read_split(source: DataSource) -> Manifest:
+    """`read_manifest`, with a warning of what it passed over."""
+    manifest = read_manifest(source)
+    for remark in manifest.remarks():
+        warnings.warn(remark, stacklevel=2)
+    return manifest
+
+
 class VideoFeed(Feed[LabelledBatch]):
     """Batches of clips of real videos, `Videos.clips_per_video` of each per epoch, see `Epochs`."""
 
     def __init__(self, recipe: Recipe, videos: Videos) -> None:
-        manifest = read_manifest(videos.train)
+        manifest = read_split(videos.train)
         self.manifest = manifest.unlabelled() if recipe.mae or recipe.memory else manifest.for_classifier()
-        for remark in self.manifest.remarks():
-            warnings.warn(remark, stacklevel=2)
         if missing := self.manifest.missing:
             listed = len(missing) + len(self.manifest.videos)
             warnings.warn(
