@@ -27,7 +27,7 @@ from video_fixtures import MPEGTS, VP9, Sender, make_video
 from trecvit import create_model
 from trecvit.cli import app, main, predict
 from trecvit.data.world import LABELS
-from trecvit.errors import ConfigError, DataError, Interrupted
+from trecvit.errors import ConfigError, DataError, Interrupted, StorageError
 from trecvit.runtime.bench import StreamMemory
 from trecvit.video.decode import probe, read_frames
 from trecvit.video.encode import VideoWriter
@@ -66,17 +66,19 @@ def run_main(monkeypatch, *words: object) -> int | None:
 
 
 def test_help_is_quick_and_names_every_command():
-    begun_s = time.perf_counter()
-    done = trecvit("--help")
-    elapsed_s = time.perf_counter() - begun_s
-    bare_s = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import typer, rich"], check=True)
-    bare_s = time.perf_counter() - bare_s
+    help_s, bare_s = [], []
+    for _ in range(3):  # in turns, so that what else goes on slows both
+        begun_s = time.perf_counter()
+        done = trecvit("--help")
+        help_s.append(time.perf_counter() - begun_s)
+        begun_s = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import typer, rich"], check=True)
+        bare_s.append(time.perf_counter() - begun_s)
     assert done.returncode == 0
     for command in ("classify", "stream", "demo", "info", "convert", "train", "doctor", "data", "eval", "bench"):
         assert re.search(rf"\b{command}\b", done.stdout), command
     # A machine's speed is its own; what is ours to keep is that help costs little more than its library.
-    assert elapsed_s < 4 * bare_s + 0.2
+    assert min(help_s) < 4 * min(bare_s) + 0.2
 
 
 @pytest.mark.parametrize(
@@ -338,10 +340,51 @@ def test_ctrl_c_and_sigterm_end_any_command_with_one_line_after_its_clean_up(mon
     monkeypatch.setattr("trecvit.runtime.doctor.examine", work)
     monkeypatch.setattr(sys, "argv", ["trecvit", "doctor"])
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.raises(SystemExit) as ended:
         main()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     assert (ended.value.code, capsys.readouterr().err, cleaned_up) == (code, f"trecvit: {line}\n", [True])
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("rate", ["-1", "0", "nan", "inf"])
+@pytest.mark.parametrize("command", ["finetune", "probe"])
+def test_a_learning_rate_is_a_number_above_0(tmp_path, command, rate):
+    words = [command, "--data", str(tmp_path), "--to", str(tmp_path / "run"), "--lr", rate]
+    done = CliRunner().invoke(app, [*words, *(["--validation", str(tmp_path)] if command == "probe" else [])])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).startswith("--lr: expected a number above 0, got ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "render", "TO", "--train", 2],
+        ["data", "check", "DATA", "--to", "TO"],
+        ["data", "shard", "DATA", "TO"],
+        ["eval", "videos", "DATA", "--to", "TO"],
+        ["eval", "early", "DATA", "--to", "TO"],
+        ["eval", "world", "--save", "TO"],
+        ["finetune", "--data", "DATA", "--to", "TO", "--batch-size", 1],
+        ["probe", "--data", "DATA", "--validation", "DATA", "--to", "TO"],
+        ["train", "RECIPE", "--to", "TO"],
+        ["bench", "loader", "RECIPE", "--save", "TO"],
+        ["study", "endless", "--to", "TO"],
+        ["curves", "TO", "--save", "TO"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)  # fmt: skip
+def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, words):
+    for number in range(4):
+        (tmp_path / "data" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "ab"[number % 2] / f"{number}.mp4").write_bytes(b"not looked at")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "recipe.yaml").write_text(SMALL)
+    names = {"DATA": tmp_path / "data", "TO": tmp_path / "file" / "to", "RECIPE": tmp_path / "recipe.yaml"}
+    done = CliRunner().invoke(app, [str(names.get(str(word), word)) for word in words])
+    assert isinstance(done.exception, StorageError), done.output
+    assert re.search(r"to(\.part)?: could not be written: a part of the path is a file", str(done.exception))
 
 
 def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
@@ -518,6 +561,12 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "model")
     assert "left fresh: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
     assert json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["good"] == 6
+    assert "as optimisation.bf16=auto has chosen" in done.stderr
+    again = trecvit(*words, "--to", tmp_path / "run")
+    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run' / 'model'}\n")
+    assert (
+        f"already finished (4 steps): {tmp_path / 'run' / 'model'}; nothing was trained. Give another" in again.stderr
+    )
     seen = trecvit("classify", tmp_path / "mine" / "dark" / "0.mp4", "--model", tmp_path / "run" / "model", "--json")
     assert {entry["label"] for entry in json.loads(seen.stdout)["top"]} == {"dark", "light"}
     scratch = trecvit(*words, "--to", tmp_path / "scratch", "--scratch")

@@ -44,7 +44,7 @@ SMALL = {
         "mask_ratio": 0.75, "decoder": {"width": 8, "depth": 1, "num_heads": 2, "mlp_width": 8},
         "validation_clips": 2, "normalised_targets": False,
     },
-    "optimisation": {"num_steps": 4, "batch_size": 4, "warmup_steps": 2, "muon_learning_rate": 0.01},
+    "optimisation": {"bf16": False, "num_steps": 4, "batch_size": 4, "warmup_steps": 2, "muon_learning_rate": 0.01},
     "num_workers": 0,
     "log_every": 1,
     "checkpoint_every": 2,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import http.server
 import io
 import json
@@ -28,7 +29,7 @@ from trecvit.data.manifest import (
     write_list,
 )
 from trecvit.data.shards import write_shards
-from trecvit.errors import ConfigError, DataError
+from trecvit.errors import ConfigError, DataError, StorageError
 from trecvit.files import write_json
 from trecvit.video.decode import FilePart, read_frames
 from trecvit.video.encode import VideoWriter
@@ -470,6 +471,16 @@ def classes(tmp_path) -> Path:
     for number in range(5):
         write_video(tmp_path / "data" / ("even" if number % 2 == 0 else "odd one") / f"{number} x.mp4", 40 * number)
     return tmp_path / "data"
+
+
+def test_a_full_disk_is_no_unreadable_video(tmp_path, classes, monkeypatch):
+    def full(*_given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tarfile.TarFile.addfile", full)
+    with pytest.raises(StorageError, match=r"shard-000000\.tar: could not be written: the disk is full; make room"):
+        write_shards(read_manifest(classes), tmp_path / "shards")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_shards_hold_the_same_videos_byte_by_byte(tmp_path, classes):

@@ -44,7 +44,7 @@ SMALL = {
     "model": MODEL,
     "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
     "memory": {"offset": 2, "scenery": {}, "photographs": False, "validation_clips": 3},
-    "optimisation": {"num_steps": 4, "batch_size": 4, "warmup_steps": 1},
+    "optimisation": {"bf16": False, "num_steps": 4, "batch_size": 4, "warmup_steps": 1},
     "num_workers": 0,
     "log_every": 1,
     "checkpoint_every": 2,
@@ -312,7 +312,7 @@ def test_few_long_videos_are_enough(recipe_path, tmp_path):
     (held_out / "2.mkv").write_bytes(b"no video")
     content = {**SMALL, "videos": {"train": str(files), "validation": str(held_out), "clips_per_video": 6}}
     content["memory"] = {"offset": 2, "validation_clips": 3}
-    content["optimisation"] = {"epochs": 1, "batch_size": 4, "warmup_steps": 1}
+    content["optimisation"] = {"bf16": False, "epochs": 1, "batch_size": 4, "warmup_steps": 1}
     path = tmp_path / "videos.yaml"
     path.write_text(yaml.safe_dump(content))
     recipe = load_recipe(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -69,6 +71,18 @@ def test_workers_end_with_a_process_that_was_killed(tmp_path):
             break
         time.sleep(0.05)
     assert not group_exists(process.pid)
+
+
+@pytest.mark.parametrize(("error", "workers"), [(KeyboardInterrupt(), 1), (OSError(errno.ENOSPC, "No space"), 0)])
+def test_what_was_stopped_leaves_an_empty_folder_and_no_workers(tmp_path, error, workers):
+    def stop(_done: int) -> None:
+        raise error
+
+    world = World(WorldConfig(num_frames=2, image_size=(32, 32)), seed=0)
+    with pytest.raises(type(error)):
+        render_data_set(world, tmp_path, num_clips={"train": 64}, num_workers=workers, report=stop)
+    assert not list(tmp_path.iterdir())
+    assert not multiprocessing.active_children()
 
 
 def test_easy_scenes_are_in_the_training_split_only_and_keep_their_labels(tmp_path):

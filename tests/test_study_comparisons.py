@@ -49,7 +49,7 @@ def recipe(tmp_path_factory) -> Path:
             "eval_clips": 1,
             "eval_crops": 1,
         },
-        "optimisation": {"epochs": 9, "batch_size": 4, "warmup_steps": 1, "muon_learning_rate": 0.01},
+        "optimisation": {"bf16": False, "epochs": 9, "batch_size": 4, "warmup_steps": 1, "muon_learning_rate": 0.01},
         "num_workers": 0,
         "log_every": 1,
     }

@@ -39,7 +39,7 @@ preprocessing: {image_size: 32, num_frames: 4, frame_stride: 1}
 scenes:
   world: {num_frames: 4, image_size: [32, 32]}
   photographs: false
-optimisation: {num_steps: 6, batch_size: 4, warmup_steps: 2}
+optimisation: {bf16: false, num_steps: 6, batch_size: 4, warmup_steps: 2}
 num_workers: 0
 log_every: 2
 checkpoint_every: 2
@@ -258,6 +258,21 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size():
         (["start.vitt=x"], "did you mean 'vit'"),
         (["scenes.views_per_scene=3"], "expected a multiple of 6, got 4"),
         (["scenes.views_per_scene=2", "scenes.world.image_size=[32, 64]"], "only square scenes"),
+        (["optimisation.learning_rate=-1"], r"optimisation\.learning_rate: expected 0 or more, got -1"),
+        (["optimisation.learning_rate=.nan"], r"optimisation\.learning_rate: expected 0 or more, got nan"),
+        (["optimisation.learning_rate=.inf"], r"optimisation\.learning_rate: expected 0 or more, got inf"),
+        (["optimisation.learning_rate=fast"], r"optimisation\.learning_rate: expected a number, got 'fast'"),
+        (["optimisation.label_smoothing=1.5"], r"optimisation\.label_smoothing: expected 0 to 1, got 1.5"),
+        (["optimisation.clip_norm=0"], r"optimisation\.clip_norm: expected more than 0, got 0"),
+        (["optimisation.batch_size=2.5"], r"optimisation\.batch_size: expected a whole number, got 2.5"),
+        (["optimisation.num_steps=true"], r"optimisation\.num_steps: expected a whole number, got True"),
+        (["optimisation.compile=2"], r"optimisation\.compile: expected true or false, got 2"),
+        (["optimisation.bf16=maybe"], r"optimisation\.bf16: expected auto, true or false, got 'maybe'"),
+        (["num_workers=-1"], "num_workers and seed of 0 or more, got .* -1"),
+        (["seed=-1"], "num_workers and seed of 0 or more, got .* -1"),
+        (["log_every=x"], "log_every: expected a number, got 'x'"),
+        (["scenes.easy_steps=-1"], r"scenes\.easy_steps: expected 0 or more, got -1"),
+        (["start.conv_scale=-1"], r"start\.conv_scale: expected 0 or more, got -1"),
         (["seed"], r"expected section\.key=value"),
         (["seed.x=1"], "is a value, not a section"),
     ],

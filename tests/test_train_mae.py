@@ -44,7 +44,7 @@ SMALL = {
     "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
     "scenes": {"world": {"num_frames": 4, "image_size": [32, 32]}, "photographs": False},
     "mae": {"mask_ratio": 0.75, "decoder": DECODER, "validation_clips": 3},
-    "optimisation": {"num_steps": 6, "batch_size": 4, "warmup_steps": 2},
+    "optimisation": {"bf16": False, "num_steps": 6, "batch_size": 4, "warmup_steps": 2},
     "num_workers": 0,
     "log_every": 1,
     "checkpoint_every": 2,
@@ -78,7 +78,7 @@ def videos(tmp_path_factory) -> Path:
 
 def from_videos(path: Path, videos: Path, *words: str):
     content = {**SMALL, "videos": {"train": str(videos), "max_failed_share": 0.3}}
-    content["optimisation"] = {"epochs": 2, "batch_size": 3, "warmup_steps": 2}
+    content["optimisation"] = {"bf16": False, "epochs": 2, "batch_size": 3, "warmup_steps": 2}
     del content["scenes"]
     path.write_text(yaml.safe_dump(content))
     return load_recipe(path, words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ model:
    num_classes: 2, pooling: mean}}
 preprocessing: {{image_size: 32, num_frames: 4, frame_stride: 1}}
 videos: {{train: "{data}", max_failed_share: 0.2}}
-optimisation: {{epochs: 4, batch_size: 5, warmup_steps: 2}}
+optimisation: {{bf16: false, epochs: 4, batch_size: 5, warmup_steps: 2}}
 num_workers: 0
 log_every: 1
 """
@@ -95,6 +96,28 @@ def test_two_processes_give_the_losses_and_the_weights_of_one_and_go_on_from_the
     assert all(torch.equal(a, b) for a, b in zip(shared.parameters(), resumed.parameters(), strict=True))
     assert losses(run) == losses(whole)
     assert [line["first_step"] for line in read_lines(run / "metrics.jsonl")][-1] == 4
+
+
+def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_path):
+    """The terminal sends it to all of them, and torchrun's agent sends it to its processes once more."""
+    recipe, run = tmp_path / "videos.yaml", tmp_path / "run"
+    recipe.write_text(VIDEOS.format(data=write_shades(tmp_path / "data", 10)).replace("epochs: 4", "epochs: 4000"))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
+        "train", str(recipe), "--to", str(run),
+    ]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **pipes, start_new_session=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 2/"):
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    lines = [line for line in rest.splitlines() if line.startswith("trecvit: ")]
+    assert lines == [f"trecvit: {run}: stopped at step {step} as asked; start it again to go on from {checkpoint}"]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

@@ -32,7 +32,7 @@ SMALL = {
     },
     "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
     "tracks": {"scenes": {"min_things": 1, "max_things": 2}, "num_points": 6, "photographs": False},
-    "optimisation": {"num_steps": 6, "batch_size": 4, "warmup_steps": 2},
+    "optimisation": {"bf16": False, "num_steps": 6, "batch_size": 4, "warmup_steps": 2},
     "num_workers": 0,
     "log_every": 1,
     "checkpoint_every": 2,
@@ -67,7 +67,7 @@ def test_a_readout_learns_the_clips_it_is_shown(tmp_path, classifier):
         **SMALL,
         "start": {"weights": classifier},
         "tracks": {"files": str(tmp_path / "files"), "num_points": 6, "first_share": 1.0},
-        "optimisation": {"num_steps": 200, "batch_size": 4, "warmup_steps": 10, "learning_rate": 1e-2},
+        "optimisation": {"bf16": False, "num_steps": 200, "batch_size": 4, "warmup_steps": 10, "learning_rate": 1e-2},
         "checkpoint_every": 1000,
     }
     path, lines = tmp_path / "recipe.yaml", []

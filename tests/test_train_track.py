@@ -40,7 +40,7 @@ SMALL = {
     "model": {"blocks": BLOCKS, "raster_px": 32, "readout_width": 16},
     "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
     "tracks": {"scenes": {"min_things": 1, "max_things": 2}, "num_points": 6, "photographs": False},
-    "optimisation": {"num_steps": 6, "batch_size": 4, "warmup_steps": 2},
+    "optimisation": {"bf16": False, "num_steps": 6, "batch_size": 4, "warmup_steps": 2},
     "num_workers": 0,
     "log_every": 1,
     "checkpoint_every": 2,
@@ -65,7 +65,7 @@ def test_a_small_tracker_learns_the_clips_it_is_shown(tmp_path):
         **SMALL,
         "model": {"blocks": {**BLOCKS, "width": 32, "mlp_width": 64}, "raster_px": 32, "readout_width": 32},
         "tracks": {"files": str(tmp_path / "files"), "num_points": 6, "first_share": 1.0},
-        "optimisation": {"num_steps": 240, "batch_size": 4, "warmup_steps": 10, "learning_rate": 5e-3},
+        "optimisation": {"bf16": False, "num_steps": 240, "batch_size": 4, "warmup_steps": 10, "learning_rate": 5e-3},
         "checkpoint_every": 1000,
     }
     path, lines = tmp_path / "recipe.yaml", []
@@ -203,7 +203,7 @@ def files(tmp_path) -> Path:
 
 def from_files(path: Path, files: Path, *words: str):
     content = {**SMALL, "tracks": {"files": str(files), "num_points": 6, "max_failed_share": 0.3}}
-    content["optimisation"] = {"epochs": 3, "batch_size": 2, "warmup_steps": 2}
+    content["optimisation"] = {"bf16": False, "epochs": 3, "batch_size": 2, "warmup_steps": 2}
     path.write_text(yaml.safe_dump(content))
     return load_recipe(path, words)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,31 +11,37 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+from traceback import StackSummary
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_imagenet import DEPTH, HEADS, MLP, PATCH, WIDTH, vit, written
+from torch.distributed.checkpoint.api import CheckpointException
 
 from trecvit.config import model_config
 from trecvit.data.manifest import read_manifest
-from trecvit.errors import CheckpointError, ConfigError, DataError, Interrupted, TRecViTError
+from trecvit.errors import BusyError, CheckpointError, ConfigError, DataError, Interrupted, StorageError, TRecViTError
 from trecvit.evaluate.scores import figures
 from trecvit.evaluate.videos import evaluate_videos
+from trecvit.files import only_writer
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
 from trecvit.train.checkpoints import Checkpoints
+from trecvit.train.classify import Classification
 from trecvit.train.initialise import go_on_from
 from trecvit.train.loop import Loop, train
 from trecvit.train.optimise import RunningMean, optimisers_of
 from trecvit.train.recipe import Recipe, load_recipe
-from trecvit.train.run_folder import read_lines
+from trecvit.train.run_folder import as_begun, claim, read_lines
 from trecvit.train.sections import Optimisation
 from trecvit.train.videos import VideoFeed
 from trecvit.video.encode import VideoWriter
@@ -65,7 +72,7 @@ def recipe_path(tmp_path, data) -> Path:
         "model": {**NETWORK, "num_classes": 2},
         "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
         "videos": {"train": str(data), "augmentation": {"scale": [0.9, 1.1], "rand_augment_ops": 1}},
-        "optimisation": {"epochs": 3, "batch_size": 4, "warmup_steps": 1},
+        "optimisation": {"bf16": False, "epochs": 3, "batch_size": 4, "warmup_steps": 1},
         "num_workers": 0,
         "log_every": 1,
         "checkpoint_every": 2,
@@ -73,6 +80,13 @@ def recipe_path(tmp_path, data) -> Path:
     path = tmp_path / "videos.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def write_video(path: Path, level: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, 12) as writer:
+        for number in range(5):
+            writer.write(np.full((40, 56, 3), level + 9 * number, np.uint8))
 
 
 def feed_of(recipe: Recipe) -> VideoFeed:
@@ -247,35 +261,37 @@ def report(line):
 if __name__ == "__main__":
     try:
         loop.train(load_recipe(sys.argv[1], sys.argv[3:]), sys.argv[2], report=report)
-    except Interrupted as told:
-        print(told, flush=True)
-        sys.exit(143)
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        sys.exit(128 + stopped.signal_number)
 """
 EVERYTHING = ["optimisation.epochs=8", "optimisation.ema_decay=0.9", "optimisation.muon_learning_rate=0.01"]
 
 
-@pytest.mark.parametrize("ending", ["killed", "told to stop", "told to stop with its workers"])
-def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, ending):
+@pytest.mark.parametrize(
+    ("sent", "workers"), [("SIGKILL", 0), ("SIGTERM", 0), ("SIGTERM", 1), ("SIGINT", 0), ("SIGINT", 1)]
+)
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, sent, workers):
     # Schedulers tell all processes of a job to stop, and the workers that decode must not be gone before the loop.
-    plan = [*EVERYTHING, f"num_workers={int(ending.endswith('workers'))}"]
+    plan = [*EVERYTHING, f"num_workers={workers}"]
     expected = train(load_recipe(recipe_path, plan), tmp_path / "whole")
     (tmp_path / "go.py").write_text(SLEEPER)
     run = tmp_path / "run"
     words = [sys.executable, str(tmp_path / "go.py"), str(recipe_path), str(run), *plan]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, **pipes, start_new_session=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if int(line) == 5:
-                if ending.endswith("workers"):
-                    os.killpg(process.pid, signal.SIGTERM)
-                else:
-                    os.kill(process.pid, signal.SIGKILL if ending == "killed" else signal.SIGTERM)
+            if line == "5\n":
+                (os.killpg if workers else os.kill)(process.pid, signal.Signals[sent])
                 break
         rest = process.stdout.read()
     steps = sorted(path.name for path in (run / "checkpoints").iterdir() if not path.name.endswith(".part"))
-    if ending != "killed":
-        assert process.returncode == 143
-        assert "stopped at step 6 as asked; start it again to go on" in rest
+    if sent != "SIGKILL":
+        assert process.returncode == 128 + signal.Signals[sent]
+        newest = run / "checkpoints" / "step-00000006"
+        line = f"{run}: stopped at step 6 as asked; start it again to go on from {newest}"
+        assert rest.splitlines() == ["6", line]  # and nothing of the workers
         assert steps[-1] == "step-00000006"
     else:
         assert process.returncode == -signal.SIGKILL
@@ -283,6 +299,140 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, en
     assert not (run / "model").exists()
     got = train(load_recipe(recipe_path, plan), run)
     assert same_weights(got, expected)
+
+
+@pytest.mark.parametrize("when", ["before the first step", "waiting for a batch", "testing on the way"])
+def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, monkeypatch, when):
+    words = ["checkpoint_every=100", f"videos.validation={data}", "videos.validate_every=2", "videos.eval_clips=1"]
+    recipe = load_recipe(recipe_path, words)
+    expected, validations = train(recipe, tmp_path / "whole"), tmp_path / "whole" / "validation.jsonl"
+    target, method = (Classification, "test") if when.startswith("testing") else (VideoFeed, "items")
+    whole = getattr(target, method)
+
+    def interrupted(self, *given):
+        if given[0] == {"before the first step": 0, "waiting for a batch": 3}.get(when, given[0]):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return whole(self, *given)
+
+    monkeypatch.setattr(target, method, interrupted)
+    with pytest.raises(Interrupted, match=r"stopped at step \d as asked; start it again to go on from ") as stopped:
+        train(recipe, tmp_path / "run")
+    assert stopped.value.signal_number == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    step = {"before the first step": 0, "waiting for a batch": 3, "testing on the way": 2}[when]
+    assert f"at step {step} " in str(stopped.value)
+    kept = [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
+    assert kept == ([f"step-{step:08d}"] if step else [])
+    monkeypatch.setattr(target, method, whole)
+    assert same_weights(train(recipe, tmp_path / "run"), expected)
+    assert (tmp_path / "run" / "validation.jsonl").read_text() == validations.read_text()
+
+
+def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path, recipe_path, monkeypatch):
+    update = Loop.update
+    pauses_s = iter([0.0, 0.5])
+
+    def interrupted(self, batch, step):
+        pause_s = next(pauses_s)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(pause_s)
+        os.kill(os.getpid(), signal.SIGINT)
+        return update(self, batch, step)
+
+    monkeypatch.setattr(Loop, "update", interrupted)
+    with pytest.raises(Interrupted, match="stopped at step 1 as asked"):
+        train(load_recipe(recipe_path), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe(recipe_path), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").glob("checkpoints/*")] == ["step-00000001"]
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(tmp_path, recipe_path, monkeypatch):
+    """As one that a script has put into the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        train(load_recipe(recipe_path), tmp_path / "run", report=lambda _: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_is_of_one_process(tmp_path, recipe_path):
+    recipe, run = load_recipe(recipe_path), tmp_path / "run"
+    busy = pytest.raises(BusyError, match=rf"run: expected no other process .* but process {os.getpid()} on .* does")
+    with ThreadPoolExecutor(1) as another, only_writer(run), busy:
+        another.submit(train, recipe, run).result()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("change", ["swapped", "one more", "another class", "validation"])
+def test_a_run_is_of_one_set_of_data(tmp_path, recipe_path, change, finished):
+    data = tmp_path / "data"
+    for name, level in (("cat/a", 10), ("cat/b", 40), ("dog/a", 90), ("dog/b", 200)):
+        write_video(data / f"{name}.mp4", level)
+    held_out = shutil.copytree(data, tmp_path / "held_out")
+    words = [f"videos.train={data}", f"videos.validation={held_out}", "model.num_classes=2", "videos.eval_clips=1"]
+    recipe = load_recipe(recipe_path, [*words, "optimisation.num_steps=2", "optimisation.epochs=0"])
+    run = tmp_path / "run"
+    if finished:
+        train(recipe, run)
+    else:
+        claim(run, recipe, Processes())
+    if change == "swapped":
+        for one, other in (("cat", "x"), ("dog", "cat"), ("x", "dog")):
+            (data / one).rename(data / other)
+        reason = r"training data: 4 files as before, as many in each class, but other names, sizes or classes"
+    elif change == "one more":
+        write_video(data / "dog" / "c.mp4", 10)
+        reason = r"training data: 4 files before, 5 now, class 'dog' 2 before, 3 now"
+    elif change == "another class":
+        (data / "cat").rename(data / "bird")
+        reason = r"training data: class 'cat' is gone, class 'bird' is new \(2\)"
+    else:
+        (held_out / "dog" / "b.mp4").unlink()
+        reason = r"validation data: 4 files before, 3 now, class 'dog' 2 before, 1 now"
+    with pytest.raises(CheckpointError, match=rf"run: expected the data that the run began with, got other {reason};"):
+        train(recipe, run)
+
+
+def test_a_run_of_a_version_that_knew_no_data_goes_on(tmp_path, data, recipe_path):
+    recipe, run = load_recipe(recipe_path), tmp_path / "run"
+    expected = train(recipe, run)
+    (run / "run.json").write_text(json.dumps({"torch": torch.__version__}))
+    assert same_weights(train(recipe, run), expected)
+    (run / "run.json").unlink()
+    assert same_weights(train(recipe, run), expected)
+
+
+CHECKPOINT = "checkpoints/step-00000002"
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "named"),
+    [
+        ("trecvit.train.checkpoints.save", CheckpointException("write", {0: (RUST, StackSummary())}), CHECKPOINT),
+        ("trecvit.train.checkpoints.save", CheckpointException("write", {0: (FULL, StackSummary())}), CHECKPOINT),
+        ("safetensors.torch.save_file", RUST, "model/model.safetensors"),
+        ("safetensors.torch.save_file", OSError(errno.EDQUOT, "Disk quota exceeded"), "model/model.safetensors"),
+    ],
+)  # fmt: skip
+def test_a_full_disk_is_one_error_that_names_the_file_and_the_run_goes_on(
+    tmp_path, recipe_path, monkeypatch, where, error, named
+):
+    expected = train(load_recipe(recipe_path), tmp_path / "whole")
+    claim(tmp_path / "run", load_recipe(recipe_path), Processes())
+
+    def full(*_given, **_named):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        with pytest.raises(StorageError, match=rf"run/{named}: could not be written: the disk .*; make room and run"):
+            train(load_recipe(recipe_path), tmp_path / "run")
+    assert not [path for path in (tmp_path / "run").rglob("*") if ".part" in path.name]
+    assert same_weights(train(load_recipe(recipe_path), tmp_path / "run"), expected)
 
 
 def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, recipe_path):
@@ -362,15 +512,40 @@ def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
             hook.remove()
 
     monkeypatch.setattr(Loop, "_backward", watched)
-    losses: dict[str, list[float]] = {"false": [], "true": []}
-    for word, found in losses.items():
-        recipe = load_recipe(recipe_path, [f"optimisation.bf16={word}"])
-        model = train(recipe, tmp_path / word, report=lambda line, to=found: to.append(line.loss))
+    losses: dict[tuple[str, bool], list[float]] = {("false", True): [], ("true", False): [], ("auto", False): [],
+                                                   ("auto", True): []}  # fmt: skip
+    for (word, has_instructions), found in losses.items():
+        monkeypatch.setattr("trecvit.processor._ask", lambda feature, has=has_instructions: has)
+        recipe, run = load_recipe(recipe_path, [f"optimisation.bf16={word}"]), tmp_path / f"{word}-{has_instructions}"
+        model = train(recipe, run, report=lambda line, to=found: to.append(line.loss))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-        assert seen == {torch.bfloat16 if word == "true" else torch.float32}
+        chosen = word == "true" or (word == "auto" and has_instructions)
+        assert seen == {torch.bfloat16 if chosen else torch.float32}
+        assert json.loads((run / "run.json").read_text())["bf16"] is chosen
         seen.clear()
-    assert losses["true"] != losses["false"]
-    assert losses["true"] == pytest.approx(losses["false"], rel=0.03)
+    assert losses["true", False] == losses["auto", True] != losses["false", True] == losses["auto", False]
+    assert losses["true", False] == pytest.approx(losses["false", True], rel=0.03)
+
+
+@pytest.mark.parametrize(("began_with", "has_instructions"), [(True, False), (False, True), (None, True)])
+def test_a_run_keeps_its_precision_on_another_processor(
+    tmp_path, recipe_path, monkeypatch, began_with, has_instructions
+):
+    """Also one of a version that had no `auto`, whose recipe says true or false and whose `run.json` nothing."""
+    run, auto = tmp_path / "run", load_recipe(recipe_path, ["optimisation.bf16=auto"])
+    explicit = load_recipe(recipe_path, [f"optimisation.bf16={str(bool(began_with)).lower()}"])
+    monkeypatch.setattr("trecvit.processor._ask", lambda _: bool(began_with))
+    claim(run, explicit if began_with is None else auto, Processes())
+    if began_with is None:
+        about = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({"torch": about["torch"]}))
+    monkeypatch.setattr("trecvit.processor._ask", lambda _: has_instructions)
+    for recipe in (auto, explicit):
+        claim(run, recipe, Processes())
+        assert as_begun(run, recipe).optimisation.bf16 is bool(began_with)
+    other = load_recipe(recipe_path, [f"optimisation.bf16={str(not began_with).lower()}"])
+    with pytest.raises(CheckpointError, match=r"another recipe \(optimisation.bf16: "):
+        claim(run, other, Processes())
 
 
 def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data, recipe_path):
@@ -514,7 +689,7 @@ def test_the_run_folder_says_what_it_ran_on(tmp_path, recipe_path):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["torch"] == torch.__version__
     versions = {"trecvit", "commit", "torch", "numpy", "av", "pillow", "python"}
-    assert set(about) == versions | {"date", "machine", "cpus", "gpus", "processes", "device"}
+    assert set(about) == versions | {"date", "machine", "cpus", "gpus", "processes", "device", "bf16", "data"}
     assert date.fromisoformat(about["date"])
     assert (about["processes"], about["device"]) == (1, "cpu")
     assert (tmp_path / "run" / "run.json").stat().st_mtime >= began - 1

@@ -8,6 +8,8 @@ TRecViTError
 ├── DownloadError        a file that could not be fetched
 ├── VideoError           a video that could not be read or written
 ├── DataError            a data set, scene or label list that does not hold together
+├── StorageError         a file or folder that could not be written (an OSError too)
+├── BusyError            a folder that another process is writing to
 ├── Interrupted          work that was told to stop, and can go on from where it was
 └── MissingPackageError  an optional package that is needed here and not installed
 
@@ -47,6 +49,14 @@ class DownloadError(TRecViTError):
 
 class DataError(TRecViTError):
     """A data set, scene or label list that does not hold together."""
+
+
+class StorageError(TRecViTError, OSError):
+    """A file or folder that could not be written: a full disk, a quota, no permission."""
+
+
+class BusyError(TRecViTError):
+    """A folder that another process is writing to."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from trecvit.cli.terminal import degrade_output
 from trecvit.errors import Interrupted, Terminated, TRecViTError
+from trecvit.files import storage_error
 
 
 class _Commands(TyperGroup):
@@ -64,8 +65,12 @@ def main() -> None:
         with _sigterm_raises():
             app()
     except Interrupted as error:
+        code = 128 + error.signal_number  # the shells' convention for a process that a signal has ended
+        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to do but to exit with this code
+            signal.signal(number, signal.SIG_IGN)
+        exec("")  # Python forgets that Ctrl-C came amid such code, as in an import, and would kill itself at its exit
         print(f"trecvit: {error}", file=sys.stderr)
-        sys.exit(128 + error.signal_number)  # the shells' convention for a process that a signal has ended
+        sys.exit(code)
     except TRecViTError as error:
         if debug:
             raise
@@ -73,10 +78,13 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a full disk, a folder that is not there or may not be written
-        if debug:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a full disk comes as many kinds of exception, one of them no `Exception`
+        line = storage_error(error) or (error if isinstance(error, OSError) else None)
+        if debug or line is None:
             raise
-        print(f"trecvit: {error}", file=sys.stderr)
+        print(f"trecvit: {line}", file=sys.stderr)
         sys.exit(1)
 
 

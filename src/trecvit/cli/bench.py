@@ -19,6 +19,7 @@ from trecvit.cli.options import (
     load_model,
 )
 from trecvit.cli.terminal import complain, console, print_facts, progress_bar
+from trecvit.files import check_output, write_json
 
 if TYPE_CHECKING:
     from trecvit.model.tracker import PointTracker
@@ -82,6 +83,7 @@ def bench_speed(
     from trecvit.runtime.doctor import machine
     from trecvit.runtime.speed import Speed, speeds
 
+    check_output(save)
     chosen = (
         models or ["tiny", "small", "base", "base_k400"],
         dtypes or ["float32", "bfloat16"],
@@ -124,7 +126,7 @@ def bench_speed(
             table.add_row(model, dtype, *others, *times, *rest)
     if save:
         content = {"machine": machine(), "speeds": found, **({"not_measured": failed} if failed else {})}
-        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(save, content)
     console().print(table)
     if failed:
         raise typer.Exit(1)
@@ -156,7 +158,7 @@ def _bench_shared(
             table.add_row(speed.model, speed.dtype, speed.mode, *idle, *beside)
     if save:
         content = {"machine": machine(), "speeds": found, **({"not_measured": failed} if failed else {})}
-        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(save, content)
     console().print(f"frames/s of one stream, idle and beside {busy} busy programs")
     console().print(table)
     if failed:
@@ -195,6 +197,7 @@ def bench_slots(
     from trecvit.runtime.slots import slot_costs
     from trecvit.train.recipe import load_recipe
 
+    check_output(save)
     tracks = load_recipe(recipe).tracks
     if tracks is None or tracks.scenes is None:
         raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
@@ -217,7 +220,7 @@ def bench_slots(
             "scenes": asdict(look),
             "costs": [asdict(cost) for cost in costs],
         }
-        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(save, content)
     titles = ("empty slots", "median", "times as long", "GFLOP", "state")
     answered = ("moved, median", "99 %", "most", "seen otherwise", "average Jaccard") if trained else ()
     table = Table(*titles, *answered, box=None, pad_edge=False)
@@ -262,6 +265,7 @@ def bench_train(
     from trecvit.runtime.doctor import machine
     from trecvit.train.bench import update_costs
 
+    check_output(save)
     sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
     table = Table("size", "frames", "recomputed", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
     costs = []
@@ -279,7 +283,7 @@ def bench_train(
     if save:
         content = {"machine": machine(), "device": device, "kernels": kernels, "image_px": image_px, "bf16": bf16}
         content["costs"] = [asdict(cost) for cost in costs]
-        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(save, content)
     console().print(table)
 
 
@@ -297,12 +301,13 @@ def bench_loader(
     from trecvit.train.bench import loader_speed
     from trecvit.train.recipe import load_recipe
 
+    check_output(save)
     plan, counts = load_recipe(recipe, overrides or []), workers or [0, 1, 2]
     with progress_bar("measurements", len(counts) + 1) as advance:
         speed = loader_speed(plan, workers=counts, num_steps=steps, device=device, report=advance)
     if save:
         content = {"machine": machine(), "made": speed.made, "used": speed.used}
-        save.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(save, content)
     how = "rendered" if plan.scenes else "decoded and augmented"
     facts = {f"{how}, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
     print_facts({**facts, "the model takes": f"{speed.used:.1f} clips/s"})

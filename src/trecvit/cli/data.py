@@ -15,6 +15,7 @@ from trecvit.cli.options import (
     manifest_of,
 )
 from trecvit.cli.terminal import complain, print_facts, progress_bar
+from trecvit.files import only_writer
 
 
 @data_app.command("render")
@@ -45,7 +46,7 @@ def data_render(
     surfaces = read_photographs("train") if photographs else []
     surfaces += load_pictures(pictures) if pictures else []
     world = World(WorldConfig(num_frames=frames, image_size=(size, size)), seed=seed, pictures=surfaces)
-    with progress_bar("clips", num_train + num_validation) as advance:
+    with only_writer(folder), progress_bar("clips", num_train + num_validation) as advance:
         render_data_set(
             world,
             folder,
@@ -76,7 +77,7 @@ def data_check(
 
     unknown: list[tuple[str, str]] = []
     manifest = manifest_of(data, videos, labels, unknown)
-    with progress_bar("videos", len(manifest.videos)) as advance:
+    with only_writer(to), progress_bar("videos", len(manifest.videos)) as advance:
         report = check_videos(manifest, to, unknown=unknown, min_frames=min_frames, num_workers=workers, report=advance)
     counts = {
         "listed": report["listed"],

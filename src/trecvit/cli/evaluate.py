@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from trecvit.cli.options import (
     ModelOption,
     TrackerOption,
     VideosOption,
+    check_rate,
     load_model,
     load_tracker,
     manifest_of,
@@ -25,6 +27,7 @@ from trecvit.cli.options import (
 from trecvit.cli.sources import expand_paths
 from trecvit.cli.terminal import console, name_failures, print_facts, progress_bar, progress_bars
 from trecvit.errors import ConfigError
+from trecvit.files import check_output, only_writer, write_json
 
 if TYPE_CHECKING:
     from trecvit.evaluate.features import Encoder
@@ -57,23 +60,24 @@ def eval_videos(
     manifest = manifest_of(data, videos, labels)
     with joined():
         processes = Processes(device)
-        network = load_model(model, str(processes.device))
-        num_mine = len(processes.share.of(manifest.videos))
-        with progress_bar("videos", num_mine, hidden=not processes.first) as advance:
-            scores, failures = evaluate_videos(
-                network,
-                manifest,
-                num_clips=clips,
-                num_crops=crops,
-                views_at_once=views_at_once,
-                num_workers=workers,
-                processes=processes,
-                report=advance,
-            )
-    if not processes.first:
-        return
-    said = protocol(network, manifest, checkpoint=model, looked_at=views_protocol(clips, crops))
-    result = write_result(to, scores, said, failures)
+        with only_writer(to) if processes.first else nullcontext():
+            network = load_model(model, str(processes.device))
+            num_mine = len(processes.share.of(manifest.videos))
+            with progress_bar("videos", num_mine, hidden=not processes.first) as advance:
+                scores, failures = evaluate_videos(
+                    network,
+                    manifest,
+                    num_clips=clips,
+                    num_crops=crops,
+                    views_at_once=views_at_once,
+                    num_workers=workers,
+                    processes=processes,
+                    report=advance,
+                )
+            if not processes.first:
+                return
+            said = protocol(network, manifest, checkpoint=model, looked_at=views_protocol(clips, crops))
+            result = write_result(to, scores, said, failures)
     shares = {name: f"{result[name]:.2%}" for name in ("top1", "top5", "mean_class_accuracy", "calibration_error")}
     print_facts({"videos": result["good"], "failed": len(failures), "missing": len(manifest.missing), **shares})
     print(to / "result.json")
@@ -101,18 +105,19 @@ def eval_early(
     network, manifest = load_model(model, device), manifest_of(data, videos, labels)
     parts = (0.25, 0.5, 0.75, 1.0)
     readouts = Readouts(half_life=half_life, window=window)
-    with progress_bar("videos", len(manifest.videos)) as advance:
-        found, failures = evaluate_early(network, manifest, parts=parts, readouts=readouts, report=advance)
-    looked_at = {"sampler": "streamed once, middle crop", "half_life": half_life, "window": window}
-    said = protocol(network, manifest, checkpoint=model, looked_at=looked_at)
-    table = Table("readout", *(f"{part:.0%}" for part in parts), box=None, pad_edge=False)
-    for name in READOUTS:
-        top1 = []
-        for part in parts:
-            asked = {**said, "readout": name, "part": part}
-            result = write_result(to / f"{name}_{part:.2f}", found[name, part], asked, failures)
-            top1.append(f"{result['top1']:.1%}")
-        table.add_row(name, *top1)
+    with only_writer(to):
+        with progress_bar("videos", len(manifest.videos)) as advance:
+            found, failures = evaluate_early(network, manifest, parts=parts, readouts=readouts, report=advance)
+        looked_at = {"sampler": "streamed once, middle crop", "half_life": half_life, "window": window}
+        said = protocol(network, manifest, checkpoint=model, looked_at=looked_at)
+        table = Table("readout", *(f"{part:.0%}" for part in parts), box=None, pad_edge=False)
+        for name in READOUTS:
+            top1 = []
+            for part in parts:
+                asked = {**said, "readout": name, "part": part}
+                result = write_result(to / f"{name}_{part:.2f}", found[name, part], asked, failures)
+                top1.append(f"{result['top1']:.1%}")
+            table.add_row(name, *top1)
     console().print(table)
     name_failures(failures)
 
@@ -163,11 +168,12 @@ def eval_tapvid(
         "queries_at_once": queries_at_once,
         "image_size": image_size,
     }
-    with progress_bar("videos", len(tracked)) as advance:
-        scores, failures = evaluate_tapvid(
-            tracker, tracked, **asked, device=device, report=advance, show=saved_in(pictures)
-        )
-    result = write_tapvid_result(to, scores, tapvid_protocol(tracked, tracker=name, **asked), failures)
+    with only_writer(to), only_writer(pictures) if pictures else nullcontext():
+        with progress_bar("videos", len(tracked)) as advance:
+            scores, failures = evaluate_tapvid(
+                tracker, tracked, **asked, device=device, report=advance, show=saved_in(pictures)
+            )
+        result = write_tapvid_result(to, scores, tapvid_protocol(tracked, tracker=name, **asked), failures)
     titles = {
         "average Jaccard": "average_jaccard",
         "δ-average": "average_pts_within_thresh",
@@ -206,12 +212,13 @@ def eval_world(
     """Test a model of the world's motions on scenes, textures and footage that it never saw."""
     from trecvit.evaluate.world import report_world
 
+    check_output(save)
     network = load_model(model, "cpu")
     num_tests = 3 if footage else 1
     with progress_bar("clips", num_tests * clips, hidden=as_json) as advance:
         report = report_world(network, num_clips=clips, seed=seed, footage=expand_paths(footage), report=advance)
     if save:
-        save.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(save, report, indent=2)
     if as_json:
         print(json.dumps(report, indent=2))
         return
@@ -265,6 +272,7 @@ def probe(
     from trecvit.train.probe import ProbePlan
     from trecvit.train.probe import probe as run_probes
 
+    check_rate("--lr", learning_rate)
     encoder, fresh = _videomae(videomae, stride, device) if videomae else _trecvit(model, device)
     plan = ProbePlan(
         epochs=epochs,

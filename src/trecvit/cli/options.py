@@ -46,6 +46,12 @@ LabelsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 
 
+def check_rate(option: str, value: float) -> None:
+    """Raises a ConfigError that names the option unless it is a number above 0."""
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{option}: expected a number above 0, got {value:g}")
+
+
 def load_model(model: str, device: str) -> TRecViT:
     """Whatever --model names, with a bar if it has to be fetched."""
     from trecvit.model.trecvit import TRecViT

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ from trecvit.cli.options import (
 )
 from trecvit.cli.sources import expand_paths
 from trecvit.cli.terminal import console, progress_bar, progress_bars
+from trecvit.files import check_output, only_writer, write_json
 
 if TYPE_CHECKING:
     from trecvit.processes import Processes
@@ -48,10 +48,10 @@ def study_efficiency(
 
     chosen, lengths = models or MODELS, frames or FRAMES
     to.mkdir(parents=True, exist_ok=True)
-    with progress_bar("counts", len(chosen) * len(lengths)) as advance:
+    with only_writer(to), progress_bar("counts", len(chosen) * len(lengths)) as advance:
         counted = list(costs(chosen, lengths, report=advance))
     content = to_dict(counted, frame_costs(counted))
-    (to / "efficiency.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(to / "efficiency.json", content)
     titles = ("model", "frames", "parameters", "TFLOP", "inference", "training step", "with fused attention")
     table = Table(*titles, box=None, pad_edge=False)
     for one in counted:
@@ -90,6 +90,7 @@ def study_points(
     from trecvit.study.points import METRICS, compare_trackers, to_dict
     from trecvit.train.recipe import load_recipe
 
+    check_output(save)
     tracks = load_recipe(recipe).tracks
     if tracks is None or tracks.scenes is None:
         raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
@@ -105,7 +106,7 @@ def study_points(
             pictures=pictures,
             report=advance,
         )
-    save.write_text(json.dumps(to_dict(found, scenes=look, footage=videos), indent=1) + "\n", encoding="utf-8")
+    write_json(save, to_dict(found, scenes=look, footage=videos))
     table = Table("videos", "tracker", "average Jaccard", "δ-average", "occlusion accuracy", box=None, pad_edge=False)
     for one in found:
         table.add_row(one.test, one.tracker, *(f"{one.metrics[metric]:.1%}" for metric in METRICS))
@@ -190,7 +191,7 @@ def _compare(
     chosen = comparison.runs_of(plan, recipe, runs, overrides=overrides or (), seeds=numbers, num_steps=steps)
     if plan.name == FROM_SCRATCH.name:
         comparison.require_curves(chosen)
-    with _together(device) as (processes, advance):
+    with _together(device, runs, to) as (processes, advance):
         name, draw = picture
         done = 0
 
@@ -275,9 +276,8 @@ def study_frozen(
     for model, seed in wanted:
         plan.recipe(model, seed)  # refuses now what would fail after hours
     both = (read_manifest(data), read_manifest(validation))
-    to.mkdir(parents=True, exist_ok=True)
     found = {}
-    with _together(device) as (processes, report):
+    with _together(device, runs, to) as (processes, report):
         clips = clips_of(plan, report)
         for place, (model, seed) in enumerate(wanted):
             report("runs", place, len(wanted))
@@ -328,9 +328,8 @@ def study_memory(
     plan.memory(plan.base)  # refuses now what would fail after hours
     offsets = tuple(sorted(set(offset))) if offset else plan.offsets()
     wanted = plan.runs_for(offsets)
-    to.mkdir(parents=True, exist_ok=True)
     tested = {}
-    with _together(device) as (processes, report):
+    with _together(device, runs, to) as (processes, report):
         for place, (model, length, number) in enumerate(wanted):
             report("runs", place, len(wanted))
             said = partial(report, f"{model}, {length} frames, seed {number}")
@@ -383,9 +382,8 @@ def study_eigenvalues(
     wanted = [(low, number) for number in _numbers(seeds) for low in RANGES]
     for low, number in wanted:
         plan.recipe(low, number)  # refuses now what would fail after hours
-    to.mkdir(parents=True, exist_ok=True)
     rows = []
-    with _together(device) as (processes, report):
+    with _together(device, runs, to) as (processes, report):
         for place, (low, number) in enumerate(wanted):
             report("runs", place, len(wanted))
             said = partial(report, f"from {low:g}, seed {number}")
@@ -425,7 +423,7 @@ def study_endless(
 
     network = load_model(model, device)
     ends = sorted({*(end for end in ENDS if end < clips), clips})
-    with progress_bar("clips of each stream", clips) as advance:
+    with only_writer(to), progress_bar("clips of each stream", clips) as advance:
         rows = list(answers(network, world_streams(network, streams, clips), ends=ends, report=advance))
     content = to_dict(network, model, rows, streams, _command())
     result = write_result(to, content)
@@ -459,14 +457,16 @@ def study_report(
 
 
 @contextmanager
-def _together(device: str) -> Iterator[tuple[Processes, Callable[[str, int, int], None]]]:
-    """The processes of one job, and bars of what is being done, which the first of them shows."""
+def _together(device: str, *folders: Path) -> Iterator[tuple[Processes, Callable[[str, int, int], None]]]:
+    """The processes of one job, and bars of what is being done; the first of them shows these and holds the folders."""
     from trecvit.processes import Processes, joined
 
     with joined():
         processes = Processes(device)
-        with progress_bars(hidden=not processes.first) as report:
-            yield processes, report
+        with ExitStack() as stack:
+            for folder in folders if processes.first else ():
+                stack.enter_context(only_writer(folder))
+            yield processes, stack.enter_context(progress_bars(hidden=not processes.first))
 
 
 def _numbers(seeds: str) -> tuple[int, ...]:

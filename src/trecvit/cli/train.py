@@ -15,9 +15,12 @@ from trecvit.cli.options import (
     ModelOption,
     TrainingDeviceOption,
     VideosOption,
+    check_rate,
     load_model,
 )
 from trecvit.cli.terminal import complain, console
+from trecvit.errors import Interrupted
+from trecvit.files import check_output, write_text
 
 if TYPE_CHECKING:
     from trecvit.train.recipe import Recipe
@@ -33,7 +36,7 @@ def train(
     parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to spread the weights.")] = "ddp",
     device: TrainingDeviceOption = "auto",
 ) -> None:
-    """Train a model by a recipe. Interrupted, the same command goes on where it stopped.
+    """Train a model by a recipe. Interrupted, also by Ctrl-C, the same command goes on where it stopped.
 
     Several processes: torchrun --nproc-per-node 8 -m trecvit train RECIPE --to FOLDER
     """
@@ -65,13 +68,14 @@ def finetune(
 ) -> None:
     """Teach a trained model the classes of your own videos: a folder of videos for each class is enough.
 
-    Interrupted, the same command goes on where it stopped. The recipe it makes is in the run folder, and so are the
-    curves; with --validation, FOLDER/best is the model that did best on it. Of a folder with train/ and val/, each with
-    a folder for each class, these are taken.
+    Interrupted, also by Ctrl-C, the same command goes on where it stopped. The recipe it makes is in the run folder,
+    and so are the curves; with --validation, FOLDER/best is the model that did best on it. Of a folder with train/ and
+    val/, each with a folder for each class, these are taken.
     """
     from trecvit.data.manifest import DataSource, read_manifest, split_of
     from trecvit.train.recipe import recipe_from_dict
 
+    check_rate("--lr", learning_rate)
     given, where = data, {"videos": videos, "labels": labels}
     data, held_out = split_of(given, "train"), split_of(validation or given, "validation")
     if validation or held_out != given:
@@ -115,10 +119,12 @@ def curves(
 
     from trecvit.train.run_folder import draw_curves, outcome
 
+    for path in (save, figures):
+        check_output(path)
     found = {run.name: outcome(run) for run in runs}
     draw_curves({run.name: run for run in runs}, save)
     if figures:
-        figures.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_text(figures, json.dumps(found, indent=1) + "\n")
     table = Table("run", "steps", "loss", "best on the way", "at the end", box=None, pad_edge=False)
     for name, at in found.items():
         scores = ("average_jaccard", "explained")
@@ -136,6 +142,7 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
 
     from trecvit.processes import Processes, joined
     from trecvit.train.loop import Progress, train
+    from trecvit.train.run_folder import as_begun, steps_if_finished
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with joined():
@@ -144,7 +151,14 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
         bar = Bar(*columns, console=console(stderr=True), disable=not looked_at)
         task = bar.add_task("", total=None)
 
+        begun = False
+
         def report(line: Progress) -> None:
+            nonlocal begun
+            if not begun and recipe.optimisation.bf16 == "auto":
+                chosen = "bfloat16" if as_begun(to, recipe).optimisation.bf16 else "float32"
+                complain(f"matrix products in {chosen}, as optimisation.bf16=auto has chosen")
+            begun = True
             shares = "  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in line.figures.items())
             words = f"loss {line.loss:.3f}  {shares}  {line.clips_per_s:.1f} clips/s"
             words += f"  {line.failed} unreadable" if line.failed else ""
@@ -153,7 +167,20 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
                 left_s = (line.num_steps - line.step) * line.elapsed_s / max(line.step - line.first_step, 1)
                 print(f"step {line.step}/{line.num_steps}  {words}  {left_s / 60:.1f} min left", flush=True)
 
-        with bar:
-            train(recipe, to, processes=processes, parallel=parallel, report=report)
+        finished_steps = steps_if_finished(to, recipe) if processes.first else None
+        try:
+            with bar:
+                train(recipe, to, processes=processes, parallel=parallel, report=report)
+        except Interrupted as stop:
+            if processes.first:
+                raise
+            raise typer.Exit(128 + stop.signal_number) from stop  # one line is enough
+        except KeyboardInterrupt as stop:
+            raise Interrupted.by(stop, f"{to}: stopped at once; start it again to go on from where it was") from stop
     if processes.first:
+        if finished_steps is not None and not begun:
+            complain(
+                f"already finished ({finished_steps} steps): {to / 'model'}; nothing was trained. Give another --to to "
+                "train anew"
+            )
         print(to / "model")

@@ -12,7 +12,7 @@ import torch
 
 from trecvit.data.world import World
 from trecvit.errors import DataError
-from trecvit.files import write_json
+from trecvit.files import emptied_on_error, is_empty, write_json, writing
 from trecvit.video.encode import SUFFIXES, VideoWriter
 from trecvit.workers import worker_pool
 
@@ -57,18 +57,23 @@ def render_data_set(
         raise DataError(f"easy_share: expected 0 to 1, got {easy_share}")
     if suffix not in SUFFIXES:
         raise DataError(f"suffix: expected one of {', '.join(SUFFIXES)}, got {suffix!r}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_empty(folder):
         raise DataError(f"{folder}: expected a new or an empty folder; remove it or give another")
-    (folder / "videos").mkdir(parents=True)
-    writer = _PairWriter(world, folder / "videos", easy_share, num_clips.get("train", 0) // 2, fps, suffix)
-    labels = list(_written(writer, sum(num_clips.values()) // 2, num_workers, report))
-    item = 0
-    for split, count in num_clips.items():
-        names = ((number, world.labels[labels[number]]) for number in range(item, item + count))
-        entries = [{"id": str(number), "label": name, "template": name, "placeholders": []} for number, name in names]
-        write_json(folder / f"{split}.json", entries)
-        item += count
-    write_json(folder / "labels.json", {name: str(number) for number, name in enumerate(world.labels)})
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with emptied_on_error(folder):
+        (folder / "videos").mkdir()
+        writer = _PairWriter(world, folder / "videos", easy_share, num_clips.get("train", 0) // 2, fps, suffix)
+        labels = list(_written(writer, sum(num_clips.values()) // 2, num_workers, report))
+        item = 0
+        for split, count in num_clips.items():
+            names = ((number, world.labels[labels[number]]) for number in range(item, item + count))
+            entries = [
+                {"id": str(number), "label": name, "template": name, "placeholders": []} for number, name in names
+            ]
+            write_json(folder / f"{split}.json", entries)
+            item += count
+        write_json(folder / "labels.json", {name: str(number) for number, name in enumerate(world.labels)})
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from trecvit.data.class_names import write_labels
 from trecvit.data.manifest import Manifest, Video
 from trecvit.errors import DataError
+from trecvit.files import emptied_on_error, empty, is_empty, only_writer, storage_error, writing
 from trecvit.video.decode import FilePart
 from trecvit.video.frames import VIDEO_SUFFIXES
 
@@ -38,30 +38,37 @@ def write_shards(
         DataError: For a folder that is not empty, folders of frames, or a file that cannot be read.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_empty(folder):
         raise DataError(f"{folder}: expected a new or an empty folder; remove it or give another")
     for video in manifest.videos:
         if Path(video.source.name).suffix.lower() not in VIDEO_SUFFIXES:
             raise DataError(f"{video.source}: expected a file with one of {' '.join(VIDEO_SUFFIXES)}")
     # Under another name until all is written: what an interrupted run leaves must not look like a smaller data set.
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    with only_writer(part), emptied_on_error(part):
+        empty(part)
+        names = _write_all(manifest, part, shard_bytes, report)
+    if folder.exists():
+        folder.rmdir()
+    part.rename(folder)
+    return [folder / name for name in names]
+
+
+def _write_all(manifest: Manifest, folder: Path, shard_bytes: int, report: Callable[[int], None]) -> list[str]:
+    """Writes all files of a data set and returns the names of the shards."""
     names: list[str] = []
     number = 0
     while number < len(manifest.videos):
         names.append(f"shard-{len(names):06d}.tar")
-        with tarfile.open(part / names[-1], "w") as tar:
+        path = folder / names[-1]
+        with writing(path), tarfile.open(path, "w") as tar:
             while number < len(manifest.videos) and tar.offset < shard_bytes:
                 _add(tar, manifest.videos[number], number)
                 number += 1
                 report(number)
     if manifest.labels:
-        write_labels(part / "labels.txt", manifest.labels)
-    if folder.exists():
-        folder.rmdir()
-    part.rename(folder)
-    return [folder / name for name in names]
+        write_labels(folder / "labels.txt", manifest.labels)
+    return names
 
 
 def _add(tar: tarfile.TarFile, video: Video, number: int) -> None:
@@ -81,6 +88,8 @@ def _add(tar: tarfile.TarFile, video: Video, number: int) -> None:
             with source.open("rb") as file:
                 tar.addfile(member, file)
     except OSError as exc:
+        if storage_error(exc) is not None:  # of the shard, not of the video
+            raise
         raise DataError(f"{source}: could not be read: {exc}; `trecvit data check` finds all such videos") from exc
     label = str(video.label).encode()
     member = tarfile.TarInfo(f"{key}.cls")

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from trecvit.config import Preprocessing
 from trecvit.data.clips import EvaluationViews, Failure
@@ -31,7 +31,7 @@ from trecvit.evaluate.videos import hash_of_weights, refuse_if_none, with_class
 from trecvit.files import write_text, write_whole
 from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import check_path
-from trecvit.workers import ignore_sigterm
+from trecvit.workers import load_items
 
 SHARD = 64
 
@@ -137,14 +137,10 @@ def cached_features(
     views = EvaluationViews(manifest, encoder.preprocessing, num_clips=num_clips, num_crops=num_crops)
     paths = [folder / f"shard-{first // SHARD:05d}.safetensors" for first in range(0, len(wanted), SHARD)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
-    items = iter(
-        DataLoader(
-            Subset(views, [row for shard in missing for row in wanted[shard * SHARD : (shard + 1) * SHARD]]),
-            batch_size=None,
-            num_workers=num_workers,
-            worker_init_fn=ignore_sigterm,
-            multiprocessing_context="spawn" if num_workers and missing else None,
-        )
+    items = load_items(
+        Subset(views, [row for shard in missing for row in wanted[shard * SHARD : (shard + 1) * SHARD]]),
+        batch_size=None,
+        num_workers=num_workers,
     )
     done = failed = 0
     for number, path in enumerate(paths):

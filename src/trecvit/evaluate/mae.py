@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trecvit.config import Preprocessing
 from trecvit.errors import DataError
+from trecvit.files import writing
 from trecvit.model.mae import Autoencoder, targets, tube_masks
 from trecvit.video.draw import draw_grid, fit_for_display
 from trecvit.video.encode import VideoWriter
@@ -90,7 +91,8 @@ def draw_restored(autoencoder: Autoencoder, clips: Sequence[Clip], folder: Path,
     columns = np.unique(np.linspace(0, num_frames - 1, min(num_frames, _MAX_COLUMNS)).round().astype(int))
     grid = [[row[frame] for frame in columns] for rows in shown for row in rows]
     picture = draw_grid(grid, [f"frame {frame}" for frame in columns], row_titles=ROWS * len(shown))
-    PIL.Image.fromarray(picture).save(folder / PICTURE)
+    with writing(folder / PICTURE):
+        PIL.Image.fromarray(picture).save(folder / PICTURE)
     with VideoWriter(folder / FILM, _film_fps(autoencoder.preprocessing)) as film:
         for _ in range(_ROUNDS):
             for frame in range(num_frames):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trecvit.errors import DataError
 from trecvit.evaluate.forgetting import Forgetting, begun_anew, forgotten, state_rms
+from trecvit.files import writing
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.state import State
 from trecvit.video.draw import draw_grid, fit_for_display
@@ -82,7 +83,8 @@ def draw_memory(answers: Mapping[str, Answer], clips: Sequence[Clip], offset: in
     path.parent.mkdir(parents=True, exist_ok=True)
     num_frames = len(clips[0])
     titles = [f"input, frame {num_frames}", f"target, frame {num_frames - offset}", *answers]
-    PIL.Image.fromarray(draw_grid(rows, titles)).save(path)
+    with writing(path):
+        PIL.Image.fromarray(draw_grid(rows, titles)).save(path)
 
 
 def _image(frame: Float[Tensor, "3 h w"]) -> Image:

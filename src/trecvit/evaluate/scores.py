@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from trecvit.errors import DataError
-from trecvit.files import write_json
+from trecvit.files import write_json, writing
 
 _NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
 
@@ -51,13 +51,14 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Writes an `.npz` without any pickled object in it."""
-        np.savez_compressed(
-            path,
-            names=np.array(self.names, dtype=np.str_),
-            classes=self.classes.astype(np.int64),
-            probs=self.probs.astype(np.float32),
-            labels=np.array(self.labels, dtype=np.str_),
-        )
+        with writing(path):
+            np.savez_compressed(
+                path,
+                names=np.array(self.names, dtype=np.str_),
+                classes=self.classes.astype(np.int64),
+                probs=self.probs.astype(np.float32),
+                labels=np.array(self.labels, dtype=np.str_),
+            )
 
     @classmethod
     def load(cls, path: Path) -> Scores:
@@ -168,7 +169,8 @@ def write_result(
         "failed": [{"name": failure.name, "reason": failure.reason} for failure in failures],
         **figures(scores),
     }
-    draw_confusion(scores).save(folder / "confusion.png")
+    with writing(folder / "confusion.png"):
+        draw_confusion(scores).save(folder / "confusion.png")
     write_json(folder / "result.json", result)
     return result
 

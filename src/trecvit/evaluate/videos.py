@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from trecvit.data.clips import EvaluationViews, Failure
 from trecvit.data.manifest import Manifest, label_hash
@@ -20,7 +20,7 @@ from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.scores import Scores
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.processes import Processes
-from trecvit.workers import ignore_sigterm
+from trecvit.workers import load_items
 
 
 @torch.inference_mode()
@@ -59,13 +59,7 @@ def evaluate_videos(
     processes = processes or Processes()
     mine = processes.share.of(with_class(manifest))
     views = EvaluationViews(manifest, model.preprocessing, num_clips=num_clips, num_crops=num_crops)
-    loader = DataLoader(
-        Subset(views, mine),
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=ignore_sigterm,
-        multiprocessing_context="spawn" if num_workers else None,
-    )
+    loader = load_items(Subset(views, mine), batch_size=None, num_workers=num_workers)
     found: dict[int, Failure | NDArray[np.float32]] = {}
     num_failed = 0
     model.eval()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from trecvit.config import ImageSize, ModelConfig, Preprocessing, as_image_size, nearest
 from trecvit.errors import CheckpointError, ConfigError, InputError
-from trecvit.files import write_json
+from trecvit.files import emptied_on_error, is_empty, write_json, writing
 from trecvit.model.state import State
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.processor import features, instruction_set
@@ -96,20 +96,40 @@ def export(
             f"export: expected a batch of 1 or more and multiples of temporal_patch_size={extent} as frames, "
             f"got batch_size={batch_size}, frames={list(frames)}"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if not is_empty(folder):
         raise ConfigError(f"{folder}: expected a new or empty folder")
     if mode == "compile":
         find_compiler()
     dtype = available_dtype(model, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     source = for_inference(model, dtype, mode)
     counts = list(dict.fromkeys(frames))
-    for count in counts:
-        _write_graph(folder / _file(count, mode), source, Shapes(batch_size, count, image_size), mode, dtype)
-    if mode == "openvino" and model.config.can_stream:
-        _write_stream(folder / _STREAM, source, Shapes(batch_size, extent, image_size))
+    with emptied_on_error(folder):
+        for count in counts:
+            with writing(folder / _file(count, mode)):
+                _write_graph(folder / _file(count, mode), source, Shapes(batch_size, count, image_size), mode, dtype)
+        if mode == "openvino" and model.config.can_stream:
+            with writing(folder / _STREAM):
+                _write_stream(folder / _STREAM, source, Shapes(batch_size, extent, image_size))
+        _write_rest(model, source, folder, mode, dtype, counts, batch_size, image_size)
+    return folder
+
+
+def _write_rest(
+    model: TRecViT,
+    source: TRecViT,
+    folder: Path,
+    mode: str,
+    dtype: torch.dtype,
+    counts: Sequence[int],
+    batch_size: int,
+    image_size: tuple[int, int],
+) -> None:
+    """Writes the parts that run outside of the graphs, and the description of all."""
     rest = {name: tensor.contiguous() for name, tensor in source.state_dict().items() if name.startswith(_REST_PARTS)}
-    safetensors.torch.save_file(rest, folder / _REST)
+    with writing(folder / _REST):
+        safetensors.torch.save_file(rest, folder / _REST)
     description = {
         "format": _FORMAT,
         "mode": mode,
@@ -121,7 +141,6 @@ def export(
         **model.description(),
     }
     write_json(folder / _DESCRIPTION, description, indent=2)
-    return folder
 
 
 def is_exported(folder: str | Path) -> bool:

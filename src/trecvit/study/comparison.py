@@ -22,11 +22,11 @@ from trecvit.processes import Processes
 from trecvit.study.plan import OURS, Plan, Row, Variant, recipe_for
 from trecvit.study.recurrence import Recurrence, draw_eigenvalues, draw_gates, held_out, look_at
 from trecvit.study.results import empty_figure, heading
-from trecvit.study.runs import TESTED, train_once
+from trecvit.study.runs import train_once
 from trecvit.train.bench import updates_in_turn
 from trecvit.train.loop import Progress
 from trecvit.train.recipe import Recipe
-from trecvit.train.run_folder import outcome, read_lines
+from trecvit.train.run_folder import TESTED, outcome, read_lines
 
 _HELD_OUT_CLIPS = 32  # that gates are looked at on
 

@@ -8,10 +8,7 @@ from pathlib import Path
 from trecvit.processes import Processes
 from trecvit.train.loop import Progress, train
 from trecvit.train.recipe import Recipe
-from trecvit.train.run_folder import claim
-
-TESTED = Path("evaluation/result.json")
-"""The test of the trained model, the last thing that a run does."""
+from trecvit.train.run_folder import TESTED, claim
 
 
 def train_once(
@@ -27,7 +24,7 @@ def train_once(
 
     Raises:
         CheckpointError: when the folder holds a run of another recipe.
-        Interrupted: after SIGTERM; called again, it goes on.
+        Interrupted: after Ctrl-C or SIGTERM; called again, it goes on.
     """
     if processes.first:
         claim(folder, recipe, processes)

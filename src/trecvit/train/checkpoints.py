@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from trecvit.errors import CheckpointError
+from trecvit.files import writing
 from trecvit.processes import Processes
 from trecvit.train.optimise import RunningMean
 
@@ -51,13 +52,34 @@ class Checkpoints:
         """Writes what is needed to go on after `step` updates; every process of a run calls this.
 
         What the recipe and the step determine, such as rates and random numbers, is not in it.
+
+        Raises:
+            StorageError: When it cannot be written; the earlier checkpoints are as they were.
         """
-        target, part = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.part"
+        target = self.path(step)
+        part = target.with_name(f"{target.name}.part")
+        try:
+            with writing(target):
+                self._write(part, step, self._tensors(model, optimisers, mean)[0])
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)  # on a full disk it would be in its own way
+            raise
+        if self.processes.first:
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+            for old in self._steps()[: -self.keep]:
+                shutil.rmtree(old)
+        self.processes.wait()
+
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` updates, whether it is there or not."""
+        return self.folder / f"step-{step:08d}"
+
+    def _write(self, part: Path, step: int, tensors: dict[str, Any]) -> None:
         if self.processes.first:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         self.processes.wait()
-        tensors, _ = self._tensors(model, optimisers, mean)
         if step == 0:  # PyTorch makes an optimiser's first state by a step that changes nothing; it does not count
             tensors |= {name: torch.zeros_like(value) for name, value in tensors.items() if name.endswith(".step")}
         with warnings.catch_warnings():
@@ -68,11 +90,6 @@ class Checkpoints:
         if self.processes.first:
             hashes = {file.name: _hash(file) for file in sorted(part.iterdir())}
             (part / _WHOLE).write_text(json.dumps({"step": step, "sha256": hashes}, indent=1) + "\n", encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
-            for old in self._steps()[: -self.keep]:
-                shutil.rmtree(old)
-        self.processes.wait()
 
     def resume(self, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None = None) -> int:
         """Loads the newest whole checkpoint and returns its step; 0, and nothing changed, if there is none.

@@ -13,12 +13,11 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from torch.distributed.tensor import DTensor
 from trecvit.baselines.baseline import Baseline
 from trecvit.data.clips import Failure
 from trecvit.errors import DataError, Interrupted
+from trecvit.files import only_writer, write_text, writing
 from trecvit.model.memorise import Memoriser
 from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT
@@ -43,11 +43,19 @@ from trecvit.train.mae import MaskedAutoencoding, held_out_clips
 from trecvit.train.masks import MaskedFeed
 from trecvit.train.memorise import Memorisation, MemoryFeed, held_out_memory
 from trecvit.train.objective import Objective, PartLoss
-from trecvit.train.optimise import RunningMean, optimisers_of, schedule
+from trecvit.train.optimise import RunningMean, optimisers_of, schedule, uses_bf16
 from trecvit.train.parallel import save_whole, spread
 from trecvit.train.recipe import Recipe
-from trecvit.train.run_folder import Journal, claim, draw_curves, known_failures
+from trecvit.train.run_folder import (
+    Journal,
+    as_begun,
+    claim,
+    draw_curves,
+    known_failures,
+    steps_if_finished,
+)
 from trecvit.train.scenes import SceneFeed
+from trecvit.train.stop import StopSignals
 from trecvit.train.track import Tracking, validation_of
 from trecvit.train.tracks import TrackFeed
 from trecvit.train.videos import VideoFeed, read_split
@@ -99,36 +107,50 @@ def train(
 
     Args:
         recipe: What to train.
-        folder: The run folder. One that holds the beginning of the same run is continued.
+        folder: The run folder. One that holds the beginning of the same run is continued, and a finished run is left as
+            it is.
         processes: Those that share the work, and the device; by default this one is alone, on the CPU.
         parallel: How several share it, "ddp" or "fsdp".
         report: Called with every line of the log, by the first process.
 
     Raises:
-        CheckpointError: when the folder holds another recipe's run, all its checkpoints are damaged, or its path is not
-            UTF-8.
+        BusyError: when another process trains in the folder.
+        CheckpointError: when the folder holds another recipe's run, its data have changed, all its checkpoints are
+            damaged, or its path is not UTF-8.
         DataError: when the loss is no longer a finite number, or too many videos cannot be read.
-        Interrupted: after SIGTERM; a checkpoint of that moment has been written.
+        Interrupted: after Ctrl-C or SIGTERM; a checkpoint of that moment has been written.
+        KeyboardInterrupt: after a second Ctrl-C, which stops at once, or one before the first step or after the last.
+        StorageError: when something cannot be written, as on a full disk; the run goes on once it can.
     """
     processes = processes or Processes()
     folder = Path(folder)
     check_path(folder)
+    with only_writer(folder) if processes.first else nullcontext():
+        _train(recipe, folder, processes, parallel, report)
+    return load_trained(recipe.architecture, folder / "model", device=processes.device)
+
+
+def _train(
+    recipe: Recipe, folder: Path, processes: Processes, parallel: str, report: Callable[[Progress], None]
+) -> None:
     if processes.first:
         claim(folder, recipe, processes)
     processes.wait()
+    finished = processes.any(processes.first and steps_if_finished(folder, recipe) is not None)
+    recipe = as_begun(folder, recipe)
     torch.manual_seed(recipe.seed)
     feed, objective = feed_of(recipe), objective_of(recipe)
     model, made_of = first_model(recipe, feed)
     if processes.first:
-        (folder / "start.txt").write_text(made_of + "\n", encoding="utf-8")
+        write_text(folder / "start.txt", made_of + "\n")
     loop = Loop(recipe, folder, feed, objective, model.to(processes.device), processes, parallel, report)
-    loop.run()
+    if not loop.run() and finished:
+        return
     loop.export(feed.num_steps, folder / "model")
     objective.evaluate(folder / "model", folder / "evaluation", processes)
     if processes.first and find_spec("matplotlib"):
         draw_curves({folder.name: folder}, folder / "curves.png")
     processes.wait()
-    return load_trained(recipe.architecture, folder / "model", device=processes.device)
 
 
 def feed_of(recipe: Recipe) -> Feed[Batch]:
@@ -177,6 +199,7 @@ class Loop:
         model.recompute = self.plan.recompute
         objective.prepare(model)
         self.model = model.train()
+        self.bf16 = uses_bf16(self.plan, processes.device)
         self.network = spread(model, processes, parallel)
         if self.plan.compile:
             self.network.compile()
@@ -185,19 +208,21 @@ class Loop:
         self.checkpoints = Checkpoints(folder / "checkpoints", processes, keep=recipe.keep_checkpoints)
         self.failed: dict[str, str] = {}  # videos that no process could read, and why
 
-    def run(self) -> None:
-        """From the last checkpoint, if there is one, to the end."""
+    def run(self) -> int:
+        """Trains from the last checkpoint, if there is one, to the end; returns how many steps that were."""
         first_step = self.checkpoints.resume(self.model, self.optimisers, self.mean)
         if first_step == self.feed.num_steps:
-            return
+            return 0
         journal = Journal(self.folder, first_step) if self.processes.first else None
         self.processes.wait()
         self.failed = known_failures(self.folder)
         try:
-            self._go_on(first_step, journal)
+            with StopSignals(alone=self.processes.share.count == 1) as stop:
+                self._go_on(first_step, journal, stop)
         finally:
             if journal is not None:
                 journal.close()
+        return self.feed.num_steps - first_step
 
     def export(self, step: int, folder: Path) -> None:
         """Writes the model as it is after `step` updates, or the running mean of its weights."""
@@ -205,51 +230,83 @@ class Loop:
         with self.mean.in_place_of(self.model) if self.mean is not None else nullcontext():
             save_whole(self.model, folder, self.processes)
 
-    def _go_on(self, first_step: int, journal: Journal | None) -> None:
-        begun_s = last_s = time.perf_counter()
-        paused_s = 0.0  # spent on validation and checkpoints since the last line of the log
+    def _go_on(self, first_step: int, journal: Journal | None, stop: StopSignals) -> None:
+        clock = _Clock()
         sums = self._no_sums()
-        with _sigterm() as told_to_stop:
-            batches = self.feed.batches(first_step, self.processes.share)
-            for step, batch in enumerate(batches, start=first_step):
-                sums += self.update(batch, step)
-                done = step + 1
-                last = done == self.feed.num_steps
-                self._note_failures(batch.failures, done, journal)
-                stop = self.processes.any(told_to_stop())
-                if done % self.recipe.log_every == 0 or last:
-                    of_all = self.processes.total(sums)
-                    loss, clips, failed = of_all[:3].tolist()
-                    shares = of_all[3:].view(-1, 2).tolist()
-                    now_s = time.perf_counter()
-                    progress = Progress(
-                        step=done,
-                        num_steps=self.feed.num_steps,
-                        loss=loss / max(clips, 1),
-                        figures={
-                            name: right / max(count, 1)
-                            for name, (right, count) in zip(self.objective.figures, shares, strict=True)
-                        },
-                        learning_rate=schedule(step, self.plan, self.feed.num_steps) * self.plan.learning_rate,
-                        clips_per_s=clips / (now_s - last_s - paused_s),
-                        elapsed_s=now_s - begun_s,
-                        failed=int(failed),
-                        first_step=first_step,
-                    )
-                    if journal is not None:
-                        journal.training(progress.line())
-                        self.report(progress)
-                    last_s, paused_s = now_s, 0.0
-                    sums.zero_()
-                pause_s = time.perf_counter()
-                if self.recipe.validates_at(done):
-                    self._validate(done, journal)
-                # After log and validation: a run that goes on from here has them behind it.
-                if done % self.recipe.checkpoint_every == 0 or last or stop:
-                    self.checkpoints.save(done, self.model, self.optimisers, self.mean)
-                paused_s += time.perf_counter() - pause_s
-                if stop and not last:
-                    raise Interrupted(f"{self.folder}: stopped at step {done} as asked; start it again to go on")
+        done = first_step
+        try:
+            if done and self.recipe.validates_at(done):
+                tested = journal is not None and journal.tested(done)
+                if not self.processes.any(tested):
+                    self._validate(done, journal, stop)  # a signal kept the run from it
+            with closing(self._batches(first_step, stop)) as batches:
+                for step, batch in enumerate(batches, start=first_step):
+                    sums += self.update(batch, step)
+                    done = step + 1
+                    last = done == self.feed.num_steps
+                    self._note_failures(batch.failures, done, journal)
+                    stopped_by = self._stopped_by(stop)
+                    if done % self.recipe.log_every == 0 or last:
+                        self._log(done, first_step, sums, clock, journal)
+                        sums.zero_()
+                    with clock.paused():
+                        if self.recipe.validates_at(done):
+                            self._validate(done, journal, stop)
+                        # After log and validation: a run that goes on from here has them behind it.
+                        if done % self.recipe.checkpoint_every == 0 or last or stopped_by:
+                            self.checkpoints.save(done, self.model, self.optimisers, self.mean)
+                    if stopped_by:
+                        raise self._stopped_at(done, stopped_by)
+        except KeyboardInterrupt:
+            if stop.again or not stop.number:
+                raise
+            if done > first_step:
+                self.checkpoints.save(done, self.model, self.optimisers, self.mean)
+            raise self._stopped_at(done, stop.number) from None
+
+    def _batches(self, first_step: int, stop: StopSignals) -> Generator[Batch, None, None]:
+        """The feed's; a signal need not wait for the next one."""
+        batches = self.feed.batches(first_step, self.processes.share)
+        while True:
+            with stop.at_once():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _stopped_by(self, stop: StopSignals) -> int:
+        """The signal that came to any of the processes, the same in each; 0 if none did."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        came = self.processes.total(torch.tensor([float(stop.number == number) for number in numbers]))
+        return next((int(number) for number, count in zip(numbers, came, strict=True) if count), 0)
+
+    def _stopped_at(self, step: int, number: int) -> Interrupted:
+        where = self.checkpoints.path(step)
+        words = f"from {where}" if where.exists() else "from its beginning"
+        return Interrupted(f"{self.folder}: stopped at step {step} as asked; start it again to go on {words}", number)
+
+    def _log(self, done: int, first_step: int, sums: Tensor, clock: _Clock, journal: Journal | None) -> None:
+        """Adds a line to the log, of the steps since the last one."""
+        of_all = self.processes.total(sums)
+        loss, clips, failed = of_all[:3].tolist()
+        shares = of_all[3:].view(-1, 2).tolist()
+        lap_s = clock.lap_s()
+        progress = Progress(
+            step=done,
+            num_steps=self.feed.num_steps,
+            loss=loss / max(clips, 1),
+            figures={
+                name: right / max(count, 1) for name, (right, count) in zip(self.objective.figures, shares, strict=True)
+            },
+            learning_rate=schedule(done - 1, self.plan, self.feed.num_steps) * self.plan.learning_rate,
+            clips_per_s=clips / lap_s,
+            elapsed_s=clock.elapsed_s,
+            failed=int(failed),
+            first_step=first_step,
+        )
+        if journal is not None:
+            journal.training(progress.line())
+            self.report(progress)
 
     def _note_failures(self, failures: tuple[Failure, ...], step: int, journal: Journal | None) -> None:
         """Counts and logs the videos that any process could not read in this step, and stops if they are too many."""
@@ -261,11 +318,12 @@ class Loop:
         self.failed |= {failure.name: failure.reason for failure in of_all}
         self.feed.accept(self.failed)
 
-    def _validate(self, step: int, journal: Journal | None) -> None:
+    def _validate(self, step: int, journal: Journal | None, stop: StopSignals) -> None:
         """Tests the model as it is now; the best so far is kept in `best`."""
         tested = self.folder / "tested"
         self.export(step, tested)
-        figures = self.objective.test(tested, self.processes)
+        with stop.at_once():
+            figures = self.objective.test(tested, self.processes)
         self.processes.wait()  # all have loaded it
         if journal is None:
             return
@@ -310,7 +368,7 @@ class Loop:
 
     def _backward(self, part: Batch, num_clips: float) -> PartLoss:
         """Adds a part's gradient; returns the sum of its losses, and what it got right."""
-        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.plan.bf16):
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.bf16):
             out = self.network(*part.inputs)
         loss, shares = self.objective.loss(out, part)
         # Processes average their gradients; what is wanted is the mean over all clips of all of them.
@@ -332,24 +390,34 @@ class Loop:
         self.model.zero_grad(set_to_none=True)
         Checkpoints(left, self.processes, keep=1).save(step, self.model, self.optimisers, self.mean)
         name = f"batch-{self.processes.share.number}.safetensors"
-        save_file({key: tensor.contiguous() for key, tensor in batch.tensors().items()}, left / name)
+        with writing(left / name):
+            save_file({key: tensor.contiguous() for key, tensor in batch.tensors().items()}, left / name)
         raise DataError(
             f"step {step}: loss or gradient is not finite; weights before the step and its batch are in {left}. "
             "Try a smaller learning rate or a longer warm-up"
         )
 
 
-@contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come, as schedulers send it before they kill."""
-    came = False
+class _Clock:
+    """Seconds since the loop began, and of the steps since the last line of the log."""
 
-    def note(_number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
+    def __init__(self) -> None:
+        self._begun_s = self._last_s = time.perf_counter()
+        self._paused_s = 0.0
 
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    @property
+    def elapsed_s(self) -> float:
+        return self._last_s - self._begun_s
+
+    def lap_s(self) -> float:
+        """Since the last call, without pauses."""
+        last_s, self._last_s = self._last_s, time.perf_counter()
+        paused_s, self._paused_s = self._paused_s, 0.0
+        return self._last_s - last_s - paused_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done within is no part of the steps."""
+        begun_s = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - begun_s

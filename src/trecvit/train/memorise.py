@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trecvit.baselines.memorise import VivitMemoriser
 from trecvit.config import Preprocessing
@@ -30,7 +30,7 @@ from trecvit.train.videos import VideoFeed, read_split
 from trecvit.video.decode import Source, open_video
 from trecvit.video.sampling import spatial_crops
 from trecvit.video.transforms import crop
-from trecvit.workers import ignore_sigterm
+from trecvit.workers import load_items
 
 _EXAMPLES = 64
 _NUM_DRAWN = 4  # clips in the pictures
@@ -62,13 +62,11 @@ class MemoryFeed(Feed[MemoryBatch]):
                 yield _all_count(batch.videos, batch.failures)
             return
         assert self.clips is not None, "a recipe that memorises has videos or scenery"
-        for clips in DataLoader(
+        for clips in load_items(
             self.clips,
-            batch_sampler=Steps(self.items, range(first_step, self.num_steps), share),
             num_workers=self.num_workers,
-            worker_init_fn=ignore_sigterm,
-            multiprocessing_context="spawn" if self.num_workers else None,
-            prefetch_factor=2 if self.num_workers else None,
+            prefetch_factor=2,
+            batch_sampler=Steps(self.items, range(first_step, self.num_steps), share),
         ):
             yield _all_count(clips)
 

@@ -11,10 +11,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trecvit.model.trecvit import Block, VideoModel
+from trecvit.processor import supports
 from trecvit.train.initialise import Trainable
 from trecvit.train.sections import Optimisation
 
 _NOT_DECAYED = ("positions", "bias", "position_embeddings", "cls_token")  # the last two are transformers' names
+
+
+def uses_bf16(plan: Optimisation, device: torch.device) -> bool:
+    """Whether matrix products are in bfloat16; `auto` says so where the device has instructions for them."""
+    if plan.bf16 != "auto":
+        return plan.bf16
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and supports("bfloat16")
 
 
 def schedule(step: int, plan: Optimisation, num_steps: int) -> float:

@@ -6,6 +6,7 @@ encoders are compared by one readout, trained alike on the same clips.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -59,7 +60,8 @@ class PointProbePlan:
     )
 
     def __post_init__(self) -> None:
-        if min(self.train_scenes, self.test_scenes, self.num_steps, self.batch_size) < 1 or self.learning_rate <= 0:
+        counts = (self.train_scenes, self.test_scenes, self.num_steps, self.batch_size)
+        if min(counts) < 1 or not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"expected scenes, steps and clips per update of 1 or more, a rate above 0; got {self}")
 
 

@@ -6,6 +6,7 @@ The other two, and every value that the paper does not state, are choices and na
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.features import Encoder, Features, cached_features
 from trecvit.evaluate.scores import Scores, figures
-from trecvit.files import write_json
+from trecvit.files import only_writer, write_json
 from trecvit.model.readouts import AttentionReadout
 from trecvit.model.trecvit import TRecViT
 from trecvit.train.optimise import schedule
@@ -66,7 +67,8 @@ class ProbePlan:
 
     def __post_init__(self) -> None:
         whole = (self.epochs, self.batch_size, self.num_clips, self.num_seeds)
-        if min(whole) < 1 or self.width < 0 or self.learning_rate <= 0:
+        rates = 0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf
+        if min(whole) < 1 or self.width < 0 or not rates:
             raise ConfigError(f"probe: expected epochs, batch_size, clips and seeds >= 1, a rate above 0; got {self}")
 
 
@@ -207,44 +209,46 @@ def probe(
         What `probe.json` says, and the videos that could not be read.
 
     Raises:
+        BusyError: When another process is writing to the folder.
         DataError: When the classes differ, or `features/` holds other features.
     """
     if train.labels != test.labels:
         raise DataError(f"{train.source} and {test.source} have not the same classes in the same order")
     folder = Path(folder)
-    num_classes = max(train.num_classes, test.num_classes)
-    failures: dict[str, Failure] = {}
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for kind, name, made, seeds in _runs(encoder, fresh, plan.num_seeds):
-        both: dict[str, Features] = {}
-        for split, manifest in (("train", train), ("test", test)):
-            both[split], failed = cached_features(
-                made,
-                manifest,
-                folder / "features" / f"{name}-{split}",
-                num_clips=plan.num_clips,
-                num_crops=plan.num_crops,
-                num_workers=num_workers,
-                report=partial(_told, report, f"features, {name}, {split}", len(manifest.videos)),
-            )
-            failures |= {f"{split}: {one.name}": one for one in failed}
-        for seed in seeds:
-            told = partial(report, f"attention readout, {kind}, seed {seed}")
-            attention = partial(attention_probe, plan=plan, seed=seed, device=device, report=told)
-            for method, answer in (("linear", linear_probe), ("k-NN", knn_probe), ("attention", attention)):
-                begun_s = time.perf_counter()
-                right = _top1(both["test"], answer(both["train"], both["test"], num_classes))
-                found.setdefault((kind, method), []).append((right, time.perf_counter() - begun_s))
-    result = {
-        "protocol": _protocol(encoder, train, test, plan),
-        "encoder_parameters": encoder.num_parameters,
-        "attention_readout_parameters": sum(
-            weight.numel() for weight in _readout(both["train"], num_classes, plan).parameters()
-        ),
-        "failed": [{"name": name, "reason": one.reason} for name, one in failures.items()],
-        "rows": [_row(kind, method, values) for (kind, method), values in found.items()],
-    }
-    write_json(folder / "probe.json", result)
+    with only_writer(folder):
+        num_classes = max(train.num_classes, test.num_classes)
+        failures: dict[str, Failure] = {}
+        found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for kind, name, made, seeds in _runs(encoder, fresh, plan.num_seeds):
+            both: dict[str, Features] = {}
+            for split, manifest in (("train", train), ("test", test)):
+                both[split], failed = cached_features(
+                    made,
+                    manifest,
+                    folder / "features" / f"{name}-{split}",
+                    num_clips=plan.num_clips,
+                    num_crops=plan.num_crops,
+                    num_workers=num_workers,
+                    report=partial(_told, report, f"features, {name}, {split}", len(manifest.videos)),
+                )
+                failures |= {f"{split}: {one.name}": one for one in failed}
+            for seed in seeds:
+                told = partial(report, f"attention readout, {kind}, seed {seed}")
+                attention = partial(attention_probe, plan=plan, seed=seed, device=device, report=told)
+                for method, answer in (("linear", linear_probe), ("k-NN", knn_probe), ("attention", attention)):
+                    begun_s = time.perf_counter()
+                    right = _top1(both["test"], answer(both["train"], both["test"], num_classes))
+                    found.setdefault((kind, method), []).append((right, time.perf_counter() - begun_s))
+        result = {
+            "protocol": _protocol(encoder, train, test, plan),
+            "encoder_parameters": encoder.num_parameters,
+            "attention_readout_parameters": sum(
+                weight.numel() for weight in _readout(both["train"], num_classes, plan).parameters()
+            ),
+            "failed": [{"name": name, "reason": one.reason} for name, one in failures.items()],
+            "rows": [_row(kind, method, values) for (kind, method), values in found.items()],
+        }
+        write_json(folder / "probe.json", result)
     return result, list(failures.values())
 
 

@@ -26,7 +26,18 @@ from trecvit.config import (
 )
 from trecvit.data.world import LABELS
 from trecvit.errors import ConfigError
-from trecvit.train.sections import Mae, Memory, Optimisation, Scenes, Start, Tracks, Videos, Vivit, fields_of
+from trecvit.train.sections import (
+    Mae,
+    Memory,
+    Optimisation,
+    Scenes,
+    Start,
+    Tracks,
+    Videos,
+    Vivit,
+    fields_of,
+    plain_values,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +90,14 @@ class Recipe:
             self._check_scenes(self.scenes)
         if self.tracks is not None:
             self._check_tracks(self.tracks)
-        if min(self.log_every, self.checkpoint_every, self.keep_checkpoints) < 1 or self.num_workers < 0:
+        if (
+            min(self.log_every, self.checkpoint_every, self.keep_checkpoints) < 1
+            or min(self.num_workers, self.seed) < 0
+        ):
             raise ConfigError(
-                "log_every, checkpoint_every, keep_checkpoints: expected 1 or more; num_workers: 0 or more"
+                "expected log_every, checkpoint_every and keep_checkpoints of 1 or more, num_workers and seed of 0 or "
+                f"more, got {self.log_every}, {self.checkpoint_every}, {self.keep_checkpoints}, {self.num_workers} and "
+                f"{self.seed}"
             )
         grain = self.start.whiten_grain_px
         patch_size = self.blocks.patch_size
@@ -135,6 +151,15 @@ class Recipe:
         """Where the clips come from, in words."""
         path = self.videos.train.path if self.videos else self.tracks.files if self.tracks else ""
         return path or "the synthetic world"
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is something to test the trained model on."""
+        if self.tracks is not None:
+            return self.tracks.validates
+        if (clips := self.mae or self.memory) is not None:
+            return clips.validation_clips > 0 and (self.videos is None or self.videos.validation is not None)
+        return self.videos is not None and self.videos.validation is not None
 
     def _check_mae(self, mae: Mae) -> None:
         _ = self.autoencoder  # refuses what does not fit together
@@ -286,7 +311,7 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
     for key, value in values.items():
         if isinstance(value, (dict, list)):
             raise ConfigError(f"{key!r} is a value, not a section; got {value!r}")
-    return Recipe(**sections, **values)
+    return Recipe(**sections, **plain_values(Recipe, values))
 
 
 def _architecture(values: dict[str, Any]) -> Architecture:

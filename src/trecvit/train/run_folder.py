@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -19,29 +20,47 @@ import torch
 
 from trecvit.data.clips import Failure
 from trecvit.errors import CheckpointError, DataError, MissingPackageError
-from trecvit.files import write_text
+from trecvit.files import write_text, writing
+from trecvit.pretrained import CONFIG_FILE
 from trecvit.processes import Processes
+from trecvit.train.optimise import uses_bf16
 from trecvit.train.recipe import Recipe
+from trecvit.train.run_data import data_of, difference
 
 # What is drawn of a run, in words: of its training clips, and of its tests. A run has one of each, or no test.
 _EXPLAINED = "explained variance"
 _LEARNT = {"accuracy": "accuracy", "average_pts_within_thresh": "δ-average", "explained": _EXPLAINED}
 _TESTED = {"top1": "top-1", "average_jaccard": "average Jaccard", "explained": _EXPLAINED}
 _METRICS, _VALIDATION, _FAILURES = "metrics.jsonl", "validation.jsonl", "failures.jsonl"
+_RECIPE, _RUN = "recipe.json", "run.json"
+_BF16 = "optimisation.bf16"
+_NAMED = 3  # differing values that a message names
+
+TESTED = Path("evaluation/result.json")
+"""The test of the trained model, the last thing that a run does."""
 
 
 def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
-    """Writes the resolved recipe and what it began on, or checks that the folder's run is of the same recipe.
+    """Writes the resolved recipe and what it began on, or checks that the folder's run is of the same recipe and data.
+
+    A recipe with `bf16: auto` is the same as one with the value that the run has chosen.
 
     Raises:
-        CheckpointError: when the folder holds a run of another recipe.
+        CheckpointError: when the folder holds a run of another recipe, or its data have changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "recipe.json"
-    text = json.dumps(recipe.to_dict(), indent=2) + "\n"
+    path, data = folder / _RECIPE, data_of(recipe)
     if path.exists():
-        if path.read_text(encoding="utf-8") != text:
-            raise CheckpointError(f"{path}: the folder holds a run of another recipe; give another folder")
+        about = _about(folder)
+        if "data" in about and (changed := difference(about["data"], data)):
+            raise CheckpointError(
+                f"{folder}: expected the data that the run began with, got other {changed}; put them back, or give "
+                "another folder to train anew"
+            )
+        if differing := _differing(_read(path), recipe, about):
+            raise CheckpointError(
+                f"{path}: the folder holds a run of another recipe ({differing}); give another folder"
+            )
         return
     about = {
         "date": date.today().isoformat(),
@@ -53,9 +72,60 @@ def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
         "machine": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "bf16": uses_bf16(recipe.optimisation, processes.device),
+        "data": data,
     }
-    write_text(folder / "run.json", json.dumps(about, indent=2) + "\n")
-    write_text(path, text)  # last: where it is, all that was to be said is
+    write_text(folder / _RUN, json.dumps(about, indent=2) + "\n")
+    write_text(path, json.dumps(recipe.to_dict(), indent=2) + "\n")  # last: where it is, all that was to be said is
+
+
+def as_begun(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe with what the run in a claimed folder has chosen, wherever it is continued."""
+    chosen = _about(folder).get("bf16")
+    if chosen is None:  # of a version that chose nothing
+        chosen = _read(folder / _RECIPE)["optimisation"]["bf16"]
+    return dataclasses.replace(recipe, optimisation=dataclasses.replace(recipe.optimisation, bf16=chosen))
+
+
+def steps_if_finished(folder: Path, recipe: Recipe) -> int | None:
+    """How many steps the folder's run has, if nothing is left to do: the model is trained, written and tested."""
+    last = read_lines(folder / _METRICS)[-1:]
+    written = [folder / "model" / CONFIG_FILE, *([folder / TESTED] if recipe.evaluates else [])]
+    if not last or last[0]["step"] < last[0].get("num_steps", math.inf) or not all(path.exists() for path in written):
+        return None
+    return int(last[0]["step"])
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    return _read(folder / _RUN) if (folder / _RUN).exists() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise CheckpointError(f"{path}: expected JSON, got something else ({exc}); give another folder") from exc
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected an object in JSON, got {type(content).__name__}; give another folder")
+    return content
+
+
+def _differing(begun: dict[str, Any], recipe: Recipe, about: Mapping[str, Any]) -> str:
+    """The values in which a recipe differs from that of a run, some of them."""
+    before, now = _flat(begun), _flat(json.loads(json.dumps(recipe.to_dict())))
+    chosen = about.get("bf16", before.get(_BF16))
+    if "auto" in (before.get(_BF16), now[_BF16]) and now[_BF16] in ("auto", chosen):
+        before[_BF16] = now[_BF16]
+    keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    words = [f"{key}: {json.dumps(before.get(key))} there, {json.dumps(now.get(key))} now" for key in keys[:_NAMED]]
+    return ", ".join(words) + (f", and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 class Journal:
@@ -92,9 +162,14 @@ class Journal:
         """The highest value of a figure in all validations so far; minus infinity if there was none."""
         return max((line[score] for line in read_lines(self.folder / _VALIDATION)), default=-math.inf)
 
+    def tested(self, step: int) -> bool:
+        """Whether the validation after `step` updates is in `validation.jsonl`."""
+        return any(line["step"] == step for line in read_lines(self.folder / _VALIDATION))
+
     def failures(self, step: int, failures: Sequence[Failure]) -> None:
         """Adds videos that could not be read to `failures.jsonl`."""
-        with (self.folder / _FAILURES).open("a", encoding="utf-8") as log:
+        path = self.folder / _FAILURES
+        with writing(path), path.open("a", encoding="utf-8") as log:
             for failure in failures:
                 log.write(json.dumps({"step": step, "name": failure.name, "reason": failure.reason}) + "\n")
 
@@ -104,7 +179,8 @@ class Journal:
             self._events.close()
 
     def _add(self, name: str, kind: str, line: Mapping[str, Any]) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as log:
+        path = self.folder / name
+        with writing(path), path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         if self._events is not None:
             for key, value in line.items():
@@ -159,7 +235,8 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(target, dpi=100)
+    with writing(target):
+        figure.savefig(target, dpi=100)
 
 
 def outcome(folder: Path) -> dict[str, float | int]:
@@ -177,7 +254,7 @@ def outcome(folder: Path) -> dict[str, float | int]:
     if tested := read_lines(folder / _VALIDATION):
         score = _the_one_in(tested[0], _TESTED)
         found[f"best_{score}"] = max(line[score] for line in tested)
-    if (path := folder / "evaluation" / "result.json").exists():
+    if (path := folder / TESTED).exists():
         result = json.loads(path.read_text(encoding="utf-8"))
         score = _the_one_in(result, _TESTED)
         found[score] = result[score]

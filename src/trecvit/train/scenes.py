@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trecvit.data.textures import load_pictures, photographs
 from trecvit.data.world import LABELS, NUM_SYMMETRIES, World, mirrored
@@ -21,7 +21,7 @@ from trecvit.processes import Share
 from trecvit.train.feed import Feed, LabelledBatch
 from trecvit.train.recipe import Recipe
 from trecvit.train.sections import Scenes
-from trecvit.workers import ignore_sigterm
+from trecvit.workers import load_items
 
 # Most numbers of workers divide this one, so that the worker that rendered a scene is the one that shows it again.
 _STEPS_BETWEEN_VIEWS = 64
@@ -51,14 +51,12 @@ class SceneFeed(Feed[LabelledBatch]):
         if pairs_per_step % share.count:
             raise ConfigError(f"{share.count} processes cannot share {pairs_per_step} pairs of clips equally")
         steps = range(first_step, self.num_steps)
-        loader = DataLoader(
+        loader = load_items(
             _Views(self.scenes, self.new_per_step),
+            num_workers=self.num_workers,
+            prefetch_factor=4,
             batch_size=pairs_per_step // share.count,
             sampler=[view for step in steps for view in share.of(self.views(step))],
-            num_workers=self.num_workers,
-            worker_init_fn=ignore_sigterm,
-            multiprocessing_context="spawn" if self.num_workers else None,
-            prefetch_factor=4 if self.num_workers else None,
         )
         for videos, labels in loader:
             yield LabelledBatch(videos.flatten(0, 1), labels.flatten())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -22,6 +24,7 @@ from trecvit.data.tracks import TrackSceneConfig
 from trecvit.data.world import NUM_SYMMETRIES, WorldConfig
 from trecvit.errors import ConfigError
 
+AutoSwitch = bool | Literal["auto"]
 MemoryNetwork = Literal["trecvit", "vivit"]
 MaeNetwork = Literal["trecvit", "videomae"]
 
@@ -50,7 +53,8 @@ class Optimisation:
         label_smoothing: Share of the target spread over all classes; trackers and autoencoders have none.
         head_dropout: Share of the head's evidence that is hidden from the classifier (paper, Table 9, "cls dropout").
         clip_norm: Largest norm of the whole gradient.
-        bf16: Matrix products in bfloat16 (autocast); weights, recurrence and loss stay float32.
+        bf16: Whether matrix products are in bfloat16 (autocast); weights, recurrence and loss stay float32. "auto":
+            where the device has instructions for them; elsewhere it would be slower. A run keeps what it began with.
         ema_decay: Keep a running mean of the weights that forgets by this factor per update, and save that; 0 for none.
         recompute: What is computed again in the backward pass to need less memory, see `VideoModel.recompute`.
         compile: Compile the model with torch.compile.
@@ -69,7 +73,7 @@ class Optimisation:
     label_smoothing: float = 0.1
     head_dropout: float = 0.0
     clip_norm: float = 1.0
-    bf16: bool = False
+    bf16: AutoSwitch = "auto"
     ema_decay: float = 0.0
     recompute: Recompute = "nothing"
     compile: bool = False
@@ -80,6 +84,10 @@ class Optimisation:
                 "optimisation: expected num_steps or epochs, one of them above 0, "
                 f"got {self.num_steps} and {self.epochs}"
             )
+        _require_range("optimisation", self, ("learning_rate", "muon_learning_rate", "embedding_rate", "weight_decay"))
+        _require_range("optimisation", self, ("label_smoothing",), most=1.0)
+        if not self.clip_norm > 0:  # infinity clips nothing
+            raise ConfigError(f"optimisation.clip_norm: expected more than 0, got {self.clip_norm}")
         if self.batch_size < 1 or self.warmup_steps < 0 or self.accumulation < 1:
             raise ConfigError(
                 "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
@@ -114,6 +122,7 @@ class Scenes:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require_range("scenes", self, ("easy_steps", "seed"))
         if not 1 <= self.views_per_scene <= NUM_SYMMETRIES:
             raise ConfigError(f"views_per_scene: expected 1 to {NUM_SYMMETRIES}, got {self.views_per_scene}")
         height, width = self.world.image_size
@@ -154,8 +163,9 @@ class Videos:
     eval_crops: int = 3
 
     def __post_init__(self) -> None:
-        if self.clips_per_video < 1:
-            raise ConfigError(f"videos.clips_per_video: expected 1 or more, got {self.clips_per_video}")
+        _require_range("videos", self, ("clips_per_video", "eval_clips"), least=1.0)
+        _require_range("videos", self, ("validate_every",))
+        _require_range("videos", self, ("max_failed_share",), most=1.0)
 
     @classmethod
     def from_value(cls, value: Any) -> Videos:
@@ -212,6 +222,8 @@ class Tracks:
     def __post_init__(self) -> None:
         if (self.scenes is None) == (not self.files):
             raise ConfigError("tracks: expected `scenes` or `files`, one of them")
+        _require_range("tracks", self, ("validation_scenes", "validate_every"))
+        _require_range("tracks", self, ("max_failed_share",), most=1.0)
         if self.validation_scenes and self.validation_files:
             raise ConfigError("tracks: expected `validation_scenes` or `validation_files`, not both")
         if self.easy_steps < 0 or (self.easy_steps and self.scenes is None):
@@ -314,6 +326,9 @@ class Vivit:
     num_heads: int = 0
     mlp_width: int = 0
 
+    def __post_init__(self) -> None:
+        _require_range("memory.vivit", self, ("width", "depth", "num_heads", "mlp_width"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
@@ -392,6 +407,18 @@ class Start:
     conv_scale: float = 1.0
     positions_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require_range("start", self, ("conv_scale", "positions_scale"))
+
+
+def _require_range(
+    name: str, section: object, keys: Sequence[str], *, least: float = 0.0, most: float = sys.float_info.max
+) -> None:
+    for key in keys:
+        if not least <= (value := getattr(section, key)) <= most:  # not a number is neither
+            limits = f"{least:g} or more" if most == sys.float_info.max else f"{least:g} to {most:g}"
+            raise ConfigError(f"{name}.{key}: expected {limits}, got {value}")
+
 
 def _require_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
@@ -405,9 +432,17 @@ def fields_of(section: type | None, value: Any, name: str) -> dict[str, Any]:
     if section is None:
         return dict(value)
     refuse_unknown(section, value)
-    # YAML takes 1e-3 for a word and 0 for a whole number; where a plain number is wanted, both are one.
-    reals = {entry.name for entry in dataclasses.fields(section) if isinstance(entry.default, float)}
-    return {key: _real(key, entry) if key in reals else entry for key, entry in value.items()}
+    return plain_values(section, value, f"{name}.")
+
+
+def plain_values(section: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A copy of values in which numbers and switches are what their fields want.
+
+    YAML takes 1e-3 for a word and 0 for a whole number; where a number is wanted, both are one.
+    """
+    read = {"float": _real, "int": _whole, "bool": _switch, "AutoSwitch": _auto_switch}
+    kinds = {entry.name: read[entry.type] for entry in dataclasses.fields(section) if entry.type in read}
+    return {key: kinds[key](f"{prefix}{key}", value) if key in kinds else value for key, value in values.items()}
 
 
 def _real(key: str, value: Any) -> float:
@@ -415,6 +450,27 @@ def _real(key: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{key}: expected a number, got {value!r}") from None
+
+
+def _whole(key: str, value: Any) -> int:
+    number = math.nan if isinstance(value, bool) else _real(key, value)
+    if not number.is_integer():
+        raise ConfigError(f"{key}: expected a whole number, got {value!r}")
+    return value if isinstance(value, int) else int(number)
+
+
+def _switch(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}: expected true or false, got {value!r}")
+    return value
+
+
+def _auto_switch(key: str, value: Any) -> AutoSwitch:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}: expected auto, true or false, got {value!r}")
+    return value
 
 
 def _world(given: Mapping[str, Any]) -> WorldConfig:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trecvit.data.clips import Failure
 from trecvit.data.tapvid import read_track_files
@@ -21,7 +21,7 @@ from trecvit.errors import DataError
 from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, Steps, TrackBatch
 from trecvit.train.recipe import Recipe
-from trecvit.workers import ignore_sigterm
+from trecvit.workers import load_items
 
 _EXAMPLES = 64
 
@@ -57,14 +57,12 @@ class TrackFeed(Feed[TrackBatch]):
 
     def batches(self, first_step: int, share: Share) -> Iterator[TrackBatch]:
         """What a process sees in each step."""
-        yield from DataLoader(
+        yield from load_items(
             self.clips,
-            batch_sampler=Steps(self.items, range(first_step, self.num_steps), share),
             num_workers=self.num_workers,
-            worker_init_fn=ignore_sigterm,
+            prefetch_factor=2,
+            batch_sampler=Steps(self.items, range(first_step, self.num_steps), share),
             collate_fn=_collate,
-            multiprocessing_context="spawn" if self.num_workers else None,
-            prefetch_factor=2 if self.num_workers else None,
         )
 
     def accept(self, failed: Mapping[str, str]) -> None:

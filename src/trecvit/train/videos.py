@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from trecvit.data.clips import Failure, Sample, TrainingClips
 from trecvit.data.manifest import DataSource, Manifest, read_manifest
@@ -17,7 +16,7 @@ from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps
 from trecvit.train.recipe import Recipe
 from trecvit.train.sections import Videos
-from trecvit.workers import ignore_sigterm
+from trecvit.workers import load_items
 
 _EXAMPLES = 256
 
@@ -69,16 +68,13 @@ class VideoFeed(Feed[LabelledBatch]):
 
     def batches(self, first_step: int, share: Share) -> Iterator[LabelledBatch]:
         """What a process sees in each step."""
-        loader = DataLoader(
+        yield from load_items(
             self.clips,
-            batch_sampler=Steps(self.items, range(first_step, self.num_steps), share),
             num_workers=self.num_workers,
-            worker_init_fn=ignore_sigterm,
+            prefetch_factor=2,
+            batch_sampler=Steps(self.items, range(first_step, self.num_steps), share),
             collate_fn=_collate,
-            multiprocessing_context="spawn" if self.num_workers else None,
-            prefetch_factor=2 if self.num_workers else None,
         )
-        yield from loader
 
     def accept(self, failed: Mapping[str, str]) -> None:
         """Refuses more than the recipe's share of the videos."""
