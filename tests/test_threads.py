@@ -82,6 +82,19 @@ def test_threads_follow_what_else_is_going_on() -> None:
         assert machine.run(choice, 60) > 0.9 * machine.best()
 
 
+def test_a_call_that_takes_seconds_is_the_last() -> None:
+    """Frames of 40 ms that take 3 s with two threads as soon as others are busy."""
+    machine = Machine(2, work_s=0.07)
+    machine.speedup = lambda threads: (0.023 if machine.busy else 1.75) if threads == 2 else 0.9  # type: ignore[method-assign]
+    choice = ThreadChoice(2, machine.probe, lambda: machine.clock_s)
+    machine.run(choice, 10)
+    assert choice.count == 2
+    machine.busy = 2
+    machine.run(choice, 4)
+    assert choice.count == 1
+    assert machine.run(choice, 30) > 0.95 * 0.9 / 0.07
+
+
 def test_as_many_as_there_is_room_for() -> None:
     machine = Machine(16)
     machine.busy = 8

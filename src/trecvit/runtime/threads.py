@@ -18,7 +18,8 @@ import torch
 _CALLS_COMPARED = 3
 # A number of threads must be this much faster than the one in use to replace it.
 _GAIN = 0.9
-# Calls that take this many times as long as they used to, or one that takes far longer, are a reason to try fewer.
+# Calls that take this many times as long as they used to are a reason to try fewer; one that takes far longer is a
+# reason to probe at once, as the next would cost as much.
 _SLOWDOWN, _STALL = 1.4, 4.0
 # A thread that had a core for less of the time than this shares it: more threads would wait for one another.
 _OWN_CORE = 0.95
@@ -84,7 +85,10 @@ class ThreadChoice:
         if len(self._recent) < _CALLS_COMPARED:
             return
         typical_s, _ = sorted(self._recent)[_CALLS_COMPARED // 2]
-        if typical_s > _SLOWDOWN * self._usual_s or seconds > _STALL * self._usual_s:
+        if seconds > _STALL * self._usual_s and (fewer := self._probed(self.count)) < self.count:
+            self._switch(fewer)
+            return
+        if typical_s > _SLOWDOWN * self._usual_s:
             # What was usual is no longer: else every call from now on would be a reason for a trial.
             self._usual_s, self._pause_s = typical_s, _FIRST_PAUSE_S
             self._try(max(self.count // 2, 1))
@@ -122,8 +126,13 @@ class ThreadChoice:
         if len(self._trial_s) < 2 and seconds < 1.5 * before_s:
             return
         if min(self._trial_s) < _GAIN * before_s:
-            self.count, self._usual_s, self._pause_s = self._trial, float("inf"), _FIRST_PAUSE_S / 2
-            self._recent.clear()
+            self._switch(self._trial)
+        else:
+            self._end_trial()
+
+    def _switch(self, count: int) -> None:
+        self.count, self._usual_s, self._pause_s = count, float("inf"), _FIRST_PAUSE_S / 2
+        self._recent.clear()
         self._end_trial()
 
     def _end_trial(self) -> None:
