@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -232,7 +233,15 @@ def test_rendered_scenes_hold_one_scene_of_each_pair(tmp_path):
 
 def test_the_doctor_finds_this_machine_well(processor):
     findings = {finding.name: finding for finding in doctor.examine()}
-    for name in ("Python", "PyTorch", "decoding and encoding", "bundled model", "fastest here", "cache folder"):
+    for name in (
+        "Python",
+        "PyTorch",
+        "decoding and encoding",
+        "bundled model",
+        "threads",
+        "fastest here",
+        "cache folder",
+    ):
         assert findings[name].works is True, findings[name].words
     timed, slow = (
         re.findall(pattern, findings["fastest here"].words) for pattern in (r"ms in (\w+)", r"no fast (\w+)")
@@ -244,6 +253,13 @@ def test_the_doctor_finds_this_machine_well(processor):
     has, _, has_not = findings["processor"].words.partition("has ")[2].partition("; has not ")
     assert has == (", ".join(features()) or "no feature we use")
     assert has_not == ", ".join(feature for feature in FEATURES if not supports(feature))
+
+
+@pytest.mark.parametrize(("count", "words"), [(2, "2 of 2 run at once"), (1, "only 1 of 2 run at once, as other")])
+def test_the_doctor_says_how_many_threads_run_at_once(monkeypatch, count, words):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("trecvit.runtime.threads.ThreadChoice", lambda most: SimpleNamespace(count=count))
+    assert doctor._threads().startswith(words)
 
 
 def test_the_doctor_reports_what_is_broken_and_looks_at_the_rest(monkeypatch):

@@ -41,6 +41,7 @@ def examine() -> list[Finding]:
         ("decoding and encoding", _video),
         ("bundled model", _bundled_model),
         ("processor", _processor_features),
+        ("threads", _threads),
         ("fastest here", _fastest),
         ("cache folder", _cache_folder),
     )
@@ -203,6 +204,19 @@ def _cache_folder() -> str:
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"{folder} cannot be written; set TRECVIT_CACHE to a folder that can")
     return str(folder)
+
+
+def _threads() -> str:
+    """How many threads are worth using, with whatever else runs at present."""
+    import torch
+
+    from trecvit.runtime.threads import ThreadChoice
+
+    most = torch.get_num_threads()
+    count = ThreadChoice(most).count
+    if count == most:
+        return f"{count} of {most} run at once"
+    return f"only {count} of {most} run at once, as other programs use the CPU; optimised models then take no more"
 
 
 def _accelerators() -> Iterator[Finding]:
