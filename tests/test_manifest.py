@@ -269,6 +269,12 @@ def test_what_was_passed_over_and_empty_classes_are_one_line_each(tmp_path):
         ("train/cat/1.mp4, bus/red/1.mp4", {}),
         ("train/1.mp4", {}),
         ("train.mp4", {}),
+        ("train/cat/1.mp4, val/cat/1.mp4, raw/cat/1.mp4", {"train": "train", "validation": "val"}),
+        ("train/cat/1.mp4, val/cat/1.mp4, models/demo.gif", {"train": "train", "validation": "val"}),
+        ("train/cat/1.mp4, dev/cat/1.mp4", {"train": "train", "validation": "dev"}),
+        ("train_256/cat/1.mp4, val_256/cat/1.mp4", {"train": "train_256", "validation": "val_256"}),
+        ("train_set/cat/1.mp4, test-set/cat/1.mp4", {"train": "train_set", "test": "test-set"}),
+        ("train/1.mp4, test/1.mp4, bus/1.mp4", {}),
     ],
 )  # fmt: skip
 def test_folders_of_splits_are_no_classes(tmp_path, layout, splits):
@@ -282,6 +288,20 @@ def test_folders_of_splits_are_no_classes(tmp_path, layout, splits):
         read_manifest(tmp_path)
     assert split_of(str(tmp_path), "train") == str(tmp_path / splits.get("train", ""))
     assert split_of("http://host/{0..1}.tar", "train") == "http://host/{0..1}.tar"
+
+
+def test_one_split_has_one_folder(tmp_path):
+    plant(tmp_path, "train/cat/1.mp4, val/cat/1.mp4, validation/cat/1.mp4")
+    with pytest.raises(DataError, match="expected one folder for each split, got val and validation for validation"):
+        read_manifest(tmp_path)
+
+
+def test_a_class_folder_that_is_a_link_is_that_class(tmp_path):
+    plant(tmp_path, "ext/zebra/1.mp4, data/ant/1.mp4")
+    (tmp_path / "data" / "zebra").symlink_to(tmp_path / "ext" / "zebra")
+    (tmp_path / "data" / "ant" / "more").symlink_to(tmp_path / "ext" / "zebra")
+    videos = {video.name: video.label for video in read_manifest(tmp_path / "data").videos}
+    assert videos == {"ant/1.mp4": 0, "zebra/1.mp4": 1}
 
 
 def test_a_classifier_needs_two_classes(tmp_path):

@@ -461,3 +461,16 @@ def test_a_device_that_there_is_not_is_refused(tmp_path, model):
     for name in ("foo", "cuda:7"):
         with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here"):
             load(model.save(tmp_path), device=name)
+
+
+@pytest.mark.parametrize("provenance", [None, {"source": {1, 2}}, {"source": object()}])
+def test_a_description_that_could_not_be_read_is_not_saved(tmp_path, provenance):
+    model = tiny_model()
+    model.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model.provenance = provenance
+    with torch.no_grad():
+        model.norm.weight.add_(1.0)
+    with pytest.raises(CheckpointError, match=r"provenance|plain JSON values"):
+        model._save(tmp_path, model.state_dict())  # `save` first makes a skeleton, where the tests check its types
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -137,6 +140,32 @@ def test_a_call_leaves_the_number_of_threads_as_it_was() -> None:
         assert set(seen) <= {1, 2}
         assert probe_s(2) > 0
         assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_other_python_threads_keep_what_is_allowed() -> None:
+    before = torch.get_num_threads()
+    inside, ended = threading.Event(), threading.Event()
+
+    def call(frames: torch.Tensor, waits: bool) -> int:
+        if waits:
+            inside.set()
+            ended.wait(10)
+        return torch.get_num_threads()
+
+    try:
+        torch.set_num_threads(2)
+        chosen = ChosenThreads(call)
+        chosen._choices[torch.Size([3])] = ThreadChoice(2, lambda count: float(count), time.perf_counter)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(chosen, torch.ones(3), True)
+            inside.wait(10)
+            second = pool.submit(chosen, torch.ones(3), False)  # runs as it is: the number is chosen elsewhere
+            second.result()
+            ended.set()
+            assert first.result() == 1
+            assert pool.submit(lambda: (chosen(torch.ones(4), False), torch.get_num_threads())).result()[1] == 2
     finally:
         torch.set_num_threads(before)
 

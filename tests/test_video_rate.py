@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from video_fixtures import MPEGTS, VP8, VP9, Codec, make_video, painted
+from video_fixtures import CODECS, H264, MPEGTS, RAW_H264, VP8, VP9, Codec, make_video, painted
 
 from trecvit.config import Preprocessing
 from trecvit.video.decode import length_and_rate, probe
@@ -63,6 +63,31 @@ def test_a_rate_is_measured_over_all_steps_that_are_no_pauses(stamps, rate):
 )
 def test_a_stated_rate_must_be_confirmed(stated, expected):
     assert believable_rate(stated, [0, 40, 80, 120, 160], _MS) == expected
+
+
+def test_a_burst_is_no_rate():
+    assert measured_rate([0, 6, 13, 20], Fraction(1, 1_000_000)) > 100_000
+    assert believable_rate(None, [0, 6, 13, 20], Fraction(1, 1_000_000)) is None
+    assert believable_rate(Fraction(25), [0, 6, 13, 20], Fraction(1, 1_000_000)) == 25
+
+
+@pytest.mark.parametrize("codec", [RAW_H264, Codec(".hevc", "libx265", options=CODECS["hevc"].options)])
+@pytest.mark.parametrize("fps", [25, 50])
+def test_a_raw_stream_has_the_rate_of_its_codec(tmp_path, codec, fps):
+    path = make_video(tmp_path / "a", codec, num_frames=20, fps=fps)
+    assert probe(path).average_fps == fps
+    assert length_and_rate(path) == (20, float(fps))
+
+
+@pytest.mark.parametrize("codec", [H264, VP8, VP9, MPEGTS], ids=["mp4", "vp8", "vp9", "ts"])
+def test_the_first_frames_do_not_decide_for_a_whole_file(tmp_path, codec):
+    """A camera in the dark at 10 frames per second, then 300 frames at 30."""
+    times_ms = [100 * index for index in range(70)] + [7000 + round(index * 1000 / 30) for index in range(300)]
+    path = make_video(tmp_path / "a", codec, num_frames=370, size_px=(32, 32), times_ms=times_ms, fps=60)
+    num_frames, rate = length_and_rate(path)
+    assert (num_frames, rate) == (370, pytest.approx(370 / 17, rel=0.02))
+    if codec in (H264, VP9):  # whose frames can be counted without decoding
+        assert probe(path).rate_fps == rate
 
 
 @pytest.mark.parametrize(("stated", "expected"), [(None, None), (Fraction(30), 30), (Fraction(90_000), None)])

@@ -168,6 +168,7 @@ class Pretrained(
     def _save(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
         check_path(folder)
         description = {"format": FORMAT, "architecture": type(self).__name__, **self.description()}
+        _check_description(description, folder)
         tensors = _apart(weights)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / WEIGHTS_FILE, lambda part: safetensors.torch.save_file(tensors, part, {"format": "pt"}))
@@ -451,6 +452,12 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         of_others = isinstance(description, dict) and description.get("model_type")
         hint = f"; it describes a {of_others!r} of another library, which is not read" if of_others else ""
         raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r}{hint}")
+    _check_description(description, path)
+    return dict(description)
+
+
+def _check_description(description: Mapping[str, Any], path: Path) -> None:
+    """Raises CheckpointError unless every part of a description is of its kind and can be written as JSON."""
     kinds = {"architecture": str, "model": dict, "preprocessing": dict, "labels": list, "provenance": dict}
     for key, kind in kinds.items():
         if not isinstance(description.get(key), kind):
@@ -460,7 +467,10 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     num_classes = description["model"].get("num_classes")
     if description["labels"] and len(description["labels"]) != num_classes:
         raise CheckpointError(f"{path}: {len(description['labels'])} labels for {num_classes} classes")
-    return dict(description)
+    try:
+        json.dumps(description)
+    except (TypeError, ValueError) as exc:
+        raise CheckpointError(f"{path}: expected a description of plain JSON values: {exc}") from exc
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

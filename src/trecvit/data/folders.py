@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,9 @@ _SYSTEM_NAMES = frozenset(
     }
 )
 
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+# Names of splits as torchvision, Ultralytics and the mirrors of Kinetics have them: "val", "test_set", "train_256".
+_SPLITS = {"train": r"train(ing)?", "validation": r"val(id(ation)?)?|dev|eval", "test": r"test(ing)?"}
+_SPLIT_ENDS = r"([ _-]?(set|data|split|\d+(px|p)?))?"
 
 # Why something was passed over, in the singular and the plural.
 _REASONS = {
@@ -124,7 +123,9 @@ def list_videos(folder: str | Path) -> Listing:
     links: list[str] = []
     while folders or links:
         if not folders:  # all that is reached without a link has been read
-            folders, links = [name for name in sorted(links, key=_parts) if is_new(name)], []
+            # The nearest to the top first: a class folder that is a link is that class.
+            links.sort(key=lambda name: (name.count("/"), _parts(name)))
+            folders, links = [name for name in links if is_new(name)], []
             continue
         found, linked = _read_folder(listing, folders.pop())
         folders += [name for name in found if is_new(name)]
@@ -154,11 +155,27 @@ def split_folders(folder: str | Path) -> dict[str, Path]:
 def splits_of(listing: Listing) -> dict[str, Path]:
     """`split_folders` of a folder that has been listed."""
     with_videos = sorted({name.split("/")[0] for name in listing.videos if "/" in name})
-    if not with_videos or not all(name.casefold() in _SPLITS for name in with_videos):
+    with_classes = {name.split("/")[0] for name in listing.videos if name.count("/") > 1}
+    splits: dict[str, list[str]] = defaultdict(list)
+    for name in with_videos:
+        if (split := _split_named(name)) and (name in with_classes or len(with_videos) > 1):
+            splits[split].append(name)
+    is_all = sum(map(len, splits.values())) == len(with_videos)
+    has_several = len(splits) > 1 and all(with_classes & set(names) for names in splits.values())
+    if not splits or not (is_all or has_several):
         return {}
-    if len(with_videos) == 1 and any(name.count("/") == 1 for name in listing.videos):
-        return {}
-    return {_SPLITS[name.casefold()]: listing.root / name for name in with_videos}
+    for split, names in splits.items():
+        if len(names) > 1:
+            raise DataError(
+                f"{listing.root}: expected one folder for each split, got {' and '.join(names)} for {split}; "
+                "give one of them, or move the others away"
+            )
+    return {split: listing.root / names[0] for split, names in splits.items()}
+
+
+def _split_named(name: str) -> str:
+    """Which split a folder of this name is, or nothing."""
+    return next((split for split, names in _SPLITS.items() if re.fullmatch(f"({names}){_SPLIT_ENDS}", name, re.I)), "")
 
 
 def _read_folder(listing: Listing, folder: str) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ of threads is chosen anew whenever the machine looks different: with a short pro
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -43,6 +44,10 @@ def probe_s(count: int) -> float:
         return time.perf_counter() - begun_s
     finally:
         torch.set_num_threads(before)
+
+
+# Held during a call whose number of threads is chosen: that number is one for the whole process.
+_choosing = threading.Lock()
 
 
 class ThreadChoice:
@@ -151,13 +156,22 @@ class ChosenThreads:
     def __init__(self, call: Callable[..., Any]) -> None:
         update_wrapper(self, call)
         self._call = call
+        self._most = torch.get_num_threads()
         self._choices: dict[tuple[int, ...], ThreadChoice] = {}
 
     def __call__(self, frames: torch.Tensor, *args: Any) -> Any:
         """The call's result."""
-        most = torch.get_num_threads()
-        if most == 1:
+        # Another Python thread that first asks during a call would take the number chosen there for the one allowed.
+        is_main = threading.current_thread() is threading.main_thread()
+        most = torch.get_num_threads() if is_main else self._most
+        if most == 1 or not _choosing.acquire(blocking=False):
             return self._call(frames, *args)
+        try:
+            return self._call_with(most, frames, *args)
+        finally:
+            _choosing.release()
+
+    def _call_with(self, most: int, frames: torch.Tensor, *args: Any) -> Any:
         choice = self._choices.get(frames.shape)
         if choice is None or choice.most != most:
             choice = self._choices[frames.shape] = ThreadChoice(most)

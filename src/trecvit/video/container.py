@@ -61,9 +61,13 @@ _SHORT_BY_S = 1.0
 _TIMEOUTS = (av.error.ExitError, av.error.TimeoutError)
 # A container that cannot be read any further tends to report it for ever.
 _MAX_READ_ERRORS = 16
-# Formats whose time stamps are made up by counting: of a stream in one, the time of arrival says more.
-_COUNTED_FORMATS = frozenset({"mpjpeg", "mjpeg", "h264", "hevc"})
+# Formats without time stamps, for which FFmpeg states 25 frames per second whatever the codec's own header does.
+_UNTIMED_FORMATS = frozenset({"h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "cavsvideo", "h261", "h263", "obu"})
+# What cameras send as JPEG pictures has time stamps that are made up by counting: the time of arrival says more.
+_CAMERA_FORMAT = "mpjpeg"
 _ARRIVAL_TICK = Fraction(1, 1_000_000)
+# More frames per second than such a camera sends: a file that is served as fast as the network can.
+_MAX_CAMERA_FPS = 120
 # Packets that are read ahead to learn the frame rate from their time stamps, and their size in all.
 _PACKETS_AHEAD, _BYTES_AHEAD = 64, 16_000_000
 # Of a stream, whose first frame is waited for: how many packets, and for how long.
@@ -253,7 +257,9 @@ class Container:
         codec: Name of the codec.
         has_order: Whether packets are frames, and an index proves where each is.
         timed: Whether presentation times can be believed.
-        rate: Frames per second, stated and confirmed by time stamps, else measured on the first ones; None if unknown.
+        stated_rate: Frames per second that the container, or a raw stream's codec, states; None if neither does.
+        rate: That rate if the first time stamps confirm it, else as measured on them; None if unknown.
+        rate_is_doubtful: Whether the time stamps of the whole video may give another.
         step: Seconds between frames, for frames without a time stamp.
         is_untouched: Whether `packets` gives them from the first on.
     """
@@ -280,7 +286,7 @@ class Container:
         self.has_order = self._states_its_length and self.codec in _ONE_FRAME_A_PACKET and not is_stream
         # AVI stores no presentation times. With B-frames, what FFmpeg makes of it is out of order.
         self.timed = not (container.format.name == "avi" and codec.has_b_frames)
-        self._stamps_arrivals = is_stream and bool(formats & _COUNTED_FORMATS)
+        self._stamps_arrivals = is_stream and _CAMERA_FORMAT in formats
         # Present in every stream that a demuxer has opened.
         self.time_base = _ARRIVAL_TICK if self._stamps_arrivals else self._stream.time_base or Fraction(1)
         self._damaged_packets = 0
@@ -292,7 +298,10 @@ class Container:
         self._error_ahead: VideoError | None = None
         self._first: av.VideoFrame | None = None
         self.is_untouched = True
-        self.rate = self._rate(is_stream, is_mov="mov" in formats)
+        stated = self._stream.guessed_rate if formats & _UNTIMED_FORMATS else self._stream.average_rate
+        self.stated_rate = None if self._stamps_arrivals else stated or None
+        self.rate = self._rate(is_stream)
+        self.rate_is_doubtful = self.rate != self.stated_rate
         self.step = 1 / (self.rate or untimed_fps)
 
     def close(self) -> None:
@@ -425,18 +434,22 @@ class Container:
             return f"the file is truncated: it states {stated_s:.2f} s and ends at {end_s:.2f} s"
         return ""
 
-    def _rate(self, is_stream: bool, *, is_mov: bool) -> Fraction | None:
-        stated = None if self._stamps_arrivals else self._stream.average_rate or None
+    def _rate(self, is_stream: bool) -> Fraction | None:
         # A stream is not kept waiting for a rate that it states and that a camera can have.
-        if is_stream and stated is not None and 1 <= stated <= 120:
-            return stated
+        if is_stream and self.stated_rate is not None and 1 <= self.stated_rate <= _MAX_CAMERA_FPS:
+            return self.stated_rate
         self._look_ahead(is_stream)
-        # The rate of mp4 and its kin is computed from the whole table of time stamps, of which these are the first.
-        return believable_rate(stated, self.stamps(self._ahead), self.time_base, tolerance=3.0 if is_mov else 1.25)
+        rate = believable_rate(self.stated_rate, self._stamps_ahead(), self.time_base)
+        if self._stamps_arrivals and (rate is None or rate > _MAX_CAMERA_FPS):
+            self._stamps_arrivals, self.time_base = False, self._stream.time_base or Fraction(1)
+            for number, packet in enumerate(self._ahead):
+                packet.pts = packet.dts = number
+            return None
+        return rate
 
-    def stamps(self, packets: Iterator[av.Packet[av.VideoStream]] | deque[av.Packet[av.VideoStream]]) -> list[int]:
-        """Time stamps of packets: of presentation, or of decoding where those cannot be believed; none if some lack."""
-        pairs = [(packet.pts if self.timed else packet.dts, packet.dts) for packet in packets]
+    def _stamps_ahead(self) -> list[int]:
+        """Time stamps of the packets read ahead: of presentation, or of decoding where those cannot be believed."""
+        pairs = [(packet.pts if self.timed else packet.dts, packet.dts) for packet in self._ahead]
         for kind in zip(*pairs, strict=True):
             if None not in kind:
                 return [stamp for stamp in kind if stamp is not None]

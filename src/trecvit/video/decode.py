@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
@@ -319,7 +320,11 @@ class _EncodedVideo(Video):
     @property
     def info(self) -> VideoInfo:
         if self._info is None:
-            self._info = self._at_start().info()
+            rate = self._container.rate
+            # The first time stamps of a video whose rate varies say little of the rest.
+            if self._container.rate_is_doubtful and self._order_if(lambda pts: False) is not None:
+                rate = self._rate_of_all()
+            self._info = replace(self._at_start().info(), average_fps=rate)
         return self._info
 
     def frames(
@@ -350,10 +355,18 @@ class _EncodedVideo(Video):
         order = self._order_if(lambda pts: False)
         container = self._container
         if order is not None and not container.missing(len(order.pts), int(order.pts[-1]), order.end_pts):
-            rate = believable_rate(container.rate, order.pts, container.time_base)
+            rate = self._rate_of_all()
             return len(order.pts), float(rate) if rate else None
-        rate = container.rate
-        return sum(1 for _ in self.frames(short_side_px=16)), float(rate) if rate else None
+        times_us = [round(frame.time_s * 1_000_000) for frame in self.frames(short_side_px=16)]
+        rate = self._container.rate
+        if rate is not None:  # else the times are made up
+            rate = believable_rate(rate, times_us, Fraction(1, 1_000_000))
+        return len(times_us), float(rate) if rate else None
+
+    def _rate_of_all(self) -> Fraction | None:
+        """The stated frame rate if the time stamps of all frames confirm it, else as measured on them."""
+        assert self._order is not None, "called where there is an order"
+        return believable_rate(self._container.stated_rate, self._order.pts, self._container.time_base)
 
     def close(self) -> None:
         self._pass += 1

@@ -13,6 +13,8 @@ import numpy.typing as npt
 _PAUSE_S, _PAUSE_STEPS = 5, 20
 # More frames per second than any camera makes: the ticks of a clock.
 _MAX_FPS = 1000
+# By which factor a stated and a measured rate may differ.
+_TOLERANCE = Fraction(5, 4)
 
 
 def measured_rate(stamps: Sequence[int] | npt.NDArray[np.int64], time_base: Fraction) -> Fraction | None:
@@ -38,8 +40,6 @@ def believable_rate(
     stated: Fraction | None,
     stamps: Sequence[int] | npt.NDArray[np.int64],
     time_base: Fraction,
-    *,
-    tolerance: float = 1.25,
 ) -> Fraction | None:
     """The stated frame rate where time stamps confirm it, else the measured one.
 
@@ -50,14 +50,15 @@ def believable_rate(
         stated: What the container states, or None.
         stamps: As for `measured_rate`.
         time_base: Likewise.
-        tolerance: By which factor the two may differ.
 
     Returns:
         The rate; what is stated if there are no time stamps to measure; None if there is neither.
     """
     measured = measured_rate(stamps, time_base)
+    if measured is not None and measured > _MAX_FPS:
+        measured = None
     if stated is None or not 0 < stated <= _MAX_FPS:
         return measured
-    if measured is None or stated / Fraction(tolerance) <= measured <= stated * Fraction(tolerance):
+    if measured is None or stated / _TOLERANCE <= measured <= stated * _TOLERANCE:
         return stated
     return measured
