@@ -137,3 +137,24 @@ def test_a_folder_that_could_not_be_filled_is_empty_again(tmp_path):
     with pytest.raises(OSError, match="No space"):
         fill()
     assert is_empty(tmp_path)
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path):
+    real, link, pipe = tmp_path / "real.json", tmp_path / "link.json", tmp_path / "pipe"
+    real.write_text("old")
+    link.symlink_to(real)
+    check_output(link)
+    write_text(link, "new")
+    assert (link.is_symlink(), real.read_text()) == (True, "new")
+    os.mkfifo(pipe)
+    check_output(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        write_text(pipe, "piped")
+        assert read.result(10) == "piped"
+    assert pipe.is_fifo()
+
+
+def test_full_shared_memory_is_no_full_disk():
+    error = RuntimeError("unable to write to file </torch_12_34_5>: No space left on device (28)")
+    assert "shared memory (/dev/shm) is full" in str(storage_error(error))

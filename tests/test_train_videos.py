@@ -301,7 +301,9 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, se
     assert same_weights(got, expected)
 
 
-@pytest.mark.parametrize("when", ["before the first step", "waiting for a batch", "testing on the way"])
+@pytest.mark.parametrize(
+    "when", ["before the first step", "waiting for a batch", "testing on the way", "testing at the end"]
+)
 def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, monkeypatch, when):
     words = ["checkpoint_every=100", f"videos.validation={data}", "videos.validate_every=2", "videos.eval_clips=1"]
     recipe = load_recipe(recipe_path, words)
@@ -309,8 +311,12 @@ def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, mon
     target, method = (Classification, "test") if when.startswith("testing") else (VideoFeed, "items")
     whole = getattr(target, method)
 
+    ended = [json.loads(line)["step"] for line in validations.read_text().splitlines()]
+    tests = iter(ended)
+
     def interrupted(self, *given):
-        if given[0] == {"before the first step": 0, "waiting for a batch": 3}.get(when, given[0]):
+        at = {"before the first step": 0, "waiting for a batch": 3, "testing on the way": 2}.get(when, ended[-1])
+        if at == (next(tests, None) if when.startswith("testing") else given[0]):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
         return whole(self, *given)
@@ -320,13 +326,15 @@ def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, mon
         train(recipe, tmp_path / "run")
     assert stopped.value.signal_number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    step = {"before the first step": 0, "waiting for a batch": 3, "testing on the way": 2}[when]
+    step = {"before the first step": 0, "waiting for a batch": 3, "testing on the way": 2}.get(when, ended[-1])
     assert f"at step {step} " in str(stopped.value)
     kept = [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
     assert kept == ([f"step-{step:08d}"] if step else [])
     monkeypatch.setattr(target, method, whole)
     assert same_weights(train(recipe, tmp_path / "run"), expected)
     assert (tmp_path / "run" / "validation.jsonl").read_text() == validations.read_text()
+    assert (tmp_path / "run" / "best").exists()
+    assert not (tmp_path / "run" / "tested").exists()
 
 
 def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path, recipe_path, monkeypatch):

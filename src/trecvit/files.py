@@ -48,12 +48,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Has a file written beside its place, under a name of this process, and moves it there once it is complete.
 
     Args:
-        path: Where it will be.
+        path: Where it will be. A link stays one, and a device or pipe is written to as it is.
         write: Writes the file that it is given the path of.
 
     Raises:
         StorageError: When it cannot be written; nothing of it is left then.
     """
+    if _is_device(path):
+        with writing(path):
+            write(path)
+        return
+    path = path.resolve() if path.is_symlink() else path
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
         with writing(path):
@@ -62,6 +67,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether there is something that is neither a file nor a folder, such as /dev/stdout or a named pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -101,6 +111,11 @@ def storage_error(error: BaseException, path: str | Path | None = None) -> Stora
         error: An OSError, or what NumPy, safetensors, PyTorch or FFmpeg made of one.
         path: What was being written. Without it only errors count that reading cannot cause: a full disk and the like.
     """
+    if isinstance(error, RuntimeError) and "</torch_" in str(error):
+        return StorageError(
+            "shared memory (/dev/shm) is full, by which worker processes hand over data; give --workers 0 or fewer, or "
+            "a container more of it (docker run --shm-size)"
+        )
     number = None if isinstance(error, TRecViTError) else _error_number(error)
     reasons = _FULL if path is None else _ANY
     if number is None or number not in reasons:
@@ -129,8 +144,9 @@ def _error_number(error: BaseException) -> int | None:
 
 def check_output(path: Path | None) -> None:
     """Raises a StorageError where a file could not be written, before the work that it is to hold; None is no file."""
-    if path is None:
+    if path is None or _is_device(path):
         return
+    path = path.resolve() if path.is_symlink() else path
     with writing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

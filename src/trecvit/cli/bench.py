@@ -73,6 +73,7 @@ def bench_speed(
     save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
 ) -> None:
     """How fast models run, frame after frame or clip by clip, beside what their matrix products alone would take."""
+    check_output(save)
     if busy:
         _bench_shared(models or ["tiny"], dtypes or ["float32"], modes or ["eager", "compile"], busy, seconds, save)
         return
@@ -83,7 +84,6 @@ def bench_speed(
     from trecvit.runtime.doctor import machine
     from trecvit.runtime.speed import Speed, speeds
 
-    check_output(save)
     chosen = (
         models or ["tiny", "small", "base", "base_k400"],
         dtypes or ["float32", "bfloat16"],

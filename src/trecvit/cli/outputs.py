@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trecvit.errors import ConfigError
+from trecvit.files import is_empty
 
 
 def check_file(
@@ -63,7 +64,7 @@ def check_folder(option: str, path: Path | None, *, empty: bool = False) -> None
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise ConfigError(f"{option}: expected a folder, but {existing} is a file; give another name")
-    if empty and existing == path and any(path.iterdir()):
+    if empty and not is_empty(path):
         raise ConfigError(f"{option}: expected a new or empty folder, but {path} holds files; give another name")
     _check_writable_folder(option, existing)
 

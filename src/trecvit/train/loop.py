@@ -53,6 +53,7 @@ from trecvit.train.run_folder import (
     draw_curves,
     known_failures,
     steps_if_finished,
+    was_tested,
 )
 from trecvit.train.scenes import SceneFeed
 from trecvit.train.stop import StopSignals
@@ -211,7 +212,7 @@ class Loop:
     def run(self) -> int:
         """Trains from the last checkpoint, if there is one, to the end; returns how many steps that were."""
         first_step = self.checkpoints.resume(self.model, self.optimisers, self.mean)
-        if first_step == self.feed.num_steps:
+        if first_step == self.feed.num_steps and not self._owes_validation(first_step):
             return 0
         journal = Journal(self.folder, first_step) if self.processes.first else None
         self.processes.wait()
@@ -235,10 +236,8 @@ class Loop:
         sums = self._no_sums()
         done = first_step
         try:
-            if done and self.recipe.validates_at(done):
-                tested = journal is not None and journal.tested(done)
-                if not self.processes.any(tested):
-                    self._validate(done, journal, stop)  # a signal kept the run from it
+            if self._owes_validation(done):
+                self._validate(done, journal, stop)
             with closing(self._batches(first_step, stop)) as batches:
                 for step, batch in enumerate(batches, start=first_step):
                     sums += self.update(batch, step)
@@ -263,6 +262,12 @@ class Loop:
             if done > first_step:
                 self.checkpoints.save(done, self.model, self.optimisers, self.mean)
             raise self._stopped_at(done, stop.number) from None
+
+    def _owes_validation(self, done: int) -> bool:
+        """Whether a signal kept the run from the validation after `done` steps, the same in each process."""
+        if not done or not self.recipe.validates_at(done):
+            return False
+        return not self.processes.any(self.processes.first and was_tested(self.folder, done))
 
     def _batches(self, first_step: int, stop: StopSignals) -> Generator[Batch, None, None]:
         """The feed's; a signal need not wait for the next one."""

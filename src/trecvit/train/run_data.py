@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trecvit.data.folders import is_hidden
 from trecvit.data.manifest import Manifest, read_manifest
 from trecvit.train.recipe import Recipe
 
@@ -78,7 +79,8 @@ def _of_videos(manifest: Manifest) -> dict[str, Any]:
 
 
 def _of_files(folder: Path) -> dict[str, Any]:
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    entries = folder.iterdir() if folder.is_dir() else ()
+    files = sorted(path for path in entries if path.is_file() and not is_hidden(path.name))
     lines = "".join(f"{path.name}\0{path.stat().st_size}\n" for path in files)
     digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
     return {"files": len(files), "classes": {}, "sha256": digest}

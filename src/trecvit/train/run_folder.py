@@ -128,6 +128,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def was_tested(folder: Path, step: int) -> bool:
+    """Whether the validation after `step` updates is in a run's `validation.jsonl`."""
+    return any(line["step"] == step for line in read_lines(folder / _VALIDATION))
+
+
 class Journal:
     """The figures of a run as it goes: JSON lines, and TensorBoard's events if that is installed.
 
@@ -161,10 +166,6 @@ class Journal:
     def best(self, score: str) -> float:
         """The highest value of a figure in all validations so far; minus infinity if there was none."""
         return max((line[score] for line in read_lines(self.folder / _VALIDATION)), default=-math.inf)
-
-    def tested(self, step: int) -> bool:
-        """Whether the validation after `step` updates is in `validation.jsonl`."""
-        return any(line["step"] == step for line in read_lines(self.folder / _VALIDATION))
 
     def failures(self, step: int, failures: Sequence[Failure]) -> None:
         """Adds videos that could not be read to `failures.jsonl`."""
