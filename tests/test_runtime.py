@@ -283,3 +283,9 @@ def test_errors_come_whole_out_of_another_process(error):
     assert (type(again), str(again)) == (type(error), str(error))
     assert getattr(again, "frames_read", None) == getattr(error, "frames_read", None)
     assert getattr(again, "time_s", None) == getattr(error, "time_s", None)
+
+
+def test_an_unknown_frame_rate_is_said(monkeypatch):
+    monkeypatch.setattr("trecvit.video.decode._StillVideo.length_and_rate", lambda self: (12, None))
+    with pytest.warns(UserWarning, match="frame rate unknown, using a stride of 2 frames"):
+        classify(small_model(frame_rate_fps=6.0), noise(12))

@@ -298,7 +298,9 @@ def _run_stream(
     with Recording() as recording, open_video(source) as video:
         about, plan = video.info, network.preprocessing
         if not stride and about.average_fps is None and plan.frame_rate_fps is not None:
-            complain(f"{source}: no frame rate can be told; looking at every {plan.frame_stride}. frame (--stride)")
+            complain(
+                f"{source}: frame rate unknown, using a stride of {plan.frame_stride} frames; set it with --stride"
+            )
         stride = stride or plan.stride_for(about.rate_fps)
         updates = stream_video(network, video, stride=stride, restart_every=restart_every)
         view = _view(source, about.stated_frames, as_json=as_json)

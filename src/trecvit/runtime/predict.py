@@ -87,8 +87,7 @@ def _clips(video: Video, plan: Preprocessing, num_clips: int) -> tuple[UInt8[Ten
     kept = _kept_frames(video, short_side_px) if video.is_stream else None
     num_video_frames, fps = (len(kept), info.rate_fps) if kept else video.length_and_rate()
     if fps is None and plan.frame_rate_fps is not None and num_video_frames > 1:
-        words = "no frame rate can be told; looking at every"
-        warnings.warn(f"{info.source}: {words} {plan.frame_stride}. frame", stacklevel=3)
+        warnings.warn(f"{info.source}: frame rate unknown, using a stride of {plan.frame_stride} frames", stacklevel=3)
     stride = plan.stride_for(fps)
     if num_video_frames <= plan.num_frames * stride:
         num_clips = 1
