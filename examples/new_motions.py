@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trecvit.data.scene import Layer, Scene, render
-from trecvit.data.stage import Stage, WorldConfig
-from trecvit.data.textures import SHAPES, Supply
+from trecvit.synthetic.scene import Layer, Scene, render
+from trecvit.synthetic.stage import Stage, WorldConfig
+from trecvit.synthetic.textures import SHAPES, Supply
 from trecvit.video.encode import VideoWriter
 
 SIZE, FRAMES, FPS = 64, 8, Fraction(6)

@@ -11,11 +11,11 @@ from models import VARIANTS, random_video, relative_error, tiny_model
 from processors import pretend
 from test_fast import TOLERANCE, assert_checks_pixels, assert_refuses_changes, streamed
 
-import trecvit.runtime.export as export_module
+import trecvit.accelerate.openvino as export_module
+from trecvit.accelerate.exported import export, load_exported
+from trecvit.accelerate.optimize import optimize
 from trecvit.errors import ConfigError
 from trecvit.model.state import State
-from trecvit.runtime.exported import export, load_exported
-from trecvit.runtime.fast import optimize
 
 
 # Every graph takes some seconds to convert, by its number of blocks: one block, but for the first of these, and each

@@ -5,8 +5,8 @@ import pytest
 
 from trecvit.data.augment import _OPERATIONS, Augmentation, opposite, rand_augment
 from trecvit.data.class_names import class_names
-from trecvit.data.world import LABELS
 from trecvit.errors import ConfigError
+from trecvit.synthetic.world import LABELS
 
 
 def still(frames: int = 4, height: int = 40, width: int = 56) -> np.ndarray:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from trecvit.baselines.points import LucasKanade, still_points
-from trecvit.data.footage import moved_picture
-from trecvit.data.textures import surface
 from trecvit.data.tracked import TrackedVideo, TrackedVideos
 from trecvit.errors import MissingPackageError
+from trecvit.evaluate.point_baselines import LucasKanade, still_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
+from trecvit.synthetic.footage import moved_picture
+from trecvit.synthetic.textures import surface
 
 QUERIES = torch.tensor([[[0.0, 10, 20], [2, 5.5, 6.5], [3, 30, 1]]])
 

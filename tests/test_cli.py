@@ -25,10 +25,10 @@ from typer.testing import CliRunner
 from video_fixtures import MPEGTS, VP9, Sender, make_video
 
 from trecvit import create_model
+from trecvit.bench.memory import StreamMemory
 from trecvit.cli import app, main, predict
-from trecvit.data.world import LABELS
 from trecvit.errors import ConfigError, DataError, Interrupted, StorageError
-from trecvit.runtime.bench import StreamMemory
+from trecvit.synthetic.world import LABELS
 from trecvit.video.decode import probe, read_frames
 from trecvit.video.encode import VideoWriter
 
@@ -767,7 +767,7 @@ def test_what_the_system_refuses_is_one_line_too(video, tmp_path, words):
 
 def test_bench_stream_fails_if_memory_grew(monkeypatch):
     grown = StreamMemory((100, 1000), (10**8, 2 * 10**8), (64, 64), 5.0)
-    monkeypatch.setattr("trecvit.runtime.bench.stream_memory", lambda *_, **__: grown)
+    monkeypatch.setattr("trecvit.bench.memory.stream_memory", lambda *_, **__: grown)
     result = CliRunner().invoke(app, ["bench", "stream"])
     assert result.exit_code == 1
     assert "memory grew by 100,000,000 bytes" in result.output
@@ -775,7 +775,7 @@ def test_bench_stream_fails_if_memory_grew(monkeypatch):
 
 def test_bench_loader_prints_both_speeds(tmp_path):
     trecvit("data", "render", tmp_path / "world", "--train", 40, "--validation", 0, "--size", 32, "--suffix", ".mp4")
-    recipe = Path(__file__).parent.parent / "recipes" / "world_files.yaml"
+    recipe = Path(__file__).parent.parent / "src" / "trecvit" / "recipes" / "world_files.yaml"
     done = trecvit(
         "bench", "loader", recipe, f"videos.train={tmp_path / 'world' / 'train.json'}", "videos.validation=null",
         "videos.validate_every=0", "optimisation.batch_size=8", "--steps", 2, "--workers", 0, "--workers", 1,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from models import random_video, relative_error, tiny_model
 
+from trecvit.accelerate.eager import EagerConv, EagerRGLRU, UnitNorm, fold_norms
+from trecvit.accelerate.optimize import for_inference, optimize
 from trecvit.config import ModelConfig
-from trecvit.model.eager import EagerConv, EagerRGLRU, UnitNorm, fold_norms
 from trecvit.model.lru import RGLRU, CausalConv, LayerState, TemporalBlock
-from trecvit.runtime.fast import for_inference, optimize
 
 CONFIG = ModelConfig(width=48, num_heads=3, mlp_width=64, depth=2, temporal_mlp=True)
 RECURRENT = {"float32": 1e-6, "bfloat16": 0.01}

@@ -9,11 +9,11 @@ import torch
 from models import tiny_model
 from typer.testing import CliRunner
 
+from paper import tables
+from paper.endless import OF_ALL_FRAMES, answers, world_streams
 from trecvit.cli import app
 from trecvit.errors import ConfigError
 from trecvit.evaluate.forgetting import Forgetting
-from trecvit.study import tables
-from trecvit.study.endless import OF_ALL_FRAMES, answers, world_streams
 
 ON, ANEW, LESS = Forgetting(name="on"), Forgetting(name="anew", per_clip=0.0), Forgetting(name="less", per_frame=0.5)
 

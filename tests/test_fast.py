@@ -20,20 +20,20 @@ from processors import FEATURES, pretend
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from trecvit.accelerate import optimize as fast_modes
+from trecvit.accelerate.exported import export
+from trecvit.accelerate.optimize import FLOATS, available_dtype, optimize
+from trecvit.bench.speed import Speed, measure, products, speeds
 from trecvit.cli import app
 from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
-from trecvit.data.world import World, WorldConfig
 from trecvit.errors import ConfigError, InputError, MissingPackageError, PrecisionWarning
 from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
 from trecvit.model.mae import MaskedAutoencoder
 from trecvit.model.memorise import Memoriser
 from trecvit.model.trecvit import create_model
 from trecvit.processor import supports
-from trecvit.runtime import fast as fast_modes
 from trecvit.runtime.describe import flops_per_frame
-from trecvit.runtime.exported import export
-from trecvit.runtime.fast import FLOATS, available_dtype, optimize
-from trecvit.runtime.speed import Speed, measure, products, speeds
+from trecvit.synthetic.world import World, WorldConfig
 from trecvit.weights.load import load
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
@@ -107,7 +107,7 @@ import torch
 from models import random_video, tiny_model
 from test_fast import streamed
 from torch._inductor.utils import run_and_get_code
-from trecvit.runtime import fast as modes
+from trecvit.accelerate import optimize as modes
 
 modes._is_faster_with_onednn = lambda model: True  # inductor's own choice is MKL
 model, video = tiny_model(), random_video(1, 4)
@@ -134,7 +134,7 @@ from processors import FEATURES, pretend
 from test_fast import assert_checks_pixels, assert_refuses_changes
 from trecvit import processor
 from trecvit.model.linear import QuantizedLinear
-from trecvit.runtime.fast import optimize
+from trecvit.accelerate.optimize import optimize
 
 compile = torch.compile
 torch.compile = lambda function, **options: compile(function, **options | {"backend": "eager"})
@@ -288,7 +288,7 @@ from models import random_video, relative_error, tiny_model
 from test_fast import assert_checks_pixels, assert_refuses_changes, streamed
 
 from trecvit.errors import CheckpointError, ConfigError, InputError
-from trecvit.runtime.exported import export, load_exported
+from trecvit.accelerate.exported import export, load_exported
 
 folder = Path(sys.argv[1])
 model, video = tiny_model(temporal_patch_size=2), random_video(2, 8)
@@ -594,7 +594,7 @@ def test_a_dtype_that_is_slow_here_is_timed_as_what_it_is_computed_in(name, tmp_
 def test_bench_speed_says_what_was_computed_in_another_dtype_and_what_was_not_measured(tmp_path, monkeypatch):
     fields = {field.name: 1 for field in dataclasses.fields(Speed)}
     speed = Speed(**{**fields, "model": "tiny", "dtype": "bfloat16", "computed_in": "float32", "mode": "eager"})
-    monkeypatch.setattr("trecvit.runtime.speed.speeds", lambda *_, **__: iter([speed, "no VNNI"]))
+    monkeypatch.setattr("trecvit.bench.speed.speeds", lambda *_, **__: iter([speed, "no VNNI"]))
     words = [
         "-m",
         "tiny",

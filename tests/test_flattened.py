@@ -8,6 +8,7 @@ from models import TINY, random_video, relative_error, tiny_model
 from test_imagenet import network, vit, written
 from torch import Tensor
 
+from trecvit.accelerate.optimize import optimize
 from trecvit.config import ModelConfig, TemporalMixer, TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError, StateError
 from trecvit.model.lru import LayerState, TemporalBlock
@@ -15,7 +16,6 @@ from trecvit.model.mixers import FlatLRU
 from trecvit.model.state import empty_layers
 from trecvit.model.trecvit import SpatialBlock
 from trecvit.runtime.describe import describe
-from trecvit.runtime.fast import optimize
 from trecvit.weights.imagenet import initialise_from_vit
 from trecvit.weights.load import convert, load
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trecvit.data.footage import moved_footage, moved_picture
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, DataError, InputError, VideoError
+from trecvit.synthetic.footage import moved_footage, moved_picture
 from trecvit.video.encode import VideoWriter
 
 

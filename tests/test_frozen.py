@@ -13,18 +13,18 @@ import yaml
 from torch import nn
 from typer.testing import CliRunner
 
+from paper import frozen
 from trecvit.baselines.mae import VideoMaeAutoencoder
 from trecvit.baselines.video_transformers import videomae_encoder
 from trecvit.cli import app
 from trecvit.config import PointReadoutConfig, Preprocessing, VideoMaeConfig, decoder_config, model_config
-from trecvit.data.tracks import TrackSceneConfig
 from trecvit.errors import ConfigError, InputError
 from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.model.mae import hidden_patches, targets
 from trecvit.model.readouts import RecurrentPointReadout
 from trecvit.model.trecvit import frames_of, patches_of
-from trecvit.study import frozen
+from trecvit.synthetic.track_scenes import TrackSceneConfig
 from trecvit.train.initialise import load_trained
 from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of
@@ -266,7 +266,7 @@ def test_the_study_trains_both_probes_both_and_does_nothing_twice(recipe_path, t
     def refuse(*_args, **_kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("trecvit.study.runs.train", refuse)
+    monkeypatch.setattr("paper.runs.train", refuse)
     monkeypatch.setattr(frozen, "point_probe", refuse)
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     again = json.loads((tmp_path / "to" / "result.json").read_text())
@@ -275,7 +275,7 @@ def test_the_study_trains_both_probes_both_and_does_nothing_twice(recipe_path, t
 
 def test_the_study_refuses_a_recipe_without_an_autoencoder(tmp_path):
     plan = frozen.Plan(
-        path=Path("recipes/world.yaml"), overrides=(), runs=tmp_path, seeds=(0,), probes=frozen.ProbePlan()
+        path=Path("src/trecvit/recipes/world.yaml"), overrides=(), runs=tmp_path, seeds=(0,), probes=frozen.ProbePlan()
     )
     with pytest.raises(ConfigError, match="expected a recipe with `mae` for a TRecViT"):
         _ = plan.base

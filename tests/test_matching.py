@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from models import assert_same_tracks, random_video, relative_error, run_tracker, tiny_tracker
 from torch import Tensor
 
+from trecvit.accelerate.optimize import optimize
 from trecvit.model.matching import Looks, Matching, Similarity
-from trecvit.runtime.fast import optimize
 from trecvit.train.initialise import go_on_from
 from trecvit.train.track_loss import MATCHING_WEIGHT, matching_loss
 

@@ -14,18 +14,18 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from paper import memory, tables
+from paper.memory import OURS, VIVIT, Plan
 from trecvit.baselines.memorise import VivitMemoriser
 from trecvit.cli.app import app
 from trecvit.config import MemoriserConfig, VivitMemoriserConfig, model_config
-from trecvit.data.scenery import Scenery, SceneryConfig
 from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.evaluate.forgetting import FORGETTINGS, Forgetting
 from trecvit.evaluate.memorise import evaluate_memory, recall_in_streams
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.scan import GATE_SHARPNESS
 from trecvit.processes import Processes, Share
-from trecvit.study import memory, tables
-from trecvit.study.memory import OURS, VIVIT, Plan
+from trecvit.synthetic.scenery import Scenery, SceneryConfig
 from trecvit.train.initialise import first_model
 from trecvit.train.loop import feed_of, objective_of, train
 from trecvit.train.memorise import HeldOutMemory
@@ -370,7 +370,7 @@ def test_recipes_that_do_not_fit_are_refused(recipe_path, tmp_path):
 
 @pytest.mark.parametrize("name", ["memory_world.yaml", "memory_walking_tours.yaml"])
 def test_the_recipes_are_read_and_both_models_can_be_made(name):
-    plan = Plan(path=ROOT / "recipes" / name, overrides=(), runs=Path("runs"), seeds=(0,))
+    plan = Plan(path=ROOT / "paper" / "recipes" / name, overrides=(), runs=Path("runs"), seeds=(0,))
     for model, _, _ in plan.runs_for(plan.offsets()):
         recipe = plan.recipe(model, plan.lengths[1], 0)
         assert recipe.preprocessing.num_frames - recipe.memory.offset == plan.frame
@@ -484,7 +484,15 @@ def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, mo
 
 
 def test_study_memory_refuses_a_recipe_without_memory(tmp_path):
-    words = ["study", "memory", str(ROOT / "recipes/study_world.yaml"), "--runs", str(tmp_path), "--to", str(tmp_path)]
+    words = [
+        "study",
+        "memory",
+        str(ROOT / "paper/recipes/study_world.yaml"),
+        "--runs",
+        str(tmp_path),
+        "--to",
+        str(tmp_path),
+    ]
     with pytest.raises(ConfigError, match="expected a recipe with `memory`"):
         CliRunner().invoke(app, words, catch_exceptions=False)
 
@@ -511,7 +519,7 @@ def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
 
 def test_start_of_the_eigenvalues_is_that_of_the_run(recipe_path, tmp_path):
     """With no rate the weights at the end are the first ones, so both moments must count the same."""
-    from trecvit.study import eigenvalues
+    from paper import eigenvalues
 
     plan = eigenvalues.Plan(path=recipe_path, overrides=("optimisation.learning_rate=0",), runs=tmp_path)
     start, end = eigenvalues.run(plan, 0.6, 3, processes=Processes(), report=lambda done, total: None)

@@ -12,6 +12,8 @@ import torch
 from models import TINY, random_video, relative_error, tiny_model
 from torch import Tensor
 
+from trecvit.accelerate.optimize import optimize
+from trecvit.bench.speed import measure
 from trecvit.config import ModelConfig, TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError, StateError
 from trecvit.model.lru import LayerState, TemporalBlock, UngatedLRU
@@ -20,8 +22,6 @@ from trecvit.model.scan import linear_scan_reference
 from trecvit.model.state import State, empty_layers
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import describe, flops_per_frame
-from trecvit.runtime.fast import optimize
-from trecvit.runtime.speed import measure
 from trecvit.weights.load import convert, load
 
 MIXERS = ("lru", "attention", "lstm", "conv")
@@ -232,7 +232,7 @@ import sys
 import torch
 from models import random_video, relative_error, tiny_model
 from test_fast import streamed
-from trecvit.runtime.exported import export, load_exported
+from trecvit.accelerate.exported import export, load_exported
 
 model, video = tiny_model(temporal_mixer="lstm", depth=1), random_video(1, 2)
 exported = load_exported(export(model, sys.argv[1]))

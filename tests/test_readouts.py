@@ -23,6 +23,7 @@ from models import (
 from torch import Tensor
 
 import trecvit
+from trecvit.accelerate.optimize import optimize
 from trecvit.config import ModelConfig, PointReadoutConfig, ReadoutTrackerConfig
 from trecvit.errors import CheckpointError, ConfigError, InputError, StateError
 from trecvit.model.readout_tracker import ReadoutState, ReadoutTracker
@@ -31,8 +32,7 @@ from trecvit.model.tapnext import TrackState
 from trecvit.model.tracker import track_both_ways
 from trecvit.model.trecvit import TRecViT
 from trecvit.runtime.describe import POINTS, flops_per_frame
-from trecvit.runtime.fast import optimize
-from trecvit.runtime.track import LiveTracker
+from trecvit.runtime.live import LiveTracker
 from trecvit.weights.load import load, load_as
 
 NUM_FRAMES = 8

@@ -17,7 +17,7 @@ from video_fixtures import code_of, painted
 from trecvit.cli.recording import Recording, video_writer
 from trecvit.errors import Interrupted, Terminated, VideoError
 from trecvit.runtime.follow import TracksWriter, TrackUpdate, tracks_writer
-from trecvit.runtime.track import LivePoints
+from trecvit.runtime.live import LivePoints
 from trecvit.video.decode import read_frames
 from trecvit.video.encode import VideoWriter
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from trecvit.data.manifest import read_manifest
-from trecvit.data.render import render_data_set
-from trecvit.data.world import World, WorldConfig
 from trecvit.errors import DataError
+from trecvit.synthetic.render import render_data_set
+from trecvit.synthetic.world import World, WorldConfig
 from trecvit.video.decode import read_frames
 
 CONFIG = WorldConfig(num_frames=3, image_size=(32, 32), noise=40.0)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from paper.report import PAGE, STUDIES, TABLES, fill, rebuilt
+from paper.sources import ITEMS
 from trecvit.cli import app
 from trecvit.errors import DataError
-from trecvit.study.paper import ITEMS
-from trecvit.study.report import PAGE, STUDIES, TABLES, fill, rebuilt
 
 ROOT = Path(__file__).parents[1]
 SAID = (ROOT / PAGE).read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def report(root: Path, *words: str) -> str:
 
 
 def between_marks(page: str, name: str) -> str:
-    return page.split(f"<!-- trecvit study report: {name} -->\n")[1].split(END)[0].strip()
+    return page.split(f"<!-- scripts/paper report: {name} -->\n")[1].split(END)[0].strip()
 
 
 def cells(text: str) -> Iterator[dict[str, str]]:
@@ -181,7 +181,7 @@ def test_rows_of_a_part_stand_in_the_table_that_they_name(empty):
         {"part": "Figure 7", "model": "TRecViT", "offset": 12, "steps_per_s": 3.0, **figures},
         {"part": "beyond", "forgetting": "carried on", "frames": 1600, "first_psnr_db": 8, "state_rms": 1, **figures},
     ]
-    about = {"command": "trecvit study memory --to x", "date": "2027-01-02", "machine": "a laptop", "scale": "tiny"}
+    about = {"command": "scripts/paper memory --to x", "date": "2027-01-02", "machine": "a laptop", "scale": "tiny"}
     about |= {"trained_on": 16, "frame": 4}
     folder = save(empty, "memory", {**about, "study": "memory", "rows": rows}).parent
     (folder / "psnr_over_k.png").write_bytes(b"")
@@ -192,7 +192,7 @@ def test_rows_of_a_part_stand_in_the_table_that_they_name(empty):
     assert "| PSNR, 12 frames back | PSNR, frame 4 |" in beyond
     assert beyond.endswith("\n| carried on | 1,600 | 21.3 | 8.0 | 15.0 | 1.00 |")
     text = between_marks(page, "study: memory")
-    assert text.startswith("Measured by `trecvit study memory --to x`. tiny. a laptop, 2027-01-02. [benchmarks/")
+    assert text.startswith("Measured by `scripts/paper memory --to x`. tiny. a laptop, 2027-01-02. [benchmarks/")
     assert text.endswith("![psnr over k](../benchmarks/memory/psnr_over_k.png)")
     row = next(row for row in cells(between_marks(page, "overview")) if row["in the paper"] == "Table 6")
     assert (row["here"], row["when"]) == ("[memory](#table-6-long-video-memorisation)", "2027-01-02")
@@ -210,7 +210,7 @@ def test_a_study_that_was_run_in_part_shows_that_part(empty):
     machine = {"processor": "P", "threads": 1, "torch": "T", "date": "2027-01-02"}
     row = {"table": "Table 2", "label": "LSTM", "paper_top1": 63.7, "paper_steps_per_s": 6.0, "parameters": 1_500_000}
     row |= {"top1": 0.5, "top1_deviation": 0.0125, "steps_per_s": 3.0}
-    about = {"command": "trecvit study ablations it --to there", "scale": "small", "machine": machine}
+    about = {"command": "scripts/paper ablations it --to there", "scale": "small", "machine": machine}
     save(empty, "ablations", {**about, "rows": [row, {**row, "table": "Table 14", "paper_steps_per_s": None}]})
     page = rebuilt(SAID, empty)
     (line,) = cells(between_marks(page, "Table 14"))
@@ -222,7 +222,7 @@ def test_a_study_that_was_run_in_part_shows_that_part(empty):
     assert "has been run in part" in between_marks(page, "Table 1")
     text = between_marks(page, "study: ablations")
     assert text.startswith(
-        "Measured by `trecvit study ablations it --to there`. small. P, 1 thread, torch T, 2027-01-02."
+        "Measured by `scripts/paper ablations it --to there`. small. P, 1 thread, torch T, 2027-01-02."
     )
     report(empty)
     assert (empty / "benchmarks/ablations/ablations.png").stat().st_size > 5_000
@@ -246,7 +246,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(empty):
     with pytest.raises(DataError, match=r"points\.json: expected JSON"):
         rebuilt(SAID, empty)
     save(empty, "points", {"scores": [{}]})
-    with pytest.raises(DataError, match=r"points\.json: expected what `trecvit study points` writes; .*Error"):
+    with pytest.raises(DataError, match=r"points\.json: expected what `trecvit eval points` writes; .*Error"):
         rebuilt(SAID, empty)
 
 

@@ -17,17 +17,17 @@ import pytest
 import torch
 from models import tiny_model
 
+from trecvit.bench.memory import StreamMemory, stream_memory
 from trecvit.config import Preprocessing
-from trecvit.data.world import LABELS
 from trecvit.errors import ConfigError, InputError, MissingPackageError, VideoError
 from trecvit.model.trecvit import TRecViT
 from trecvit.processor import FEATURES, features, supports
 from trecvit.runtime import doctor
-from trecvit.runtime.bench import StreamMemory, stream_memory
 from trecvit.runtime.demo import render_scenes
 from trecvit.runtime.describe import describe, flops_per_frame
 from trecvit.runtime.predict import class_labels, classify
 from trecvit.runtime.stream import annotate, stream
+from trecvit.synthetic.world import LABELS
 from trecvit.video.decode import probe, read_frames
 from trecvit.video.encode import VideoWriter
 from trecvit.video.transforms import to_clip
@@ -258,7 +258,7 @@ def test_the_doctor_finds_this_machine_well(processor):
 @pytest.mark.parametrize(("count", "words"), [(2, "2 of 2 run at once"), (1, "only 1 of 2 run at once, as other")])
 def test_the_doctor_says_how_many_threads_run_at_once(monkeypatch, count, words):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("trecvit.runtime.threads.ThreadChoice", lambda most: SimpleNamespace(count=count))
+    monkeypatch.setattr("trecvit.accelerate.threads.ThreadChoice", lambda most: SimpleNamespace(count=count))
     assert doctor._threads().startswith(words)
 
 

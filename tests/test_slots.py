@@ -12,13 +12,13 @@ import torch
 from models import random_video, tiny_readout_tracker, tiny_tracker
 from typer.testing import CliRunner
 
+from paper import tables
+from trecvit.bench.slots import slot_costs
 from trecvit.cli import app
 from trecvit.data.tracked import TrackedVideo, TrackedVideos
 from trecvit.errors import ConfigError, InputError
 from trecvit.runtime.describe import flops_per_frame
-from trecvit.runtime.slots import slot_costs
-from trecvit.runtime.track import LiveTracker
-from trecvit.study import tables
+from trecvit.runtime.live import LiveTracker
 
 ROOT = Path(__file__).parent.parent
 NUM_FRAMES, NUM_POINTS = 5, 3
@@ -100,7 +100,7 @@ def test_it_refuses_what_cannot_be_compared():
 
 def test_the_command_writes_what_the_page_shows(tmp_path):
     tiny_tracker().save(tmp_path / "tracker")
-    words = ["bench", "slots", str(ROOT / "recipes" / "track_world.yaml"), "--save", str(tmp_path / "slots.json")]
+    words = ["bench", "slots", "track_world", "--save", str(tmp_path / "slots.json")]
     few = ["--model", str(tmp_path / "tracker"), "--points", "4", "--empty", "3", "--scenes", "2", "--num-frames", "3"]
     done = CliRunner().invoke(app, [*words, *few], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -110,7 +110,7 @@ def test_the_command_writes_what_the_page_shows(tmp_path):
     assert len(tables.slots([content]).splitlines()) == 4
     assert "2 scenes of 3 frames of 32 × 32, 4 points, float32" in tables.slots_scale(content)
     with pytest.raises(ConfigError, match=r"tracks\.scenes"):
-        CliRunner().invoke(app, ["bench", "slots", str(ROOT / "recipes" / "world.yaml")], catch_exceptions=False)
+        CliRunner().invoke(app, ["bench", "slots", "world"], catch_exceptions=False)
 
 
 def test_the_page_shows_what_was_measured():

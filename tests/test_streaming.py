@@ -15,12 +15,12 @@ from models import TINY, VARIANTS, random_video, relative_error, tiny_model, tin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trecvit.accelerate.optimize import optimize
 from trecvit.config import MemoriserConfig, ModelConfig, Preprocessing
 from trecvit.errors import ConfigError, InputError, StateError
 from trecvit.model.memorise import Memoriser
 from trecvit.model.state import State
 from trecvit.model.trecvit import TRecViT, create_model
-from trecvit.runtime.fast import optimize
 
 TOLERANCE = 1e-5  # float32: the same sums in another order
 NUM_FRAMES = 12

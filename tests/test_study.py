@@ -10,15 +10,15 @@ from models import tiny_tracker
 from typer.testing import CliRunner
 from video_fixtures import make_video
 
+from paper import efficiency
+from paper.efficiency import MODELS, OURS, PAPER, cost, costs, frame_costs
 from trecvit import config
-from trecvit.baselines.points import still_points
 from trecvit.cli import app
-from trecvit.data.textures import photographs
-from trecvit.data.tracks import TrackSceneConfig, TrackScenes
+from trecvit.evaluate.point_baselines import still_points
+from trecvit.evaluate.point_comparison import compare_trackers
 from trecvit.evaluate.tapvid import evaluate_tapvid
-from trecvit.study import efficiency
-from trecvit.study.efficiency import MODELS, OURS, PAPER, cost, costs, frame_costs
-from trecvit.study.points import compare_trackers
+from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,19 @@ import yaml
 from models import random_video, tiny_model
 from typer.testing import CliRunner
 
+from paper.comparison import Measured, Run, draw_bars, measure, runs_of, to_dict, train_all
+from paper.plan import ABLATIONS, FROM_SCRATCH, OURS, Plan, Row, Variant, recipe_for
+from paper.recurrence import draw_eigenvalues, draw_gates, look_at
+from trecvit.bench.training import updates_in_turn
 from trecvit.cli import app
 from trecvit.config import ModelConfig
-from trecvit.data.render import render_data_set
-from trecvit.data.world import World, WorldConfig
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.model.trecvit import TRecViT
-from trecvit.study.comparison import Measured, Run, draw_bars, measure, runs_of, to_dict, train_all
-from trecvit.study.plan import ABLATIONS, FROM_SCRATCH, OURS, Plan, Row, Variant, recipe_for
-from trecvit.study.recurrence import draw_eigenvalues, draw_gates, look_at
-from trecvit.train.bench import updates_in_turn
+from trecvit.synthetic.render import render_data_set
+from trecvit.synthetic.world import World, WorldConfig
 from trecvit.train.recipe import load_recipe
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "paper" / "recipes"
 SMALL, PAPERS = RECIPES / "study_world.yaml", RECIPES / "something_something_v2.yaml"
 VARIANTS = [
     pytest.param(plan, variant, id=f"{plan.name}-{variant.name}")
@@ -191,7 +191,7 @@ def test_means_deviations_and_differences_are_those_worked_out_by_hand(tmp_path)
         "other": Measured(name="other", parameters=20, top1={0: 0.4, 1: 0.4}, curves={0: [], 1: []}, steps_per_s=[1.0]),
     }  # fmt: skip
     runs = [Run(variant, 0, recipe_for(variant, SMALL), tmp_path) for variant in plan.variants]
-    ours, other = to_dict(plan, runs, list(of.values()), [], "trecvit study")["rows"]
+    ours, other = to_dict(plan, runs, list(of.values()), [], "scripts/paper")["rows"]
     assert (ours["top1"], ours["top1_deviation"]) == (pytest.approx(0.6), pytest.approx(0.02**0.5))
     assert ours["curve"] == [{"step": 5, "top1": pytest.approx(0.3), "top1_deviation": pytest.approx(0.02**0.5)}]
     assert (ours["top1_over_ours"], ours["steps_per_s"]) == (None, 3.0)
@@ -214,7 +214,7 @@ def test_updates_are_timed_in_turn(recipe, monkeypatch):
     def note(loop, batch, step):
         order.append((loops.setdefault(id(loop), len(loops)), step))
 
-    monkeypatch.setattr("trecvit.train.bench.Loop.update", note)
+    monkeypatch.setattr("trecvit.bench.training.Loop.update", note)
     recipes = {name: recipe_for(Variant(name), recipe, num_steps=9) for name in ("one", "other")}
     rounds = []
     timed = updates_in_turn(recipes, num_rounds=2, report=rounds.append)

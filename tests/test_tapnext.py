@@ -17,11 +17,11 @@ from models import of_each_part, random_video, relative_error, tiny_model, tiny_
 from models import run_tracker as run
 from torch import Tensor
 
+from trecvit.accelerate.optimize import optimize
 from trecvit.config import ModelConfig, TrackerConfig
 from trecvit.errors import ConfigError, InputError, StateError
 from trecvit.model.tapnext import TAPNext, TrackState, certainty, soft_argmax
 from trecvit.model.tracker import NEVER, TrackerOutput, read_queries, track_both_ways
-from trecvit.runtime.fast import optimize
 from trecvit.weights.load import load
 
 GOLDEN = Path(__file__).parent / "golden"

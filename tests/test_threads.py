@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from trecvit.runtime.speed import SharedSpeed, shared_speeds
-from trecvit.runtime.threads import ChosenThreads, ThreadChoice, probe_s
+from trecvit.accelerate.threads import ChosenThreads, ThreadChoice, probe_s
+from trecvit.bench.speed import SharedSpeed, shared_speeds
 
 
 class Machine:

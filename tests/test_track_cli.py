@@ -23,7 +23,7 @@ from trecvit.errors import ConfigError, DataError, InputError, VideoError
 from trecvit.model import tapnext
 from trecvit.runtime.describe import POINTS, describe, flops_per_frame
 from trecvit.runtime.follow import Trails, follow, follow_live, grid_queries
-from trecvit.runtime.track import LiveTracker
+from trecvit.runtime.live import LiveTracker
 from trecvit.video import draw
 from trecvit.video.decode import read_frames
 from trecvit.video.draw import Trail, draw_caption, draw_grid, draw_trails, draw_truth

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from trecvit.data import tracks as making
-from trecvit.data.scene import Layer, Scene, compose, invert, scene_tracks, seen_layers
-from trecvit.data.stage import Stage
-from trecvit.data.textures import photographs
 from trecvit.data.tracked import TrackedVideo
-from trecvit.data.tracks import TrackSceneConfig, TrackScenes
 from trecvit.errors import ConfigError, InputError
+from trecvit.synthetic import track_scenes as making
+from trecvit.synthetic.scene import Layer, Scene, compose, invert, scene_tracks, seen_layers
+from trecvit.synthetic.stage import Stage
+from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 SMALL = TrackSceneConfig(num_frames=10, image_size=(64, 80), num_points=40)
 
@@ -302,7 +302,7 @@ def test_the_same_clip_every_time(scenes: TrackScenes) -> None:
     assert digest(pickle.loads(pickle.dumps(fresh)), 7) == forwards[1]
     assert len({*forwards, digest(TrackScenes(SMALL, seed=5), 0)}) == 4
     code = (
-        "import hashlib; from trecvit.data.tracks import *\n"
+        "import hashlib; from trecvit.synthetic.track_scenes import *\n"
         "clip = TrackScenes(TrackSceneConfig(num_frames=10, image_size=(64, 80), num_points=40), seed=4)[7]\n"
         "found = hashlib.sha256(clip.video.tobytes())\n"
         "[found.update(a.tobytes()) for a in (clip.tracks_xy, clip.occluded, clip.query_points_tyx)]\n"

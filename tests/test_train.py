@@ -14,11 +14,11 @@ import PIL.Image
 import pytest
 import torch
 
-from trecvit.data.world import LABELS, World, WorldConfig
+from trecvit.bench.training import loader_speed, update_costs
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
-from trecvit.train.bench import loader_speed, update_costs
+from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.initialise import first_model, scale_first_weights, whiten_patches
 from trecvit.train.loop import train
@@ -30,7 +30,8 @@ from trecvit.weights.load import blank, load
 
 # Epochs, dropout of the head, RandAugment or not, and classes: where the paper's two data sets differ.
 PAPERS = {"kinetics400": (30, 0.0, False, 400), "something_something_v2": (35, 0.1, True, 174)}
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted([*(ROOT / "src" / "trecvit" / "recipes").glob("*.yaml"), *(ROOT / "paper" / "recipes").glob("*.yaml")])
 SMALL = """
 model:
   {preset: tiny, width: 16, depth: 1, num_heads: 2, mlp_width: 16, head_width: 8, patch_size: 16, image_size: 32,
@@ -72,7 +73,7 @@ def test_every_shipped_recipe_loads_and_builds(path):
 
 
 def test_the_paper_s_recipes_say_what_its_table_9_says():
-    recipes = {name: load_recipe(RECIPES[0].parent / f"{name}.yaml") for name in PAPERS}
+    recipes = {name: load_recipe(name) for name in PAPERS}
     for name, recipe in recipes.items():
         plan, clips, videos = recipe.optimisation, recipe.preprocessing, recipe.videos
         assert (plan.learning_rate, plan.weight_decay, plan.label_smoothing) == (1e-4, 0.03, 0.1)

@@ -18,12 +18,12 @@ import torch
 import yaml
 from training import gradient, loop_of, same_weights
 
+from trecvit.bench.training import loader_speed
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.evaluate.mae import FILM, PICTURE, draw_restored, evaluate_mae
 from trecvit.model.mae import MaskedAutoencoder, hidden_patches, targets
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Share
-from trecvit.train.bench import loader_speed
 from trecvit.train.loop import feed_of, train
 from trecvit.train.mae import HeldOut
 from trecvit.train.optimise import optimisers_of

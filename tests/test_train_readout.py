@@ -11,10 +11,10 @@ from training import same_weights
 
 from trecvit.config import ModelConfig, Preprocessing, ReadoutTrackerConfig
 from trecvit.data.tapvid import write_track_file
-from trecvit.data.tracks import TrackSceneConfig, TrackScenes
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.trecvit import TRecViT
+from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.train.initialise import first_model
 from trecvit.train.loop import feed_of, train
 from trecvit.train.optimise import optimisers_of
@@ -23,7 +23,7 @@ from trecvit.train.run_folder import read_lines
 from trecvit.train.sections import Optimisation
 from trecvit.weights.load import load
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "src" / "trecvit" / "recipes"
 BLOCKS = {"width": 32, "depth": 1, "num_heads": 2, "mlp_width": 32, "patch_size": 8, "image_size": 32}
 SMALL = {
     "model": {

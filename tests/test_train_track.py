@@ -14,15 +14,15 @@ import torch
 import yaml
 from training import gradient, loop_of, same_weights
 
+from trecvit.bench.training import loader_speed
 from trecvit.data.tapvid import write_track_file
 from trecvit.data.tracked import TrackedVideo
-from trecvit.data.tracks import TrackSceneConfig, TrackScenes
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.tapvid import tapvid_metrics
 from trecvit.model.matching import Matching
 from trecvit.model.tapnext import TAPNext
 from trecvit.processes import Share
-from trecvit.train.bench import loader_speed
+from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.train.loop import feed_of, train
 from trecvit.train.optimise import optimisers_of
 from trecvit.train.recipe import load_recipe

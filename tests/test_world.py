@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from trecvit.data.scene import Layer, Scene, compose, render, scene_tracks
-from trecvit.data.world import LABELS, NUM_SYMMETRIES, PAIRS, World, WorldConfig, mirrored, partner
 from trecvit.errors import ConfigError, InputError
+from trecvit.synthetic.scene import Layer, Scene, compose, render, scene_tracks
+from trecvit.synthetic.world import LABELS, NUM_SYMMETRIES, PAIRS, World, WorldConfig, mirrored, partner
 
 ROUNDS = 12  # how many scenes of each pair the truth of labels is checked on
 
@@ -139,7 +139,7 @@ def test_order_and_threads_do_not_matter(world: World) -> None:
 
 def test_another_process_makes_the_same(world: World) -> None:
     code = (
-        "import hashlib; from trecvit.data.world import *; w = World(WorldConfig(), seed=7)\n"
+        "import hashlib; from trecvit.synthetic.world import *; w = World(WorldConfig(), seed=7)\n"
         "print(*[hashlib.sha256(w[i][0].numpy().tobytes()).hexdigest() for i in (31, 4, 16)])"
     )
     here = [hashlib.sha256(world[index][0].numpy().tobytes()).hexdigest() for index in (31, 4, 16)]

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trecvit.data.scene import Layer, Scene, compose, compose_transforms, invert, render, scene_tracks
 from trecvit.errors import DataError, InputError
+from trecvit.synthetic.scene import Layer, Scene, compose, compose_transforms, invert, render, scene_tracks
 
 FRAMES, SIZE = 6, (60, 80)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trecvit.data.textures import (
+from trecvit.errors import DataError, InputError, MissingPackageError
+from trecvit.synthetic.textures import (
     SHAPES,
     TURNABLE,
     Supply,
@@ -22,8 +23,7 @@ from trecvit.data.textures import (
     shatter,
     surface,
 )
-from trecvit.data.world import World, WorldConfig
-from trecvit.errors import DataError, InputError, MissingPackageError
+from trecvit.synthetic.world import World, WorldConfig
 
 
 @pytest.fixture

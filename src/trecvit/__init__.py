@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trecvit.accelerate.exported import export, load_exported
+    from trecvit.accelerate.optimize import optimize
     from trecvit.config import (
         PRESETS,
         ModelConfig,
@@ -22,23 +24,21 @@ if TYPE_CHECKING:
         TrackerConfig,
     )
     from trecvit.data.class_names import class_names
-    from trecvit.data.world import World, WorldConfig
     from trecvit.errors import TRecViTError
     from trecvit.model.readout_tracker import ReadoutState, ReadoutTracker
     from trecvit.model.state import State
     from trecvit.model.tapnext import TAPNext, TrackState
     from trecvit.model.tracker import PointTracker, TrackerOutput, track_both_ways
     from trecvit.model.trecvit import Output, TRecViT, create_model
-    from trecvit.runtime.exported import export, load_exported
-    from trecvit.runtime.fast import optimize
-    from trecvit.runtime.track import LiveTracker
+    from trecvit.runtime.live import LiveTracker
+    from trecvit.synthetic.world import World, WorldConfig
     from trecvit.weights.load import convert, load
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "PRESETS": "trecvit.config",
-    "LiveTracker": "trecvit.runtime.track",
+    "LiveTracker": "trecvit.runtime.live",
     "ModelConfig": "trecvit.config",
     "Output": "trecvit.model.trecvit",
     "PointReadoutConfig": "trecvit.config",
@@ -54,15 +54,15 @@ _HOMES = {
     "TrackState": "trecvit.model.tapnext",
     "TrackerConfig": "trecvit.config",
     "TrackerOutput": "trecvit.model.tracker",
-    "World": "trecvit.data.world",
-    "WorldConfig": "trecvit.data.world",
+    "World": "trecvit.synthetic.world",
+    "WorldConfig": "trecvit.synthetic.world",
     "class_names": "trecvit.data.class_names",
     "convert": "trecvit.weights.load",
     "create_model": "trecvit.model.trecvit",
-    "export": "trecvit.runtime.exported",
+    "export": "trecvit.accelerate.exported",
     "load": "trecvit.weights.load",
-    "load_exported": "trecvit.runtime.exported",
-    "optimize": "trecvit.runtime.fast",
+    "load_exported": "trecvit.accelerate.exported",
+    "optimize": "trecvit.accelerate.optimize",
     "track_both_ways": "trecvit.model.tracker",
 }
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from trecvit.cli.terminal import degrade_output
-from trecvit.errors import Interrupted, Terminated, TRecViTError
+from trecvit.errors import ConfigError, Interrupted, Terminated, TRecViTError
 from trecvit.files import storage_error
 
 
@@ -42,16 +42,19 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make, check and pack data sets.")
 eval_app = typer.Typer(no_args_is_help=True, help="Measure how well a model does.")
-study_app = typer.Typer(no_args_is_help=True, help="Make the paper's tables and figures again.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure what a model costs.")
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
-app.add_typer(study_app, name="study")
 
 
 def main() -> None:
-    """Runs the command line.
+    """Runs the command line."""
+    run(app)
+
+
+def run(application: typer.Typer) -> None:
+    """Runs a command line to its end.
 
     A user's error is one line on stderr and exit code 1; `--debug` shows where. Ctrl-C ends any command with one line
     and exit code 130, SIGTERM with 143.
@@ -63,7 +66,7 @@ def main() -> None:
         sys.argv.remove("--debug")
     try:
         with _sigterm_raises():
-            app()
+            application()
     except Interrupted as error:
         code = 128 + error.signal_number  # the shells' convention for a process that a signal has ended
         for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to do but to exit with this code
@@ -107,6 +110,14 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@app.command("study", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _study(context: typer.Context) -> None:
+    """Name the commands that took this one's place."""
+    name = context.args[0] if context.args else "--help"
+    command = "trecvit eval points" if name == "points" else f"scripts/paper {name}, in a checkout of the repository"
+    raise ConfigError(f"`scripts/paper {name}` has moved; run {command}")
 
 
 @app.callback(invoke_without_command=True)

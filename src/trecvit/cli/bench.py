@@ -34,7 +34,7 @@ def bench_stream(
     as_json: JsonOption = False,
 ) -> None:
     """Stream random frames and check that memory stays flat; exit code 1 if it grew."""
-    from trecvit.runtime.bench import stream_memory
+    from trecvit.bench.memory import stream_memory
 
     network = load_model(model, "cpu")
     with progress_bar("frames", frames, hidden=as_json) as advance:
@@ -81,8 +81,8 @@ def bench_speed(
 
     from rich.table import Table
 
+    from trecvit.bench.speed import Speed, speeds
     from trecvit.runtime.doctor import machine
-    from trecvit.runtime.speed import Speed, speeds
 
     chosen = (
         models or ["tiny", "small", "base", "base_k400"],
@@ -137,8 +137,8 @@ def _bench_shared(
 ) -> None:
     from rich.table import Table
 
+    from trecvit.bench.speed import SharedSpeed, shared_speeds
     from trecvit.runtime.doctor import machine
-    from trecvit.runtime.speed import SharedSpeed, shared_speeds
 
     titles = ("model", "dtype", "mode", "all threads", "chosen", "beside: all threads", "chosen", "of a fair share")
     table = Table(*titles, box=None, pad_edge=False)
@@ -190,11 +190,11 @@ def bench_slots(
 
     from rich.table import Table
 
-    from trecvit.data.textures import photographs
-    from trecvit.data.tracks import TrackScenes
+    from trecvit.bench.slots import slot_costs
     from trecvit.errors import ConfigError
     from trecvit.runtime.doctor import load_average, machine
-    from trecvit.runtime.slots import slot_costs
+    from trecvit.synthetic.textures import photographs
+    from trecvit.synthetic.track_scenes import TrackScenes
     from trecvit.train.recipe import load_recipe
 
     check_output(save)
@@ -261,9 +261,9 @@ def bench_train(
 
     from rich.table import Table
 
+    from trecvit.bench.training import update_costs
     from trecvit.config import Recompute
     from trecvit.runtime.doctor import machine
-    from trecvit.train.bench import update_costs
 
     check_output(save)
     sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
@@ -297,8 +297,8 @@ def bench_loader(
     save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
 ) -> None:
     """Clips per second that are decoded and augmented, or rendered, beside what the model takes."""
+    from trecvit.bench.training import loader_speed
     from trecvit.runtime.doctor import machine
-    from trecvit.train.bench import loader_speed
     from trecvit.train.recipe import load_recipe
 
     check_output(save)

@@ -156,7 +156,7 @@ def eval_tapvid(
     """
     from trecvit.data.tapvid import read_tracked
     from trecvit.evaluate.tapvid import QUERY_MODES, evaluate_tapvid, tapvid_protocol, write_tapvid_result
-    from trecvit.study.tracks import saved_in
+    from trecvit.evaluate.track_pictures import saved_in
 
     if query_mode not in QUERY_MODES:
         raise ConfigError(f"--query-mode: expected {' or '.join(QUERY_MODES)}, got {query_mode!r}")
@@ -187,7 +187,7 @@ def eval_tapvid(
 
 def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracker, tuple[int, int]]:
     """What is evaluated: its name, itself, and the size of the frames that it sees."""
-    from trecvit.baselines.points import LucasKanade, still_points
+    from trecvit.evaluate.point_baselines import LucasKanade, still_points
     from trecvit.evaluate.tapvid import IMAGE_SIZE
 
     if baseline is None:
@@ -196,6 +196,51 @@ def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracke
     if baseline not in ("still", "lk"):
         raise ConfigError(f"--baseline: expected still or lk, got {baseline!r}")
     return baseline, still_points if baseline == "still" else LucasKanade(), IMAGE_SIZE
+
+
+@eval_app.command("points")
+def eval_points(
+    recipe: Annotated[Path, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
+    save: Annotated[Path, typer.Option(help="JSON file for the scores.")],
+    model: TrackerOption = "points",
+    scenes: Annotated[int, typer.Option(min=1, help="How many held-out scenes.")] = 100,
+    num_frames: Annotated[int, typer.Option(min=2, help="Frames of a scene.")] = 24,
+    footage: Annotated[list[Path] | None, typer.Option(help="Real videos whose frames are moved.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips of each of these videos.")] = 10,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of each scene and clip: points from near, over time.")
+    ] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """A tracker beside points that stay and optical flow: average Jaccard, δ-average, occlusion accuracy."""
+    from dataclasses import replace
+
+    from rich.table import Table
+
+    from trecvit.evaluate.point_comparison import METRICS, compare_trackers, to_dict
+    from trecvit.train.recipe import load_recipe
+
+    check_output(save)
+    tracks = load_recipe(recipe).tracks
+    if tracks is None or tracks.scenes is None:
+        raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
+    look = replace(tracks.scenes, num_frames=num_frames)
+    videos = expand_paths(footage)
+    with progress_bar("scores", 9 if videos else 3) as advance:
+        found = compare_trackers(
+            load_tracker(model, device),
+            scenes=look,
+            num_scenes=scenes,
+            footage=videos,
+            clips_per_video=clips,
+            pictures=pictures,
+            report=advance,
+        )
+    write_json(save, to_dict(found, scenes=look, footage=videos))
+    table = Table("videos", "tracker", "average Jaccard", "δ-average", "occlusion accuracy", box=None, pad_edge=False)
+    for one in found:
+        table.add_row(one.test, one.tracker, *(f"{one.metrics[metric]:.1%}" for metric in METRICS))
+    console().print(table)
 
 
 @eval_app.command("world")
@@ -269,8 +314,8 @@ def probe(
     """
     from rich.table import Table
 
-    from trecvit.train.probe import ProbePlan
-    from trecvit.train.probe import probe as run_probes
+    from trecvit.evaluate.probe import ProbePlan
+    from trecvit.evaluate.probe import probe as run_probes
 
     check_rate("--lr", learning_rate)
     encoder, fresh = _videomae(videomae, stride, device) if videomae else _trecvit(model, device)
@@ -310,7 +355,7 @@ def probe(
 def _trecvit(model: str, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
     """What is probed, and the same with the first weights of a seed."""
     from trecvit.evaluate.features import trecvit_encoder
-    from trecvit.train.probe import fresh_trecvit
+    from trecvit.evaluate.probe import fresh_trecvit
 
     network = load_model(model, device)
     return trecvit_encoder(network, model), lambda seed: trecvit_encoder(fresh_trecvit(network, seed), f"seed {seed}")

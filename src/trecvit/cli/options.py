@@ -63,7 +63,7 @@ def load_model(model: str, device: str) -> TRecViT:
 
 def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
     """Likewise, made fast as --dtype and --mode say; what `trecvit export` wrote is as fast as it was made."""
-    from trecvit.runtime.exported import is_exported, load_exported
+    from trecvit.accelerate.exported import is_exported, load_exported
 
     if is_exported(model):
         return load_exported(model)
@@ -86,7 +86,7 @@ def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> PointTr
 
 def fast(network: _Model, dtype: str, mode: str) -> _Model:
     """A model made fast as --dtype and --mode say."""
-    from trecvit.runtime.fast import DTYPES, optimize
+    from trecvit.accelerate.optimize import DTYPES, optimize
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -241,8 +241,8 @@ def export_model(
     A graph holds for its batch and number of frames only; give --frames several times for several. With openvino the
     folder also holds stream.xml, which keeps the state inside and needs no Python.
     """
-    from trecvit.runtime.exported import export
-    from trecvit.runtime.fast import FLOATS
+    from trecvit.accelerate.exported import export
+    from trecvit.accelerate.optimize import FLOATS
 
     if dtype not in FLOATS:
         raise ConfigError(f"--dtype: expected one of {', '.join(FLOATS)}, got {dtype!r}")

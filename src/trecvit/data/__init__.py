@@ -1,1 +1,1 @@
-"""Where clips come from: synthetic worlds, and the names of the classes of real data sets."""
+"""Real data sets: manifests, clips, checks, shards and annotated tracks."""

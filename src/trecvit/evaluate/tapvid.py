@@ -201,7 +201,7 @@ def evaluate_tapvid(
 
     Args:
         tracker: See the top of this file.
-        videos: From one of the readers of `trecvit.data.tapvid`, or scenes of `trecvit.data.tracks`.
+        videos: From one of the readers of `trecvit.data.tapvid`, or scenes of `trecvit.synthetic.track_scenes`.
         query_mode: "first" asks for each track once, where it is first seen, and scores the frames after that;
             "strided" asks at every fifth frame that shows it, and scores all other frames: those before the query are
             tracked on the reversed video.

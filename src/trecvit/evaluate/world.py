@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trecvit.config import Preprocessing
-from trecvit.data.textures import photographs
-from trecvit.data.world import LABELS, World, WorldConfig
 from trecvit.errors import DataError
 from trecvit.evaluate.scores import Scores, figures
 from trecvit.model.trecvit import Output, TRecViT
+from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.video.decode import open_video
 from trecvit.video.frames import Image
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trecvit.data.world import LABELS, World, WorldConfig
+from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.video.encode import VideoWriter
 
 _SCENE_FRAMES = 16

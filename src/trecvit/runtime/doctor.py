@@ -117,10 +117,10 @@ def _fastest() -> str:
     """Times a streamed frame of a small model in each dtype, in turns; compilers are named and not waited for."""
     import torch
 
+    from trecvit.accelerate.optimize import DTYPES, available_dtype, optimize
+    from trecvit.accelerate.timing import timed_in_turns
     from trecvit.errors import ConfigError, PrecisionWarning
     from trecvit.model.trecvit import create_model
-    from trecvit.runtime.fast import DTYPES, available_dtype, optimize
-    from trecvit.runtime.timing import timed_in_turns
 
     model = create_model("tiny", depth=2, num_classes=0).eval()
     frames = torch.zeros(1, 1, 3, *model.preprocessing.image_size, dtype=torch.uint8)
@@ -145,9 +145,9 @@ def _fastest() -> str:
 
 def _compilers() -> str:
     """Which modes that compile there are; they take up to a minute to start."""
+    from trecvit.accelerate.openvino import find_openvino
+    from trecvit.accelerate.optimize import find_compiler
     from trecvit.errors import TRecViTError
-    from trecvit.runtime.export import find_openvino
-    from trecvit.runtime.fast import find_compiler
 
     available, missing = [], []
     for mode, find in {"compile": find_compiler, "openvino": find_openvino}.items():
@@ -210,7 +210,7 @@ def _threads() -> str:
     """How many threads are worth using, with whatever else runs at present."""
     import torch
 
-    from trecvit.runtime.threads import ThreadChoice
+    from trecvit.accelerate.threads import ThreadChoice
 
     most = torch.get_num_threads()
     count = ThreadChoice(most).count

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trecvit.errors import InputError
 from trecvit.files import write_whole
 from trecvit.model.tracker import PointTracker, read_queries
-from trecvit.runtime.track import LivePoints, LiveTracker, points_in_frame
+from trecvit.runtime.live import LivePoints, LiveTracker, points_in_frame
 from trecvit.video.decode import Source, Video, open_video
 from trecvit.video.draw import Trail, draw_caption, draw_trails, fit_for_display
 from trecvit.video.frames import Image

@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 from trecvit.baselines.memorise import VivitMemoriser
 from trecvit.config import Preprocessing
 from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.data.scenery import Scenery
-from trecvit.data.textures import photographs
 from trecvit.evaluate.memorise import PICTURE, Answer, draw_memory, evaluate_memory
 from trecvit.files import write_text
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.processes import Processes, Share
+from trecvit.synthetic.scenery import Scenery
+from trecvit.synthetic.textures import photographs
 from trecvit.train.feed import Feed, MemoryBatch, Steps
 from trecvit.train.initialise import load_trained
 from trecvit.train.objective import Objective, PartLoss

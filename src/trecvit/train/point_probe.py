@@ -16,14 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trecvit.config import PointReadoutConfig
-from trecvit.data.textures import photographs
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, random_queries
-from trecvit.data.tracks import TrackSceneConfig, TrackScenes
 from trecvit.errors import ConfigError
 from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.model.readouts import RecurrentPointReadout
 from trecvit.model.tracker import TrackerOutput
+from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.train.optimise import schedule
 from trecvit.train.sections import Optimisation
 from trecvit.train.track_loss import counted_frames, regressed_track_loss

@@ -22,10 +22,11 @@ from trecvit.config import (
     VideoMaeConfig,
     VivitMemoriserConfig,
     model_config,
+    nearest,
     refuse_unknown,
 )
-from trecvit.data.world import LABELS
 from trecvit.errors import ConfigError
+from trecvit.synthetic.world import LABELS
 from trecvit.train.sections import (
     Mae,
     Memory,
@@ -38,6 +39,8 @@ from trecvit.train.sections import (
     fields_of,
     plain_values,
 )
+
+_RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,13 +264,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
-        path: The YAML file. `model` takes `preset` and any fields of `ModelConfig`; or, for a tracker, `blocks`, which
+        path: The YAML file, or the name of a recipe of the package, such as "world". `model` takes `preset` and any fields of `ModelConfig`; or, for a tracker, `blocks`, which
             take those, and any other fields of `TrackerConfig`, or `readout` with those of `PointReadoutConfig`.
         overrides: Words of the form "section.key=value" that replace single values.
 
     Raises:
         ConfigError: when the file or a word is not understood; names the nearest key.
     """
+    path = _packaged(path)
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as exc:
@@ -280,6 +284,21 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return recipe_from_dict(content)
     except (ConfigError, TypeError) as exc:
         raise ConfigError(f"{path}: {exc}") from exc
+
+
+def recipe_names() -> list[str]:
+    """The recipes of the package, sorted."""
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+
+
+def _packaged(path: str | Path) -> str | Path:
+    """The file of a recipe that is given by its name; anything else as it is."""
+    named = _RECIPES / f"{path}.yaml"
+    is_name = Path(path).name == str(path) and not Path(path).suffix and not Path(path).exists()
+    if not is_name or named.exists():
+        return named if is_name else path
+    names = recipe_names()
+    raise ConfigError(f"expected a recipe file or one of {', '.join(names)}, got {path}{nearest(str(path), names)}")
 
 
 def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:

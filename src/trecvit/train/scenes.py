@@ -14,10 +14,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trecvit.data.textures import load_pictures, photographs
-from trecvit.data.world import LABELS, NUM_SYMMETRIES, World, mirrored
 from trecvit.errors import ConfigError
 from trecvit.processes import Share
+from trecvit.synthetic.textures import load_pictures, photographs
+from trecvit.synthetic.world import LABELS, NUM_SYMMETRIES, World, mirrored
 from trecvit.train.feed import Feed, LabelledBatch
 from trecvit.train.recipe import Recipe
 from trecvit.train.sections import Scenes

@@ -19,10 +19,10 @@ from trecvit.config import (
 )
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import DataSource
-from trecvit.data.scenery import SceneryConfig
-from trecvit.data.tracks import TrackSceneConfig
-from trecvit.data.world import NUM_SYMMETRIES, WorldConfig
 from trecvit.errors import ConfigError
+from trecvit.synthetic.scenery import SceneryConfig
+from trecvit.synthetic.track_scenes import TrackSceneConfig
+from trecvit.synthetic.world import NUM_SYMMETRIES, WorldConfig
 
 AutoSwitch = bool | Literal["auto"]
 MemoryNetwork = Literal["trecvit", "vivit"]

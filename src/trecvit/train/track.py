@@ -12,9 +12,7 @@ from torch import Tensor
 from trecvit.config import Preprocessing
 from trecvit.data.clips import Failure
 from trecvit.data.tapvid import read_track_files
-from trecvit.data.textures import photographs
 from trecvit.data.tracked import TrackedVideos
-from trecvit.data.tracks import TrackScenes
 from trecvit.evaluate.tapvid import (
     IMAGE_SIZE,
     THRESHOLDS_PX,
@@ -26,6 +24,8 @@ from trecvit.evaluate.tapvid import (
 from trecvit.model.matching import Similarity
 from trecvit.model.tracker import PointTracker, TrackerOutput
 from trecvit.processes import Processes
+from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.track_scenes import TrackScenes
 from trecvit.train.feed import TrackBatch
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.recipe import Recipe

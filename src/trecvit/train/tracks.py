@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 
 from trecvit.data.clips import Failure
 from trecvit.data.tapvid import read_track_files
-from trecvit.data.textures import load_pictures, photographs
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, random_queries
-from trecvit.data.tracks import TrackScenes
 from trecvit.errors import DataError
 from trecvit.processes import Share
+from trecvit.synthetic.textures import load_pictures, photographs
+from trecvit.synthetic.track_scenes import TrackScenes
 from trecvit.train.feed import Epochs, Feed, Steps, TrackBatch
 from trecvit.train.recipe import Recipe
 from trecvit.workers import load_items

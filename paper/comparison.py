@@ -1,0 +1,296 @@
+"""A plan carried out: every variant trained for every seed, and what came out beside what the paper says.
+
+Runs are ordinary run folders, `{variant}-seed{seed}`. Those that are finished stay as they are, others go on from their
+last checkpoint, so a study may be stopped and started again at any moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from paper.plan import OURS, Plan, Row, Variant, recipe_for
+from paper.recurrence import Recurrence, draw_eigenvalues, draw_gates, held_out, look_at
+from paper.results import empty_figure, heading
+from paper.runs import train_once
+from trecvit.bench.training import updates_in_turn
+from trecvit.errors import ConfigError, DataError
+from trecvit.model.trecvit import TRecViT
+from trecvit.processes import Processes
+from trecvit.train.loop import Progress
+from trecvit.train.recipe import Recipe
+from trecvit.train.run_folder import TESTED, outcome, read_lines
+
+_HELD_OUT_CLIPS = 32  # that gates are looked at on
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training.
+
+    Attributes:
+        variant: Which model.
+        seed: Of weights, order and augmentation.
+        recipe: All of it.
+        folder: Where it lives.
+    """
+
+    variant: Variant
+    seed: int
+    recipe: Recipe
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What came out for a variant.
+
+    Attributes:
+        name: The variant's.
+        parameters: Weights of the model.
+        top1: Of each seed, on all views of the validation videos after the last step, shares from 0 to 1.
+        curves: Of each seed, (step, top-1 on one view) of the tests on the way.
+        steps_per_s: Updates per second on clips that are ready, one number for each round of measurement.
+    """
+
+    name: str
+    parameters: int
+    top1: dict[int, float]
+    curves: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+    steps_per_s: list[float]
+
+
+def runs_of(
+    plan: Plan,
+    recipe: str | Path,
+    folder: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    num_steps: int | None = None,
+) -> list[Run]:
+    """All trainings of a plan, seed by seed, so that a study that is stopped has something of everything.
+
+    Raises:
+        ConfigError: when the recipe does not fit the plan, see `recipe_for`.
+    """
+    return [
+        Run(
+            variant,
+            seed,
+            recipe_for(variant, recipe, overrides, seed=seed, num_steps=num_steps),
+            Path(folder) / f"{variant.name}-seed{seed}",
+        )
+        for seed in seeds
+        for variant in plan.variants
+    ]
+
+
+def require_curves(runs: Sequence[Run]) -> None:
+    """Raises ConfigError unless the runs are tested on the way."""
+    for run in runs:
+        if run.recipe.videos is None or not run.recipe.videos.validate_every:
+            raise ConfigError("videos.validate_every: a study of curves needs tests on the way; expected more than 0")
+
+
+def train_all(
+    runs: Sequence[Run],
+    *,
+    processes: Processes | None = None,
+    report: Callable[[Run, Progress], None] = lambda *_: None,
+    finished: Callable[[Run, float], None] = lambda *_: None,
+) -> None:
+    """Trains what is not finished.
+
+    Args:
+        runs: In this order.
+        processes: Those that share each training, and the device.
+        report: Called with a run and every line of its log.
+        finished: Called with every run that is done, and the seconds that it took now: 0 if it was done before.
+
+    Raises:
+        CheckpointError: when a folder holds a run of another recipe.
+        Interrupted: after SIGTERM; started again, the study goes on.
+    """
+    processes = processes or Processes()
+    for run in runs:
+        begun_s = time.perf_counter()
+        done = train_once(run.recipe, run.folder, processes=processes, report=partial(report, run))
+        if processes.first:
+            finished(run, 0.0 if done else time.perf_counter() - begun_s)
+
+
+def measure(
+    runs: Sequence[Run], *, processes: Processes | None = None, report: Callable[[int], None] = lambda _: None
+) -> list[Measured]:
+    """Reads what finished runs say, and times the updates of all variants in turn.
+
+    Args:
+        runs: Of all variants and seeds.
+        processes: Those that train together, and the device, of the timing.
+        report: See `updates_in_turn`.
+
+    Raises:
+        DataError: when a run is not finished.
+    """
+    for run in runs:
+        if not (run.folder / TESTED).exists():
+            raise DataError(f"{run.folder}: expected a finished run; start the study again to go on with it")
+    found: dict[str, Measured] = {}
+    speeds = updates_in_turn({run.variant.name: run.recipe for run in runs}, processes=processes, report=report)
+    for run in runs:
+        name = run.variant.name
+        if name not in found:
+            with torch.device("meta"):
+                parameters = sum(weight.numel() for weight in TRecViT(run.recipe.blocks).parameters())
+            found[name] = Measured(name=name, parameters=parameters, top1={}, steps_per_s=speeds[name])
+        found[name].top1[run.seed] = float(outcome(run.folder)["top1"])
+        tests = read_lines(run.folder / "validation.jsonl")
+        found[name].curves[run.seed] = [(line["step"], line["top1"]) for line in tests]
+    return list(found.values())
+
+
+def look_at_ours(runs: Sequence[Run]) -> list[list[Recurrence]]:
+    """The recurrences of the plan's own model after training, of each seed, on held-out clips; none without it."""
+    ours = [run for run in runs if run.variant.name == OURS]
+    clips = held_out(ours[0].recipe, _HELD_OUT_CLIPS) if ours else []
+    return [look_at(TRecViT.load(run.folder / "model"), clips) for run in ours]
+
+
+def to_dict(
+    plan: Plan,
+    runs: Sequence[Run],
+    measured: Sequence[Measured],
+    of_seeds: Sequence[Sequence[Recurrence]],
+    command: str,
+) -> dict[str, Any]:
+    """As plain JSON values.
+
+    Args:
+        plan: What was to be done.
+        runs: What was done.
+        measured: What came out.
+        of_seeds: From `look_at_ours`.
+        command: The command line as it was run.
+    """
+    by_name = {one.name: one for one in measured}
+    return {
+        **heading(plan.name, command, scale(runs)),
+        "rows": [_row(row, by_name[row.variant], _ours_of(row, plan, by_name)) for row in plan.rows],
+        "recurrence": [
+            {"seed": seed, "blocks": [block.to_dict() for block in blocks]}
+            for seed, blocks in zip(by_name[OURS].top1 if of_seeds else [], of_seeds, strict=True)
+        ],
+    }
+
+
+def scale(runs: Sequence[Run]) -> str:
+    """In one line: model, frames, steps, classes, seeds."""
+    ours = next((run for run in runs if run.variant.name == OURS), runs[0])
+    model, clips, plan = ours.recipe.blocks, ours.recipe.preprocessing, ours.recipe.optimisation
+    height, width = clips.image_size
+    length = f"{plan.num_steps:,} steps" if plan.num_steps else f"{plan.epochs} epochs"
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in runs))
+    return (
+        f"width {model.width}, depth {model.depth}, {clips.num_frames} frames of {height} x {width}, {length} of "
+        f"{plan.batch_size} clips, {model.num_classes} classes, seeds {seeds}"
+    )
+
+
+def draw_bars(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
+    """A panel per table, of `to_dict`'s rows: accuracy here with its deviation, beside the paper's."""
+    tables: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        tables.setdefault(row["table"], []).append(row)
+    figure = empty_figure(3.4 * len(tables), 4.6)
+    for axes, (table, lines) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
+        places = np.arange(len(lines))
+        here = [100 * line["top1"] for line in lines]
+        deviation = [100 * (line["top1_deviation"] or 0.0) for line in lines]
+        axes.bar(places - 0.2, here, 0.38, yerr=deviation, capsize=3, color="C0", label="here")
+        paper = [line["paper_top1"] or 0.0 for line in lines]
+        axes.bar(places + 0.2, paper, 0.38, color="0.75", label="paper")
+        axes.set(title=table, ylabel="top-1, %", ylim=(0, 100))
+        axes.set_xticks(places, [line["label"] for line in lines], rotation=40, ha="right")
+        axes.legend()
+    figure.savefig(target, dpi=100)
+    return target
+
+
+def draw_accuracy_curves(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
+    """Accuracy over training, mean and deviation over the seeds, of `to_dict`'s rows."""
+    figure = empty_figure(7.5, 4.6)
+    axes = figure.subplots()
+    for number, row in enumerate(rows):
+        steps = [point["step"] for point in row["curve"]]
+        mean = np.array([100 * point["top1"] for point in row["curve"]])
+        deviation = np.array([100 * (point["top1_deviation"] or 0.0) for point in row["curve"]])
+        axes.plot(steps, mean, color=f"C{number}", marker="o", markersize=3, label=row["label"])
+        axes.fill_between(steps, mean - deviation, mean + deviation, color=f"C{number}", alpha=0.2)
+    axes.set(xlabel="step", ylabel="top-1 on validation videos, %")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(target, dpi=100)
+    return target
+
+
+def draw_recurrence(runs: Sequence[Run], of_seeds: Sequence[Sequence[Recurrence]], folder: Path) -> list[Path]:
+    """`eigenvalues.png` and `gates.png`, if there is anything to draw."""
+    if not of_seeds:
+        return []
+    ours = next(run for run in runs if run.variant.name == OURS)
+    draw_eigenvalues(of_seeds, ours.recipe.blocks, folder / "eigenvalues.png")
+    draw_gates(of_seeds, folder / "gates.png")
+    return [folder / "eigenvalues.png", folder / "gates.png"]
+
+
+def _row(row: Row, measured: Measured, ours: tuple[Row, Measured] | None) -> dict[str, Any]:
+    """A line of the result: the plan's, what was measured, and how far both are from ours in the same table."""
+    mean, deviation = _mean_and_deviation(list(measured.top1.values()))
+    speed, speed_deviation = _mean_and_deviation(measured.steps_per_s)
+    steps = [step for step, _ in next(iter(measured.curves.values()))]
+    tests = [
+        _mean_and_deviation([curve[place][1] for curve in measured.curves.values()]) for place in range(len(steps))
+    ]
+    difference = paper_difference = None
+    if ours is not None:
+        line, other = ours
+        # Seed by seed: those of one number share their scenes' order.
+        both = [top1 - other.top1[seed] for seed, top1 in measured.top1.items() if seed in other.top1]
+        difference = _mean_and_deviation(both)
+        if row.paper_top1 is not None and line.paper_top1 is not None:
+            paper_difference = round(row.paper_top1 - line.paper_top1, 6)
+    return {
+        **asdict(row),
+        "top1": mean,
+        "top1_deviation": deviation,
+        "top1_by_seed": {str(seed): top1 for seed, top1 in measured.top1.items()},
+        "top1_over_ours": difference and {"mean": difference[0], "deviation": difference[1]},
+        "paper_top1_over_ours": paper_difference,
+        "parameters": measured.parameters,
+        "steps_per_s": speed,
+        "steps_per_s_deviation": speed_deviation,
+        "curve": [
+            {"step": step, "top1": top1, "top1_deviation": spread}
+            for step, (top1, spread) in zip(steps, tests, strict=True)
+        ],
+    }
+
+
+def _ours_of(row: Row, plan: Plan, by_name: Mapping[str, Measured]) -> tuple[Row, Measured] | None:
+    """The line of the same table that is ours, if this is another."""
+    lines = [other for other in plan.rows if other.table == row.table and other.variant == OURS]
+    return (lines[0], by_name[OURS]) if lines and row.variant != OURS else None
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and the sample's standard deviation, which a single value has not."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

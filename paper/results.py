@@ -1,0 +1,56 @@
+"""What the studies' results have in common: how a result file begins and is written, and an empty picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trecvit.errors import MissingPackageError
+from trecvit.files import write_json
+from trecvit.runtime.doctor import machine
+from trecvit.train.recipe import Recipe
+
+
+def heading(study: str, command: str, scale: str) -> dict[str, Any]:
+    """The first values of a result file: what was run, when, where and at which scale, for `scripts/paper report`.
+
+    Args:
+        study: Its name.
+        command: The command line as it was run.
+        scale: Model, clips and length of training in a line.
+    """
+    here = machine()
+    return {"study": study, "command": command, "date": here["date"], "machine": here, "scale": scale}
+
+
+def scale(recipe: Recipe) -> str:
+    """Model, clips and steps in a line."""
+    blocks, clips, plan = recipe.blocks, recipe.preprocessing, recipe.optimisation
+    length = f"{plan.num_steps} updates" if plan.num_steps else f"{plan.epochs} epochs"
+    height, width = clips.image_size
+    return (
+        f"{blocks.depth} blocks of width {blocks.width}, patches of {blocks.patch_size}, clips of {clips.num_frames} "
+        f"frames of {height} x {width}, {length} of {plan.batch_size} clips, {recipe.data}"
+    )
+
+
+def write_result(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Writes a study's `result.json`, whole or not at all; makes the folder if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "result.json"
+    write_json(path, content)
+    return path
+
+
+def empty_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingPackageError("matplotlib", needed_for="pictures", extra="study") from error
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")

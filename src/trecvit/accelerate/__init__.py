@@ -1,0 +1,1 @@
+"""Fast inference: fused layers, compiled passes, OpenVINO, exported models, and the number of threads."""

@@ -1,0 +1,129 @@
+"""Endless videos of changing scenery, to test memory with: a camera that travels over surfaces, shot after shot.
+
+After at most a dozen frames hardly anything of what a frame showed is still in sight, so that an earlier frame can be
+remembered and not be guessed. Everything about a video is drawn from the seed and its number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trecvit.errors import ConfigError, InputError
+from trecvit.synthetic.camera import similarity
+from trecvit.synthetic.scene import Scene, render
+from trecvit.synthetic.stage import Stage, WorldConfig
+from trecvit.synthetic.textures import Supply
+
+_WOBBLE = 0.06  # roll in radians, and zoom as a part of 1, on the way
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneryConfig:
+    """What the videos look like.
+
+    Attributes:
+        image_size: Height and width of the frames in pixels, each from 32 to 1024.
+        min_shot_frames: Fewest frames between two cuts, at least 2.
+        max_shot_frames: Most.
+        min_pan: Slowest travel of the camera, as a part of the frame's smaller side from one frame to the next.
+        max_pan: Fastest.
+        light_drift: Largest change of brightness within a shot, as a part of 1, below 0.5.
+        picture_share: Share of surfaces that come from pictures, if there are any.
+    """
+
+    image_size: tuple[int, int] = (96, 96)
+    min_shot_frames: int = 6
+    max_shot_frames: int = 16
+    min_pan: float = 0.08
+    max_pan: float = 0.25
+    light_drift: float = 0.12
+    picture_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        self.world(2)  # checks what the two have in common
+        if not 2 <= self.min_shot_frames <= self.max_shot_frames <= 1000:
+            raise ConfigError(
+                "min_shot_frames and max_shot_frames: expected 2 up to 1000 frames, the smaller number first, got "
+                f"{self.min_shot_frames} and {self.max_shot_frames}"
+            )
+        if not 0.0 <= self.min_pan <= self.max_pan <= 1.0:
+            raise ConfigError(
+                f"min_pan and max_pan: expected 0 up to 1, the smaller first, got {self.min_pan} and {self.max_pan}"
+            )
+
+    def world(self, num_frames: int) -> WorldConfig:
+        """What the `Stage` of a shot needs to know of it."""
+        return WorldConfig(
+            num_frames=num_frames,
+            image_size=self.image_size,
+            light_drift=self.light_drift,
+            picture_share=self.picture_share,
+        )
+
+
+class Scenery:
+    """Videos without end: any number from 0 on is one, and the same one every time.
+
+    Args:
+        config: See `SceneryConfig`.
+        seed: At least 0. Different seeds share no shot and no procedural surface.
+        pictures: uint8 `[H, W, 3]` for surfaces.
+
+    Attributes:
+        config: As given.
+        seed: As given.
+    """
+
+    def __init__(self, config: SceneryConfig, *, seed: int, pictures: Sequence[NDArray[Any]] = ()) -> None:
+        if seed < 0:
+            raise ConfigError(f"seed must be 0 or more, not {seed}")
+        self.config, self.seed = config, seed
+        self._supply = Supply(
+            seed,
+            pictures,
+            picture_share=config.picture_share,
+            plain_share=0.0,
+            surface_px=min(max(round(2.0 * max(config.image_size)), 128), 384),
+        )
+
+    def shots(self, video: int) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+        """The shots of a video one after another, without end. The first began before the video did."""
+        if video < 0:
+            raise InputError(f"video must be 0 or more, not {video}")
+        number = 0
+        while True:
+            rng = np.random.default_rng([self.seed, 14, video, number])
+            num_frames = int(rng.integers(self.config.min_shot_frames, self.config.max_shot_frames + 1))
+            frames = self._shot(rng, num_frames)
+            yield frames if number else frames[int(rng.integers(num_frames)) :]
+            number += 1
+
+    def frames(self, video: int) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], bool]]:
+        """The frames of a video without end, each with whether it is the first after a cut."""
+        for number, shot in enumerate(self.shots(video)):
+            for place, frame in enumerate(shot):
+                yield frame, place == 0 and number > 0
+
+    def clip(self, video: int, num_frames: int) -> UInt8[Tensor, "t 3 h w"]:
+        """The first frames of a video."""
+        frames = [frame for frame, _ in islice(self.frames(video), num_frames)]
+        return torch.from_numpy(np.stack(frames)).movedim(3, 1).contiguous()
+
+    def _shot(self, rng: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "t h w 3"]:
+        stage = Stage(rng, self.config.world(num_frames), self._supply)
+        heading = stage.between(0.0, 2 * math.pi)
+        pan_px = stage.between(self.config.min_pan, self.config.max_pan) * stage.unit
+        way = pan_px * np.arange(num_frames)[:, None] * np.array([math.cos(heading), math.sin(heading)])
+        camera = similarity(stage, way, stage.wobble(_WOBBLE), 1 + stage.wobble(_WOBBLE), stage.centre)
+        surface = stage.backdrop(camera, irregular=True)
+        return render(Scene(layers=(surface,), image_size=self.config.image_size, light=stage.light()))
