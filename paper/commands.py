@@ -222,7 +222,7 @@ def frozen(
     from paper.frozen import run as run_one
     from paper.results import write_result
     from trecvit.data.manifest import read_manifest
-    from trecvit.evaluate.probe import ProbePlan
+    from trecvit.train.probe import ProbePlan
 
     plan = Plan(
         path=recipe,

@@ -28,7 +28,6 @@ from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError
 from trecvit.evaluate.features import Encoder, trecvit_encoder
 from trecvit.evaluate.point_baselines import still_points
-from trecvit.evaluate.probe import ProbePlan, Report, fresh_trecvit, probe
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.files import write_text
 from trecvit.model.trecvit import TRecViT
@@ -36,6 +35,7 @@ from trecvit.processes import Processes
 from trecvit.synthetic.track_scenes import TrackSceneConfig
 from trecvit.train.initialise import load_trained
 from trecvit.train.point_probe import PointProbePlan, held_out_videos, point_probe, training_clips
+from trecvit.train.probe import ProbePlan, Report, fresh_trecvit, probe
 from trecvit.train.recipe import Recipe, load_recipe
 
 OURS, VIDEOMAE = "TRecViT", "VideoMAE"

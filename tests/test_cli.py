@@ -86,7 +86,7 @@ def test_help_is_quick_and_names_every_command():
     [["classify"], ["stream"], ["track"], ["demo"], ["info"], ["convert"], ["export"], ["train"], ["finetune"],
      ["curves"], ["doctor"], ["data", "render"], ["data", "check"], ["data", "shard"], ["eval", "world"],
      ["eval", "videos"], ["eval", "early"], ["eval", "tapvid"], ["bench", "stream"], ["bench", "speed"],
-     ["bench", "train"], ["bench", "loader"], ["bench", "slots"], ["study", "efficiency"]],
+     ["bench", "train"], ["bench", "loader"], ["bench", "slots"], ["eval", "points"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_command_explains_itself(words):
@@ -370,7 +370,6 @@ def test_a_learning_rate_is_a_number_above_0(tmp_path, command, rate):
         ["probe", "--data", "DATA", "--validation", "DATA", "--to", "TO"],
         ["train", "RECIPE", "--to", "TO"],
         ["bench", "loader", "RECIPE", "--save", "TO"],
-        ["study", "endless", "--to", "TO"],
         ["curves", "TO", "--save", "TO"],
     ],
     ids=lambda words: " ".join(words[:2]),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from paper.commands import app as paper_app
 from trecvit.cli import app
 from trecvit.data.manifest import read_manifest
 from trecvit.runtime.stream import stream
@@ -44,10 +45,12 @@ def test_links_to_files_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_in_documents_exist(path):
-    for line in re.findall(r"^trecvit (.*?)(?:  +#.*)?$", path.read_text(encoding="utf-8"), re.MULTILINE):
-        words = shlex.split(line)
-        command = words[:2] if words[0] in ("data", "eval", "bench", "study") else words[:1]
-        usage = CliRunner().invoke(app, [*command, "--help"], terminal_width=200)
+    for line in re.findall(r"^(?:trecvit|scripts/paper) .*?(?=  +#|$)", path.read_text(encoding="utf-8"), re.MULTILINE):
+        program, *words = shlex.split(line)
+        command = words[:2] if words[0] in ("data", "eval", "bench") else words[:1]
+        usage = CliRunner().invoke(
+            paper_app if program == "scripts/paper" else app, [*command, "--help"], terminal_width=200
+        )
         assert usage.exit_code == 0, line
         for option in (word for word in words if word.startswith("--")):
             assert option in usage.stdout, line

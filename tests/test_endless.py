@@ -10,8 +10,8 @@ from models import tiny_model
 from typer.testing import CliRunner
 
 from paper import tables
+from paper.commands import app
 from paper.endless import OF_ALL_FRAMES, answers, world_streams
-from trecvit.cli import app
 from trecvit.errors import ConfigError
 from trecvit.evaluate.forgetting import Forgetting
 
@@ -54,7 +54,7 @@ def test_a_state_that_is_carried_on_is_not_one_that_begins_anew():
 
 
 def test_the_command_writes_what_the_page_shows(tmp_path):
-    words = ["study", "endless", "--streams", "2", "--clips", "2", "--to", str(tmp_path)]
+    words = ["endless", "--streams", "2", "--clips", "2", "--to", str(tmp_path)]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0
     content = json.loads((tmp_path / "result.json").read_text())

@@ -14,9 +14,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from paper import frozen
+from paper.commands import app
 from trecvit.baselines.mae import VideoMaeAutoencoder
 from trecvit.baselines.video_transformers import videomae_encoder
-from trecvit.cli import app
 from trecvit.config import PointReadoutConfig, Preprocessing, VideoMaeConfig, decoder_config, model_config
 from trecvit.errors import ConfigError, InputError
 from trecvit.evaluate.features import Encoder
@@ -244,7 +244,7 @@ def test_the_study_trains_both_probes_both_and_does_nothing_twice(recipe_path, t
     few = property(lambda self: PointProbePlan(scenes=STILL, train_scenes=2, test_scenes=1, num_steps=1, batch_size=1))
     monkeypatch.setattr(frozen.Plan, "points", few)
     data, validation = write_videos(tmp_path / "train", 0), write_videos(tmp_path / "test", 1)
-    words = ["study", "frozen", str(recipe_path), "optimisation.num_steps=1", "--data", str(data), "--epochs", "1"]
+    words = ["frozen", str(recipe_path), "optimisation.num_steps=1", "--data", str(data), "--epochs", "1"]
     words += ["--validation", str(validation), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
     words += ["--seeds", "0,1"]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0

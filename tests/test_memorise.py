@@ -15,9 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from paper import memory, tables
+from paper.commands import app
 from paper.memory import OURS, VIVIT, Plan
 from trecvit.baselines.memorise import VivitMemoriser
-from trecvit.cli.app import app
 from trecvit.config import MemoriserConfig, VivitMemoriserConfig, model_config
 from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.evaluate.forgetting import FORGETTINGS, Forgetting
@@ -437,7 +437,7 @@ def test_forgetting_in_streams_is_what_it_says(memoriser):
 
 
 def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, monkeypatch):
-    words = ["study", "memory", str(recipe_path), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
+    words = ["memory", str(recipe_path), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
     words += ["--streams", "1", "--offset", "2", "--offset", "4", "optimisation.num_steps=1"]
     words += ["memory.validation_clips=2", "model.depth=1"]
     monkeypatch.setattr(memory, "MULTIPLES", (1.0, 1.5, 3.0))
@@ -485,7 +485,6 @@ def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, mo
 
 def test_study_memory_refuses_a_recipe_without_memory(tmp_path):
     words = [
-        "study",
         "memory",
         str(ROOT / "paper/recipes/study_world.yaml"),
         "--runs",
@@ -498,7 +497,7 @@ def test_study_memory_refuses_a_recipe_without_memory(tmp_path):
 
 
 def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
-    words = ["study", "eigenvalues", str(recipe_path), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
+    words = ["eigenvalues", str(recipe_path), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     content = json.loads((tmp_path / "to/result.json").read_text())
     rows = {(row["min_radius"], row["moment"]): row for row in content["rows"]}

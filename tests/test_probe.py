@@ -18,8 +18,8 @@ from trecvit.data.manifest import read_manifest
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.evaluate import features as features_module
 from trecvit.evaluate.features import Features, cached_features, trecvit_encoder
-from trecvit.evaluate.probe import ProbePlan, attention_probe, fresh_trecvit, knn_probe, linear_probe, probe
 from trecvit.model.trecvit import TRecViT
+from trecvit.train.probe import ProbePlan, attention_probe, fresh_trecvit, knn_probe, linear_probe, probe
 from trecvit.video.encode import VideoWriter
 
 LABELS = ("dark", "light")

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from paper.commands import app
 from paper.report import PAGE, STUDIES, TABLES, fill, rebuilt
 from paper.sources import ITEMS
-from trecvit.cli import app
+from trecvit.cli import app as trecvit_app
 from trecvit.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ END = "<!-- end of figures -->"
 
 
 def report(root: Path, *words: str) -> str:
-    result = CliRunner().invoke(app, ["study", "report", "--root", str(root), *words], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["report", "--root", str(root), *words], catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
 
@@ -125,8 +126,10 @@ def numbers(content: Any) -> Iterator[float]:
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if (ROOT / study.file).exists()])
 def test_commands_of_what_was_measured_exist(name):
     line = between_marks(SAID, f"study: {name}").split("`")[1]
-    words = shlex.split(line.split(" trecvit ")[-1].removeprefix("trecvit "))
-    usage = CliRunner().invoke(app, [*(words[:2] if words[0] in ("study", "bench") else words[:1]), "--help"])
+    of_package = "trecvit " in line
+    words = shlex.split(line.split("trecvit ")[-1] if of_package else line.removeprefix("scripts/paper "))
+    command = words[:2] if words[0] in ("eval", "bench") else words[:1]
+    usage = CliRunner().invoke(trecvit_app if of_package else app, [*command, "--help"])
     assert usage.exit_code == 0, line
     for option in (word for word in words if word.startswith("--")):
         assert option in re.sub(r"\x1b\[[0-9;]*m", "", usage.output), line

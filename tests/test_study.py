@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from video_fixtures import make_video
 
 from paper import efficiency
+from paper.commands import app
 from paper.efficiency import MODELS, OURS, PAPER, cost, costs, frame_costs
 from trecvit import config
-from trecvit.cli import app
 from trecvit.evaluate.point_baselines import still_points
 from trecvit.evaluate.point_comparison import compare_trackers
 from trecvit.evaluate.tapvid import evaluate_tapvid
@@ -106,7 +106,7 @@ def test_every_model_to_compare_with_can_be_counted(name):
 
 
 def test_the_command_writes_figures_and_pictures(shallow, tmp_path):
-    words = ["study", "efficiency", "--to", str(tmp_path), "--model", OURS, "--model", "ViViT-B", "--frames", "1"]
+    words = ["efficiency", "--to", str(tmp_path), "--model", OURS, "--model", "ViViT-B", "--frames", "1"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "efficiency.json").read_text())

@@ -11,11 +11,11 @@ import yaml
 from models import random_video, tiny_model
 from typer.testing import CliRunner
 
+from paper.commands import app
 from paper.comparison import Measured, Run, draw_bars, measure, runs_of, to_dict, train_all
 from paper.plan import ABLATIONS, FROM_SCRATCH, OURS, Plan, Row, Variant, recipe_for
 from paper.recurrence import draw_eigenvalues, draw_gates, look_at
 from trecvit.bench.training import updates_in_turn
-from trecvit.cli import app
 from trecvit.config import ModelConfig
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.model.trecvit import TRecViT
@@ -63,7 +63,7 @@ few_classes = pytest.mark.filterwarnings("ignore:.*classes have no video")
 
 
 def study(*words: object) -> str:
-    done = CliRunner().invoke(app, ["study", *map(str, words)], catch_exceptions=False)
+    done = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 

@@ -167,7 +167,7 @@ def _bench_shared(
 
 @bench_app.command("slots")
 def bench_slots(
-    recipe: Annotated[Path, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
+    recipe: Annotated[str, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
     model: Annotated[
         str,
         typer.Option("--model", "-m", help=f"As `track` has it; {_UNTRAINED}: TAPNext's size, untrained, to time it."),
@@ -289,7 +289,7 @@ def bench_train(
 
 @bench_app.command("loader")
 def bench_loader(
-    recipe: Annotated[Path, typer.Argument(help="A recipe.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     workers: Annotated[list[int] | None, typer.Option(help="Worker processes to try; 0, 1 and 2 by default.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Batches to time.")] = 20,

@@ -200,7 +200,7 @@ def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracke
 
 @eval_app.command("points")
 def eval_points(
-    recipe: Annotated[Path, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
+    recipe: Annotated[str, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
     save: Annotated[Path, typer.Option(help="JSON file for the scores.")],
     model: TrackerOption = "points",
     scenes: Annotated[int, typer.Option(min=1, help="How many held-out scenes.")] = 100,
@@ -314,8 +314,8 @@ def probe(
     """
     from rich.table import Table
 
-    from trecvit.evaluate.probe import ProbePlan
-    from trecvit.evaluate.probe import probe as run_probes
+    from trecvit.train.probe import ProbePlan
+    from trecvit.train.probe import probe as run_probes
 
     check_rate("--lr", learning_rate)
     encoder, fresh = _videomae(videomae, stride, device) if videomae else _trecvit(model, device)
@@ -355,7 +355,7 @@ def probe(
 def _trecvit(model: str, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
     """What is probed, and the same with the first weights of a seed."""
     from trecvit.evaluate.features import trecvit_encoder
-    from trecvit.evaluate.probe import fresh_trecvit
+    from trecvit.train.probe import fresh_trecvit
 
     network = load_model(model, device)
     return trecvit_encoder(network, model), lambda seed: trecvit_encoder(fresh_trecvit(network, seed), f"seed {seed}")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as src/trecvit/recipes/world.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe, or the name of one of the package, such as world.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     to: Annotated[Path, typer.Option(help="The run folder; an interrupted run in it is continued.")] = Path(
         "runs/train"

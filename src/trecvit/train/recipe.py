@@ -264,8 +264,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
-        path: The YAML file, or the name of a recipe of the package, such as "world". `model` takes `preset` and any fields of `ModelConfig`; or, for a tracker, `blocks`, which
-            take those, and any other fields of `TrackerConfig`, or `readout` with those of `PointReadoutConfig`.
+        path: The YAML file, or the name of a recipe of the package, such as "world". `model` takes `preset` and any
+            fields of `ModelConfig`; or, for a tracker, `blocks`, which take those, and any other fields of
+            `TrackerConfig`, or `readout` with those of `PointReadoutConfig`.
         overrides: Words of the form "section.key=value" that replace single values.
 
     Raises:
