@@ -15,7 +15,7 @@ SOURCE = Path(trecvit.__file__).parent
 
 # Each room may import the rooms of the lines above its own, and itself. Rooms of one line are blind to each other.
 LINES = [
-    {"errors", "memory", "processor", "workers"},
+    {"draws", "errors", "memory", "processor", "workers"},
     {"config", "files", "processes"},
     {"pretrained", "video", "download"},
     {"model"},

@@ -1,0 +1,46 @@
+"""Independent streams of random numbers: one per purpose, so that no two uses of a seed draw the same numbers."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """The purposes. Values are part of the results: changing one changes what a seed gives."""
+
+    WORLD_SCENE = 0
+    FILE_ORDER = 1
+    WORLD_PAIRS = 3
+    SCENE_VIEW = 4
+    RENDERED_EASY = 5
+    TRACK_SCENE = 6
+    TRACKED_POINTS = 7
+    SURFACE = 8
+    QUERIES = 9
+    TRACK_EASY = 10
+    PROBE = 11
+    CLIP_MASK = 12
+    TEST_MASK = 13
+    SCENERY = 14
+    AUGMENTATION = 15
+    STEP = 16
+    POINT_PROBE = 17
+
+
+def rng(seed: int, stream: Stream, *index: int) -> np.random.Generator:
+    """A generator of its own for each seed, stream and index.
+
+    Args:
+        seed: Of a run or a data set.
+        stream: The purpose.
+        index: Which of the purpose's items, such as epoch and video; always the same count for one stream, because
+            NumPy pads with zeros: (1,) and (1, 0) are the same numbers.
+    """
+    return np.random.default_rng([seed, stream, *index])
+
+
+def torch_seed(seed: int, stream: Stream, *index: int) -> int:
+    """A seed for PyTorch's generators, see `rng`."""
+    return int(np.random.SeedSequence([seed, stream, *index]).generate_state(1, np.uint64)[0])
