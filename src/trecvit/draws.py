@@ -11,13 +11,13 @@ class Stream(IntEnum):
     """The purposes. Values are part of the results: changing one changes what a seed gives."""
 
     WORLD_SCENE = 0
-    FILE_ORDER = 1
+    SURFACE = 1
     WORLD_PAIRS = 3
     SCENE_VIEW = 4
     RENDERED_EASY = 5
     TRACK_SCENE = 6
     TRACKED_POINTS = 7
-    SURFACE = 8
+    FILE_ORDER = 8
     QUERIES = 9
     TRACK_EASY = 10
     PROBE = 11
