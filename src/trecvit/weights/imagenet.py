@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from trecvit.errors import CheckpointError
 from trecvit.model.trecvit import VideoModel
+from trecvit.weights.dinov2 import DEVIATION, MEAN, as_plain_vit, is_dinov2, resized_patches
 
 # Parts of a block, ours -> each dialect's.
 _NORMS_AND_MLP = {
@@ -59,20 +60,28 @@ class Initialised:
 
 @torch.no_grad()
 def initialise_from_vit(
-    model: VideoModel, path: str | Path, *, mean: float = 0.5, deviation: float = 0.5
+    model: VideoModel,
+    path: str | Path,
+    *,
+    mean: float | Sequence[float] | None = None,
+    deviation: float | Sequence[float] | None = None,
 ) -> Initialised:
     """Sets the spatial half of a model to a published ViT.
 
     Frame by frame, the spatial blocks then compute what the ViT does. Two things are adapted to that end: the ViT saw
     pixels as `(x - mean) / deviation` and this model sees x in [0, 1], so scale and shift go into the patch embedding;
     and the ViT's class token has a position of its own, which goes into the token. Positions are resized if the grids
-    differ (bicubic). With temporal patches the embedding looks at the middle frame only, as ViViT begins. What stays
-    different is small: GELU here is the tanh approximation, as in the original code; timm's and transformers' is exact.
+    differ (bicubic). With temporal patches the embedding looks at the middle frame only, as ViViT begins. A model with
+    `gelu="tanh"`, as in the original code, differs a little from timm's and transformers' exact GELU.
+
+    Models of the DINOv2 family are recognised by their layer scales, see `trecvit.weights.dinov2`: these are folded in,
+    and patches of 14 pixels are resized to the model's. Their normalisation is ImageNet's.
 
     Args:
-        model: With the ViT's width, depth, heads, MLP and patch size.
+        model: With the ViT's width, depth, heads, MLP and (except DINOv2) patch size.
         path: `.npz` or `.safetensors`.
-        mean: Of the ViT's input normalisation, pixels in [0, 1].
+        mean: Of the ViT's input normalisation, pixels in [0, 1], for all colours or one for each; by default 0.5, and
+            ImageNet's for DINOv2.
         deviation: Likewise.
 
     Raises:
@@ -82,10 +91,18 @@ def initialise_from_vit(
     if model.tokenizer.config.temporal_mixer == "flat_lru":
         raise CheckpointError(f"{path}: a ViT's blocks have no place in a model of temporal_mixer='flat_lru'")
     arrays = _read(path)
+    from_dinov2 = is_dinov2(arrays)
+    if from_dinov2:
+        arrays = as_plain_vit(arrays)
+        kernel = arrays.get("patch_embed.proj.weight")
+        if kernel is not None:
+            arrays["patch_embed.proj.weight"] = resized_patches(kernel, model.tokenizer.config.patch_size)
+    mean = (MEAN if from_dinov2 else 0.5) if mean is None else mean
+    deviation = (DEVIATION if from_dinov2 else 0.5) if deviation is None else deviation
     found, used = _in_our_names(arrays, path)
     own = model.state_dict()
     found["tokenizer.embedding.weight"] = _embedding(
-        found["tokenizer.embedding.weight"], found, model, mean, deviation, path
+        found["tokenizer.embedding.weight"], found, model, torch.tensor(mean), torch.tensor(deviation), path
     )
     strange = sorted(name for name in set(arrays) - used if re.search(r"(block|layer)[s_.]*\d", name))
     if strange:
@@ -98,7 +115,8 @@ def initialise_from_vit(
         if "tokenizer.cls" in own:
             found["tokenizer.cls"] = cls
     if "tokenizer.positions" in own:
-        found["tokenizer.positions"] = _resized(positions, model, path)
+        # DINOv2's own code resizes without antialiasing.
+        found["tokenizer.positions"] = _resized(positions, model, path, antialias=not from_dinov2)
     depth = 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
     wrong = (
         [f"depth: {depth} there, {model.tokenizer.config.depth} here"] if depth != model.tokenizer.config.depth else []
@@ -224,7 +242,7 @@ class _Flax(_Torch):
 
 
 def _embedding(
-    kernel: Tensor, found: dict[str, Tensor], model: VideoModel, mean: float, deviation: float, path: Path
+    kernel: Tensor, found: dict[str, Tensor], model: VideoModel, mean: Tensor, deviation: Tensor, path: Path
 ) -> Tensor:
     """The patch embedding for pixels in [0, 1] and for temporal patches; shifts the bias that belongs to it."""
     side, extent = model.tokenizer.config.patch_size, model.tokenizer.config.temporal_patch_size
@@ -234,18 +252,18 @@ def _embedding(
             f"this model's are {side} with 3"
         )
     bias = found["tokenizer.embedding.bias"]
-    found["tokenizer.embedding.bias"] = bias - kernel.sum(dim=(1, 2, 3)) * (mean / deviation)
+    found["tokenizer.embedding.bias"] = bias - (kernel.sum(dim=(2, 3)) * (mean / deviation)).sum(dim=1)
     over_time = torch.zeros(len(kernel), 3, extent, side, side)
-    over_time[:, :, extent // 2] = kernel / deviation
+    over_time[:, :, extent // 2] = kernel / deviation.expand(3)[:, None, None]
     return over_time.flatten(1)
 
 
-def _resized(positions: Tensor, model: VideoModel, path: Path) -> Tensor:
+def _resized(positions: Tensor, model: VideoModel, path: Path, *, antialias: bool) -> Tensor:
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
         raise CheckpointError(f"{path}: expected positions of a square grid, got {len(positions)}")
     rows, columns = (length // model.tokenizer.config.patch_size for length in model.tokenizer.config.image_size)
     grid = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     if (rows, columns) != (side, side):
-        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
+        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=antialias)
     return grid[0].flatten(1).T
