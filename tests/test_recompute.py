@@ -94,12 +94,14 @@ def peak_of_a_step(what: str) -> int:
     return int(sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values()))
 
 
+@pytest.mark.slow
 def test_a_training_step_needs_less_than_half_of_plain_autograds_memory():
     with plain_autograd():
         plain_bytes = peak_of_a_step("nothing")
     assert peak_of_a_step("cheap") < 0.5 * plain_bytes
 
 
+@pytest.mark.slow
 def test_less_than_half_is_measured_too():
     program = Path(__file__).parent / "plain_autograd.py"
     measured = {
