@@ -396,8 +396,12 @@ def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(
     ("sent", "words"),
-    [(signal.SIGINT, ["stream"]), (signal.SIGTERM, ["track", "-m", "points", "--live", "--grid", 2])],
-    ids=["stream", "track"],
+    [
+        pytest.param(signal.SIGINT, ["stream"], id="stream"),
+        pytest.param(
+            signal.SIGTERM, ["track", "-m", "points", "--live", "--grid", 2], id="track", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_stopped_recording_is_a_whole_video(tmp_path, sent, words):
     """A process and its signals as in life; tests/test_recording.py has the moments at which a signal can come."""
@@ -595,6 +599,7 @@ def test_data_render_writes_the_layout_of_something_something(tmp_path):
     assert "empty folder" in again.stderr
 
 
+@pytest.mark.slow
 def test_bench_stream_prints_both_peaks():
     done = trecvit_process("bench", "stream", "--frames", 60)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -711,12 +716,14 @@ def test_on_a_terminal_the_answers_are_drawn_live(video, tmp_path):
     assert "Traceback" not in seen
 
 
+@pytest.mark.slow
 def test_long_work_shows_a_bar_on_a_terminal(tmp_path):
     seen = in_terminal("data", "render", "world", "--train", 4, "--validation", 2, "--size", 32, cwd=tmp_path)
     assert "clips" in seen
     assert "6/6" in seen
 
 
+@pytest.mark.slow
 def test_the_demo_renders_its_own_video(tmp_path):
     done = trecvit("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -112,7 +112,7 @@ def test_every_epoch_shows_each_video_at_most_once_in_an_order_of_its_own(recipe
     assert len({tuple(index for _, index in shown) for shown in epochs}) == 3
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_shows_the_same_clips_wherever_the_run_began_and_whoever_decodes(recipe_path, workers):
     feed = feed_of(load_recipe(recipe_path))
     helped = feed_of(load_recipe(recipe_path, [f"num_workers={workers}"]))
@@ -673,6 +673,7 @@ def test_a_run_keeps_the_model_that_did_best_and_draws_its_curves(tmp_path, data
     assert {event.step: event.value for event in events.Scalars("training/loss")} == pytest.approx(losses)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_figures_of_one_that_was_not_stopped(tmp_path, data, recipe_path):
     words = [
         f"videos.validation={data}", "videos.validate_every=2", "checkpoint_every=3", "optimisation.head_dropout=0.3",
