@@ -111,6 +111,7 @@ def test_less_than_half_is_measured_too():
     assert measured["cheap"] < 0.5 * measured["plain"], measured
 
 
+@pytest.mark.slow
 def test_what_is_recomputed_is_one_of_three():
     # In a process of its own, whose types nobody checks.
     program = "from trecvit.train.sections import Optimisation; Optimisation(num_steps=1, recompute='all')"

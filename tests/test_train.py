@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,14 @@ def recipe_path(tmp_path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
     return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[TRecViT, Path]:
+    """The model of the small recipe, and the folder of its run."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "small.yaml").write_text(SMALL)
+    return train(load_recipe(folder / "small.yaml"), folder / "run"), folder / "run"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -120,8 +129,8 @@ def test_a_run_leaves_a_model_a_log_and_the_resolved_recipe(tmp_path, recipe_pat
         assert torch.equal(again.state_dict()[name], tensor)
 
 
-def test_the_same_recipe_gives_the_same_model(tmp_path, recipe_path):
-    first, second = (train(load_recipe(recipe_path), tmp_path / name) for name in ("one", "two"))
+def test_the_same_recipe_gives_the_same_model(tmp_path, recipe_path, trained):
+    first, second = trained[0], train(load_recipe(recipe_path), tmp_path / "two")
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     other = train(load_recipe(recipe_path, ["seed=1"]), tmp_path / "three")
     assert not torch.equal(first.norm.weight, other.norm.weight)
@@ -146,9 +155,8 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path, recipe_path):
     assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
 
 
-def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused(tmp_path, recipe_path):
-    run = tmp_path / "run"
-    train(load_recipe(recipe_path), run)
+def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused(tmp_path, recipe_path, trained):
+    run = shutil.copytree(trained[1], tmp_path / "run")
     with pytest.raises(CheckpointError, match="another recipe"):
         train(load_recipe(recipe_path, ["optimisation.num_steps=8"]), run)
     for path in (run / "checkpoints").iterdir():
@@ -161,9 +169,9 @@ def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused(tmp_path, re
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "one bit", "no list"])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, recipe_path, damage):
-    words = ["optimisation.num_steps=6", "checkpoint_every=2"]
-    expected = train(load_recipe(recipe_path, words), tmp_path / "run")
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, recipe_path, trained, damage):
+    expected, run = trained
+    shutil.copytree(run, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000006"
     (weights,) = newest.glob("*.safetensors")
     content = bytearray(weights.read_bytes())
@@ -178,7 +186,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, reci
         (newest / "whole.json").unlink()
     lines = []
     with pytest.warns(UserWarning, match=r"step-00000006.*going on from the checkpoint before it"):
-        got = train(load_recipe(recipe_path, words), tmp_path / "run", report=lines.append)
+        got = train(load_recipe(recipe_path), tmp_path / "run", report=lines.append)
     assert [line.step for line in lines] == [6]  # from step 4 on
     assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
 
@@ -190,13 +198,11 @@ def test_the_last_few_checkpoints_are_kept(tmp_path, recipe_path):
     assert kept == ["step-00000005", "step-00000006"]
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path, recipe_path):
-    recipe = load_recipe(recipe_path)
-    train(recipe, tmp_path / "run")
-    model = TRecViT(recipe.model.replace(depth=2))
+def test_a_checkpoint_of_another_model_is_refused(recipe_path, trained):
+    model = TRecViT(load_recipe(recipe_path).model.replace(depth=2))
     optimiser = torch.optim.AdamW(model.parameters())
     with pytest.raises(CheckpointError, match="not a checkpoint of this model"):
-        Checkpoints(tmp_path / "run" / "checkpoints", Processes(), keep=1).resume(model, [optimiser])
+        Checkpoints(trained[1] / "checkpoints", Processes(), keep=1).resume(model, [optimiser])
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero():
