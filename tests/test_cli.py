@@ -634,7 +634,23 @@ def test_the_demo_writes_a_video(tmp_path, video):
 def something(tmp_path_factory) -> Path:
     """The world as real files, one of them cut short and one deleted."""
     folder = tmp_path_factory.mktemp("data") / "world"
-    done = trecvit("data", "render", folder, "--train", 4, "--validation", 18, "--size", 64, "--frames", 8, "--fps", 6)
+    done = trecvit(
+        "data",
+        "render",
+        folder,
+        "--workers",
+        1,
+        "--train",
+        4,
+        "--validation",
+        18,
+        "--size",
+        64,
+        "--frames",
+        8,
+        "--fps",
+        6,
+    )
     assert done.returncode == 0, done.stderr
     cut = folder / "videos" / "9.webm"
     cut.write_bytes(cut.read_bytes()[:200])
@@ -643,7 +659,9 @@ def something(tmp_path_factory) -> Path:
 
 
 def test_data_check_lists_what_is_wrong_and_what_is_left(something, tmp_path):
-    done = trecvit("data", "check", something / "validation.json", "--to", tmp_path / "out", "--min-frames", 4)
+    done = trecvit(
+        "data", "check", something / "validation.json", "--to", tmp_path / "out", "--min-frames", 4, "--workers", 1
+    )
     assert done.returncode == 1
     assert "9: " in done.stderr
     assert re.search(r"missing\s+1\b", done.stdout)
@@ -655,7 +673,7 @@ def test_data_check_lists_what_is_wrong_and_what_is_left(something, tmp_path):
 
 def test_data_shard_and_eval_videos_agree_with_the_files(something, tmp_path):
     results = {}
-    checked = trecvit("data", "check", something / "validation.json", "--to", tmp_path / "checked")
+    checked = trecvit("data", "check", something / "validation.json", "--to", tmp_path / "checked", "--workers", 1)
     assert checked.returncode == 1
     clean, labels = tmp_path / "checked" / "clean.txt", something / "labels.json"
     packed = trecvit("data", "shard", clean, tmp_path / "shards", "--labels", labels)
@@ -763,7 +781,21 @@ def test_bench_stream_fails_if_memory_grew(monkeypatch):
 
 @pytest.mark.slow
 def test_bench_loader_prints_both_speeds(tmp_path):
-    trecvit("data", "render", tmp_path / "world", "--train", 40, "--validation", 0, "--size", 32, "--suffix", ".mp4")
+    trecvit(
+        "data",
+        "render",
+        tmp_path / "world",
+        "--train",
+        40,
+        "--validation",
+        0,
+        "--size",
+        32,
+        "--suffix",
+        ".mp4",
+        "--workers",
+        1,
+    )
     recipe = Path(__file__).parent.parent / "src" / "trecvit" / "recipes" / "world_files.yaml"
     done = trecvit(
         "bench", "loader", recipe, f"videos.train={tmp_path / 'world' / 'train.json'}", "videos.validation=null",

@@ -79,6 +79,7 @@ def from_videos(path: Path, videos: Path, *words: str):
     return load_recipe(path, words)
 
 
+@pytest.mark.slow
 def test_a_small_autoencoder_learns_the_clips_it_is_shown(tmp_path, videos):
     """By heart: what is hidden of noise can be known in no other way."""
     words = [
