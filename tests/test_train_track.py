@@ -253,16 +253,24 @@ def test_files_that_cannot_be_read_are_counted_and_too_many_stop_the_run(tmp_pat
         feed_of(from_files(recipe_path, files, "optimisation.batch_size=6"))
 
 
-def test_a_tracker_goes_on_from_another(tmp_path, recipe_path):
-    first = train(load_recipe(recipe_path), tmp_path / "first")
-    words = [f"start.weights={tmp_path / 'first' / 'model'}", "optimisation.learning_rate=0.0"]
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[TAPNext, str]:
+    """A trained tracker, and the word that starts another from it."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return train(load_recipe(folder / "small.yaml"), folder / "run"), f"start.weights={folder / 'run' / 'model'}"
+
+
+def test_a_tracker_goes_on_from_another(tmp_path, recipe_path, first):
+    first, start = first
+    words = [start, "optimisation.learning_rate=0.0"]
     assert same_weights(train(load_recipe(recipe_path, words), tmp_path / "second"), first)
     assert "left fresh: none" in (tmp_path / "second" / "start.txt").read_text()
 
 
-def test_a_tracker_that_matches_looks_goes_on_from_one_that_does_not(tmp_path, recipe_path):
-    first = train(load_recipe(recipe_path), tmp_path / "first")
-    words = [f"start.weights={tmp_path / 'first' / 'model'}", "model.matching=true", *TESTED]
+def test_a_tracker_that_matches_looks_goes_on_from_one_that_does_not(tmp_path, recipe_path, first):
+    first, start = first
+    words = [start, "model.matching=true", *TESTED]
     second = train(load_recipe(recipe_path, words), tmp_path / "second")
     assert "left fresh: matching." in (tmp_path / "second" / "start.txt").read_text()
     assert set(first.state_dict()) < set(second.state_dict())
