@@ -122,6 +122,7 @@ def test_a_videomae_is_saved_and_its_encoder_is_transformers_own(tmp_path):
         model(video[:, :2], visible)
 
 
+@pytest.mark.slow
 def test_a_videomae_is_trained_by_the_same_loop_and_goes_on_to_the_same_bit(recipe_path, tmp_path):
     recipe = load_recipe(recipe_path, VIDEOMAE)
     whole = train(recipe, tmp_path / "whole")
