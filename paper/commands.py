@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paper.video_transformers import load_videomae_encoders
+from trecvit.cli.evaluate import OTHER_ENCODERS, probe
 from trecvit.cli.options import (
     DeviceOption,
     ModelOption,
@@ -19,6 +21,7 @@ from trecvit.cli.options import (
     load_model,
 )
 from trecvit.cli.terminal import console, progress_bar, progress_bars
+from trecvit.cli.train import train
 from trecvit.files import only_writer, write_json
 
 if TYPE_CHECKING:
@@ -33,6 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+# The package's own commands, here with the paper's tasks and encoders.
+OTHER_ENCODERS["videomae"] = load_videomae_encoders
+app.command("train")(train)
+app.command("probe")(probe)
 
 
 @app.command("efficiency")
@@ -284,7 +291,7 @@ def memory(
     from paper.results import write_result
 
     plan = Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs, seeds=_numbers(seeds))
-    plan.memory(plan.base)  # refuses now what would fail after hours
+    plan.task(plan.base)  # refuses now what would fail after hours
     offsets = tuple(sorted(set(offset))) if offset else plan.offsets()
     wanted = plan.runs_for(offsets)
     tested = {}

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from trecvit.baselines.video_transformers import FACTORISED_ENCODER, NAMES, build_baseline
+from paper.video_transformers import FACTORISED_ENCODER, NAMES, build_baseline
 from trecvit.config import TemporalMixer, model_config
 from trecvit.errors import MissingPackageError
 from trecvit.model import scan, trecvit

@@ -23,7 +23,6 @@ LINES = [
     {"synthetic"},
     {"weights"},
     {"evaluate"},
-    {"baselines"},
     {"train"},
     {"accelerate"},
     {"runtime"},
@@ -42,7 +41,7 @@ RESERVED = {
     "skimage": {"synthetic/textures.py"},
     "openvino": {"accelerate/openvino.py"},
     "cv2": {"evaluate/point_baselines.py"},
-    "transformers": {"baselines/video_transformers.py"},
+    "transformers": set(),
     "triton": {"model/scan_triton.py"},
     "fla": {"model/scan_fla.py"},
     "huggingface_hub": {"pretrained.py"},
@@ -80,6 +79,11 @@ def test_reserved_packages_are_touched_in_their_places_only(path):
         allowed = RESERVED.get(name.split(".")[0])
         here = path.relative_to(SOURCE)
         assert allowed is None or {str(here), here.parts[0]} & allowed, f"{name} in {path.name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_package_does_not_import_the_papers_comparisons(path):
+    assert not any(name.split(".")[0] == "paper" for name in imports(path))
 
 
 def test_only_the_command_line_prints_or_exits():

@@ -558,7 +558,7 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     done = trecvit(*words, "--to", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "model")
-    assert "left fresh: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
+    assert "randomly initialised: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
     assert json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["good"] == 6
     assert "as optimisation.bf16=auto has chosen" in done.stderr
     again = trecvit(*words, "--to", tmp_path / "run")
@@ -570,7 +570,7 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     assert {entry["label"] for entry in json.loads(seen.stdout)["top"]} == {"dark", "light"}
     scratch = trecvit(*words, "--to", tmp_path / "scratch", "--scratch")
     assert scratch.returncode == 0, scratch.stderr
-    assert (tmp_path / "scratch" / "start.txt").read_text() == "fresh weights\n"
+    assert (tmp_path / "scratch" / "start.txt").read_text() == "random weights\n"
     drawn = trecvit(
         "curves",
         tmp_path / "run",

@@ -20,16 +20,16 @@ from processors import FEATURES, pretend
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from paper.memoriser import Memoriser, MemoriserConfig
 from trecvit.accelerate import optimize as fast_modes
 from trecvit.accelerate.exported import export
 from trecvit.accelerate.optimize import FLOATS, available_dtype, optimize
 from trecvit.bench.speed import Speed, measure, products, speeds
 from trecvit.cli import app
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from trecvit.config import AutoencoderConfig, ModelConfig, decoder_config
 from trecvit.errors import ConfigError, InputError, MissingPackageError, PrecisionWarning
 from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
 from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.memorise import Memoriser
 from trecvit.model.trecvit import create_model
 from trecvit.processor import supports
 from trecvit.runtime.describe import flops_per_frame

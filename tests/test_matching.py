@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
 from trecvit.model.matching import Looks, Matching, Similarity
-from trecvit.train.initialise import go_on_from
+from trecvit.train.initialise import load_weights_from
 from trecvit.train.track_loss import MATCHING_WEIGHT, matching_loss
 
 SIZE = 64
@@ -143,7 +143,7 @@ def test_clips_longer_than_what_is_compared_at_once_are_streams_too():
 def test_a_tracker_without_goes_on_as_it_was():
     """What is new says nothing at first, and what was learnt is kept."""
     trained, model = tiny_tracker(), type(TRACKER)(TRACKER.config).eval()
-    words = go_on_from(model, trained, source="x")
+    words = load_weights_from(model, trained, source="x")
     assert "matching.first.weight" in words
     video, queries = random_video(1, 5, 32, 32), torch.tensor([[[0, 5.0, 20.0], [2, 30.0, 1.0]]])
     assert_same_tracks(model(video, queries), trained(video, queries))

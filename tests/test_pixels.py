@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from models import random_video, tiny_model, tiny_readout_tracker, tiny_tracker
 
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from paper.memoriser import Memoriser, MemoriserConfig, past_frame
+from trecvit.config import AutoencoderConfig, ModelConfig, decoder_config
 from trecvit.errors import InputError
 from trecvit.model.mae import MaskedAutoencoder, targets, tube_masks
-from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.pixels import check_pixels, unit_pixels
 
 SIZES = [(16, 24), (32, 32), (64, 64), (97, 150)]

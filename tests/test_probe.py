@@ -312,7 +312,7 @@ def videomae(folder: Path) -> Path:
 
 
 def test_a_videomaes_tokens_are_told_frame_by_frame(tmp_path):
-    from trecvit.baselines.video_transformers import fresh_videomae, load_videomae, videomae_encoder
+    from paper.video_transformers import fresh_videomae, load_videomae, videomae_encoder
 
     model = load_videomae(videomae(tmp_path))
     encoder = videomae_encoder(model, "it")
@@ -347,7 +347,7 @@ def test_a_videomae_is_probed_as_a_trecvit_is(tmp_path, train_data):
 
 
 def test_what_is_no_videomae_is_refused(tmp_path):
-    from trecvit.baselines.video_transformers import load_videomae
+    from paper.video_transformers import load_videomae
 
     pytest.importorskip("transformers")
     with pytest.raises(CheckpointError, match="expected a folder with transformers'"):

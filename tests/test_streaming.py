@@ -15,10 +15,10 @@ from models import TINY, VARIANTS, random_video, relative_error, tiny_model, tin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from paper.memoriser import Memoriser, MemoriserConfig
 from trecvit.accelerate.optimize import optimize
-from trecvit.config import MemoriserConfig, ModelConfig, Preprocessing
+from trecvit.config import ModelConfig, Preprocessing
 from trecvit.errors import ConfigError, InputError, StateError
-from trecvit.model.memorise import Memoriser
 from trecvit.model.state import State
 from trecvit.model.trecvit import TRecViT, create_model
 

@@ -196,10 +196,11 @@ def bench_slots(
     from trecvit.synthetic.textures import photographs
     from trecvit.synthetic.track_scenes import TrackScenes
     from trecvit.train.recipe import load_recipe
+    from trecvit.train.tasks.track import TrackTask
 
     check_output(save)
-    tracks = load_recipe(recipe).tracks
-    if tracks is None or tracks.scenes is None:
+    task = load_recipe(recipe).task
+    if not isinstance(task, TrackTask) or (tracks := task.tracks).scenes is None:
         raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
     counts = sorted(set(empty or [1, 16, 64, 256]))
     trained = model != _UNTRAINED

@@ -361,13 +361,12 @@ def _trecvit(model: str, device: str) -> tuple[Encoder, Callable[[int], Encoder]
     return trecvit_encoder(network, model), lambda seed: trecvit_encoder(fresh_trecvit(network, seed), f"seed {seed}")
 
 
+OTHER_ENCODERS: dict[str, Callable[[Path, int, str], tuple[Encoder, Callable[[int], Encoder]]]] = {}
+"""Loaders of a folder with a frame stride on a device, by the option of `probe` that names them; filled by `paper`."""
+
+
 def _videomae(folder: Path, stride: int, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
-    """Likewise."""
-    from trecvit.baselines.video_transformers import fresh_videomae, load_videomae, videomae_encoder
-
-    network = load_videomae(folder).to(device)
-
-    def fresh(seed: int) -> Encoder:
-        return videomae_encoder(fresh_videomae(network, seed), f"seed {seed}", frame_stride=stride)
-
-    return videomae_encoder(network, str(folder), frame_stride=stride), fresh
+    """Another encoder, and the same with the random initial weights of a seed."""
+    if "videomae" not in OTHER_ENCODERS:
+        raise ConfigError("--videomae: run `scripts/paper probe --videomae FOLDER` in a checkout of the repository")
+    return OTHER_ENCODERS["videomae"](folder, stride, device)

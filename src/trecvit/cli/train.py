@@ -117,7 +117,7 @@ def curves(
     """Draw loss and accuracy of training runs, finished or not, and say where they have come to."""
     from rich.table import Table
 
-    from trecvit.train.run_folder import draw_curves, outcome
+    from trecvit.train.run_folder import draw_curves, outcome, score_in
 
     for path in (save, figures):
         check_output(path)
@@ -127,8 +127,7 @@ def curves(
         write_text(figures, json.dumps(found, indent=1) + "\n")
     table = Table("run", "steps", "loss", "best on the way", "at the end", box=None, pad_edge=False)
     for name, at in found.items():
-        scores = ("average_jaccard", "explained")
-        score = next((name for name in scores if {name, f"best_{name}"} & at.keys()), "top1")
+        score = score_in(at) or score_in(at, "best_") or "top1"
         said = (f"{score} {at[key]:.1%}" if key in at else "" for key in (f"best_{score}", score))
         table.add_row(name, str(at["steps"]), f"{at['loss']:.3f}", *said)
     console().print(table)
@@ -142,7 +141,7 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
 
     from trecvit.processes import Processes, joined
     from trecvit.train.loop import Progress, train
-    from trecvit.train.run_folder import as_begun, steps_if_finished
+    from trecvit.train.run_folder import resolved, steps_if_finished
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with joined():
@@ -156,7 +155,7 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
         def report(line: Progress) -> None:
             nonlocal begun
             if not begun and recipe.optimisation.bf16 == "auto":
-                chosen = "bfloat16" if as_begun(to, recipe).optimisation.bf16 else "float32"
+                chosen = "bfloat16" if resolved(to, recipe).optimisation.bf16 else "float32"
                 complain(f"matrix products in {chosen}, as optimisation.bf16=auto has chosen")
             begun = True
             shares = "  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in line.figures.items())

@@ -16,7 +16,6 @@ from trecvit.data.manifest import read_labels
 from trecvit.download import Progress
 from trecvit.errors import CheckpointError
 from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.memorise import Memoriser
 from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.tapnext import TAPNext
 from trecvit.model.tracker import PointTracker
@@ -129,8 +128,8 @@ def blank(
     provenance: Mapping[str, str] | None = None,
 ) -> VideoModel:
     """The model that a description is one of, with first weights; only a TRecViT has labels."""
-    # `load` has no names for these: a saved autoencoder is a TRecViT's folder, and who memorises answers with pictures.
-    kinds: tuple[Any, ...] = (*ARCHITECTURES.values(), MaskedAutoencoder, Memoriser)
+    # `load` has no name for an autoencoder, which is saved as a TRecViT's folder.
+    kinds: tuple[Any, ...] = (*ARCHITECTURES.values(), MaskedAutoencoder)
     kind = next(kind for kind in kinds if kind.config_class is type(config))
     named = {"labels": labels} if labels else {}
     made: VideoModel = kind(config, preprocessing=preprocessing, provenance=provenance, **named)

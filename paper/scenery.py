@@ -1,7 +1,7 @@
-"""Endless videos of changing scenery, to test memory with: a camera that travels over surfaces, shot after shot.
+"""Endless rendered videos for memorisation: a camera that moves over surfaces, shot after shot.
 
-After at most a dozen frames hardly anything of what a frame showed is still in sight, so that an earlier frame can be
-remembered and not be guessed. Everything about a video is drawn from the seed and its number.
+After at most a dozen frames a frame's content has left the picture almost completely, so that it must be remembered and
+cannot be inferred. Seed and index determine a video.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from trecvit.synthetic.scene import Scene, render
 from trecvit.synthetic.stage import Stage, WorldConfig
 from trecvit.synthetic.textures import Supply
 
-_WOBBLE = 0.06  # roll in radians, and zoom as a part of 1, on the way
+_WOBBLE = 0.06  # roll in radians, and relative zoom, within a shot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneryConfig:
-    """What the videos look like.
+    """Appearance of the videos.
 
     Attributes:
         image_size: Height and width of the frames in pixels, each from 32 to 1024.
         min_shot_frames: Fewest frames between two cuts, at least 2.
         max_shot_frames: Most.
-        min_pan: Slowest travel of the camera, as a part of the frame's smaller side from one frame to the next.
-        max_pan: Fastest.
-        light_drift: Largest change of brightness within a shot, as a part of 1, below 0.5.
+        min_pan: Slowest motion of the camera per frame, relative to the frame's smaller side.
+        max_pan: Fastest motion.
+        light_drift: Largest relative change of brightness within a shot, below 0.5.
         picture_share: Share of surfaces that come from pictures, if there are any.
     """
 
@@ -50,7 +50,7 @@ class SceneryConfig:
     picture_share: float = 0.5
 
     def __post_init__(self) -> None:
-        self.world(2)  # checks what the two have in common
+        self.world(2)  # checks the common fields
         if not 2 <= self.min_shot_frames <= self.max_shot_frames <= 1000:
             raise ConfigError(
                 "min_shot_frames and max_shot_frames: expected 2 up to 1000 frames, the smaller number first, got "
@@ -62,7 +62,7 @@ class SceneryConfig:
             )
 
     def world(self, num_frames: int) -> WorldConfig:
-        """What the `Stage` of a shot needs to know of it."""
+        """Settings of the `Stage` of a shot."""
         return WorldConfig(
             num_frames=num_frames,
             image_size=self.image_size,
@@ -72,12 +72,12 @@ class SceneryConfig:
 
 
 class Scenery:
-    """Videos without end: any number from 0 on is one, and the same one every time.
+    """Endless videos, each determined by its index from 0 on.
 
     Args:
         config: See `SceneryConfig`.
-        seed: At least 0. Different seeds share no shot and no procedural surface.
-        pictures: uint8 `[H, W, 3]` for surfaces.
+        seed: 0 or more. Different seeds share no shot and no procedural surface.
+        pictures: Textures, uint8 `[H, W, 3]`.
 
     Attributes:
         config: As given.
@@ -97,22 +97,22 @@ class Scenery:
         )
 
     def shots(self, video: int) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-        """The shots of a video one after another, without end. The first began before the video did."""
+        """Yield the shots of a video endlessly. The first starts at a random frame of it."""
         if video < 0:
             raise InputError(f"video must be 0 or more, not {video}")
-        number = 0
+        index = 0
         while True:
-            rng = np.random.default_rng([self.seed, 14, video, number])
+            rng = np.random.default_rng([self.seed, 14, video, index])
             num_frames = int(rng.integers(self.config.min_shot_frames, self.config.max_shot_frames + 1))
             frames = self._shot(rng, num_frames)
-            yield frames if number else frames[int(rng.integers(num_frames)) :]
-            number += 1
+            yield frames if index else frames[int(rng.integers(num_frames)) :]
+            index += 1
 
     def frames(self, video: int) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], bool]]:
-        """The frames of a video without end, each with whether it is the first after a cut."""
-        for number, shot in enumerate(self.shots(video)):
-            for place, frame in enumerate(shot):
-                yield frame, place == 0 and number > 0
+        """Yield the frames of a video endlessly, each with whether it is the first after a cut."""
+        for index, shot in enumerate(self.shots(video)):
+            for frame_index, frame in enumerate(shot):
+                yield frame, frame_index == 0 and index > 0
 
     def clip(self, video: int, num_frames: int) -> UInt8[Tensor, "t 3 h w"]:
         """The first frames of a video."""

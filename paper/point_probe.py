@@ -1,7 +1,7 @@
-"""What can be told of points from frozen features: the paper's recurrent readout (section 5.3), for any encoder.
+"""Point tracking from frozen features: the paper's recurrent readout (section 5.3), for any encoder.
 
-A `trecvit.model.readout_tracker.ReadoutTracker` has a TRecViT within it; here the features may be anybody's, so that
-encoders are compared by one readout, trained alike on the same clips.
+A `trecvit.model.readout_tracker.ReadoutTracker` contains a TRecViT; here any encoder gives the features, so that
+encoders are compared by the same readout, trained alike on the same clips.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _FEATURES_AT_ONCE = 16  # clips
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointProbePlan:
-    """How the readout is trained and tested.
+    """Training and test of the readout.
 
     Attributes:
-        scenes: What the clips look like; their length and size are those that the encoder expects.
-        train_scenes: Scenes to learn from, again and again, each time with other queries.
-        test_scenes: Held-out scenes, of another seed and with photographs of the other split.
+        scenes: Appearance of the clips; their length and size are the encoder's.
+        train_scenes: Number of training scenes, repeated with new queries.
+        test_scenes: Number of held-out scenes, of another seed and with photographs of the other split.
         num_steps: Updates.
         batch_size: Clips per update.
-        learning_rate: The peak of a cosine after a warm-up of a tenth (paper, Table 12: 3e-4 with 200,000 steps). In so
-            few steps as these defaults have a higher one learns more.
+        learning_rate: Peak of a cosine after a warm-up of a tenth (paper, Table 12: 3e-4 with 200,000 steps). In the
+            few steps of these defaults a higher one learns more.
         weight_decay: On all weights; a choice.
-        readout: Its sizes.
+        readout: Sizes of the readout.
     """
 
     scenes: TrackSceneConfig
@@ -66,24 +66,24 @@ class PointProbePlan:
 
 
 def training_clips(plan: PointProbePlan, report: Callable[[int, int], None] = lambda *_: None) -> list[TrackedVideo]:
-    """The scenes that readouts learn from, rendered once for all of them."""
+    """Render the training scenes, once for all readouts."""
     scenes = TrackScenes(plan.scenes, seed=_TRAINING_SEED, pictures=photographs("train"))
     clips = []
-    for number, clip in enumerate(scenes.videos(range(plan.train_scenes))):
+    for index, clip in enumerate(scenes.videos(range(plan.train_scenes))):
         clips.append(clip)
-        report(number + 1, plan.train_scenes)
+        report(index + 1, plan.train_scenes)
     return clips
 
 
 class FrozenTracker:
-    """A tracker, see `trecvit.model.tracker.Tracker`: an encoder that is not trained and a readout that is.
+    """A tracker, see `trecvit.model.tracker.Tracker`, of a frozen encoder and a trained readout.
 
-    An encoder whose tokens span several frames (VideoMAE's tubelets) shows its readout the same tokens in each of them;
-    it then knows of a frame that is still to come, which a TRecViT does not.
+    If tokens span several frames (VideoMAE's tubelets), each of these has the same tokens; the readout then has
+    information on later frames, unlike with a TRecViT.
 
     Args:
-        encoder: Of clips.
-        readout: Reads the points off its features.
+        encoder: Encoder of clips.
+        readout: Predicts the points from its features.
     """
 
     def __init__(self, encoder: Encoder, readout: RecurrentPointReadout) -> None:
@@ -91,19 +91,19 @@ class FrozenTracker:
 
     @torch.no_grad()
     def __call__(self, video: Tensor, query_points_tyx: Tensor) -> TrackerOutput:
-        """Points in pixels of the video, see `Tracker`."""
+        """Predict points in pixels of the video, see `Tracker`."""
         return self.read(self.features(video), query_points_tyx, (video.shape[3], video.shape[4]))
 
     @torch.no_grad()
     def features(self, video: Tensor) -> Float[Tensor, "B T N D"]:
-        """Of each frame, float32."""
+        """Features of each frame, float32."""
         tokens = self.encoder.features(video).float()
         return tokens.repeat_interleave(video.shape[1] // tokens.shape[1], dim=1)
 
     def read(
         self, features: Float[Tensor, "B T N D"], query_points_tyx: Float[Tensor, "B Q 3"], image_size: tuple[int, int]
     ) -> TrackerOutput:
-        """What the readout says.
+        """Predict points from features.
 
         Args:
             features: Of clips.
@@ -112,12 +112,12 @@ class FrozenTracker:
         """
         size_xy = torch.tensor([image_size[1], image_size[0]], device=features.device)
         batch_size, num_queries = query_points_tyx.shape[:2]
-        nothing = torch.zeros(batch_size, num_queries, self.readout.config.width, device=features.device)
+        empty = torch.zeros(batch_size, num_queries, self.readout.config.width, device=features.device)
         frames, places_xy = query_points_tyx[..., 0].round().long(), query_points_tyx[..., [2, 1]] / size_xy
-        said, _ = self.readout(features, places_xy, frames, nothing)
-        certainty = said.certainty_logits.sigmoid()
+        points, _ = self.readout(features, places_xy, frames, empty)
+        certainty = points.certainty_logits.sigmoid()
         return TrackerOutput(
-            said.points_xy * size_xy, said.visible_logits, certainty, certainty_logits=said.certainty_logits
+            points.points_xy * size_xy, points.visible_logits, certainty, certainty_logits=points.certainty_logits
         )
 
 
@@ -130,15 +130,15 @@ def point_probe(
     device: torch.device | str = "cpu",
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, float]:
-    """Trains a readout on the encoder's features and tests it on held-out scenes.
+    """Train a readout on the encoder's features and test it on held-out scenes.
 
     Args:
-        encoder: Its network is not changed.
+        encoder: The frozen encoder.
         clips: From `training_clips`.
-        plan: How.
-        seed: Of first weights, order and queries.
-        device: Where the readout is trained.
-        report: Called with the number of updates done, and of all.
+        plan: Training and test.
+        seed: Of initial weights, order and queries.
+        device: Device of the readout.
+        report: Called with the number of finished updates, and of all.
 
     Returns:
         TAP-Vid's metrics, means over the held-out scenes.
@@ -158,13 +158,13 @@ def point_probe(
         rows = rng.integers(len(clips), size=plan.batch_size)
         queries = torch.from_numpy(np.stack([random_queries(clips[row], rng) for row in rows])).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            said = tracker.read(features[rows].float().to(device), queries, size)
-        assert said.certainty_logits is not None, "a readout tells how sure it is"
+            points = tracker.read(features[rows].float().to(device), queries, size)
+        assert points.certainty_logits is not None, "a readout predicts its certainty"
         visible = torch.from_numpy(np.stack([~clips[row].occluded for row in rows])).to(device)
         loss = regressed_track_loss(
-            points_xy=said.points_xy,
-            visible_logits=said.visible_logits,
-            certainty_logits=said.certainty_logits,
+            points_xy=points.points_xy,
+            visible_logits=points.visible_logits,
+            certainty_logits=points.certainty_logits,
             target_xy=torch.from_numpy(np.stack([clips[row].tracks_xy for row in rows])).to(device),
             visible=visible,
             counted=counted_frames(queries, visible.shape[2]),

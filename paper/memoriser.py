@@ -1,8 +1,8 @@
-"""Returning a frame of the past (paper, section 5.4): watch T frames, and give back frame T-k.
+"""TRecViT for long-video memorisation (paper, section 5.4): from T frames, reconstruct frame T-k.
 
-The paper reads it off the tokens of the last frame alone, so that whatever is known of frame T-k has come through the
-recurrences' states, and reshapes them: its base model's 768 channels are a patch's 16 x 16 pixels of 3 colours. Models
-of any width get a linear map in between.
+As in the paper the input is the tokens of the last frame alone, so that all information on frame T-k is in the
+recurrences' states. The paper reshapes them: its base model's 768 channels are a patch's 16 x 16 pixels of 3 colours.
+A linear layer in between allows other widths.
 
 B videos (streams) · T frames · P patches per frame · D width · k offset
 """
@@ -10,17 +10,20 @@ B videos (streams) · T frames · P patches per frame · D width · k offset
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import ImageSize, MemoriserConfig, Preprocessing
+from trecvit.config import ImageSize, ModelConfig, Preprocessing, _AroundBlocks, _is_int, _require, refuse_unknown
 from trecvit.errors import InputError
 from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import State
 from trecvit.model.trecvit import VideoModel, frames_of, init_lecun
+from trecvit.train.networks import OTHER_NETWORKS
 
-# An answer of 0 is mid-grey and one of size one a usual contrast, so that the first answers are of the right size.
+# An output of 0 is mid-grey and one of size 1 a usual contrast, so that initial outputs have the right scale.
 GREY, SPREAD = 0.5, 0.25
 
 Clips = Shaped[Tensor, "B T 3 height width"]
@@ -31,7 +34,7 @@ def past_frame(video: Clips, offset: int) -> Float[Tensor, "B 3 height width"]:
     """Frame T-k of T, counted from 1, of uint8 or [0,1] videos, in [0,1]; offset k = 0 is the last.
 
     Raises:
-        InputError: when the videos are too short to have it.
+        InputError: when the videos are too short.
     """
     if not 0 <= offset < video.shape[1]:
         raise InputError(f"expected an offset from 0 to {video.shape[1] - 1} in {video.shape[1]} frames, got {offset}")
@@ -39,11 +42,38 @@ def past_frame(video: Clips, offset: int) -> Float[Tensor, "B 3 height width"]:
     return unit_pixels(frame)
 
 
-class Memoriser(VideoModel, tags=["video-memorisation"]):
-    """`memoriser(video)` returns one frame of the past; `step` does so after every frame of a stream.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoriserConfig(_AroundBlocks):
+    """Architecture of a `Memoriser`: blocks and a linear reader.
 
-    See `Pretrained` for what it carries besides weights.
+    Attributes:
+        blocks: Tokenizer and blocks, without a head.
+        offset: k of the frame to return, counted back from the last.
     """
+
+    blocks: ModelConfig
+    offset: int
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.blocks, ModelConfig), self, "blocks", "a ModelConfig")
+        for name, value in (("num_classes", 0), ("temporal_patch_size", 1)):
+            _require(getattr(self.blocks, name) == value, self, "blocks", f"{name}={value!r}")
+        _require(self.blocks.can_stream, self, "blocks", "a temporal_mixer that can stream, which 'attention' cannot")
+        _require(_is_int(self.offset) and self.offset >= 0, self, "offset", "a whole number >= 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {"blocks": self.blocks.to_dict(), "offset": self.offset}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
+        refuse_unknown(cls, values)
+        return cls(**{**values, "blocks": cls._blocks_of(values)})
+
+
+class Memoriser(VideoModel, tags=["video-memorisation"]):
+    """`memoriser(video)` reconstructs one frame of the past; `step` does so in a stream."""
 
     config: MemoriserConfig
     config_class = MemoriserConfig
@@ -60,20 +90,20 @@ class Memoriser(VideoModel, tags=["video-memorisation"]):
         init_lecun(self.reader)
 
     def forward(self, video: Clips) -> Float[Tensor, "B 3 height width"]:
-        """The frame that is remembered at the end of whole clips.
+        """Reconstruct frame T-k of whole clips.
 
         Args:
             video: uint8, or floating point in [0,1].
 
         Returns:
-            float32, about [0,1] and not cut off there.
+            float32, about [0,1], not clamped.
 
         Raises:
             InputError: for shapes, dtypes or values that are not a video.
         """
         self._check_shape(video)  # its pixels are checked by `step`
-        answer, _ = self.step(video, self.init_state(len(video), image_size=(video.shape[3], video.shape[4])))
-        return answer
+        frame, _ = self.step(video, self.init_state(len(video), image_size=(video.shape[3], video.shape[4])))
+        return frame
 
     def init_state(self, batch_size: int, *, image_size: ImageSize | None = None) -> State:
         """The state of `batch_size` streams before their first frame, see `TRecViT.init_state`."""
@@ -81,7 +111,7 @@ class Memoriser(VideoModel, tags=["video-memorisation"]):
         return State.zeros(self.config.blocks, batch_size, image_size=size, device=self.device, dtype=self.dtype)
 
     def step(self, frames: Clips, state: State) -> tuple[Float[Tensor, "B 3 height width"], State]:
-        """Goes on with the next frames of every stream; the answer is the one after the last of them.
+        """Process the next frames of every stream; reconstruct the frame k before the last of them.
 
         Raises:
             InputError: for shapes, dtypes or values that are not frames.
@@ -99,3 +129,6 @@ class Memoriser(VideoModel, tags=["video-memorisation"]):
         last = tokens[:, -1:, int(blocks.pooling == "cls") :]
         patches = self.reader(self.norm(last)).float() * SPREAD + GREY
         return frames_of(patches, blocks, size)[:, 0], state
+
+
+OTHER_NETWORKS[MemoriserConfig] = Memoriser

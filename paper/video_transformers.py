@@ -1,6 +1,6 @@
-"""Video transformers that attend over time: Hugging Face transformers' own classes, with the paper's sizes.
+"""Video transformers with attention over time: Hugging Face transformers' classes with the paper's sizes.
 
-One frame per patch, as the paper counts (its ViViT-L has 6,272 tokens at 32 frames): tubelets of 1 x 16 x 16 pixels.
+Tubelets are of 1 x 16 x 16 pixels, by the paper's count of tokens (ViViT-L has 6,272 at 32 frames).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import Preprocessing, VideoMaeConfig, nearest
+from trecvit.config import ModelConfig, Preprocessing, nearest
 from trecvit.errors import CheckpointError, ConfigError, MissingPackageError
 from trecvit.evaluate.features import Encoder
 
@@ -32,13 +32,13 @@ _LARGE: dict[str, Any] = {
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
-# What VideoMAE's published weights expect of pixels in [0,1] (transformers: VideoMAEImageProcessor).
+# Normalisation of pixels in [0,1] for VideoMAE's published weights (transformers: VideoMAEImageProcessor).
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TEMPORAL_LAYERS = 4  # of the factorised encoder: ViViT (arXiv:2103.15691), section 4.2
 
 
 class FactorisedEncoder(nn.Module):
-    """ViViT's model 2: a ViT on every frame by itself, then a small transformer over the frames' class tokens."""
+    """ViViT's model 2: a ViT on each frame, then a small transformer over the frames' class tokens."""
 
     def __init__(self, sizes: dict[str, Any], image_size: int, num_frames: int, attention: str) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def build_vivit(
     image_size: tuple[int, int],
     num_frames: int,
 ) -> Any:
-    """A `VivitModel` of any size with fresh weights, one frame per patch, PyTorch's fused attention.
+    """Build a randomly initialised `VivitModel` with one frame per patch and PyTorch's fused attention.
 
     Raises:
         MissingPackageError: transformers is not installed.
@@ -145,18 +145,18 @@ NAMES = tuple(_BUILDERS)
 
 
 def build_baseline(name: str, *, image_size: int, num_frames: int, fused: bool) -> nn.Module:
-    """A model with fresh weights that takes video [B,T,3,H,W].
+    """Build a randomly initialised model that takes video [B,T,3,H,W].
 
     Args:
         name: One of `NAMES`. "ViViT-L, factorised self-attention" is TimeSformer with divided attention, in ViViT-L's
-            size; transformers has it with materialised attention only, whose maps are small. "VideoMAE-L" is the
+            size; in transformers it has materialised attention only, with small maps. "VideoMAE-L" is the
             encoder on all tokens, tubelets of 2 frames as published.
         image_size: Side in pixels.
         num_frames: Frames T.
         fused: PyTorch's fused attention instead of materialised maps.
 
     Raises:
-        ConfigError: For another name.
+        ConfigError: for another name.
         MissingPackageError: transformers is not installed.
     """
     if name not in _BUILDERS:
@@ -167,10 +167,10 @@ def build_baseline(name: str, *, image_size: int, num_frames: int, fused: bool) 
 
 
 def load_videomae(source: str | Path) -> Any:
-    """The `VideoMAEModel` of a folder that transformers has written, also of a pre-training or classifying model.
+    """Load the `VideoMAEModel` of a folder written by transformers, also of a pre-training or classification model.
 
     Raises:
-        CheckpointError: When there is none.
+        CheckpointError: when the folder has none.
         MissingPackageError: transformers is not installed.
     """
     _require_transformers()
@@ -179,16 +179,21 @@ def load_videomae(source: str | Path) -> Any:
     if not Path(source).is_dir():
         raise CheckpointError(f"{source}: expected a folder with transformers' config.json and weights of a VideoMAE")
     try:
-        model, told = VideoMAEModel.from_pretrained(source, local_files_only=True, output_loading_info=True)
+        model, info = VideoMAEModel.from_pretrained(source, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as exc:
         raise CheckpointError(f"{source}: expected a VideoMAE as transformers saves it: {exc}") from exc
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source}: not a VideoMAE's weights; {len(missing)} are missing, such as {missing[0]}")
     return model.eval()
 
 
-def build_videomae(config: VideoMaeConfig) -> Any:
-    """A `VideoMAEForPreTraining` with fresh weights and PyTorch's fused attention.
+def build_videomae(blocks: ModelConfig, decoder: ModelConfig, *, num_frames: int) -> Any:
+    """Build a randomly initialised `VideoMAEForPreTraining` with PyTorch's fused attention.
+
+    Args:
+        blocks: Sizes of the encoder and of the clips.
+        decoder: Sizes of the decoder.
+        num_frames: Frames of a clip.
 
     Raises:
         MissingPackageError: transformers is not installed.
@@ -196,7 +201,6 @@ def build_videomae(config: VideoMaeConfig) -> Any:
     _require_transformers()
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
-    blocks, decoder = config.blocks, config.decoder
     sizes = VideoMAEConfig(
         hidden_size=blocks.width,
         num_hidden_layers=blocks.depth,
@@ -208,38 +212,38 @@ def build_videomae(config: VideoMaeConfig) -> Any:
         decoder_intermediate_size=decoder.mlp_width,
         image_size=list(blocks.image_size),
         patch_size=blocks.patch_size,
-        num_frames=config.num_frames,
+        num_frames=num_frames,
         tubelet_size=blocks.temporal_patch_size,
-        use_mean_pooling=False,  # as its published pre-trained weights have it: a norm ends the encoder
+        use_mean_pooling=False,  # as in its published pre-trained weights: the encoder ends with a norm
         attn_implementation="sdpa",
     )
     return VideoMAEForPreTraining(sizes)
 
 
 def standardise(video: Shaped[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T 3 H W"]:
-    """Pixels, uint8 or in [0,1], as VideoMAE's published weights expect them."""
+    """Normalise pixels, uint8 or in [0,1], for VideoMAE's published weights."""
     pixels = video.float() / 255.0 if video.dtype == torch.uint8 else video.float()
     mean, deviation = (torch.tensor(value, device=video.device).view(3, 1, 1) for value in (_MEAN, _DEVIATION))
     return (pixels - mean) / deviation
 
 
 def fresh_videomae(model: Any, seed: int) -> Any:
-    """The same architecture with first weights."""
+    """Copy the architecture with random initial weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return type(model)(model.config).to(model.device).eval()
 
 
 def videomae_encoder(model: Any, name: str, *, frame_stride: int = 4, frame_rate_fps: float | None = None) -> Encoder:
-    """A `VideoMAEModel` on all tokens of a clip, to be probed as a TRecViT is.
+    """Wrap a `VideoMAEModel` on all tokens of a clip for probes.
 
-    Features are what transformers calls `last_hidden_state`: without a last norm where the configuration says
-    `use_mean_pooling`, as transformers then puts it behind the pooling.
+    Features are transformers' `last_hidden_state`, without the last norm if the configuration has `use_mean_pooling`:
+    transformers then applies it after the pooling.
 
     Args:
         model: From `load_videomae` or `fresh_videomae`.
-        name: As the user named it.
-        frame_stride: Every how many frames one is taken; VideoMAE's own on K400 is 4.
+        name: The user's name for it.
+        frame_stride: Step between two frames of a clip; VideoMAE's on K400 is 4.
         frame_rate_fps: See `Preprocessing`.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
@@ -247,7 +251,7 @@ def videomae_encoder(model: Any, name: str, *, frame_stride: int = 4, frame_rate
 
     def features(video: Tensor) -> Tensor:
         pixels = standardise(video.to(network.device))
-        # Tubelets lie frame by frame.
+        # Tokens are ordered by time first.
         num_rows = config.num_frames // config.tubelet_size
         tokens: Tensor = network(pixels).last_hidden_state.unflatten(1, (num_rows, -1))
         return tokens
@@ -259,6 +263,23 @@ def videomae_encoder(model: Any, name: str, *, frame_stride: int = 4, frame_rate
         frame_rate_fps=frame_rate_fps,
     )
     return Encoder(name, network, {"architecture": "VideoMAE", **_sizes(config)}, preprocessing, features)
+
+
+def load_videomae_encoders(
+    folder: Path, frame_stride: int, device: torch.device | str
+) -> tuple[Encoder, Callable[[int], Encoder]]:
+    """Load a VideoMAE as an encoder; also return a function for the same with the random weights of a seed.
+
+    Raises:
+        CheckpointError: when the folder has none.
+        MissingPackageError: transformers is not installed.
+    """
+    network = load_videomae(folder).to(device)
+
+    def fresh(seed: int) -> Encoder:
+        return videomae_encoder(fresh_videomae(network, seed), f"seed {seed}", frame_stride=frame_stride)
+
+    return videomae_encoder(network, str(folder), frame_stride=frame_stride), fresh
 
 
 def _sizes(config: Any) -> dict[str, Any]:
