@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trecvit.config import PointReadoutConfig
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, random_queries
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError
 from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
@@ -152,11 +153,11 @@ def point_probe(
     features = torch.cat([tracker.features(_pixels(part)).half().cpu() for part in parts])
     rates = Optimisation(num_steps=plan.num_steps, warmup_steps=plan.num_steps // 10)
     optimiser = torch.optim.AdamW(tracker.readout.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    rng = np.random.default_rng([seed, 17])
+    draws = rng(seed, Stream.POINT_PROBE)
     for step in range(plan.num_steps):
         optimiser.param_groups[0]["lr"] = plan.learning_rate * schedule(step, rates, plan.num_steps)
-        rows = rng.integers(len(clips), size=plan.batch_size)
-        queries = torch.from_numpy(np.stack([random_queries(clips[row], rng) for row in rows])).to(device)
+        rows = draws.integers(len(clips), size=plan.batch_size)
+        queries = torch.from_numpy(np.stack([random_queries(clips[row], draws) for row in rows])).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             points = tracker.read(features[rows].float().to(device), queries, size)
         assert points.certainty_logits is not None, "a readout predicts its certainty"

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic.camera import similarity
 from trecvit.synthetic.scene import Scene, render
@@ -102,10 +103,10 @@ class Scenery:
             raise InputError(f"video must be 0 or more, not {video}")
         index = 0
         while True:
-            rng = np.random.default_rng([self.seed, 14, video, index])
-            num_frames = int(rng.integers(self.config.min_shot_frames, self.config.max_shot_frames + 1))
-            frames = self._shot(rng, num_frames)
-            yield frames if index else frames[int(rng.integers(num_frames)) :]
+            draws = rng(self.seed, Stream.SCENERY, video, index)
+            num_frames = int(draws.integers(self.config.min_shot_frames, self.config.max_shot_frames + 1))
+            frames = self._shot(draws, num_frames)
+            yield frames if index else frames[int(draws.integers(num_frames)) :]
             index += 1
 
     def frames(self, video: int) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], bool]]:
@@ -119,8 +120,8 @@ class Scenery:
         frames = [frame for frame, _ in islice(self.frames(video), num_frames)]
         return torch.from_numpy(np.stack(frames)).movedim(3, 1).contiguous()
 
-    def _shot(self, rng: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "t h w 3"]:
-        stage = Stage(rng, self.config.world(num_frames), self._supply)
+    def _shot(self, draws: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "t h w 3"]:
+        stage = Stage(draws, self.config.world(num_frames), self._supply)
         heading = stage.between(0.0, 2 * math.pi)
         pan_px = stage.between(self.config.min_pan, self.config.max_pan) * stage.unit
         way = pan_px * np.arange(num_frames)[:, None] * np.array([math.cos(heading), math.sin(heading)])

@@ -286,7 +286,7 @@ def test_other_classes_and_impossible_plans_are_refused(tmp_path, train_data):
     (tmp_path / "other" / "grey").mkdir(parents=True)
     (tmp_path / "other" / "grey" / "a.mp4").write_bytes(b"x")
     encoder = trecvit_encoder(network(), "it")
-    with pytest.raises(DataError, match="not the same classes"):
+    with pytest.raises(DataError, match="do not have the same classes"):
         probe(
             encoder, lambda _: encoder, read_manifest(train_data), read_manifest(tmp_path / "other"), tmp_path,
             ProbePlan(),

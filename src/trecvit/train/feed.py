@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trecvit.data.clips import Failure
+from trecvit.draws import Stream, rng
 from trecvit.processes import Share
 
 _Batch = TypeVar("_Batch", bound="Batch")
@@ -25,10 +25,12 @@ class Batch:
 
     Attributes:
         videos: uint8 `[B, T, 3, H, W]`.
+        keys: int64 `[B]`, the identity of each clip, for random numbers of its own; None if a feed has none.
         failures: Unreadable videos, by which the batch is smaller.
     """
 
     videos: Tensor
+    keys: Tensor | None = field(default=None, kw_only=True)
     failures: tuple[Failure, ...] = field(default=(), kw_only=True)
 
     @property
@@ -118,7 +120,7 @@ class Epochs:
     def __init__(self, num_files: int, batch_size: int, *, seed: int) -> None:
         self.num_files, self.batch_size, self.seed = num_files, batch_size, seed
         self.steps_per_epoch = num_files // batch_size
-        self._latest: tuple[int, NDArray[np.int64]] | None = None
+        self._latest: tuple[int, NDArray[Any]] | None = None
 
     def items(self, step: int) -> list[tuple[int, int]]:
         """The epoch and the index of each file of a step."""
@@ -126,10 +128,10 @@ class Epochs:
         chosen = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return [(epoch, int(index)) for index in chosen]
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def _order(self, epoch: int) -> NDArray[Any]:
         """The order of an epoch; the latest one is cached."""
         if self._latest is None or self._latest[0] != epoch:
-            order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.num_files)
+            order = rng(self.seed, Stream.FILE_ORDER, epoch).permutation(self.num_files)
             self._latest = (epoch, order)
         return self._latest[1]
 

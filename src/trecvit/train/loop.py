@@ -19,13 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trecvit.data.clips import Failure
+from trecvit.draws import Stream, torch_seed
 from trecvit.errors import DataError, Interrupted
 from trecvit.files import only_writer, write_text, writing
 from trecvit.pretrained import check_path
@@ -318,8 +318,7 @@ class Loop:
     def update(self, batch: Batch, step: int) -> Tensor:
         """Run one step; return its sums for the log, see `_no_sums`."""
         # Random numbers of a step depend on the step alone, so that resuming is exact.
-        draws = np.random.SeedSequence([self.recipe.seed, 6, step, self.processes.share.number])
-        torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
+        torch.manual_seed(torch_seed(self.recipe.seed, Stream.STEP, step, self.processes.share.number))
         rate = schedule(step, self.plan, self.feed.num_steps)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError
 from trecvit.processes import Share
 from trecvit.synthetic.textures import load_pictures, photographs
@@ -157,8 +157,8 @@ class SceneFeed(Feed[LabelledBatch]):
             batch_size=pairs_per_step // share.count,
             sampler=[view for step in steps for view in share.of(self.views(step))],
         )
-        for videos, labels in loader:
-            yield LabelledBatch(videos.flatten(0, 1), labels.flatten())
+        for videos, labels, keys in loader:
+            yield LabelledBatch(videos.flatten(0, 1), labels.flatten(), keys=keys.flatten())
 
     def views(self, step: int) -> list[tuple[int, int]]:
         """The scenes of a step, and how many times each has been shown before.
@@ -173,8 +173,8 @@ class SceneFeed(Feed[LabelledBatch]):
         return shown
 
 
-class _Views(Dataset[tuple[Tensor, Tensor]]):
-    """(scene, view) -> both clips of the scene [2,T,3,H,W] under the view's symmetry, and their classes [2]."""
+class _Views(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """(scene, view) -> both clips [2,T,3,H,W] of a scene under the view's symmetry, their classes [2] and keys [2]."""
 
     def __init__(self, scenes: Scenes, new_per_step: int) -> None:
         pictures = photographs("train") if scenes.photographs else []
@@ -186,15 +186,16 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
         self.num_kept = scenes.views_per_scene * _STEPS_BETWEEN_VIEWS * new_per_step
         self.kept: OrderedDict[int, tuple[Tensor, tuple[int, int]]] = OrderedDict()
 
-    def __getitem__(self, scene_and_view: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, scene_and_view: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         scene, view = scene_and_view
-        rng = np.random.default_rng([self.scenes.seed, 4, scene])
+        draws = rng(self.scenes.seed, Stream.SCENE_VIEW, scene)
         # The share of easy scenes falls from 1 to 0 over the first `easy_steps`.
-        easy = rng.random() * self.num_easy > scene
-        symmetry = int(rng.permutation(NUM_SYMMETRIES)[view]) if self.scenes.views_per_scene > 1 else 0
+        easy = draws.random() * self.num_easy > scene
+        symmetry = int(draws.permutation(NUM_SYMMETRIES)[view]) if self.scenes.views_per_scene > 1 else 0
         if scene not in self.kept:
             self.kept[scene] = (self.easy_world if easy else self.world).pair(scene)
             if len(self.kept) > self.num_kept:
                 self.kept.popitem(last=False)
         videos, labels = mirrored(*self.kept[scene], symmetry)
-        return videos, torch.tensor(labels)
+        key = 2 * (scene * NUM_SYMMETRIES + view)
+        return videos, torch.tensor(labels), torch.tensor([key, key + 1])

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from trecvit.data.augment import Augmentation
 from trecvit.data.clips import EvaluationViews, Failure, Sample, TrainingClips
@@ -159,7 +160,8 @@ class VideoFeed(Feed[LabelledBatch]):
         self.videos = videos
         self.batch_size = plan.batch_size
         self.num_workers = settings.num_workers
-        self.clips = TrainingClips(self.manifest, settings.preprocessing, videos.augmentation, seed=settings.seed)
+        clips = TrainingClips(self.manifest, settings.preprocessing, videos.augmentation, seed=settings.seed)
+        self.clips = _KeyedClips(clips, len(self.manifest.videos))
 
     def items(self, step: int) -> list[tuple[int, int]]:
         """The pass and the video of each clip of a step; each pass over the videos cuts other clips."""
@@ -196,9 +198,23 @@ class VideoFeed(Feed[LabelledBatch]):
         return _collate([self.clips[item] for step in range(num_steps) for item in self.items(step)]).videos
 
 
-def _collate(items: Sequence[Sample | Failure]) -> LabelledBatch:
-    samples = [item for item in items if isinstance(item, Sample)]
-    failures = tuple(item for item in items if isinstance(item, Failure))
-    videos = torch.stack([sample.pixels for sample in samples]) if samples else torch.zeros(0, dtype=torch.uint8)
-    labels = torch.tensor([sample.label for sample in samples], dtype=torch.long)
-    return LabelledBatch(videos, labels, failures=failures)
+class _KeyedClips(Dataset[tuple[int, Sample | Failure]]):
+    """(pass, video) -> the key of that clip, and the clip."""
+
+    def __init__(self, clips: TrainingClips, num_videos: int) -> None:
+        self.clips, self.num_videos = clips, num_videos
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[int, Sample | Failure]:
+        return item[0] * self.num_videos + item[1], self.clips[item]
+
+
+def _collate(items: Sequence[tuple[int, Sample | Failure]]) -> LabelledBatch:
+    samples = {key: item for key, item in items if isinstance(item, Sample)}
+    failures = tuple(item for _, item in items if isinstance(item, Failure))
+    pixels = [sample.pixels for sample in samples.values()]
+    return LabelledBatch(
+        torch.stack(pixels) if pixels else torch.zeros(0, dtype=torch.uint8),
+        torch.tensor([sample.label for sample in samples.values()], dtype=torch.long),
+        keys=torch.tensor([*samples], dtype=torch.long),
+        failures=failures,
+    )

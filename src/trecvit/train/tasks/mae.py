@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from trecvit.config import Architecture, AutoencoderConfig, ModelConfig, Preprocessing, decoder_config
+from trecvit.draws import Stream, torch_seed
 from trecvit.errors import ConfigError
 from trecvit.evaluate.mae import draw_restored, evaluate_mae
 from trecvit.files import write_text
@@ -31,7 +30,6 @@ from trecvit.train.task import Curves, Task
 from trecvit.train.tasks.classify import CLIP_SOURCES, clip_source
 
 _NUM_DRAWN = 4  # clips in the pictures
-_PIXELS_APART = 8  # enough of them tell clips apart
 
 NETWORKS: dict[str, Callable[[AutoencoderConfig, Preprocessing], AutoencoderConfig]] = {
     "trecvit": lambda config, _: config
@@ -213,14 +211,13 @@ class MaskedFeed(Feed[MaskedBatch]):
     def batches(self, first_step: int, share: Share) -> Iterator[MaskedBatch]:
         """The share of a process in each step."""
         for step, batch in enumerate(self.clips.batches(first_step, share), start=first_step):
-            masks = [self._visible(clip, step) for clip in batch.videos]
+            assert batch.keys is not None, "feeds of scenes and videos have keys"
+            masks = [self._visible(int(key), step) for key in batch.keys]
             visible = torch.cat(masks) if masks else torch.zeros(0, dtype=torch.int64)
-            yield MaskedBatch(batch.videos, visible, failures=batch.failures)
+            yield MaskedBatch(batch.videos, visible, keys=batch.keys, failures=batch.failures)
 
-    def _visible(self, clip: Tensor, step: int) -> Int64[Tensor, "1 k"]:
-        some_pixels = clip[..., ::_PIXELS_APART, ::_PIXELS_APART].numpy().tobytes()
-        draws = np.random.SeedSequence([self.seed, 12, step, zlib.crc32(some_pixels)])
-        generator = torch.Generator().manual_seed(int(draws.generate_state(1, np.uint64)[0]))
+    def _visible(self, key: int, step: int) -> Int64[Tensor, "1 k"]:
+        generator = torch.Generator().manual_seed(torch_seed(self.seed, Stream.CLIP_MASK, step, key))
         return tube_masks(1, self.num_patches, self.mask_ratio, generator)
 
     def accept(self, failed: Mapping[str, str]) -> None:

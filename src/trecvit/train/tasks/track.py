@@ -19,6 +19,7 @@ from trecvit.config import Preprocessing
 from trecvit.data.clips import Failure
 from trecvit.data.tapvid import read_track_files
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, random_queries
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.tapvid import (
     IMAGE_SIZE,
@@ -318,27 +319,27 @@ class TrackClips(Dataset[Clip | Failure]):
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Clip | Failure:
         epoch, index = epoch_and_index
-        rng = np.random.default_rng([self.seed, 9, epoch, index])
+        draws = rng(self.seed, Stream.QUERIES, epoch, index)
         try:
-            video = self._cut(self._source(index)[index], rng)
+            video = self._cut(self._source(index)[index], draws)
         except DataError as exc:
             names = self.source.names if isinstance(self.source, TrackedVideos) else {index: f"scene {index}"}
             return Failure(names[index], str(exc))
-        return self._queried(video, rng)
+        return self._queried(video, draws)
 
     def _source(self, index: int) -> TrackScenes | TrackedVideos:
         """Easy scenes with a share that falls from 1 to 0 over the first `easy_steps`."""
-        draw = np.random.default_rng([self.seed, 10, index]).random()
+        draw = rng(self.seed, Stream.TRACK_EASY, index).random()
         if self.easy_scenes is not None and draw * self.num_easy > index:
             return self.easy_scenes
         return self.source
 
-    def _cut(self, video: TrackedVideo, rng: np.random.Generator) -> TrackedVideo:
+    def _cut(self, video: TrackedVideo, draws: np.random.Generator) -> TrackedVideo:
         """Random successive frames of the video, as many as a clip has, in a clip's size."""
         length = self.preprocessing.num_frames
         if video.num_frames < length:
             raise DataError(f"{video.name}: expected at least num_frames={length} frames, got {video.num_frames}")
-        first = int(rng.integers(video.num_frames - length + 1))
+        first = int(draws.integers(video.num_frames - length + 1))
         frames = slice(first, first + length)
         cut = replace(
             video,
@@ -349,17 +350,17 @@ class TrackClips(Dataset[Clip | Failure]):
         )
         return cut.resized(self.preprocessing.image_size)
 
-    def _queried(self, video: TrackedVideo, rng: np.random.Generator) -> Clip:
+    def _queried(self, video: TrackedVideo, draws: np.random.Generator) -> Clip:
         """Draw points that the clip shows, and for each a query at a frame that shows it."""
         shown = np.nonzero(~video.occluded.all(axis=1))[0]
-        chosen = rng.permutation(shown)[: self.num_points]
+        chosen = draws.permutation(shown)[: self.num_points]
         video = replace(video, tracks_xy=video.tracks_xy[chosen], occluded=video.occluded[chosen])
         queries = np.full((self.num_points, 3), math.inf, np.float32)
         tracks_xy = np.zeros((self.num_points, video.num_frames, 2), np.float32)
         visible = np.zeros((self.num_points, video.num_frames), bool)
         if len(chosen):
-            given = random_queries(video, rng)
-            firsts = np.nonzero(rng.random(len(chosen)) < self.first_share)[0]
+            given = random_queries(video, draws)
+            firsts = np.nonzero(draws.random(len(chosen)) < self.first_share)[0]
             frames = (~video.occluded[firsts]).argmax(axis=1)
             given[firsts, 0] = frames
             given[firsts, 1:] = video.tracks_xy[firsts, frames, ::-1]
