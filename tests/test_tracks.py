@@ -16,9 +16,9 @@ import torch
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic import track_scenes as making
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.scene import Layer, Scene, compose, invert, scene_tracks, seen_layers
 from trecvit.synthetic.stage import Stage
-from trecvit.synthetic.textures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 SMALL = TrackSceneConfig(num_frames=10, image_size=(64, 80), num_points=40)

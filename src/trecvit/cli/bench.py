@@ -193,7 +193,7 @@ def bench_slots(
     from trecvit.bench.slots import slot_costs
     from trecvit.errors import ConfigError
     from trecvit.runtime.doctor import load_average, machine
-    from trecvit.synthetic.textures import photographs
+    from trecvit.synthetic.pictures import photographs
     from trecvit.synthetic.track_scenes import TrackScenes
     from trecvit.train.recipe import load_recipe
 

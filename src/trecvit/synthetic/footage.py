@@ -17,10 +17,11 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, resized_frame
+from trecvit.draws import rng_without_stream
 from trecvit.errors import DataError, InputError
 from trecvit.synthetic.scene import Layer, Scene, invert
+from trecvit.synthetic.sprites import Supply, premultiplied
 from trecvit.synthetic.stage import Stage, WorldConfig
-from trecvit.synthetic.textures import Supply, premultiplied
 from trecvit.synthetic.track_scenes import filmed, single_piece, smooth_walk
 from trecvit.video.decode import length_and_rate, read_frames_at
 
@@ -62,7 +63,7 @@ def moved_picture(
         raise InputError(f"num_covers is {num_covers}, but there are no cover_pictures to cut them from")
     look = WorldConfig(num_frames=num_frames, image_size=image_size)
     supply = Supply(0, cover_pictures, picture_share=1.0, plain_share=0.0, surface_px=64)
-    stage = Stage(np.random.default_rng([*seed, 0]), look, supply)
+    stage = Stage(rng_without_stream(*seed, 0), look, supply)
     layers = [_backdrop(stage, picture, speed)]
     for _ in range(num_covers):
         layers += single_piece(stage, speed)
@@ -75,7 +76,7 @@ def moved_picture(
         noise_levels=noise_levels,
         noise_seed=(*seed, 1),
     )
-    return filmed(scene, num_points, np.random.default_rng([*seed, 2]), name=name)
+    return filmed(scene, num_points, rng_without_stream(*seed, 2), name=name)
 
 
 def moved_footage(

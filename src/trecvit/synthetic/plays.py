@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trecvit.synthetic.outlines import SHAPES, TURNABLE
 from trecvit.synthetic.scene import Layer
+from trecvit.synthetic.sprites import Sprite, shatter
 from trecvit.synthetic.stage import Play, Stage
-from trecvit.synthetic.textures import SHAPES, TURNABLE, Sprite, shatter
 
 
 def _moving(stage: Stage, heading: float, side: float) -> Play:

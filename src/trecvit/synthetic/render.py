@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trecvit.draws import Stream, rng
 from trecvit.errors import DataError
 from trecvit.files import emptied_on_error, is_empty, write_json, writing
 from trecvit.synthetic.world import World
@@ -95,7 +96,7 @@ class _PairWriter:
 
     def __call__(self, number: int) -> tuple[int, int]:
         """Writes pair `number`, the clips 2 * number and 2 * number + 1, and says their labels."""
-        draw = np.random.default_rng([self.world.seed, 5, number]).random()
+        draw = rng(self.world.seed, Stream.RENDERED_EASY, number).random()
         easy = number < self.num_train_pairs and draw < self.easy_share
         videos, labels = (self.easy_world if easy else self.world).pair(number)
         for item, video in enumerate(videos.permute(0, 1, 3, 4, 2).numpy(), start=2 * number):

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trecvit.errors import ConfigError
+from trecvit.synthetic.outlines import SHAPES
 from trecvit.synthetic.scene import Layer, compose_transforms, invert
-from trecvit.synthetic.textures import SHAPES, Sprite, Supply
+from trecvit.synthetic.sprites import Sprite, Supply
 
 Way = NDArray[np.float64]  # [T, 2]: (x, y) in pixels
 

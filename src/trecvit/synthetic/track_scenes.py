@@ -5,7 +5,7 @@ and fences in front, all with surfaces of their own, before a camera that pans, 
 moves more with it than what is far. Every point of every surface is known in every frame, exactly.
 
 Everything about a clip is drawn from the seed and its number. Scenes are held out by the seed, which also draws the
-procedural surfaces, and by the pictures that are given: `trecvit.synthetic.textures.photographs` has two splits.
+procedural surfaces, and by the pictures that are given: `trecvit.synthetic.pictures.photographs` has two splits.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from trecvit.data.tracked import TrackedVideo, TrackedVideos
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic.camera import similarity
+from trecvit.synthetic.outlines import SHAPES
 from trecvit.synthetic.scene import Layer, Scene, compose_transforms, render, scene_tracks, seen_layers
+from trecvit.synthetic.sprites import Sprite, Supply
 from trecvit.synthetic.stage import Stage, WorldConfig
-from trecvit.synthetic.textures import SHAPES, Sprite, Supply
 
 Maps = NDArray[np.float64]  # [T, 2, 3], one affine map per frame
 
@@ -136,14 +138,15 @@ class TrackScenes:
         """The scene of clip `index`, 0 or more."""
         if index < 0:
             raise InputError(f"index must be 0 or more, not {index}")
-        stage = Stage(np.random.default_rng([self.seed, 6, index]), self.config.world(), self._supply)
-        return _film(stage, self.config, noise_seed=(self.seed, 8, index))
+        stage = Stage(rng(self.seed, Stream.TRACK_SCENE, index), self.config.world(), self._supply)
+        return _film(stage, self.config, noise_seed=(self.seed, Stream.TRACK_NOISE, index))
 
     def __getitem__(self, index: int) -> TrackedVideo:
         """Clip `index`, with `num_points` tracks; each of its queries is at a random frame that shows the point."""
         scene = self.scene(index)
-        rng = np.random.default_rng([self.seed, 7, index])
-        return filmed(scene, self.config.num_points, rng, name=f"scene {index}")
+        return filmed(
+            scene, self.config.num_points, rng(self.seed, Stream.TRACKED_POINTS, index), name=f"scene {index}"
+        )
 
     def videos(self, indices: Iterable[int]) -> TrackedVideos:
         """Some of the clips, as a data set to evaluate on."""

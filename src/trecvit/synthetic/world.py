@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic.camera import CAMERA_MOVES, hand
 from trecvit.synthetic.plays import PLAYS
@@ -32,8 +33,8 @@ from trecvit.synthetic.scene import (
     render,
     scene_tracks,
 )
+from trecvit.synthetic.sprites import Supply
 from trecvit.synthetic.stage import Play, Stage, WorldConfig
-from trecvit.synthetic.textures import Supply
 
 __all__ = ["LABELS", "NUM_SYMMETRIES", "PAIRS", "World", "WorldConfig", "mirrored", "partner"]
 
@@ -164,11 +165,11 @@ class World:
         return scene_tracks(self.scene(index), query_points_tyx)
 
     def _first_of_pair(self, number: int) -> Scene:
-        rng = np.random.default_rng([self.seed, 0, number])
         # Pairs are shuffled within blocks: balanced, and no stride through the items meets one class only.
         block, place = divmod(number, len(PAIRS))
-        pair = int(np.random.default_rng([self.seed, 3, block]).permutation(len(PAIRS))[place])
-        return _film(Stage(rng, self.config, self._supply), pair, noise_seed=(self.seed, 2, 2 * number))
+        pair = int(rng(self.seed, Stream.WORLD_PAIRS, block).permutation(len(PAIRS))[place])
+        stage = Stage(rng(self.seed, Stream.WORLD_SCENE, number), self.config, self._supply)
+        return _film(stage, pair, noise_seed=(self.seed, Stream.WORLD_NOISE, 2 * number))
 
     @staticmethod
     def _second_of_pair(first: Scene) -> Scene:

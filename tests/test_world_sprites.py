@@ -10,19 +10,10 @@ import pytest
 from PIL import Image
 
 from trecvit.errors import DataError, InputError, MissingPackageError
-from trecvit.synthetic.textures import (
-    SHAPES,
-    TURNABLE,
-    Supply,
-    load_pictures,
-    outline,
-    palette,
-    photographs,
-    premultiplied,
-    recolour,
-    shatter,
-    surface,
-)
+from trecvit.synthetic.outlines import SHAPES, TURNABLE, outline
+from trecvit.synthetic.pictures import load_pictures, photographs
+from trecvit.synthetic.sprites import Supply, premultiplied, shatter
+from trecvit.synthetic.surfaces import palette, recolour, surface
 from trecvit.synthetic.world import World, WorldConfig
 
 
