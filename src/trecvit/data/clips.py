@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import NO_LABEL, Manifest
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, DataError, VideoError
 from trecvit.video.decode import Source, open_video
 from trecvit.video.sampling import clip_indices, evaluation_clips, spatial_crops
@@ -79,7 +79,7 @@ class TrainingClips(Dataset[Sample | Failure]):
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample | Failure:
         epoch, index = epoch_and_index
-        rng = np.random.default_rng([self.seed, epoch, index])
+        generator = rng(self.seed, Stream.AUGMENTATION, epoch, index)
         video = self.manifest.videos[index]
         plan = self.preprocessing
         try:
@@ -87,13 +87,13 @@ class TrainingClips(Dataset[Sample | Failure]):
                 num_frames, fps = opened.length_and_rate()
                 stride = plan.stride_for(fps)
                 room = max(0, num_frames - ((plan.num_frames - 1) * stride + 1))
-                indices = clip_indices(num_frames, plan.num_frames, stride, int(rng.integers(room + 1)))
-                short_side_px = self.augmentation.short_side_px(rng, plan.image_size)
+                indices = clip_indices(num_frames, plan.num_frames, stride, int(generator.integers(room + 1)))
+                short_side_px = self.augmentation.short_side_px(generator, plan.image_size)
                 frames, _ = opened.frames_at(indices, short_side_px=short_side_px)
         except VideoError as exc:
             return Failure(video.name, exc.reason)
         mirrored = self._in_mirror(video.label)
-        clip, flipped = self.augmentation(frames, rng, plan.image_size, may_flip=mirrored is not None)
+        clip, flipped = self.augmentation(frames, generator, plan.image_size, may_flip=mirrored is not None)
         label = mirrored if flipped and mirrored is not None else video.label
         return Sample(torch.from_numpy(clip).permute(0, 3, 1, 2), label, video.name)
 
