@@ -18,9 +18,8 @@ from trecvit.data.tapvid import (
     read_perception_test,
     read_tapvid,
     read_track_files,
-    write_track_file,
 )
-from trecvit.data.tracked import TrackedVideo, resized_frame
+from trecvit.data.tracked import resized_frame
 from trecvit.errors import DataError, VideoError
 from trecvit.video.encode import VideoWriter
 
@@ -308,34 +307,21 @@ def test_track_files_as_kubric_makes_them(tmp_path: Path) -> None:
         "video": (video / 127.5 - 1).astype(np.float32),
         "target_points": RNG.uniform(0, 40, (5, 4, 2)).astype(np.float32),
         "occluded": RNG.random((5, 4)) < 0.5,
-        "query_points": RNG.uniform(0, 3, (5, 3)).astype(np.float32),
+        "query_points": (queries := RNG.uniform(0, 3, (5, 3)).astype(np.float32)),
     }
     np.savez(tmp_path / "b.npz", **clip)
     np.savez(tmp_path / "a.npz", **{**clip, "video": video})
+    del clip["query_points"]
+    np.savez(tmp_path / "c.npz", **clip)
     (tmp_path / "._a.npz").write_bytes(b"what macOS leaves beside a file")
     data = read_track_files(tmp_path)
-    assert data.names == ("a", "b")
-    for found in data:
-        assert np.array_equal(found.video, video)
-        assert np.array_equal(found.tracks_xy, clip["target_points"])
-        assert np.array_equal(found.occluded, clip["occluded"])
-        assert np.array_equal(found.query_points_tyx, clip["query_points"])
-
-
-def test_track_files_come_back(tmp_path: Path) -> None:
-    video = TrackedVideo(
-        name="clip",
-        video=smooth(3),
-        tracks_xy=RNG.random((2, 3, 2)).astype(np.float32),
-        occluded=np.zeros((2, 3), bool),
-    )
-    write_track_file(tmp_path / "clip.npz", video)
-    [found] = read_track_files(tmp_path)
-    assert found.name == "clip"
-    assert found.query_points_tyx is None
-    for field in ("video", "tracks_xy", "occluded"):
-        assert np.array_equal(getattr(found, field), getattr(video, field))
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.npz"]
+    assert data.names == ("a", "b", "c")
+    for tracked in data:
+        assert np.array_equal(tracked.video, video)
+        assert np.array_equal(tracked.tracks_xy, clip["target_points"])
+        assert np.array_equal(tracked.occluded, clip["occluded"])
+    assert all(np.array_equal(tracked.query_points_tyx, queries) for tracked in data[:2])
+    assert data[2].query_points_tyx is None
 
 
 def test_other_track_files_are_refused(tmp_path: Path) -> None:

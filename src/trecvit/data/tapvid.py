@@ -2,7 +2,7 @@
 
 - TAP-Vid's pickles (DAVIS, Kinetics, RGB-stacking, RoboTAP): `read_tapvid`.
 - Perception Test's JSON and videos: `read_perception_test`.
-- One `.npz` per clip, with the names of Kubric's point-tracking challenge: `read_track_files`, `write_track_file`.
+- One `.npz` per clip, with the names of Kubric's point-tracking challenge: `read_track_files`.
 
 `read_tracked` takes any of them.
 
@@ -29,7 +29,6 @@ from trecvit.data.folders import visible_files
 from trecvit.data.text import read_json
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, resized_frame
 from trecvit.errors import DataError
-from trecvit.files import write_whole
 from trecvit.video.decode import read_frames
 
 
@@ -339,16 +338,3 @@ def _track_file(file: Path) -> TrackedVideo:
         occluded=occluded.astype(bool),
         query_points_tyx=queries,
     )
-
-
-def write_track_file(path: str | Path, video: TrackedVideo) -> None:
-    """Writes one file as `read_track_files` reads it; the name of the video is that of the file."""
-    arrays = {"video": video.video, "target_points": video.tracks_xy, "occluded": video.occluded}
-    if video.query_points_tyx is not None:
-        arrays["query_points"] = video.query_points_tyx
-
-    def write(part: Path) -> None:
-        with part.open("wb") as opened:  # given a path, NumPy would add an ending to it
-            np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
-
-    write_whole(Path(path), write)

@@ -48,12 +48,6 @@ class Layer:
         if self.transforms.ndim != 3 or self.transforms.shape[1:] != (2, 3):
             raise DataError(f"layer {self.role!r}: expected transforms [T, 2, 3], got {self.transforms.shape}")
 
-    def to_image(
-        self, points_xy: Float[np.ndarray, "q 2"], frame: int | Int[np.ndarray, " q"]
-    ) -> Float[np.ndarray, "q 2"]:
-        """Where points of the texture lie in a frame, or each in one of its own."""
-        return _apply(self.transforms[frame], points_xy)
-
     def to_texture(
         self, points_xy: Float[np.ndarray, "q 2"], frame: int | Int[np.ndarray, " q"]
     ) -> Float[np.ndarray, "q 2"]:

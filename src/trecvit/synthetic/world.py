@@ -36,7 +36,7 @@ from trecvit.synthetic.scene import (
 from trecvit.synthetic.sprites import Supply
 from trecvit.synthetic.stage import Play, Stage, WorldConfig
 
-__all__ = ["LABELS", "NUM_SYMMETRIES", "PAIRS", "World", "WorldConfig", "mirrored", "partner"]
+__all__ = ["LABELS", "NUM_SYMMETRIES", "PAIRS", "World", "WorldConfig", "mirrored"]
 
 LABELS: tuple[str, ...] = (
     "moving left",
@@ -88,13 +88,6 @@ def mirrored(
     if symmetry & 4:
         videos, labels = videos.transpose(-1, -2), [_EXCHANGED.get(label, label) for label in labels]
     return videos, tuple(labels)
-
-
-def partner(label: int) -> int:
-    """The other class of a label's pair."""
-    if not 0 <= label < len(LABELS):
-        raise InputError(f"label must be from 0 to {len(LABELS) - 1}, not {label}")
-    return label ^ 1
 
 
 class World:

@@ -35,18 +35,6 @@ def centre_clip(num_video_frames: int, num_frames: int, stride: int = 1) -> Indi
     return clip_indices(num_video_frames, num_frames, stride, _room(num_video_frames, num_frames, stride) // 2)
 
 
-def uniform_segments(num_video_frames: int, num_frames: int) -> Indices:
-    """One frame from the middle of each of `num_frames` equal parts of the video: `[num_frames]`, rising.
-
-    A video with fewer frames than parts gives some of them more than once.
-
-    Raises:
-        InputError: If a count is below 1.
-    """
-    _check_counts(num_video_frames=num_video_frames, num_frames=num_frames)
-    return (2 * np.arange(num_frames, dtype=np.int64) + 1) * num_video_frames // (2 * num_frames)
-
-
 def evaluation_clips(num_video_frames: int, num_frames: int, stride: int = 1, num_clips: int = 4) -> Indices:
     """Frames of `num_clips` clips spread evenly over the video: `[num_clips, num_frames]`, rising in both directions.
 
