@@ -15,11 +15,11 @@ import pytest
 
 import trecvit.data.check as check_module
 from trecvit.data.check import check_videos, decode_whole
-from trecvit.data.manifest import DataSource, read_manifest
+from trecvit.data.layouts import DataSource, read_manifest
 from trecvit.data.shards import write_shards
 from trecvit.errors import DataError
-from trecvit.video.decode import FilePart
 from trecvit.video.encode import VideoWriter
+from trecvit.video.sources import FilePart
 
 
 def write_video(path: Path, shade: int, frames: int = 6) -> None:
@@ -87,7 +87,7 @@ def test_a_killed_check_goes_on_where_it_was(tmp_path):
     for number in range(60):
         write_video(tmp_path / "data" / "a" / f"{number:02d}.mp4", number)
     code = (
-        "import sys; from trecvit.data.check import check_videos; from trecvit.data.manifest import read_manifest\n"
+        "import sys; from trecvit.data.check import check_videos; from trecvit.data.layouts import read_manifest\n"
         "if __name__ == '__main__': check_videos(read_manifest(sys.argv[1]), sys.argv[2], num_workers=1)"
     )
     script = tmp_path / "check.py"
@@ -115,7 +115,7 @@ def test_a_video_that_kills_its_process_is_named_and_the_others_are_checked(tmp_
     script.write_text(
         "import os, sys, json\n"
         "import trecvit.data.check as check\n"
-        "from trecvit.data.manifest import read_manifest\n"
+        "from trecvit.data.layouts import read_manifest\n"
         "real = check.decode_whole\n"
         "def dying(video):\n"
         "    if video.name == 'a/1.mp4': os.kill(os.getpid(), 9)\n"

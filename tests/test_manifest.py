@@ -15,24 +15,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from trecvit.data.class_names import class_names
+from trecvit.data.class_names import class_names, label_hash, read_labels
 from trecvit.data.folders import split_folders
-from trecvit.data.manifest import (
-    NO_LABEL,
-    DataSource,
-    label_hash,
-    read_labels,
-    read_list,
-    read_manifest,
-    shard_paths,
-    split_of,
-    write_list,
-)
+from trecvit.data.layouts import DataSource, read_list, read_manifest, shard_paths, split_of
+from trecvit.data.manifest import NO_LABEL
+from trecvit.data.path_lists import write_list
 from trecvit.data.shards import write_shards
 from trecvit.errors import ConfigError, DataError, StorageError
 from trecvit.files import write_json
-from trecvit.video.decode import FilePart, read_frames
+from trecvit.video.decode import read_frames
 from trecvit.video.encode import VideoWriter
+from trecvit.video.sources import FilePart
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

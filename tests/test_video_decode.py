@@ -44,7 +44,6 @@ from video_fixtures import (
 from trecvit.errors import InputError, VideoError
 from trecvit.video import container, decode
 from trecvit.video.decode import (
-    FilePart,
     VideoInfo,
     length_and_rate,
     open_video,
@@ -52,6 +51,7 @@ from trecvit.video.decode import (
     read_frames,
     read_frames_at,
 )
+from trecvit.video.sources import FilePart
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:

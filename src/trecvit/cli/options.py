@@ -101,7 +101,7 @@ def manifest_of(
     *,
     split: Literal["train", "validation"] | None = None,
 ) -> Manifest:
-    """The videos of a data set, see `trecvit.data.manifest.read_manifest`; says what was passed over.
+    """The videos of a data set, see `trecvit.data.layouts.read_manifest`; says what was passed over.
 
     Args:
         data: Where it is.
@@ -110,7 +110,7 @@ def manifest_of(
         unknown: Takes videos of classes that there are not.
         split: What to take of a folder with splits.
     """
-    from trecvit.data.manifest import DataSource, read_manifest, split_of
+    from trecvit.data.layouts import DataSource, read_manifest, split_of
 
     path = split_of(data, split) if split else data
     manifest = read_manifest(DataSource(path=path, videos=videos, labels=labels), unknown=unknown)

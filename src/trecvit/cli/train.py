@@ -72,7 +72,7 @@ def finetune(
     and so are the curves; with --validation, FOLDER/best is the model that did best on it. Of a folder with train/ and
     val/, each with a folder for each class, these are taken.
     """
-    from trecvit.data.manifest import DataSource, read_manifest, split_of
+    from trecvit.data.layouts import DataSource, read_manifest, split_of
     from trecvit.train.recipe import recipe_from_dict
 
     check_rate("--lr", learning_rate)

@@ -20,10 +20,13 @@ from typing import Any
 
 from trecvit.data.class_names import write_labels
 from trecvit.data.folders import is_hidden
-from trecvit.data.manifest import Manifest, Unknown, Video, write_list
+from trecvit.data.layouts import Unknown
+from trecvit.data.manifest import Manifest, Video
+from trecvit.data.path_lists import write_list
 from trecvit.errors import DataError, VideoError
 from trecvit.files import write_json, write_text
-from trecvit.video.decode import FilePart, open_video
+from trecvit.video.decode import open_video
+from trecvit.video.sources import FilePart
 from trecvit.workers import worker_pool
 
 _BLOCK_BYTES = 1 << 20

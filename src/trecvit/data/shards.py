@@ -11,8 +11,8 @@ from trecvit.data.class_names import write_labels
 from trecvit.data.manifest import Manifest, Video
 from trecvit.errors import DataError
 from trecvit.files import emptied_on_error, empty, is_empty, only_writer, storage_error, writing
-from trecvit.video.decode import FilePart
 from trecvit.video.frames import VIDEO_SUFFIXES
+from trecvit.video.sources import FilePart
 
 
 def write_shards(

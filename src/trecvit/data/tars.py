@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from trecvit.data.folders import is_hidden, is_video
 from trecvit.data.text import kind_of
 from trecvit.errors import DataError
-from trecvit.video.decode import FilePart
+from trecvit.video.sources import FilePart
 
 _EXPECTED = "a tar of videos and their classes"
 

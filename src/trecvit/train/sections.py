@@ -18,7 +18,7 @@ from trecvit.config import (
     refuse_unknown,
 )
 from trecvit.data.augment import Augmentation
-from trecvit.data.manifest import DataSource
+from trecvit.data.layouts import DataSource
 from trecvit.errors import ConfigError
 from trecvit.synthetic.scenery import SceneryConfig
 from trecvit.synthetic.track_scenes import TrackSceneConfig

@@ -6,18 +6,16 @@ square, whatever their stated aspect.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from io import BufferedIOBase, BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import overload
 
 import av
 import av.container
@@ -30,6 +28,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from trecvit.errors import VideoError
 from trecvit.video.frames import MAX_PIXELS, Image, VideoInfo, check_size, scaled_size
 from trecvit.video.rate import believable_rate
+from trecvit.video.sources import EncodedSource, FilePart, scheme_of
 
 # How long an address may keep us waiting, to connect and then for each packet.
 NETWORK_TIMEOUT_S = 10.0
@@ -72,77 +71,6 @@ _MAX_CAMERA_FPS = 120
 _PACKETS_AHEAD, _BYTES_AHEAD = 64, 16_000_000
 # Of a stream, whose first frame is waited for: how many packets, and for how long.
 _STREAM_PACKETS_AHEAD, _STREAM_AHEAD_S = 16, 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """A video that is a part of another file, as a member of a tar is.
-
-    Attributes:
-        path: The file.
-        start_bytes: Where the part begins in it.
-        num_bytes: How long it is.
-        name: Its own name, for messages.
-    """
-
-    path: Path
-    start_bytes: int
-    num_bytes: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.name}"
-
-    def open(self) -> BufferedIOBase:
-        """The part as a file of its own, read from the disk as it is asked for."""
-        return BufferedReader(_Window(self.path.open("rb"), self.start_bytes, self.num_bytes))
-
-    def read(self) -> bytes:
-        """All of it."""
-        with self.open() as file:
-            return file.read()
-
-
-class _Window(io.RawIOBase):
-    """Some bytes of a file, as a file."""
-
-    def __init__(self, file: BufferedIOBase, start_bytes: int, num_bytes: int) -> None:
-        self._file, self._start, self._size, self._place = file, start_bytes, num_bytes, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._file.seek(self._start + self._place)
-        count = max(min(len(buffer), self._size - self._place), 0)
-        content = self._file.read(count)
-        buffer[: len(content)] = content
-        self._place += len(content)
-        return len(content)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-EncodedSource: TypeAlias = str | Path | FilePart
-
-
-def scheme_of(source: object) -> str:
-    """ "http" of "http://…", "camera" of "camera:0" and of a video device; empty for a path."""
-    if not isinstance(source, str | Path):
-        return ""
-    if re.fullmatch(r"(camera:|/dev/video)\d+", str(source)):
-        return "camera"
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", source) if isinstance(source, str) else None
-    return match[1].lower() if match else ""
 
 
 class Opener:

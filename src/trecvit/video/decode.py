@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trecvit.errors import InputError, VideoError
-from trecvit.video.container import Container, EncodedSource, FilePart, Opener, scheme_of
+from trecvit.video.container import Container, Opener
 from trecvit.video.frames import (
     Frame,
     Image,
@@ -37,11 +37,11 @@ from trecvit.video.frames import (
 )
 from trecvit.video.order import Order, land, presentation_order
 from trecvit.video.rate import believable_rate
+from trecvit.video.sources import EncodedSource, FilePart, scheme_of
 from trecvit.video.stills import ANIMATED_SUFFIXES, Folder, Stills, open_animation, open_array, open_npy
 
 __all__ = [
     "UNTIMED_FPS",
-    "FilePart",
     "Frame",
     "Source",
     "Video",
