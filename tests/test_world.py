@@ -468,5 +468,5 @@ def test_mirrored_keeps_the_other_labels_and_makes_eight_different_pictures(worl
     assert all(named == labels for _, named in views)
     assert torch.equal(views[0][0], videos)
     assert len({view.numpy().tobytes() for view, _ in views}) == NUM_SYMMETRIES
-    with pytest.raises(InputError, match="from 0 to 7, not 8"):
+    with pytest.raises(InputError, match="expected 0 to 7, got 8"):
         mirrored(videos, labels, 8)

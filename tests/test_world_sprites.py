@@ -165,7 +165,7 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         load_pictures(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="there is none"):
+    with pytest.raises(DataError, match="got none"):
         load_pictures(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Outlines of the synthetic world's things: polygons that fill the square from -1 to 1."""
+"""Outlines of objects: polygons that fill the square from -1 to 1."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHAPES = ("ellipse", "box", "round_box", "polygon", "shard", "star", "blob", "ell", "arrow", "letter", "ring", "cross")
-# Seen turned by any angle short of a full turn, these do not look as before.
+# Shapes without rotational symmetry.
 TURNABLE = ("shard", "ell", "arrow", "letter", "blob", "drop")
 
 _LETTERS: tuple[tuple[tuple[float, float], ...], ...] = (
     ((0, 0), (5, 0), (5, 1), (1.2, 1), (1.2, 2), (4, 2), (4, 3), (1.2, 3), (1.2, 5), (0, 5)),  # F
     ((0, 0), (5, 0), (5, 1.3), (3.2, 1.3), (3.2, 5), (1.8, 5), (1.8, 1.3), (0, 1.3)),  # T
-    ((0, 0), (4, 0), (4, 3), (1.3, 3), (1.3, 5), (0, 5)),  # P without its eye
+    ((0, 0), (4, 0), (4, 3), (1.3, 3), (1.3, 5), (0, 5)),  # P with a filled bowl
     ((0, 0), (4, 0), (4, 1), (1.2, 1), (1.2, 2), (4, 2), (4, 3), (1.2, 3), (1.2, 4), (4, 4), (4, 5), (0, 5)),  # E
     ((0, 0), (1.3, 0), (1.3, 2), (2.7, 2), (2.7, 0), (4, 0), (4, 5), (2.7, 5), (2.7, 3.2), (0, 3.2)),  # 4
     ((0, 0), (1.4, 0), (2.5, 3), (3.6, 0), (5, 0), (3.2, 5), (1.8, 5)),  # V
     ((0, 1.5), (1, 1.5), (1, 0), (2.2, 0), (2.2, 3.8), (4, 3.8), (4, 5), (1, 5), (1, 2.6), (0, 2.6)),  # t
-    ((0, 0), (5, 0), (5, 5), (3.8, 5), (3.8, 1.2), (1.2, 1.2), (1.2, 3), (0, 3)),  # a hook
+    ((0, 0), (5, 0), (5, 5), (3.8, 5), (3.8, 1.2), (1.2, 1.2), (1.2, 3), (0, 3)),  # hook
 )
 _ELL = ((0.0, 0.0), (0.42, 0.0), (0.42, 0.6), (1.0, 0.6), (1.0, 1.0), (0.0, 1.0))
 _ARROW = ((0.0, 0.34), (0.55, 0.34), (0.55, 0.0), (1.0, 0.5), (0.55, 1.0), (0.55, 0.66), (0.0, 0.66))
@@ -32,7 +32,7 @@ _CROSS = (
 
 
 def rotation(angle: float) -> NDArray[np.float64]:
-    """The matrix `[2, 2]` that turns points clockwise as seen, in radians."""
+    """Build the matrix `[2, 2]` that rotates points clockwise on screen by an angle in radians."""
     return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
 
@@ -70,14 +70,14 @@ def _round_box(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def outline(rng: np.random.Generator, kind: str) -> list[tuple[NDArray[np.float64], bool]]:
-    """The polygons of a shape that fills the square from -1 to 1.
+    """Draw the polygons of a shape that fills the square from -1 to 1.
 
     Args:
-        rng: Where the details come from.
+        rng: Source of randomness.
         kind: One of `SHAPES` or `TURNABLE`.
 
     Returns:
-        Polygons `[points, 2]` as (x, y) in the order of painting; the flag says filled (True) or cut out (False).
+        Polygons `[points, 2]` as (x, y) in painting order, each with a flag: filled (True) or cut out (False).
     """
     makers: dict[str, Callable[[], NDArray[np.float64]]] = {
         "ellipse": lambda: _round(1.0),

@@ -1,4 +1,4 @@
-"""Pictures that the synthetic world takes surfaces from: scikit-image's photographs, or a folder of the user's."""
+"""Pictures as surfaces of the synthetic world: scikit-image's photographs, or a folder of the user."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from trecvit.data.folders import is_hidden
 from trecvit.errors import DataError, InputError, MissingPackageError
 
-LONG_SIDE_PX = 512  # pictures are stored no larger: a pool of them lives in every worker of a loader
-_PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LONG_SIDE_PX = 512  # every worker of a loader holds all pictures
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "train": (
         "astronaut.png",
@@ -34,21 +34,21 @@ _PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
 
 
 def photographs(split: Literal["train", "held_out"]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """The photographs that come inside the scikit-image wheel; nothing is downloaded.
+    """Load the photographs inside the scikit-image wheel, without a download.
 
     Args:
-        split: The two splits share no photograph, by name and for good, so that a model trained with the one can be
-            tested on pictures it has never seen.
+        split: The two splits share no photograph and never change, so that a model trained on one can be tested on
+            unseen pictures.
 
     Returns:
         Pictures with a long side of at most 512 px.
 
     Raises:
         MissingPackageError: scikit-image is not installed.
-        DataError: This scikit-image does not bring one of the photographs.
+        DataError: The installed scikit-image lacks one of the photographs.
     """
     if split not in _PHOTOGRAPHS:
-        raise InputError(f"split must be one of {sorted(_PHOTOGRAPHS)}, not {split!r}")
+        raise InputError(f"split: expected one of {sorted(_PHOTOGRAPHS)}, got {split!r}")
     try:
         import skimage
     except ImportError as error:
@@ -58,38 +58,38 @@ def photographs(split: Literal["train", "held_out"]) -> list[UInt8[np.ndarray, "
 
 
 def load_pictures(folder: str | Path) -> list[UInt8[np.ndarray, "_ _ _"]]:
-    """Read every picture of a folder, in the order of their names.
+    """Read all pictures of a folder, sorted by name.
 
     Args:
-        folder: Files with other endings than those of pictures are passed over; folders inside are not entered.
+        folder: Other files and subfolders are skipped.
 
     Returns:
-        Arrays `[H, W, 3]`, or `[H, W, 4]` where a picture has transparent parts: those become cut-outs. The long side
-        is at most 512 px.
+        Arrays `[H, W, 3]`, or `[H, W, 4]` for pictures with transparent parts, which become cut-outs. The long side is
+        at most 512 px.
 
     Raises:
-        DataError: The folder does not exist, holds no picture, or a picture cannot be read; the message names it.
+        DataError: The folder does not exist or holds no picture, or a picture cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of pictures, and there is no such folder")
+        raise DataError(f"{folder}: expected a folder of pictures, got no such folder; check the path")
     paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_ENDINGS and not is_hidden(path.name)
+        path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_SUFFIXES and not is_hidden(path.name)
     )
     if not paths:
-        raise DataError(f"{folder}: expected pictures ({' '.join(_PICTURE_ENDINGS)}), and there is none")
+        raise DataError(f"{folder}: expected pictures ({' '.join(_PICTURE_SUFFIXES)}), got none")
     return [_read_picture(path) for path in paths]
 
 
 def _read_picture(path: Path) -> UInt8[np.ndarray, "h w c"]:
     try:
         with Image.open(path) as image:
-            see_through = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-            picture = image.convert("RGBA" if see_through else "RGB")
+            transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+            picture = image.convert("RGBA" if transparent else "RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: this picture cannot be read ({error}). Replace or remove it") from error
+        raise DataError(f"{path}: expected a readable picture: {error}; replace or remove it") from error
     picture.thumbnail((LONG_SIDE_PX, LONG_SIDE_PX))
     pixels = np.array(picture)
-    if see_through and pixels[..., 3].min() >= 250:
+    if transparent and pixels[..., 3].min() >= 250:
         return pixels[..., :3].copy()
     return pixels

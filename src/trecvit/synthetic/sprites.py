@@ -1,4 +1,4 @@
-"""Sprites: cut-out shapes with a surface, and the supply that they and the backgrounds are drawn from.
+"""Sprites, and the supply of surfaces and pictures that sprites and backgrounds are drawn from.
 
 A `Sprite` has a texture `[4, h, w]` with colours premultiplied by alpha, so that edges stay clean when it is sampled
 between pixels.
@@ -29,12 +29,12 @@ _Array = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sprite:
-    """Something to show.
+    """A textured shape.
 
     Attributes:
         texture: Premultiplied RGBA, float32 in [0, 1].
-        radius: From the texture's centre to its farthest opaque point, in texture pixels.
-        scale: Image pixels per texture pixel at the size that was asked for.
+        radius: Distance from the texture's centre to its farthest opaque point, in texture pixels.
+        scale: Image pixels per texture pixel at the requested size.
         colour: Mean colour of the opaque part.
     """
 
@@ -45,32 +45,32 @@ class Sprite:
 
     @property
     def radius_px(self) -> float:
-        """`radius` in image pixels, at the size that was asked for."""
+        """`radius` in image pixels, at the requested size."""
         return self.radius * self.scale
 
 
-_FINEST_PX = 144  # larger things are drawn at this size and magnified
+_FINEST_PX = 144  # larger sprites are drawn at this size and magnified
 _OVERSAMPLING = 4
 
 
 def _mask(rng: np.random.Generator, kind: str, height: int, width: int) -> tuple[Image.Image, float]:
-    """An antialiased shape that leaves one transparent pixel all around, and its radius about the centre."""
+    """Draw an antialiased shape with a border of one transparent pixel; return its radius about the centre too."""
     fine = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     draw = ImageDraw.Draw(fine)
     half = np.array([width / 2 - 1, height / 2 - 1])
-    # Pillow counts pixel centres and paints the outline's own pixels too: half a fine pixel more on every side.
+    # Pillow also paints the outline's own pixels: half a fine pixel more on every side.
     shrink = 1 - 0.5 / _OVERSAMPLING / half
     radius = 0.0
-    for points, inside in outline(rng, kind):
+    for points, is_filled in outline(rng, kind):
         scaled = points * half
         radius = max(radius, float(np.hypot(scaled[:, 0], scaled[:, 1]).max()))
         corners = (half + 1 + scaled * shrink) * _OVERSAMPLING - 0.5
-        draw.polygon([(float(x), float(y)) for x, y in corners], fill=255 if inside else 0)
+        draw.polygon([(float(x), float(y)) for x, y in corners], fill=255 if is_filled else 0)
     return fine.reduce(_OVERSAMPLING), radius
 
 
 def _shade(rng: np.random.Generator, colours: _Array, mask: Image.Image) -> _Array:
-    """Make a flat cut-out look like a thing: a light from one side, a rim."""
+    """Shade a flat cut-out: light from one side, a rim."""
     height, width = colours.shape[:2]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
@@ -101,13 +101,12 @@ def premultiplied(colours: Float[np.ndarray, "h w 3"], alpha: Float[np.ndarray, 
 
 
 class Supply:
-    """Surfaces and sprites without end, from a bank of procedural surfaces and a pool of pictures.
+    """An endless supply of surfaces and sprites, from a bank of procedural surfaces and a pool of pictures.
 
-    The bank is filled as its entries are first asked for. An entry depends on the seed and its number only, so the
-    order in which scenes are made does not matter.
+    The bank is filled on demand. An entry depends on the seed and its number only, not on the order of scenes.
 
     Args:
-        seed: At least 0.
+        seed: 0 or more.
         pictures: uint8 `[H, W, 3]`, or `[H, W, 4]` for cut-outs.
         picture_share: Share of surfaces taken from pictures, if there are any.
         plain_share: Share of surfaces of one colour.
@@ -127,15 +126,15 @@ class Supply:
         self._pictures: list[Image.Image] = []
         self._cut_outs: list[Image.Image] = []
         for number, picture in enumerate(pictures):
-            self._take(number, np.asarray(picture))
+            self._add_picture(number, np.asarray(picture))
 
-    def _take(self, number: int, picture: NDArray[Any]) -> None:
+    def _add_picture(self, number: int, picture: NDArray[Any]) -> None:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4) or min(picture.shape) < 1:
             raise InputError(
-                f"pictures[{number}] must be uint8 [H, W, 3] or [H, W, 4], not {picture.dtype} {list(picture.shape)}"
+                f"pictures[{number}]: expected uint8 [H, W, 3] or [H, W, 4], got {picture.dtype} {list(picture.shape)}"
             )
         if min(picture.shape[:2]) < 8:
-            raise InputError(f"pictures[{number}] must be at least 8 px high and wide, not {list(picture.shape[:2])}")
+            raise InputError(f"pictures[{number}]: expected at least 8 x 8 px, got {list(picture.shape[:2])}")
         image = Image.fromarray(np.ascontiguousarray(picture))
         image.thumbnail((LONG_SIDE_PX, LONG_SIDE_PX))
         if picture.shape[2] == 3:
@@ -143,11 +142,11 @@ class Supply:
             return
         box = image.getchannel("A").point(lambda value: 255 if value > 127 else 0).getbbox()
         if box is None:
-            raise DataError(f"pictures[{number}] is transparent everywhere: nothing of it could be seen. Remove it")
+            raise DataError(f"pictures[{number}]: expected an opaque part, got a transparent picture; remove it")
         self._cut_outs.append(image.crop(box))
 
     def _source(self, rng: np.random.Generator, irregular: bool) -> tuple[Image.Image, float]:
-        """A picture or a procedural surface, and how freely its colours may be changed."""
+        """Draw a picture or a procedural surface, and the strength of its `recolour`."""
         if self._pictures and rng.random() < self.picture_share:
             return self._pictures[int(rng.integers(len(self._pictures)))], 0.15 if rng.random() < 0.7 else 0.6
         number = int(rng.integers(self.BANK))
@@ -170,18 +169,18 @@ class Supply:
         zoom: tuple[float, float] = (0.2, 0.9),
         irregular: bool = False,
     ) -> Float[np.ndarray, "h w 3"]:
-        """A random piece of a random source, float32 in [0, 1].
+        """Cut a random piece out of a random source, float32 in [0, 1].
 
         Args:
-            rng: Where every choice comes from.
+            rng: Source of randomness.
             height: In pixels.
             width: In pixels.
-            zoom: The piece's part of what fits into its source, drawn from this range.
-            irregular: Nothing that repeats: shifted by its period, a pattern looks as if it moved the other way.
+            zoom: Range of the piece's size, relative to the largest that fits into the source.
+            irregular: Exclude periodic patterns, whose motion is ambiguous.
         """
         if not irregular and self.plain_share and rng.random() < self.plain_share:
             return np.full((height, width, 3), rng.uniform(0.05, 0.95, 3), np.float32)
-        source, freedom = self._source(rng, irregular)
+        source, strength = self._source(rng, irregular)
         part = min(source.width / width, source.height / height) * rng.uniform(*zoom)
         reach_x, reach_y = width * part, height * part
         left, top = rng.uniform(0, source.width - reach_x), rng.uniform(0, source.height - reach_y)
@@ -190,15 +189,15 @@ class Supply:
         colours = np.asarray(piece, np.float32) / np.float32(255)
         if rng.random() < 0.5:
             colours = colours[:, ::-1]
-        return recolour(rng, colours, freedom)
+        return recolour(rng, colours, strength)
 
     def background(
         self, rng: np.random.Generator, height: int, width: int, *, irregular: bool = False
     ) -> Float[Tensor, "4 h w"]:
-        """An opaque texture; see `surface`. If it is to be irregular, it also has some contrast."""
+        """Draw an opaque texture, see `surface`; an irregular one has some contrast."""
         colours = self.surface(rng, height, width, zoom=(0.45, 1.0), irregular=irregular)
         spread = float(colours.std(axis=(0, 1)).max())
-        if irregular and spread < 0.12:  # on an empty wall nobody could see it move
+        if irregular and spread < 0.12:  # without contrast its motion would be invisible
             mean = colours.mean(axis=(0, 1))
             colours = np.clip(mean + (colours - mean) * np.float32(min(0.12 / max(spread, 1e-3), 5.0)), 0, 1)
         return premultiplied(colours, np.ones((height, width), np.float32))
@@ -212,14 +211,14 @@ class Supply:
         unlike: Sequence[NDArray[Any]] = (),
         cut_outs: bool = False,
     ) -> Sprite:
-        """A thing with a surface of its own.
+        """Draw a shape with a surface.
 
         Args:
-            rng: Where every choice comes from.
+            rng: Source of randomness.
             kind: One of `SHAPES` or `TURNABLE`.
             size_px: Height and width of its box, in image pixels.
-            unlike: Mean colours `[3]` it must stand out from.
-            cut_outs: Whether a cut-out picture may take the place of the shape, if there are any.
+            unlike: Mean colours `[3]` to stand out from.
+            cut_outs: Whether a cut-out picture may replace the shape, if there are any.
         """
         if cut_outs and self._cut_outs and rng.random() < max(self.picture_share, 0.5):
             return self._cut_out(rng, max(size_px))
@@ -258,9 +257,9 @@ class Supply:
 
 
 def _stand_out(colours: _Array, colour: NDArray[Any], unlike: Sequence[NDArray[Any]]) -> _Array:
-    """Shift the brightness as far from the others' as possible."""
-    others = np.array([float(np.mean(other)) for other in unlike])
-    goal = max(np.linspace(0.1, 0.9, 9), key=lambda level: float(np.abs(others - level).min()))
+    """Shift the brightness as far from that of `unlike` as possible."""
+    brightness = np.array([float(np.mean(other)) for other in unlike])
+    goal = max(np.linspace(0.1, 0.9, 9), key=lambda level: float(np.abs(brightness - level).min()))
     shifted: _Array = np.clip((colours - colour) * 0.8 + np.float32(goal), 0, 1)
     return shifted
 
@@ -269,12 +268,12 @@ def shatter(rng: np.random.Generator, sprite: Sprite, pieces: int) -> Iterator[t
     """Break a sprite into pieces.
 
     Args:
-        rng: Where the cracks come from.
-        sprite: What to break.
-        pieces: How many at most; a piece that would be all but invisible is left out.
+        rng: Source of randomness.
+        sprite: The whole.
+        pieces: Largest number; tiny pieces are left out.
 
     Yields:
-        Each piece, and where its texture's centre lies from the sprite's centre, (x, y) in texture pixels.
+        Each piece, and the offset of its centre from the sprite's centre, (x, y) in texture pixels.
     """
     _, height, width = sprite.texture.shape
     alpha = sprite.texture[3].numpy()

@@ -1,4 +1,4 @@
-"""Procedural surfaces: RGB arrays `[h, w, 3]`, float32 in [0, 1], drawn from a `numpy.random.Generator` alone."""
+"""Procedural surfaces: RGB arrays `[h, w, 3]`, float32 in [0, 1], determined by a `numpy.random.Generator`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Array = NDArray[np.float32]
 
 
 def palette(rng: np.random.Generator, colours: int) -> _Array:
-    """Colours `[colours, 3]` that go together: one family of hues, with light and dark among them."""
+    """Draw a palette `[colours, 3]`: one family of hues, light and dark."""
     hue, spread = rng.uniform(0, 1), rng.choice([0.05, 0.15, 0.5])
     hues = hue + rng.uniform(-spread, spread, colours)
     saturation = rng.uniform(0, rng.choice([0.25, 0.6, 1.0]), colours)
@@ -29,7 +29,7 @@ def palette(rng: np.random.Generator, colours: int) -> _Array:
 
 
 def _paint(field: NDArray[Any], colours: _Array) -> _Array:
-    """Colour a field in [0, 1] with a ramp through the colours."""
+    """Map a field in [0, 1] to a colour ramp."""
     stops = np.linspace(0, 255, len(colours))
     ramp = np.stack([np.interp(np.arange(256), stops, colours[:, c]) for c in range(3)], axis=1).astype(np.float32)
     painted: _Array = ramp[(np.clip(field, 0, 1) * 255).astype(np.uint8)]
@@ -42,11 +42,11 @@ def _axes(size: int) -> tuple[_Array, _Array]:
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 1) -> _Array:
-    """Smooth noise `[size, size]` in [0, 1]; `cells` bumps along a side in the coarsest octave."""
+    """Draw smooth noise `[size, size]` in [0, 1] with `cells` bumps along a side in the coarsest octave."""
     total = np.zeros((size, size), np.float32)
     for octave in range(octaves):
         side = cells * 2**octave + 1
-        if side > size // 3:  # finer would flicker when the texture is shrunk
+        if side > size // 3:  # a finer octave would flicker when minified
             break
         grid = rng.standard_normal((side, side), dtype=np.float32)
         total += np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC)) * 0.55**octave
@@ -60,7 +60,7 @@ def _clouds(rng: np.random.Generator, size: int) -> _Array:
 
 
 def _nature(rng: np.random.Generator, size: int) -> _Array:
-    """Noise with the spectrum of photographs (amplitude falls with frequency), its colours nearly in step."""
+    """Draw noise with the spectrum of photographs (amplitude falls with frequency) and correlated colours."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     frequency[0, 0] = 1
     fall = np.exp(-((frequency / 0.3) ** 2)) / frequency ** rng.uniform(1.0, 1.7)
@@ -90,8 +90,8 @@ def _plaid(rng: np.random.Generator, size: int) -> _Array:
 
 
 def _checks(rng: np.random.Generator, size: int) -> _Array:
-    one, two = _waves(rng, size), _waves(rng, size)
-    return _paint(0.5 + 0.5 * np.tanh(rng.uniform(2, 6) * np.sin(one) * np.sin(two)), palette(rng, 2))
+    first, second = _waves(rng, size), _waves(rng, size)
+    return _paint(0.5 + 0.5 * np.tanh(rng.uniform(2, 6) * np.sin(first) * np.sin(second)), palette(rng, 2))
 
 
 def _rings(rng: np.random.Generator, size: int) -> _Array:
@@ -152,16 +152,18 @@ def _spots(rng: np.random.Generator, size: int) -> _Array:
 
 
 def _clutter(rng: np.random.Generator, size: int) -> _Array:
-    """Overlapping shapes of all kinds and colours, as on a full table."""
+    """Draw overlapping shapes of all kinds and colours."""
     canvas = Image.fromarray((_clouds(rng, size * 2) * 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     colours = np.concatenate([palette(rng, 4), palette(rng, 4)])
     for _ in range(int(rng.integers(8, 40))):
         centre, reach = rng.uniform(0, 2 * size, 2), rng.uniform(0.04, 0.3) * size
         fill = _rgb(colours[int(rng.integers(8))] * rng.uniform(0.6, 1))
-        for points, inside in outline(rng, str(rng.choice(SHAPES))):
+        for points, is_filled in outline(rng, str(rng.choice(SHAPES))):
             turned = (points * rng.uniform(0.4, 1, 2)) @ rotation(rng.uniform(0, 2 * math.pi)).T
-            draw.polygon([(float(x), float(y)) for x, y in turned * reach + centre], fill=fill if inside else (0, 0, 0))
+            draw.polygon(
+                [(float(x), float(y)) for x, y in turned * reach + centre], fill=fill if is_filled else (0, 0, 0)
+            )
     return np.asarray(canvas.reduce(2), np.float32) / np.float32(255)
 
 
@@ -170,7 +172,7 @@ def _rgb(colour: NDArray[Any]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-# Kinds that do not repeat come first: shifted by its period, a pattern looks as if it moved the other way.
+# Aperiodic kinds first: a periodic pattern shifted by its period appears to move the other way.
 _IRREGULAR = (_clouds, _nature, _clutter, _cells, _nature, _spots, _clutter)
 _REGULAR = (_stripes, _plain, _plaid, _bricks, _checks, _rings)
 _SURFACES: tuple[Callable[[np.random.Generator, int], _Array], ...] = (*_IRREGULAR, *_REGULAR)
@@ -181,12 +183,12 @@ def surface(rng: np.random.Generator, size: int, kind: int | None = None) -> Flo
     """Draw a procedural surface, float32 in [0, 1].
 
     Args:
-        rng: Where every choice comes from.
+        rng: Source of randomness.
         size: Side in pixels, at least 64.
-        kind: Which of the kinds, counted round; drawn when None.
+        kind: Index of the kind, modulo their number; random when None.
     """
     if size < 64:
-        raise InputError(f"a surface's side must be at least 64 px, not {size}")
+        raise InputError(f"size: expected at least 64 px, got {size}")
     kind = int(rng.integers(len(_SURFACES))) if kind is None else kind
     return np.clip(_SURFACES[kind % len(_SURFACES)](rng, size), 0, 1).astype(np.float32)
 
@@ -194,12 +196,12 @@ def surface(rng: np.random.Generator, size: int, kind: int | None = None) -> Flo
 def recolour(
     rng: np.random.Generator, colours: Float[np.ndarray, "h w 3"], strength: float
 ) -> Float[np.ndarray, "h w 3"]:
-    """Turn the hue, change the saturation and the brightness: strength 1 for anything, 0.2 for another lamp."""
+    """Change hue, saturation and brightness at random: strength 1 is any change, 0.2 another light source."""
     turn = strength * rng.uniform(-math.pi, math.pi)
     cos, sin, third = math.cos(turn), math.sin(turn), math.sqrt(1 / 3)
     hue = cos * np.eye(3) + (1 - cos) / 3 + sin * third * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-    colour_kept = 1 - strength * rng.uniform(-0.3, 0.8)
-    mix = (colour_kept * hue + (1 - colour_kept) / 3) * (1 + strength * rng.uniform(-0.45, 0.35))
+    saturation = 1 - strength * rng.uniform(-0.3, 0.8)
+    mix = (saturation * hue + (1 - saturation) / 3) * (1 + strength * rng.uniform(-0.45, 0.35))
     shift = strength * rng.uniform(-0.15, 0.2)
     changed: _Array = np.clip(colours @ mix.T.astype(np.float32) + np.float32(shift), 0, 1)
     return changed
