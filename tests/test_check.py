@@ -51,7 +51,7 @@ def test_everything_wrong_is_found_and_the_clean_list_is_good(tmp_path, data):
     assert seen[-1] == (11, 3)
     assert (report["listed"], report["found"], report["good"]) == (11, 11, 8)
     assert [entry["name"] for entry in report["failed"]] == ["b/cut.mp4", "b/empty.mp4", "b/text.mp4"]
-    assert "empty (0 bytes)" in report["failed"][1]["reason"]
+    assert "got an empty file" in report["failed"][1]["reason"]
     assert report["too_short"] == [{"name": "b/short.mp4", "frames": 2}]
     assert report["duplicates"] == [
         {"names": ["a/3.mp4", "b/other.mp4"], "agree": False},
@@ -201,7 +201,7 @@ def test_odd_arguments_and_journals(tmp_path, data):
         check_videos(read_manifest(data), tmp_path / "out", min_frames=0)
     (tmp_path / "out" / "journal.jsonl").parent.mkdir(exist_ok=True)
     (tmp_path / "out" / "journal.jsonl").write_text("something else\n")
-    with pytest.raises(DataError, match="not the journal of a check"):
+    with pytest.raises(DataError, match="expected the journal of a check"):
         check_videos(read_manifest(data), tmp_path / "out")
 
 

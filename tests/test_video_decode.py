@@ -470,7 +470,7 @@ def test_everything_is_read_of_one_opened_file(tmp_path: Path, monkeypatch: pyte
         first = video.frames()
         next(first)
         video.frames_at([3])
-        with pytest.raises(InputError, match="something else was read"):
+        with pytest.raises(InputError, match="one pass over the video"):
             next(first)
     assert opened == [path, path]  # the second by probe
 

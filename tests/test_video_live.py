@@ -44,7 +44,7 @@ def test_an_address_is_read(tmp_path: Path) -> None:
             address = f"http://127.0.0.1:{server.server_port}"
             frames = list(read_frames(f"{address}/{path.name}"))
             later = list(read_frames(f"{address}/{path.name}", start_frame=20))
-            with pytest.raises(VideoError, match="FFmpeg says"):
+            with pytest.raises(VideoError, match="FFmpeg: "):
                 probe(f"{address}/missing.mp4")
         finally:
             server.shutdown()
@@ -66,7 +66,7 @@ def test_a_silent_address_does_not_hang(monkeypatch: pytest.MonkeyPatch, answer:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(VideoError, match=r"no data came for 0\.3 s"):
+        with pytest.raises(VideoError, match=r"no data for 0\.3 s"):
             probe(f"http://user:hush@127.0.0.1:{server.getsockname()[1]}/live.webm")
         thread.join()
         connections[0].close()
@@ -121,7 +121,7 @@ def test_a_camera_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("http://127.0.0.1:9/a.mp4", r"Connection refused; check the address, and that its sender is running"),
         ("rtsp://127.0.0.1:9/a", r"check the address, and that its sender is running"),
-        ("camera:77", r"expected a camera.*check that it is connected|cameras can be opened on"),
+        ("camera:77", r"expected a camera.*check that it is connected|expected Linux or macOS"),
         ("", r"got an empty name"),
         (" ", r"got an empty name|no such file"),
     ],

@@ -76,8 +76,8 @@ def test_images_are_turned_as_their_camera_was(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("2.png", painted(2, 130), r"1\.png is 128 x 64, but 2\.png is 130 x 64"),
-        ("2.png", b"\x89PNG\r\n\x1a\nbroken", r"2\.png: the image could not be read"),
-        ("2.png", np.zeros((64, 128), np.uint16), "8 bits a colour"),
+        ("2.png", b"\x89PNG\r\n\x1a\nbroken", r"2\.png: expected a readable image"),
+        ("2.png", np.zeros((64, 128), np.uint16), "8 bits per colour"),
     ],
 )
 def test_a_bad_image_is_named(tmp_path: Path, name: str, content: np.ndarray | bytes, words: str) -> None:
@@ -141,7 +141,7 @@ def test_a_folder_of_videos_is_no_video(tmp_path: Path, place: str) -> None:
     (tmp_path / place).mkdir(exist_ok=True)
     make_video(tmp_path / place / "clip", VP9, num_frames=2)
     PIL.Image.fromarray(painted(1)).save(tmp_path / "thumbnail.png")
-    with pytest.raises(VideoError, match=r"a folder of videos, 'clip\.webm' among them; name one of them"):
+    with pytest.raises(VideoError, match=r"a folder of videos, 'clip\.webm' among them; choose one of them"):
         probe(tmp_path)
 
 

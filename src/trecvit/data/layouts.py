@@ -1,8 +1,8 @@
 """Layouts of data sets on disk, each read into a `Manifest`.
 
 Kinetics (the official csv), Something-Something-v2 (its JSON lists), `path label` lists as SlowFast, VideoMAE and
-V-JEPA read them, a folder per class, and tar shards as WebDataset writes them. Nothing is decoded here: a manifest says
-what there should be and which files are there; `trecvit.data.check` looks into them.
+V-JEPA read them, a folder per class, and tar shards as WebDataset writes them. Reading a layout decodes no video: see
+`trecvit.data.check`.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from trecvit.video.frames import VIDEO_SUFFIXES
 
 _ANIMATED = (".gif", ".webp", ".apng")
 
-Unknown = list[tuple[str, str]]  # names of videos, and what their classes are said to be
+Unknown = list[tuple[str, str]]  # names of videos, and their unknown classes
 
 Format = Literal["kinetics", "something", "list", "folders", "shards", "unlabelled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSource:
-    """Where one split of a data set is.
+    """The location and layout of one split of a data set.
 
     Attributes:
         path: The list (Kinetics' csv, Something-Something's JSON, a `path label` list), the folder of classes or of
             videos without any, or the shards: a folder of them, one file, or a pattern such as "train-{000..099}.tar",
-            also as an address.
+            also as a URL.
         videos: Folder of the videos, for the formats with a list; the list's own folder by default.
-        format: One of "kinetics", "something", "list", "folders", "shards", "unlabelled"; found out from `path` by
+        format: One of "kinetics", "something", "list", "folders", "shards", "unlabelled"; detected from `path` by
             default. "unlabelled" takes all videos in a folder, at any depth.
-        labels: "kinetics400", "something_something_v2", or a file with the names of the classes: lines in the order of
-            their numbers, or Something-Something's JSON. What the data say themselves by default.
+        labels: "kinetics400", "something_something_v2", or a file of class names: lines in index order, or
+            Something-Something's JSON. By default those of the data set.
     """
 
     path: str
@@ -73,7 +73,7 @@ class DataSource:
 
     @classmethod
     def from_value(cls, value: Any) -> DataSource:
-        """From a recipe: a mapping of the fields, or the path alone."""
+        """Build from a recipe's value: a mapping of the fields, or the path alone."""
         if isinstance(value, (str, Path)):
             return cls(path=str(value))
         if not isinstance(value, Mapping):
@@ -83,21 +83,21 @@ class DataSource:
 
 
 def read_manifest(source: DataSource | str | Path, *, unknown: Unknown | None = None) -> Manifest:
-    """Reads one split of a data set in whatever form it is.
+    """Read one split of a data set in any supported layout.
 
     Args:
-        source: Where it is; a path alone if everything else can be found out from it.
-        unknown: If given, videos of a class that there is not are left out and noted here, instead of refused.
+        source: Location and layout; a path if the rest can be detected.
+        unknown: If given, collects the videos of unknown classes, which are left out; else they raise.
 
     Raises:
-        DataError: When a list is not what its format asks for, names classes that are not known, or no video is there.
+        DataError: A list has a wrong format or unknown classes, or there is no video.
     """
     if not isinstance(source, DataSource):
         source = DataSource(path=str(source))
     names = read_labels(source.labels) if source.labels else None
     if source.format is None and Path(source.path).is_dir():
         return _read_folder(source.path, names, unknown)
-    form = source.format or _recognised(source.path)
+    form = source.format or _detected_format(source.path)
     if form == "folders":
         return read_folders(source.path, labels=names, unknown=unknown)
     if form == "unlabelled":
@@ -113,7 +113,7 @@ def read_manifest(source: DataSource | str | Path, *, unknown: Unknown | None = 
 
 
 def split_of(path: str, split: Literal["train", "validation", "test"]) -> str:
-    """The folder of a split, if the path is a data set with splits (`split_folders`); else the path itself."""
+    """Return the folder of a split, if the path is a data set with splits (`split_folders`); else the path itself."""
     if "://" in path:
         return path
     return str(split_folders(path).get(split, path))
@@ -122,31 +122,31 @@ def split_of(path: str, split: Literal["train", "validation", "test"]) -> str:
 def read_kinetics(
     path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
 ) -> Manifest:
-    """Kinetics' official csv: columns label, youtube_id, time_start, time_end; the test list has no label.
+    """Read Kinetics' official csv: columns label, youtube_id, time_start, time_end; the test list has no label.
 
     Args:
         path: The csv.
         videos: Folder with files `{youtube_id}_{start:06}_{end:06}.mp4`, at any depth: all in one folder or in one
             per class.
-        labels: Names in the order of their numbers. By default those of Kinetics-400 if the csv has no others, else
-            the names of the csv, sorted.
+        labels: Class names in index order. By default those of Kinetics-400 if the csv has no others, else the names in
+            the csv, sorted.
         unknown: See `read_manifest`.
     """
     path = Path(path)
-    needed = {"youtube_id", "time_start", "time_end"}
-    expected = f"a csv with the columns {', '.join(sorted(needed))}"
+    columns = {"youtube_id", "time_start", "time_end"}
+    expected = f"a csv with the columns {', '.join(sorted(columns))}"
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path, expected), newline="")))
     except csv.Error as exc:
         raise DataError(f"{path}: expected {expected}: {exc}") from exc
-    if not rows or not needed <= set(rows[0]):
+    if not rows or not columns <= set(rows[0]):
         raise DataError(f"{path}: expected {expected}")
     for row in rows:
         row["label"] = (row.get("label") or "").strip()
-    found = {row["label"] for row in rows if row["label"]}
+    csv_labels = {row["label"] for row in rows if row["label"]}
     if labels is None:
-        known = class_names("kinetics400")
-        labels = known if found <= set(known) else sorted(found)
+        kinetics = class_names("kinetics400")
+        labels = kinetics if csv_labels <= set(kinetics) else sorted(csv_labels)
     numbers = _numbers(labels)
     files = _files_by_stem(videos)
     entries = []
@@ -165,13 +165,13 @@ def read_kinetics(
 def read_something(
     path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
 ) -> Manifest:
-    """Something-Something-v2's JSON lists: `id` and, but for the test list, `template`.
+    """Read Something-Something-v2's JSON lists: `id` and, except in the test list, `template`.
 
     Args:
-        path: `train.json`, `validation.json` or `test.json` under whatever name.
+        path: `train.json`, `validation.json` or `test.json`, under any name.
         videos: Folder with files `{id}.webm`.
-        labels: Names in the order of their numbers. By default those of `labels.json`, or of any one JSON file whose
-            name ends so, beside the list; else the 174 of the data set.
+        labels: Class names in index order. By default those of `labels.json`, or of the only JSON file whose name ends
+            so, in the list's folder; else the 174 of the data set.
         unknown: See `read_manifest`.
     """
     path = Path(path)
@@ -179,11 +179,13 @@ def read_something(
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
         raise DataError(f"{path}: expected a JSON list of objects with `id` and `template`")
     if labels is None:
-        beside = visible_files(path.parent, "labels.json")
-        exact = [file for file in beside if file.name == "labels.json"] or beside
-        if len(exact) > 1:
-            raise DataError(f"{path}: {len(exact)} files beside it end in labels.json; say which with `labels`")
-        labels = read_labels(exact[0]) if exact else class_names("something_something_v2")
+        files = visible_files(path.parent, "labels.json")
+        files = [file for file in files if file.name == "labels.json"] or files
+        if len(files) > 1:
+            raise DataError(
+                f"{path}: expected one file *labels.json in its folder, got {len(files)}; choose one with `labels`"
+            )
+        labels = read_labels(files[0]) if files else class_names("something_something_v2")
     numbers = _numbers(labels)
     named = []
     for place, entry in enumerate(entries):
@@ -198,63 +200,62 @@ def read_something(
 def read_list(
     path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
 ) -> Manifest:
-    """A text file with a path and a class number per line, as SlowFast, VideoMAE and V-JEPA read them.
+    """Read a text file with a path and a class index per line, as for SlowFast, VideoMAE and V-JEPA.
 
-    The number is what stands after the last tab, space or comma, so paths may hold all of them. Empty lines are
-    nothing. A path may also name a folder of frames. A path in quotes is taken as it is, with `""` for a quote within;
-    bytes that are not UTF-8 are those of the file's name.
+    The index follows the last tab, space or comma, so paths may contain them. Empty lines are ignored. A path may name
+    a folder of frames. A path in quotes is literal, with `""` for a quote; bytes that are not UTF-8 are kept.
 
     Args:
         path: The list.
         videos: Folder that relative paths start from.
-        labels: Names in the order of the numbers; those of `labels.txt` beside the list by default.
+        labels: Class names in index order; by default those of `labels.txt` in the list's folder.
         unknown: See `read_manifest`.
     """
     path, videos = Path(path), Path(videos)
-    if labels is None and (beside := path.parent / "labels.txt").is_file() and beside != path:
-        labels = read_labels(beside)
-    found: list[Video] = []
+    if labels is None and (default := path.parent / "labels.txt").is_file() and default != path:
+        labels = read_labels(default)
+    listed: list[Video] = []
     missing: list[str] = []
     for line, name, label in read_path_list(path):
         if labels is not None and not _in_range(labels, label, f"{path}, line {line}", name, unknown):
             continue
         file = videos / name
         if file.exists():
-            found.append(Video(name, file, label))
+            listed.append(Video(name, file, label))
         elif is_text(name):
             missing.append(name)
         else:
             raise DataError(f"{path}, line {line}: expected a list as text in UTF-8, got {name!r}; save it as UTF-8")
-    if not found and missing:
+    if not listed and missing:
         raise DataError(
             f"{path}: expected at least one video, found none: {len(missing)} are listed without a file, such as "
-            f"{missing[0]}; looked in {videos}, say with `videos` where they are"
+            f"{missing[0]}; looked in {videos}, give their folder with `videos`"
         )
-    return Manifest(tuple(found), tuple(labels or ()), tuple(missing), str(path))
+    return Manifest(tuple(listed), tuple(labels or ()), tuple(missing), str(path))
 
 
 def read_folders(
     folder: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
 ) -> Manifest:
-    """A folder per class with the videos in it, at any depth.
+    """Read a folder per class, with videos at any depth.
 
-    Hidden files and folders are passed over, each real folder is read once (`list_videos`). A class folder without a
-    video keeps its number, so that the numbers do not depend on which videos are there.
+    Hidden files and folders are skipped, and each real folder is read once (`list_videos`). A class folder without a
+    video keeps its index, so that indices do not depend on the videos present.
 
     Args:
-        folder: The folder of classes.
-        labels: Names in the order of their numbers, one for each folder; the folders' names, sorted, by default.
+        folder: The folder of class folders.
+        labels: Class names in index order, one per folder; by default the folders' names, sorted.
         unknown: See `read_manifest`.
     """
     if not Path(folder).is_dir():
-        raise DataError(f"{folder}: expected a folder with a folder of videos for each class")
+        raise DataError(f"{folder}: expected a folder with a subfolder of videos for each class; check the path")
     return _as_classes(list_videos(folder), labels, unknown)
 
 
 def read_unlabelled(folder: str | Path) -> Manifest:
-    """All videos in a folder, at any depth but not in hidden folders, without classes."""
+    """Read all videos in a folder, at any depth but not in hidden folders, without classes."""
     if not Path(folder).is_dir():
-        raise DataError(f"{folder}: expected a folder of videos")
+        raise DataError(f"{folder}: expected a folder of videos; check the path")
     return _without_classes(list_videos(folder))
 
 
@@ -265,28 +266,28 @@ def read_shards(
     source: str | None = None,
     unknown: Unknown | None = None,
 ) -> Manifest:
-    """Tar files as WebDataset writes them: members `{key}.mp4` and, with the class's number as text, `{key}.cls`.
+    """Read tar files as WebDataset writes them: members `{key}.mp4` and, with the class index as text, `{key}.cls`.
 
-    The videos stay where they are; their places in the shards are noted, so any can be had at once.
+    Videos are not unpacked: their positions in the shards give random access.
 
     Args:
         shards: The tar files.
-        labels: Names in the order of the numbers; those of `labels.txt` beside the first shard by default.
+        labels: Class names in index order; by default those of `labels.txt` in the folder of the first shard.
         source: For messages.
         unknown: See `read_manifest`.
 
     Raises:
-        DataError: For a file that is no tar, or does not hold together; see `read_tar`.
+        DataError: A file is not a consistent tar; see `read_tar`.
     """
     return _of_tars({shard: read_tar(shard) for shard in shards}, {}, labels, source, unknown)
 
 
 def shard_paths(pattern: str) -> list[Path]:
-    """The shards that a folder, a file or a pattern such as "train-{000..099}.tar" names; addresses are fetched once.
+    """List the shards of a folder, a file or a pattern such as "train-{000..099}.tar"; URLs are downloaded once.
 
     Raises:
-        DataError: When one is not there.
-        DownloadError: When one cannot be fetched.
+        DataError: A shard does not exist.
+        DownloadError: A shard cannot be downloaded.
     """
     if Path(pattern).is_dir():
         return sorted(file for file in Path(pattern).iterdir() if _is_shard(file))
@@ -295,27 +296,27 @@ def shard_paths(pattern: str) -> list[Path]:
         first, last = span.groups()
         names = [pattern.replace(span[0], str(number).zfill(len(first))) for number in range(int(first), int(last) + 1)]
     if "://" in pattern:
-        kept = cache_folder() / "shards"
-        # Shards of different data sets often have the same names, so the address goes into the path.
-        folders = [kept / hashlib.sha256(name.encode()).hexdigest()[:12] for name in names]
+        cache = cache_folder() / "shards"
+        # Shards of different data sets often share names, so the URL's hash goes into the path.
+        folders = [cache / hashlib.sha256(name.encode()).hexdigest()[:12] for name in names]
         return [download(name, folder / name.rsplit("/", 1)[-1]) for name, folder in zip(names, folders, strict=True)]
     for name in names:
         if not Path(name).is_file():
-            raise DataError(f"{name}: there is no such shard; check the path or the numbers in {pattern!r}")
+            raise DataError(f"{name}: expected a shard, got no such file; check the path or the range in {pattern!r}")
     return [Path(name) for name in names]
 
 
 # ---- pieces --------------------------------------------------------------------------------------------------------
 
 
-def _recognised(path: str) -> Format:
+def _detected_format(path: str) -> Format:
     file = Path(path)
     suffix = file.suffix.lower()
     if suffix == ".tar":
         return "shards"
     if not file.is_file():
-        what = "this is no file" if file.exists() else "there is no such file or folder"
-        raise DataError(f"{path}: expected a data set, and {what}; check the path")
+        problem = "a special file" if file.exists() else "no such file or folder"
+        raise DataError(f"{path}: expected a data set, got {problem}; check the path")
     if suffix in VIDEO_SUFFIXES:
         raise DataError(f"{path}: expected a data set, got a video; give the folder that holds it, or a list of videos")
     if suffix == ".json":
@@ -325,19 +326,19 @@ def _recognised(path: str) -> Format:
 
 
 def _read_folder(folder: str, labels: Sequence[str] | None, unknown: Unknown | None) -> Manifest:
-    """A folder, in the form that it is found to have."""
+    """Read a folder in the layout that it turns out to have."""
     listing = list_videos(folder)
     if not listing.videos and shard_paths(folder):
         return _read_shard_folder(folder, labels, unknown)
     if splits := splits_of(listing):
         names = ", ".join(f"{place} ({split})" for split, place in splits.items())
         raise DataError(
-            f"{folder}: expected a folder for each class, got one for each split; give one of them: {names}; or say "
-            "`format: folders` where they are classes, `format: unlabelled` for all videos without classes"
+            f"{folder}: expected a folder for each class, got one for each split; choose one: {names}; or set "
+            "`format: folders` if they are classes, `format: unlabelled` for all videos without classes"
         )
     if not listing.videos and not listing.missing and not listing.folders:
-        others = f"; {passed_over(listing.skipped)}" if listing.skipped else ""
-        raise DataError(f"{folder}: expected a folder of videos for each class, found no folder in it{others}")
+        skipped = f"; {passed_over(listing.skipped)}" if listing.skipped else ""
+        raise DataError(f"{folder}: expected a folder of videos for each class, found no folder in it{skipped}")
     if listing.videos and not any("/" in name for name in listing.videos):
         return _without_classes(listing)
     return _as_classes(listing, labels, unknown)
@@ -347,22 +348,22 @@ def _as_classes(listing: Listing, labels: Sequence[str] | None, unknown: Unknown
     folder = str(listing.root)
     if not listing.folders:
         raise DataError(f"{folder}: expected a folder of videos for each class, found no folder in it")
-    # Files of names cannot hold blanks at the ends.
+    # Files of class names cannot represent blanks at the ends.
     folders = sorted(listing.folders, key=str.strip)
     classes = [name.strip() for name in folders]
     if labels is None:
         check_labels(classes, [str(listing.root / name) for name in folders])
     numbers = _numbers(labels if labels is not None else classes)
-    found, outside = [], []
+    videos, outside = [], []
     for name in listing.videos:
-        of, slash, _ = name.partition("/")
+        class_folder, slash, _ = name.partition("/")
         if not slash:
             outside.append(name)
-        elif (number := _number(numbers, of.strip(), str(listing.root / of), name, unknown)) >= 0:
-            found.append(Video(name, listing.root / name, number))
+        elif (number := _number(numbers, class_folder.strip(), str(listing.root / class_folder), name, unknown)) >= 0:
+            videos.append(Video(name, listing.root / name, number))
     skipped = {**listing.skipped, **({"outside_classes": outside} if outside else {})}
     names = tuple(labels if labels is not None else classes)
-    return Manifest(tuple(found), names, tuple(listing.missing), folder, skipped)
+    return Manifest(tuple(videos), names, tuple(listing.missing), folder, skipped)
 
 
 def _without_classes(listing: Listing) -> Manifest:
@@ -375,7 +376,7 @@ def _is_shard(file: Path) -> bool:
 
 
 def _read_shard_folder(pattern: str, labels: Sequence[str] | None, unknown: Unknown | None) -> Manifest:
-    """Shards by a pattern; in a folder, tars that are none of the data set's are passed over."""
+    """Read shards by a pattern; in a folder, tars that are not part of the data set are skipped."""
     paths = shard_paths(pattern)
     if not Path(pattern).is_dir():
         return read_shards(paths, labels=labels, source=pattern, unknown=unknown)
@@ -387,7 +388,7 @@ def _read_shard_folder(pattern: str, labels: Sequence[str] | None, unknown: Unkn
             skipped["not_videos"].append(file.name)
     tars = {path: read_tar(path) for path in paths if tarfile.is_tarfile(path)}
     labelled = any(tar.classes for tar in tars.values())
-    # A backup beside the shards may hold the same videos once more, but not with their classes.
+    # A backup beside the shards may hold the same videos again, but without their classes.
     shards = {path: tar for path, tar in tars.items() if tar.videos and (tar.classes or not labelled)}
     skipped["not_shards"] = [path.name for path in paths if path not in shards]
     return _of_tars(shards, skipped, labels, pattern, unknown)
@@ -400,25 +401,25 @@ def _of_tars(
     source: str | None,
     unknown: Unknown | None,
 ) -> Manifest:
-    passed: dict[str, list[str]] = defaultdict(list)
-    found = []
+    all_skipped: dict[str, list[str]] = defaultdict(list)
+    videos = []
     for tar in tars.values():
-        found += [Video(key, part, tar.classes.get(key, NO_LABEL)) for key, part in tar.videos.items()]
-    for some in (skipped, *(tar.skipped for tar in tars.values())):
-        for reason, names in some.items():
-            passed[reason] += names
+        videos += [Video(key, part, tar.classes.get(key, NO_LABEL)) for key, part in tar.videos.items()]
+    for names_by_reason in (skipped, *(tar.skipped for tar in tars.values())):
+        for reason, names in names_by_reason.items():
+            all_skipped[reason] += names
     first = next(iter(tars), None)
-    if labels is None and first and (beside := first.parent / "labels.txt").is_file():
-        labels = read_labels(beside)
+    if labels is None and first and (default := first.parent / "labels.txt").is_file():
+        labels = read_labels(default)
     if labels is not None:
-        found = [video for video in found if _in_range(labels, video.label, str(video.source), video.name, unknown)]
-    passed = {reason: names for reason, names in passed.items() if names}
-    return Manifest(tuple(found), tuple(labels or ()), (), source or str(first or "no shards"), passed)
+        videos = [video for video in videos if _in_range(labels, video.label, str(video.source), video.name, unknown)]
+    all_skipped = {reason: names for reason, names in all_skipped.items() if names}
+    return Manifest(tuple(videos), tuple(labels or ()), (), source or str(first or "no shards"), all_skipped)
 
 
 def _default_videos(path: Path) -> Path:
-    beside = path.parent / "videos"
-    return beside if beside.is_dir() else path.parent
+    folder = path.parent / "videos"
+    return folder if folder.is_dir() else path.parent
 
 
 def _numbers(labels: Sequence[str]) -> dict[str, int]:
@@ -426,17 +427,19 @@ def _numbers(labels: Sequence[str]) -> dict[str, int]:
 
 
 def _number(numbers: Mapping[str, int], label: str, where: str, video: str, unknown: Unknown | None) -> int:
-    """The number of a class; of one that there is not -1, if it may be noted as unknown."""
+    """Return the index of a class; -1 for an unknown class, if those are collected."""
     if label in numbers:
         return numbers[label]
     if unknown is None:
-        raise DataError(f"{where}: {label!r} is none of the {len(numbers)} classes{nearest(label, list(numbers))}")
+        raise DataError(
+            f"{where}: expected one of {len(numbers)} classes, got {label!r}{nearest(label, list(numbers))}"
+        )
     unknown.append((video, label))
     return -1
 
 
 def _in_range(labels: Sequence[str], number: int, where: str, video: str, unknown: Unknown | None) -> bool:
-    """Whether there is a class of this number; one that there is not may be noted as unknown."""
+    """Test whether a class index is valid; others raise or are collected as unknown."""
     if number < len(labels):
         return True
     if unknown is None:
@@ -447,17 +450,19 @@ def _in_range(labels: Sequence[str], number: int, where: str, video: str, unknow
 
 def _files_by_stem(folder: str | Path) -> dict[str, Path]:
     if not Path(folder).is_dir():
-        raise DataError(f"{folder}: expected the folder of the videos; say where it is with `videos`")
-    found: dict[str, Path] = {}
+        raise DataError(f"{folder}: expected the folder of the videos; give it with `videos`")
+    by_stem: dict[str, Path] = {}
     files = [Path(folder) / name for name in list_videos(folder).videos]
     # An animated picture beside a video of the same name is its preview.
     for file in sorted(files, key=lambda file: file.suffix.lower() in _ANIMATED):
-        if file.stem in found and file.suffix.lower() in _ANIMATED:
+        if file.stem in by_stem and file.suffix.lower() in _ANIMATED:
             continue
-        if file.stem in found:
-            raise DataError(f"{folder}: two files for one video: {found[file.stem]} and {file}; remove one")
-        found[file.stem] = file
-    return found
+        if file.stem in by_stem:
+            raise DataError(
+                f"{folder}: expected one file for each video, got {by_stem[file.stem]} and {file}; remove one"
+            )
+        by_stem[file.stem] = file
+    return by_stem
 
 
 def _matched(
@@ -465,15 +470,15 @@ def _matched(
     files: Mapping[str, Path],
     labels: Sequence[str],
     path: Path,
-    videos: str | Path,
+    folder: str | Path,
 ) -> Manifest:
-    found: list[Video] = []
+    videos: list[Video] = []
     missing: list[str] = []
     for name, label in entries:
         if name in files:
-            found.append(Video(name, files[name], label))
+            videos.append(Video(name, files[name], label))
         else:
             missing.append(name)
-    if not found and missing:
-        raise DataError(f"{videos}: none of the {len(missing)} videos of {path} is there, such as {missing[0]}.*")
-    return Manifest(tuple(found), tuple(labels), tuple(missing), str(path))
+    if not videos and missing:
+        raise DataError(f"{folder}: expected the videos of {path}, got none of {len(missing)}, such as {missing[0]}.*")
+    return Manifest(tuple(videos), tuple(labels), tuple(missing), str(path))

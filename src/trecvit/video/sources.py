@@ -1,4 +1,4 @@
-"""What an encoded video can be read from: a file, a part of a file, the address of a stream, or a camera."""
+"""Sources of encoded video: files, parts of files, stream addresses and cameras."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A video that is a part of another file, as a member of a tar is.
+    """A video inside another file, such as a member of a tar.
 
     Attributes:
         path: The file.
-        start_bytes: Where the part begins in it.
-        num_bytes: How long it is.
-        name: Its own name, for messages.
+        start_bytes: Offset of the part.
+        num_bytes: Its length.
+        name: Its name, for messages.
     """
 
     path: Path
@@ -30,20 +30,20 @@ class FilePart:
         return f"{self.path}:{self.name}"
 
     def open(self) -> BufferedIOBase:
-        """The part as a file of its own, read from the disk as it is asked for."""
+        """Open the part as a file, read from disk on demand."""
         return BufferedReader(_Window(self.path.open("rb"), self.start_bytes, self.num_bytes))
 
     def read(self) -> bytes:
-        """All of it."""
+        """Read all bytes."""
         with self.open() as file:
             return file.read()
 
 
 class _Window(io.RawIOBase):
-    """Some bytes of a file, as a file."""
+    """A range of bytes of a file, as a file."""
 
     def __init__(self, file: BufferedIOBase, start_bytes: int, num_bytes: int) -> None:
-        self._file, self._start, self._size, self._place = file, start_bytes, num_bytes, 0
+        self._file, self._start, self._size, self._position = file, start_bytes, num_bytes, 0
 
     def readable(self) -> bool:
         return True
@@ -52,15 +52,15 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._file.seek(self._start + self._place)
-        count = max(min(len(buffer), self._size - self._place), 0)
+        self._file.seek(self._start + self._position)
+        count = max(min(len(buffer), self._size - self._position), 0)
         content = self._file.read(count)
         buffer[: len(content)] = content
-        self._place += len(content)
+        self._position += len(content)
         return len(content)
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ EncodedSource: TypeAlias = str | Path | FilePart
 
 
 def scheme_of(source: object) -> str:
-    """ "http" of "http://…", "camera" of "camera:0" and of a video device; empty for a path."""
+    """Return "http" for "http://…", "camera" for "camera:0" and video devices, and an empty string for paths."""
     if not isinstance(source, str | Path):
         return ""
     if re.fullmatch(r"(camera:|/dev/video)\d+", str(source)):
