@@ -236,8 +236,7 @@ def bench_slots(
 
 def _untrained(dtype: str) -> PointTracker:
     """TAPNext in its published size, whose answers mean nothing."""
-    from trecvit.config import TrackerConfig
-    from trecvit.model.tapnext import TAPNext
+    from trecvit.model.tapnext import TAPNext, TrackerConfig
 
     return fast(TAPNext(TrackerConfig()), dtype, "eager")
 
