@@ -249,9 +249,6 @@ def bench_train(
     image_px: Annotated[int, typer.Option("--image-size", help="Side of the frames in pixels.")] = 224,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     device: DeviceOption = "cpu",
-    kernels: Annotated[
-        str, typer.Option(help="For the recurrence on a GPU: own, or fla (flash-linear-attention).")
-    ] = "own",
     save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
 ) -> None:
     """Memory and speed of training updates: sizes, clip lengths, by what is computed again in the backward pass."""
@@ -269,9 +266,7 @@ def bench_train(
     table = Table("size", "frames", "recomputed", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
     costs = []
     with progress_bar("measurements", len(get_args(Recompute)) * len(sizes) * len(frames)) as advance:
-        for cost in update_costs(
-            sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device, kernels=kernels
-        ):
+        for cost in update_costs(sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device):
             costs.append(cost)
             advance(len(costs))
             words = ("not enough", "", "")
@@ -280,7 +275,7 @@ def bench_train(
                 words = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
             table.add_row(cost.size, str(cost.num_frames), cost.recompute, *words)
     if save:
-        content = {"machine": machine(), "device": device, "kernels": kernels, "image_px": image_px, "bf16": bf16}
+        content = {"machine": machine(), "device": device, "image_px": image_px, "bf16": bf16}
         content["costs"] = [asdict(cost) for cost in costs]
         write_json(save, content)
     console().print(table)

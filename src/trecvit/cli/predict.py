@@ -242,7 +242,7 @@ def export_model(
     folder also holds stream.xml, which keeps the state inside and needs no Python.
     """
     from trecvit.accelerate.exported import export
-    from trecvit.accelerate.optimize import FLOATS
+    from trecvit.accelerate.kernels import FLOATS
 
     if dtype not in FLOATS:
         raise ConfigError(f"--dtype: expected one of {', '.join(FLOATS)}, got {dtype!r}")
