@@ -25,8 +25,6 @@ class ZooEntry:
     """Where its authors publish it."""
     filename: str
     """Its name in the cache folder."""
-    size_bytes: int | None
-    """The exact size; None where it is not published."""
     licence: str
     """As its authors state it."""
     description: str
@@ -46,7 +44,6 @@ ZOO: dict[str, ZooEntry] = {
             name="base_k400",
             url="https://storage.googleapis.com/trecvit/model_checkpoints/trecvit_B_k400.npz",
             filename="trecvit_B_k400.npz",
-            size_bytes=None,
             licence=_LICENCE,
             description="TRecViT-B trained on Kinetics-400: 400 classes, 32 frames of 224x224, 136.8 M parameters",
             classes="kinetics400",
@@ -55,7 +52,6 @@ ZOO: dict[str, ZooEntry] = {
             name="base_mae",
             url="https://storage.googleapis.com/dm-perception-test/trecvit/trecvit_B_mae.npz",
             filename="trecvit_B_mae.npz",
-            size_bytes=None,
             licence=_LICENCE,
             description="TRecViT-B self-supervised by masked auto-encoding on Kinetics-400; no head",
             backbone_only=True,
@@ -64,7 +60,6 @@ ZOO: dict[str, ZooEntry] = {
             name="bootstapnext",
             url="https://storage.googleapis.com/dm-tapnet/tapnext/bootstapnext_ckpt.npz",
             filename="bootstapnext_ckpt.npz",
-            size_bytes=None,
             licence=_TAPNET_LICENCE,
             description="BootsTAPNext-B: tracks any points, 256x256, 194 M parameters",
         ),
@@ -72,7 +67,6 @@ ZOO: dict[str, ZooEntry] = {
             name="tapnextpp",
             url="https://storage.googleapis.com/dm-tapnet/tapnextpp/tapnextpp_ckpt.pt",
             filename="tapnextpp_ckpt.pt",
-            size_bytes=None,
             licence=_TAPNET_LICENCE,
             description="TAPNext++: the same fine-tuned for long videos and points that come back; 2.5 GB to download",
         ),
@@ -80,7 +74,6 @@ ZOO: dict[str, ZooEntry] = {
             name="tapnextpp_512",
             url="https://storage.googleapis.com/gresearch/tapnextpp/tapnextpp_512.ckpt",
             filename="tapnextpp_512.ckpt",
-            size_bytes=None,
             licence=_TAPNET_LICENCE,
             description="TAPNext++ for frames of 512x512; 2.5 GB to download",
             image_size=(512, 512),
@@ -104,4 +97,4 @@ def zoo_path(name: str, *, progress: Progress | None = None) -> Path:
     if entry is None:
         hint = nearest(name.lower(), ZOO)
         raise CheckpointError(f"no pretrained weights are called {name!r}{hint}; the names are {', '.join(ZOO)}")
-    return download(entry.url, cache_folder() / entry.filename, size_bytes=entry.size_bytes, progress=progress)
+    return download(entry.url, cache_folder() / entry.filename, progress=progress)
