@@ -151,7 +151,7 @@ def test_saved_and_optimised_they_give_the_same_answers(mixer, tmp_path):
     for one in (loaded, optimize(loaded)):
         with torch.inference_mode():
             assert relative_error(one(video).logits, model(video).logits) < 1e-5
-    with pytest.raises(CheckpointError, match=f"knows no temporal_mixer='{mixer}'"):
+    with pytest.raises(CheckpointError, match=f"does not support temporal_mixer='{mixer}'"):
         convert(tmp_path / "model", tmp_path / "model.npz")
 
 

@@ -3,7 +3,7 @@
 While a file is on its way, `<target>.part` holds the bytes so far and `<target>.part.json` their source: address, ETag
 or Last-Modified, length. A part is resumed only if the server still has that very file (`If-Range`), else dropped.
 `<target>.lock` admits one process; the others wait and then find the target. The lock ends with its process, so a
-killed download blocks none.
+killed download does not block others.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class _Download:
         return origin.total_bytes is None or self._done_bytes <= origin.total_bytes
 
     def _attempt(self) -> bool:
-        """Send one request; False if another one shall follow at once."""
+        """Send a request; False if it must be repeated at once."""
         if not self._resumable():
             self._restart(None)
         request = urllib.request.Request(self.url, headers={"User-Agent": "trecvit"})
