@@ -165,7 +165,7 @@ def test_only_what_attends_can_begin_with_a_vit(tmp_path):
     model = network(temporal_mixer="full_attention")
     initialise_from_vit(model, path)
     assert torch.equal(model.blocks[0].spatial.qkv.weight, vit()["blocks.0.attn.qkv.weight"])
-    with pytest.raises(CheckpointError, match="no place in a model of temporal_mixer='flat_lru'"):
+    with pytest.raises(CheckpointError, match="expected a model with spatial blocks, got temporal_mixer='flat_lru'"):
         initialise_from_vit(network(**fields("flat_lru")), path)
 
 

@@ -218,7 +218,7 @@ OTHER_MODELS = {
     ),
     "our state dict": (
         lambda path: torch.save(tiny_model().state_dict(), path),
-        r"state dict of a model of this package, without its config; write model\.save",
+        r"state dict of a model of this package, without its config; write it with model\.save",
     ),
     "our wrapped state dict": (
         lambda path: torch.save(torch.nn.Sequential(tiny_model()).state_dict(), path),
