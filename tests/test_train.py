@@ -26,7 +26,7 @@ from trecvit.train.optimise import optimisers_of, schedule
 from trecvit.train.recipe import load_recipe
 from trecvit.train.scenes import SceneFeed
 from trecvit.train.sections import Optimisation
-from trecvit.weights.load import blank, load
+from trecvit.weights.load import build_untrained, load
 
 # Epochs, dropout of the head, RandAugment or not, and classes: where the paper's two data sets differ.
 PAPERS = {"kinetics400": (30, 0.0, False, 400), "something_something_v2": (35, 0.1, True, 174)}
@@ -58,7 +58,7 @@ def recipe_path(tmp_path) -> Path:
 def test_every_shipped_recipe_loads_and_builds(path):
     recipe = load_recipe(path)
     with torch.device("meta"):
-        model = blank(recipe.architecture, preprocessing=recipe.preprocessing)
+        model = build_untrained(recipe.architecture, preprocessing=recipe.preprocessing)
     count = sum(parameter.numel() for parameter in model.parameters())
     expected = {
         "world": 909_842, "world_files": 909_842, "kinetics400": 111_913_360, "something_something_v2": 111_218_862,

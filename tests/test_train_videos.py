@@ -565,7 +565,7 @@ def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data,
     model = train(load_recipe(recipe_path, words), tmp_path / "run")
     said = (tmp_path / "run" / "start.txt").read_text()
     assert str(path) in said
-    assert "30 tensors taken, 32 left fresh" in said
+    assert "30 tensors loaded, 32 randomly initialised" in said
     torch.testing.assert_close(model.blocks[1].spatial.mlp_up.weight, vit()["blocks.1.mlp.fc1.weight"])
 
 
