@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import ImageSize, ModelConfig, Preprocessing, _AroundBlocks, _is_int, _require, refuse_unknown
+from trecvit.config import BlocksConfig, ImageSize, Preprocessing
 from trecvit.errors import InputError
 from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import State
@@ -43,33 +42,19 @@ def past_frame(video: Clips, offset: int) -> Float[Tensor, "B 3 height width"]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MemoriserConfig(_AroundBlocks):
+class MemoriserConfig(BlocksConfig):
     """Architecture of a `Memoriser`: blocks and a linear reader.
 
     Attributes:
-        blocks: Tokenizer and blocks, without a head.
         offset: k of the frame to return, counted back from the last.
     """
 
-    blocks: ModelConfig
     offset: int
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.blocks, ModelConfig), self, "blocks", "a ModelConfig")
-        for name, value in (("num_classes", 0), ("temporal_patch_size", 1)):
-            _require(getattr(self.blocks, name) == value, self, "blocks", f"{name}={value!r}")
-        _require(self.blocks.can_stream, self, "blocks", "a temporal_mixer that can stream, which 'attention' cannot")
-        _require(_is_int(self.offset) and self.offset >= 0, self, "offset", "a whole number >= 0")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return {"blocks": self.blocks.to_dict(), "offset": self.offset}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
-        refuse_unknown(cls, values)
-        return cls(**{**values, "blocks": cls._blocks_of(values)})
+        self._require_blocks(num_classes=0, temporal_patch_size=1)
+        self._require_streaming()
+        self._require_whole("offset", least=0)
 
 
 class Memoriser(VideoModel, tags=["video-memorisation"]):
@@ -119,7 +104,7 @@ class Memoriser(VideoModel, tags=["video-memorisation"]):
         """
         self._check_frames(frames)
         state.check_fits(frames, self.config.blocks, device=self.device, dtype=self.dtype)
-        return self._advance(self._pixels(frames), state)
+        return self.engine(self._pixels(frames), state)
 
     def _advance(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
         tokens, layers = self._through_blocks(self.tokenizer(frames), state.layers, state.frames_seen == 0)

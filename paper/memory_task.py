@@ -24,7 +24,7 @@ from trecvit.data.clips import Failure
 from trecvit.errors import ConfigError
 from trecvit.files import write_text
 from trecvit.processes import Processes, Share
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.train.feed import Batch, Feed, Steps
 from trecvit.train.initialise import BACKBONE_USERS
 from trecvit.train.networks import load_trained

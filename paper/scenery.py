@@ -22,8 +22,8 @@ from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic.camera import similarity
 from trecvit.synthetic.scene import Scene, render
+from trecvit.synthetic.sprites import Supply
 from trecvit.synthetic.stage import Stage, WorldConfig
-from trecvit.synthetic.textures import Supply
 
 _WOBBLE = 0.06  # roll in radians, and relative zoom, within a shot
 

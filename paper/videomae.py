@@ -15,9 +15,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from paper.video_transformers import build_videomae, standardise
-from trecvit.config import AutoencoderConfig, Preprocessing, _is_int, _require
+from trecvit.config import Preprocessing
 from trecvit.errors import InputError
-from trecvit.model.mae import Autoencoder, Clips, Restoration, hidden_patches
+from trecvit.model.mae import Autoencoder, AutoencoderConfig, Clips, Restoration, hidden_patches
 from trecvit.train.networks import OTHER_NETWORKS, OtherNetwork
 from trecvit.train.tasks.mae import NETWORKS
 
@@ -38,8 +38,8 @@ class VideoMaeConfig(AutoencoderConfig):
     def __post_init__(self) -> None:
         AutoencoderConfig.__post_init__(self)  # super() fails in a dataclass with slots
         tubelet = self.blocks.temporal_patch_size
-        whole = _is_int(self.num_frames) and self.num_frames >= 1 and self.num_frames % tubelet == 0
-        _require(whole, self, "num_frames", f"a multiple of temporal_patch_size={tubelet}")
+        self._require_whole("num_frames")
+        self._require(self.num_frames % tubelet == 0, "num_frames", f"a multiple of temporal_patch_size={tubelet}")
 
 
 class VideoMaeAutoencoder(OtherNetwork, Autoencoder):

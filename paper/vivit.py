@@ -6,10 +6,9 @@ cannot stream: every new frame needs the whole clip.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 
 from paper.memoriser import GREY, SPREAD
 from paper.video_transformers import build_vivit
-from trecvit.config import Preprocessing, _is_int, _require, as_image_size, refuse_unknown
+from trecvit.config import Config, Preprocessing, as_image_size
 from trecvit.errors import InputError
 from trecvit.train.networks import OTHER_NETWORKS, OtherNetwork
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VivitMemoriserConfig:
+class VivitMemoriserConfig(Config):
     """Architecture of a `VivitMemoriser`.
 
     Attributes:
@@ -49,27 +48,16 @@ class VivitMemoriserConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_image_size(self.image_size))
-        for name in ("width", "depth", "num_heads", "mlp_width", "patch_size", "num_frames"):
-            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
-        _require(self.width % self.num_heads == 0, self, "num_heads", f"a divisor of width={self.width}")
-        _require(_is_int(self.offset) and self.offset >= 0, self, "offset", "a whole number >= 0")
+        self._require_whole("width", "depth", "num_heads", "mlp_width", "patch_size", "num_frames")
+        self._require(self.width % self.num_heads == 0, "num_heads", f"a divisor of width={self.width}")
+        self._require_whole("offset", least=0)
         divided = all(side % self.patch_size == 0 for side in self.image_size)
-        _require(divided, self, "image_size", f"a multiple of patch_size={self.patch_size} in both directions")
+        self._require(divided, "image_size", f"a multiple of patch_size={self.patch_size} in both directions")
 
     @property
     def num_classes(self) -> int:
         """0: no classification head."""
         return 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`; unknown keys and impossible values raise ConfigError."""
-        refuse_unknown(cls, values)
-        return cls(**values)
 
 
 class VivitMemoriser(OtherNetwork, tags=["video-memorisation"]):

@@ -18,12 +18,12 @@ from paper.commands import app
 from paper.point_probe import FrozenTracker, PointProbePlan, held_out_videos, point_probe, training_clips
 from paper.video_transformers import videomae_encoder
 from paper.videomae import VideoMaeAutoencoder, VideoMaeConfig
-from trecvit.config import PointReadoutConfig, Preprocessing, decoder_config, model_config
+from trecvit.config import Preprocessing, model_config
 from trecvit.errors import ConfigError, InputError
 from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
-from trecvit.model.mae import hidden_patches, targets
-from trecvit.model.readouts import RecurrentPointReadout
+from trecvit.model.mae import decoder_config, hidden_patches, targets
+from trecvit.model.readouts import PointReadoutConfig, RecurrentPointReadout
 from trecvit.model.trecvit import frames_of, patches_of
 from trecvit.synthetic.track_scenes import TrackSceneConfig
 from trecvit.train.loop import train

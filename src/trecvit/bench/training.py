@@ -22,7 +22,6 @@ from torch import Tensor
 from trecvit.config import Recompute
 from trecvit.errors import ConfigError
 from trecvit.memory import peak_bytes
-from trecvit.model.scan import use_kernels
 from trecvit.processes import Processes, Share
 from trecvit.train.feed import Batch, Feed, LabelledBatch
 from trecvit.train.initialise import initial_model
@@ -63,7 +62,6 @@ def update_costs(
     bf16: bool = False,
     num_updates: int = 2,
     device: str = "cpu",
-    kernels: str = "own",
 ) -> Iterator[UpdateCost]:
     """Measure memory and speed of an update for each size and length, and each choice of recomputed activations.
 
@@ -75,7 +73,6 @@ def update_costs(
         bf16: Matrix multiplications in bfloat16.
         num_updates: Timed updates, after one warm-up.
         device: "cpu" or "cuda".
-        kernels: Kernels of the recurrence on a GPU, see `trecvit.model.scan.use_kernels`.
     """
     for size, num_frames, recompute in product(sizes, frames, get_args(Recompute)):
         recipe = recipe_from_dict(
@@ -94,7 +91,7 @@ def update_costs(
         memory_bytes, updates_per_s = None, None
         with worker_pool(1) as pool:
             try:
-                memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device, kernels).result()
+                memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device).result()
             except BrokenProcessPool:
                 pass  # killed by the system: out of memory
             except RuntimeError as exc:  # CUDA's and the CPU allocator's
@@ -110,9 +107,8 @@ def update_costs(
         )
 
 
-def _measure(recipe: Recipe, num_updates: int, device: str, kernels: str) -> tuple[int, float]:
+def _measure(recipe: Recipe, num_updates: int, device: str) -> tuple[int, float]:
     """Peak memory in bytes, and updates per second, of this process."""
-    use_kernels(kernels)
     before_bytes = peak_bytes()
     processes = Processes(device)
     updates_per_s = _updates_per_s(recipe, num_updates, processes)

@@ -15,7 +15,7 @@ from trecvit.config import Architecture, Preprocessing, Recompute
 from trecvit.errors import ConfigError
 from trecvit.model.trecvit import VideoModel
 from trecvit.pretrained import Pretrained
-from trecvit.weights.load import blank, load
+from trecvit.weights.load import build_untrained, load
 
 
 class OtherNetwork(Pretrained):
@@ -69,7 +69,7 @@ def untrained(
     """Build a randomly initialised network; only a TRecViT takes labels."""
     other: Any = OTHER_NETWORKS.get(type(config))
     if other is None:
-        return blank(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
+        return build_untrained(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
     network: Trainable = other(config, preprocessing=preprocessing, provenance=provenance)
     return network
 

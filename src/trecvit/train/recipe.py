@@ -10,17 +10,11 @@ from typing import Any
 
 import yaml
 
-from trecvit.config import (
-    Architecture,
-    ModelConfig,
-    PointReadoutConfig,
-    Preprocessing,
-    ReadoutTrackerConfig,
-    TrackerConfig,
-    model_config,
-    nearest,
-)
+from trecvit.config import Architecture, BlocksConfig, ModelConfig, Preprocessing, model_config, nearest
 from trecvit.errors import ConfigError
+from trecvit.model.readout_tracker import ReadoutTrackerConfig
+from trecvit.model.readouts import PointReadoutConfig
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.train.feed import Batch, Feed
 from trecvit.train.objective import Objective
 from trecvit.train.sections import Optimisation, Settings, Start, fields_of, plain_values
@@ -150,7 +144,7 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
     return Recipe(**settings, task=task_of(sections).from_sections(sections, Settings(**settings)))
 
 
-def _architecture(values: dict[str, Any]) -> ModelConfig | TrackerConfig | ReadoutTrackerConfig:
+def _architecture(values: dict[str, Any]) -> ModelConfig | BlocksConfig:
     if "blocks" not in values:
         return model_config(values.pop("preset", "tiny"), **values)
     kind = ReadoutTrackerConfig if "readout" in values else TrackerConfig

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError
 from trecvit.processes import Share
-from trecvit.synthetic.textures import load_pictures, photographs
+from trecvit.synthetic.pictures import load_pictures, photographs
 from trecvit.synthetic.world import LABELS, NUM_SYMMETRIES, World, WorldConfig, mirrored
 from trecvit.train.feed import Feed, LabelledBatch
 from trecvit.train.run_data import files_fingerprint

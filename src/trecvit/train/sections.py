@@ -9,14 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from trecvit.config import (
-    ModelConfig,
-    Preprocessing,
-    ReadoutTrackerConfig,
-    Recompute,
-    TrackerConfig,
-    refuse_unknown,
-)
+from trecvit.config import BlocksConfig, ModelConfig, Preprocessing, Recompute, refuse_unknown
 from trecvit.errors import ConfigError
 
 AutoSwitch = bool | Literal["auto"]
@@ -132,7 +125,7 @@ class Settings:
         keep_checkpoints: Number of latest checkpoints to keep.
     """
 
-    model: ModelConfig | TrackerConfig | ReadoutTrackerConfig
+    model: ModelConfig | BlocksConfig
     preprocessing: Preprocessing
     optimisation: Optimisation
     start: Start = field(default_factory=Start)

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from trecvit.data.augment import Augmentation
 from trecvit.data.clips import EvaluationViews, Failure, Sample, TrainingClips
-from trecvit.data.manifest import DataSource, Manifest, read_manifest
+from trecvit.data.layouts import DataSource, read_manifest
+from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, DataError
 from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps

@@ -13,12 +13,20 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from trecvit.config import Architecture, AutoencoderConfig, ModelConfig, Preprocessing, decoder_config
+from trecvit.config import Architecture, ModelConfig, Preprocessing
 from trecvit.draws import Stream, torch_seed
 from trecvit.errors import ConfigError
 from trecvit.evaluate.mae import draw_restored, evaluate_mae
 from trecvit.files import write_text
-from trecvit.model.mae import Autoencoder, MaskedAutoencoder, Restoration, targets, tube_masks
+from trecvit.model.mae import (
+    Autoencoder,
+    AutoencoderConfig,
+    MaskedAutoencoder,
+    Restoration,
+    decoder_config,
+    targets,
+    tube_masks,
+)
 from trecvit.processes import Processes, Share
 from trecvit.train.feed import Batch, Feed, LabelledBatch
 from trecvit.train.networks import OTHER_NETWORKS

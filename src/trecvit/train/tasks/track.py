@@ -32,7 +32,7 @@ from trecvit.evaluate.tapvid import (
 from trecvit.model.matching import Similarity
 from trecvit.model.tracker import PointTracker, TrackerOutput
 from trecvit.processes import Processes, Share
-from trecvit.synthetic.textures import load_pictures, photographs
+from trecvit.synthetic.pictures import load_pictures, photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.train.feed import Batch, Epochs, Feed, Steps
 from trecvit.train.objective import Objective, PartLoss
