@@ -26,11 +26,11 @@ from trecvit.files import write_text
 from trecvit.processes import Processes, Share
 from trecvit.synthetic.pictures import photographs
 from trecvit.train.feed import Batch, Feed, Steps
+from trecvit.train.held_out import Clips
 from trecvit.train.initialise import BACKBONE_USERS
 from trecvit.train.networks import load_trained
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.sections import Settings, fields_of, require_choice, require_range
-from trecvit.train.source import Clips
 from trecvit.train.task import Curves, Task
 from trecvit.train.tasks import TASKS
 from trecvit.train.videos import Videos
@@ -176,18 +176,18 @@ class MemoryTask(Task):
             settings.require_num_steps("scenery")
         if self.videos is not None:
             self.videos.check(settings, labelled=False)
-            if memory.validate_every and not self.videos.has_held_out:
+            if memory.validate_every and not self.evaluates:
                 raise ConfigError("memory.validate_every: there are no videos.validation to test on")
 
     @property
     def origin(self) -> str:
         """Path of the training videos; empty for scenery."""
-        return self.videos.origin if self.videos is not None else ""
+        return self.videos.train.path if self.videos is not None else ""
 
     @property
     def evaluates(self) -> bool:
         """Whether there are held-out clips."""
-        return self.memory.validation_clips > 0 and (self.videos is None or self.videos.has_held_out)
+        return self.memory.validation_clips > 0 and (self.videos is None or self.videos.validation is not None)
 
     @property
     def validate_every(self) -> int:

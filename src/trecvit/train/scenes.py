@@ -21,17 +21,17 @@ from trecvit.processes import Share
 from trecvit.synthetic.pictures import load_pictures, photographs
 from trecvit.synthetic.world import LABELS, NUM_SYMMETRIES, World, WorldConfig, mirrored
 from trecvit.train.feed import Feed, LabelledBatch
+from trecvit.train.held_out import Clips, HeldOutClips
 from trecvit.train.run_data import files_fingerprint
 from trecvit.train.sections import Settings, fields_of, require_range
-from trecvit.train.source import Clips, ClipSource, HeldOutClips
 from trecvit.workers import load_items
 
 # Most numbers of workers divide this one, so that the worker that rendered a scene also shows it again.
 _STEPS_BETWEEN_VIEWS = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scenes(ClipSource):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenes:
     """Clips of the synthetic world.
 
     Attributes:
@@ -42,8 +42,6 @@ class Scenes(ClipSource):
         pictures: A folder of additional pictures and cut-out sprites.
         seed: Of the scenes.
     """
-
-    section = "scenes"
 
     world: WorldConfig
     easy_steps: int = 0
@@ -62,22 +60,12 @@ class Scenes(ClipSource):
 
     @classmethod
     def from_value(cls, value: Any) -> Self:
-        """Read the section, see `ClipSource`."""
+        """Read the section of a recipe."""
         values = fields_of(cls, value, "scenes")
         world = fields_of(WorldConfig, values.pop("world", {}), "world")
         if "image_size" in world:
             world["image_size"] = tuple(world["image_size"])
         return cls(world=WorldConfig(**world), **values)
-
-    @property
-    def origin(self) -> str:
-        """Empty."""
-        return ""
-
-    @property
-    def has_held_out(self) -> bool:
-        """True: other seeds give other scenes."""
-        return True
 
     def check(self, settings: Settings, *, labelled: bool) -> None:
         """Raises ConfigError for another number of classes, another image size, epochs or a batch without pairs."""
@@ -115,10 +103,6 @@ class Scenes(ClipSource):
     def fingerprints(self, *, labelled: bool) -> dict[str, dict[str, Any]]:
         """Summary of the additional pictures."""
         return {"pictures": files_fingerprint(self.pictures)} if self.pictures else {}
-
-    def untested(self) -> Self:
-        """The same."""
-        return self
 
 
 class SceneFeed(Feed[LabelledBatch]):

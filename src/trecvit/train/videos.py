@@ -19,16 +19,16 @@ from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, DataError
 from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps
+from trecvit.train.held_out import HeldOutClips
 from trecvit.train.run_data import videos_fingerprint
 from trecvit.train.sections import Settings, fields_of, require_range
-from trecvit.train.source import ClipSource, HeldOutClips
 from trecvit.workers import load_items
 
 _EXAMPLES = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class Videos(ClipSource):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Videos:
     """Clips of real videos.
 
     Attributes:
@@ -42,8 +42,6 @@ class Videos(ClipSource):
         eval_clips: Clips of each validation video (paper, Table 9: 4).
         eval_crops: Crops of each clip, 1 or 3 (paper, Table 9: 3).
     """
-
-    section = "videos"
 
     train: DataSource
     clips_per_video: int = 1
@@ -61,7 +59,7 @@ class Videos(ClipSource):
 
     @classmethod
     def from_value(cls, value: Any) -> Self:
-        """Read the section, see `ClipSource`."""
+        """Read the section of a recipe."""
         values = fields_of(cls, value, "videos")
         if "train" not in values:
             raise ConfigError("videos: expected `train`, the path of the training data")
@@ -74,16 +72,6 @@ class Videos(ClipSource):
         if isinstance(augmentation.get("scale"), list):
             augmentation["scale"] = tuple(augmentation["scale"])
         return cls(augmentation=Augmentation(**augmentation), **values)
-
-    @property
-    def origin(self) -> str:
-        """Path of the training videos."""
-        return self.train.path
-
-    @property
-    def has_held_out(self) -> bool:
-        """Whether there are validation videos."""
-        return self.validation is not None
 
     def check(self, settings: Settings, *, labelled: bool) -> None:
         """Raises ConfigError for tests of the classes where they are not used."""
@@ -103,7 +91,7 @@ class Videos(ClipSource):
 
     def held_out_views(self, settings: Settings, count: int) -> EvaluationViews:
         """One view of each of `count` validation videos, spread evenly over their list."""
-        assert self.validation is not None, "has_held_out"
+        assert self.validation is not None, "a task that is tested has videos to test on"
         manifest = read_split(self.validation).unlabelled().spread(count)
         return EvaluationViews(manifest, settings.preprocessing, num_clips=1, num_crops=1)
 

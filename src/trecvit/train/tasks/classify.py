@@ -23,24 +23,30 @@ from trecvit.train.feed import Feed, LabelledBatch
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.scenes import Scenes
 from trecvit.train.sections import Settings
-from trecvit.train.source import ClipSource
 from trecvit.train.task import Curves, Task
 from trecvit.train.videos import Videos, read_split
 
-CLIP_SOURCES: dict[str, type[ClipSource]] = {source.section: source for source in (Scenes, Videos)}
+ClipSource = Scenes | Videos
+
+CLIP_SECTIONS = ("scenes", "videos")
 _NO_CLASS = -100  # ignored by the loss
 
 
 def clip_source(sections: Mapping[str, Any]) -> ClipSource:
-    """The one source of clips in the sections of a recipe.
+    """Read the one source of clips in the sections of a recipe.
 
     Raises:
-        ConfigError: for none, for more than one, and see `ClipSource.from_value`.
+        ConfigError: for none, for both, for unknown keys, with the nearest one, and for impossible values.
     """
-    given = [source for name, source in CLIP_SOURCES.items() if sections.get(name) is not None]
+    given = [name for name in CLIP_SECTIONS if sections[name] is not None]
     if len(given) != 1:
         raise ConfigError("expected `tracks`, `scenes` or `videos`, one of them")
-    return given[0].from_value(sections[given[0].section])
+    return (Scenes if given == ["scenes"] else Videos).from_value(sections[given[0]])
+
+
+def clip_section(clips: ClipSource) -> dict[str, Any]:
+    """The section of the clips as plain JSON values, by its key."""
+    return {"scenes" if isinstance(clips, Scenes) else "videos": dataclasses.asdict(clips)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,7 @@ class ClassifyTask(Task):
         clips: Labelled clips.
     """
 
-    sections = tuple(CLIP_SOURCES)
+    sections = CLIP_SECTIONS
     curves = Curves("accuracy", "accuracy", "top1", "top-1")
 
     clips: ClipSource
@@ -63,7 +69,7 @@ class ClassifyTask(Task):
 
     def to_dict(self) -> dict[str, Any]:
         """The section of the clips."""
-        return {self.clips.section: dataclasses.asdict(self.clips)}
+        return clip_section(self.clips)
 
     def check(self, settings: Settings) -> None:
         """Raises ConfigError for settings that do not fit the clips, and for a tracker."""
@@ -78,7 +84,7 @@ class ClassifyTask(Task):
     @property
     def origin(self) -> str:
         """Path of the training videos; empty for scenes."""
-        return self.clips.origin
+        return self.videos.train.path if self.videos is not None else ""
 
     @property
     def evaluates(self) -> bool:
@@ -104,7 +110,7 @@ class ClassifyTask(Task):
 
     def untested(self) -> Self:
         """Without validation videos."""
-        return replace(self, clips=self.clips.untested())
+        return replace(self, clips=self.videos.untested()) if self.videos is not None else self
 
 
 class Classification(Objective[LabelledBatch, Output]):

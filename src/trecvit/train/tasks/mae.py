@@ -29,13 +29,14 @@ from trecvit.model.mae import (
 )
 from trecvit.processes import Processes, Share
 from trecvit.train.feed import Batch, Feed, LabelledBatch
+from trecvit.train.held_out import HeldOutClips
 from trecvit.train.networks import OTHER_NETWORKS
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.scenes import Scenes
 from trecvit.train.sections import Settings, fields_of
-from trecvit.train.source import ClipSource, HeldOutClips
 from trecvit.train.task import Curves, Task
-from trecvit.train.tasks.classify import CLIP_SOURCES, clip_source
+from trecvit.train.tasks.classify import CLIP_SECTIONS, ClipSource, clip_section, clip_source
+from trecvit.train.videos import Videos
 
 _NUM_DRAWN = 4  # clips in the pictures
 
@@ -103,7 +104,7 @@ class MaeTask(Task):
         clips: The clips.
     """
 
-    sections = ("mae", *CLIP_SOURCES)
+    sections = ("mae", *CLIP_SECTIONS)
     curves = Curves("explained", "explained variance", "explained", "explained variance")
 
     mae: Mae
@@ -116,7 +117,7 @@ class MaeTask(Task):
 
     def to_dict(self) -> dict[str, Any]:
         """The section `mae`, and that of the clips."""
-        return {"mae": dataclasses.asdict(self.mae), self.clips.section: dataclasses.asdict(self.clips)}
+        return {"mae": dataclasses.asdict(self.mae), **clip_section(self.clips)}
 
     def check(self, settings: Settings) -> None:
         """Raises ConfigError for initial weights that the network cannot take, and for tests without clips."""
@@ -131,18 +132,19 @@ class MaeTask(Task):
         if isinstance(self.clips, Scenes) and self.clips.seed == self.mae.validation_seed:
             raise ConfigError(f"mae.validation_seed: expected a seed other than scenes.seed={self.clips.seed}")
         self.clips.check(settings, labelled=False)
-        if self.mae.validate_every and not self.clips.has_held_out:
+        if self.mae.validate_every and not self.evaluates:
             raise ConfigError("mae.validate_every: there are no videos.validation to test on")
 
     @property
     def origin(self) -> str:
         """Path of the training videos; empty for scenes."""
-        return self.clips.origin
+        return self.clips.train.path if isinstance(self.clips, Videos) else ""
 
     @property
     def evaluates(self) -> bool:
         """Whether there are held-out clips."""
-        return self.mae.validation_clips > 0 and self.clips.has_held_out
+        has_clips = isinstance(self.clips, Scenes) or self.clips.validation is not None
+        return self.mae.validation_clips > 0 and has_clips
 
     @property
     def validate_every(self) -> int:
@@ -178,7 +180,8 @@ class MaeTask(Task):
 
     def untested(self) -> Self:
         """Without held-out clips."""
-        return replace(self, mae=replace(self.mae, validation_clips=0, validate_every=0), clips=self.clips.untested())
+        clips = self.clips.untested() if isinstance(self.clips, Videos) else self.clips
+        return replace(self, mae=replace(self.mae, validation_clips=0, validate_every=0), clips=clips)
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------
