@@ -161,9 +161,9 @@ def loader_speed(
         batches = replace(few, num_workers=count).feed().batches(0, Share())
         for _ in range(2):
             next(batches)
-        begun_s = time.perf_counter()
+        started_s = time.perf_counter()
         num_clips = sum(len(batch) for batch in batches)
-        made[count] = num_clips / (time.perf_counter() - begun_s)
+        made[count] = num_clips / (time.perf_counter() - started_s)
         report(done)
     used = _updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
     report(len(workers) + 1)
@@ -191,10 +191,10 @@ def updates_in_turn(
         updates = {name: _Updates(recipe, processes, Path(folder)) for name, recipe in recipes.items()}
         for index in range(num_rounds + 1):
             for name, update in updates.items():
-                begun_s = time.perf_counter()
+                started_s = time.perf_counter()
                 update()
                 if index:
-                    timed[name].append(1.0 / (time.perf_counter() - begun_s))
+                    timed[name].append(1.0 / (time.perf_counter() - started_s))
             report(index + 1)
     return timed
 
@@ -204,10 +204,10 @@ def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> fl
     with TemporaryDirectory() as folder:
         update = _Updates(recipe, processes, Path(folder))
         update()
-        begun_s = time.perf_counter()
+        started_s = time.perf_counter()
         for _ in range(num_updates):
             update()
-        return num_updates / (time.perf_counter() - begun_s)
+        return num_updates / (time.perf_counter() - started_s)
 
 
 class _Updates:
