@@ -32,7 +32,7 @@ from trecvit.accelerate.linears import (
     packed_linears,
 )
 from trecvit.accelerate.optimize import for_inference, optimize, quantize
-from trecvit.bench.speed import Speed, measure, products, speeds
+from trecvit.bench.speed import Speed, matmuls, measure, speeds
 from trecvit.cli import app
 from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
 from trecvit.errors import ConfigError, InputError, MissingPackageError, PrecisionWarning
@@ -314,22 +314,22 @@ with torch.inference_mode():
     assert relative_error(loaded(video[:, :4]).logits, model(video[:, :4]).logits) < 1e-5
 assert_checks_pixels(loaded, batch_size=2)
 assert_refuses_changes(loaded, batch_size=2)
-with pytest.raises(InputError, match=r"is for 2 x 2 frames of .*; 2 x 4 frames of .*; got 1 x 4 frames"):
+with pytest.raises(InputError, match=r"takes 2 x 2 frames of .*; 2 x 4 frames of .*, got 1 x 4 frames"):
     loaded(video[:1, :4])
 with pytest.raises(ConfigError, match="save the model that it was made of"):
     loaded.save(folder / "again")
 with pytest.raises(ConfigError, match="expected a new or empty folder"):
     export(model, folder, frames=(2,))
 description = folder / "exported.json"
-said = json.loads(description.read_text())
-here = said["made_for"]
+facts = json.loads(description.read_text())
+here = facts["made_for"]
 for instructions, features in (("VAX", here["features"]), (here["instructions"], ["no such"])):
     other = {**here, "instructions": instructions, "features": features}
-    description.write_text(json.dumps({**said, "made_for": other}))
+    description.write_text(json.dumps({**facts, "made_for": other}))
     with pytest.raises(CheckpointError, match="export the model again here"):
         load_exported(folder)
 del here["features"]  # as it was written before
-description.write_text(json.dumps(said))
+description.write_text(json.dumps(facts))
 assert relative_error(load_exported(folder)(video[:, :4]).logits, model(video[:, :4]).logits) < 1e-5
 description.write_text("{}")
 with pytest.raises(CheckpointError, match="damaged"):
@@ -587,7 +587,7 @@ def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
     speed = measure(str(tmp_path / "model"), dtype, "eager", 2, 1, seconds=0.05)
     assert speed.frames_per_s > 0
     model = load(str(tmp_path / "model")).to(FLOATS.get(dtype, torch.float32))
-    calls = products(model, random_video(2, 1, 64, 64))
+    calls = matmuls(model, random_video(2, 1, 64, 64))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for func, args, kwargs in calls:
             func(*args, **kwargs)

@@ -333,7 +333,7 @@ def test_what_is_told_of_a_model_says_whether_it_can_stream():
 
 def test_no_bound_is_claimed_where_matrix_products_are_not_all(tmp_path):
     tiny_model(temporal_mixer="conv").save(tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"temporal_mixer='conv'.*matrix products only"):
+    with pytest.raises(ConfigError, match=r"temporal_mixer='conv'.*matrix multiplications only"):
         measure(str(tmp_path / "model"), "float32", "eager", 1, 1, seconds=0.01)
 
 
