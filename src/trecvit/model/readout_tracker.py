@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trecvit.config import ModelConfig, PointReadoutConfig, Preprocessing, ReadoutTrackerConfig
 from trecvit.errors import StateError
+from trecvit.model.engine import Engine
 from trecvit.model.readouts import RecurrentPointReadout
 from trecvit.model.state import empty_layers, num_patches, recurrent_dtype
 from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
@@ -101,6 +102,7 @@ class ReadoutTracker(PointTracker):
     config: ReadoutTrackerConfig
     config_class = ReadoutTrackerConfig
     state_class = ReadoutState
+    engine: Engine[Tensor, ReadoutState]
 
     def __init__(
         self,
