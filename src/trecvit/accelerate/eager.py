@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,7 @@ class PiecewiseEngine:
             out, after = self._through_time(videos.split(length, dim=1), state.select(rows))
             outputs.append(out)
             states.append(after)
-        joined = [None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True)]
+        joined: list[Any] = [None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True)]
         return Output(*joined), State.cat(states)
 
     def _through_time(self, pieces: Sequence[Tensor], state: State) -> tuple[Output, State]:
