@@ -185,7 +185,7 @@ class GatedMLP(Recomputing):
         init_linear(self.down, out_scale)
 
     def forward(self, x: Float[Tensor, "B T N D"], *, add: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Map every token by itself and add `add`."""
+        """Map every token and add `add`."""
         return self._stage(self._down)(self.gate(x), self.up(x), add)
 
     def _down(
