@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trecvit.config import BlocksConfig, ImageSize, Preprocessing
 from trecvit.errors import InputError
+from trecvit.model.engine import Engine
 from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import State
 from trecvit.model.trecvit import VideoModel, frames_of, init_lecun
@@ -62,6 +63,7 @@ class Memoriser(VideoModel, tags=["video-memorisation"]):
 
     config: MemoriserConfig
     config_class = MemoriserConfig
+    engine: Engine[Tensor, State]
 
     def __init__(
         self,

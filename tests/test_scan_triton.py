@@ -1,4 +1,4 @@
-"""The Triton kernels, run by Triton's interpreter and held against the reference; and compiled for real GPUs."""
+"""The Triton kernels, run in Triton's interpreter against the reference, and compiled for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_kernels_match_the_reference_in_every_gradient(dtype, num_frames, width,
         assert relative_error(got, want) < TOLERANCE[dtype], name
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # 1 / (1 + inf) is the sigmoid wanted
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # 1 / (1 + inf) is the right sigmoid
 def test_gradients_stay_finite_when_a_decay_reaches_one():
     tensors = gated_inputs(5, torch.float32, -200.0)
     states = gated_scan_triton(*tensors, FRESH)
@@ -63,7 +63,7 @@ def test_arguments_need_not_be_contiguous():
     assert torch.equal(gated_scan_triton(*turned, *tensors[3:], FRESH), gated_scan_triton(*tensors, FRESH))
 
 
-def test_the_operator_is_one_that_compilers_see_through():
+def test_the_operator_passes_opcheck_and_export():
     tensors = gated_inputs(3, torch.float32, 0.0)
     x, input_gate, recurrence_gate, a_param, hidden = tensors
     rate = (-8.0 * torch.nn.functional.softplus(a_param)).detach().requires_grad_()

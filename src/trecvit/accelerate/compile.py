@@ -90,8 +90,8 @@ def _outside_inference_mode(value: Any) -> Any:
 def _inductor_with_onednn(graph: Any, inputs: Any) -> Any:
     """Inductor with float32 weights packed for oneDNN even where MKL is there.
 
-    It does so where matrix multiplications may be rounded, which is allowed here while it compiles and not when the
-    graph runs: oneDNN asks then, and does not round.
+    It does so where matrix multiplications may be rounded, which is allowed here while it compiles, and not when the
+    graph runs: oneDNN then reads the setting and does not round.
     """
     from torch._inductor.compile_fx import compile_fx
 

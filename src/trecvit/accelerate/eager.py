@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,10 @@ NOT_IN_INT8 = (Tokenizer, Head)
 
 
 class UnitNorm(nn.Module):
-    """x / sqrt(|x|^2 + D eps): all that is left of an `RMSNorm` whose factors are in the weights after it."""
+    """x / sqrt(|x|^2 + D eps): an `RMSNorm` whose factors were folded into the weights after it."""
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Brings each token to length 1."""
+        """Normalise each token to length 1."""
         width = x.shape[-1]
         squares = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).square_().flatten()
         # A batch norm whose channels are the tokens: one kernel that divides in float32 and rounds once.
@@ -44,20 +45,20 @@ class UnitNorm(nn.Module):
 
 
 def fold_norms(block: TemporalBlock) -> None:
-    """Takes what the block's norms multiply by into the maps that follow; best before weights are rounded."""
-    followed_by = {"norm": [block.linear_y, block.linear_x]}
+    """Fold the factors of a block's norms into the linear layers after them, best before weights are rounded."""
+    layers_after = {"norm": [block.linear_y, block.linear_x]}
     if block.mlp is not None:
-        followed_by["mlp_norm"] = [block.mlp.gate, block.mlp.up]
-    for name, maps in followed_by.items():
+        layers_after["mlp_norm"] = [block.mlp.gate, block.mlp.up]
+    for name, layers in layers_after.items():
         scale = getattr(block, name).scale.detach().float()
         factors = (scale + 1.0) * math.sqrt(len(scale))
-        for linear in maps:
+        for linear in layers:
             linear.weight.data = (linear.weight.detach().float() * factors).to(linear.weight.dtype)
         setattr(block, name, UnitNorm())
 
 
 class EagerConv(CausalConv):
-    """A `CausalConv` that reads the frames before, and the one to come, where they lie."""
+    """A `CausalConv` that reads earlier frames and the next one in place."""
 
     def __init__(self, conv: CausalConv) -> None:
         nn.Module.__init__(self)
@@ -108,7 +109,7 @@ class EagerRGLRU(JoinedRGLRU):
             gated = input_gate[:, step].mul_(x[:, step]).mul_(scale)
             torch.addcmul(gated, log2_a.exp2_(), previous, out=states[:, step])
             previous = states[:, step]
-        # A view of one frame's states is no larger than they are; of a clip's, it would keep all frames alive.
+        # A view of a clip's states would keep all frames alive; that of a single frame is no larger than itself.
         return states.to(x.dtype), previous if x.shape[1] == 1 else previous.clone()
 
 
@@ -156,7 +157,7 @@ class PiecewiseEngine:
             out, after = self._through_time(videos.split(length, dim=1), state.select(rows))
             outputs.append(out)
             states.append(after)
-        joined = [None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True)]
+        joined: list[Any] = [None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True)]
         return Output(*joined), State.cat(states)
 
     def _through_time(self, pieces: Sequence[Tensor], state: State) -> tuple[Output, State]:

@@ -1,12 +1,12 @@
 """Compiled models in a folder, started without compiling again.
 
     trecvit.export(model, "fast", dtype=torch.bfloat16, frames=(1, 32))
-    model = trecvit.load_exported("fast")         # used as the model was: model.step(frame, state), model(clip)
+    model = trecvit.load_exported("fast")         # used like the model: model.step(frame, state), model(clip)
 
-A graph holds for one batch, number of frames and image size, so there is a file for each. What is carried from frame to
-frame goes in and out of it, and stays the value it is everywhere else. OpenVINO's folders also hold `stream.xml`, with
-the state kept inside, for programs without Python: frames in, class probabilities (or features) out. A model that only
-takes whole clips has none.
+A graph holds for one batch size, number of frames and image size, so there is a file for each. The carried state is
+among its inputs and outputs, and stays the explicit value that it is everywhere else. OpenVINO's folders also hold
+`stream.xml`, with the state kept inside, for programs without Python: frames in, class probabilities (or features) out.
+A model that only takes whole clips has none.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FORMAT = "trecvit-exported-1"
 _MODES = ("compile", "openvino")
 _DESCRIPTION, _REST, _STREAM = "exported.json", "rest.safetensors", "stream.xml"
 
-_REST_PARTS = ("norm.", "head.")  # what is needed outside of the graphs
+_REST_PARTS = ("norm.", "head.")  # parts that run outside of the graphs
 
 
 def export(
@@ -62,27 +62,27 @@ def export(
     frames: Sequence[int] = (1,),
     image_size: ImageSize | None = None,
 ) -> Path:
-    """Compiles a model for the shapes it will see and writes the result into a folder.
+    """Compile a model for the given shapes and write the result into a folder.
 
-    Each graph is held against the model over several steps before it is written.
+    Each graph is validated against the model over several steps.
 
     Args:
         model: On the CPU. It is not changed.
         folder: A new or empty folder.
         mode: "compile" is PyTorch's AOTInductor: a library for this kind of processor, some tens of seconds for each
             number of frames. "openvino" is OpenVINO's format (the extra `openvino`), for any processor it runs on.
-        dtype: float32, or bfloat16 for the matrix products where this CPU is faster with it, see `optimize`. By default
-            the model's.
-        batch_size: Streams or clips at once.
-        frames: Frames of a call: 1 for a stream, frame after frame; the length of the clips.
+        dtype: float32, or bfloat16 for the matrix multiplications where this CPU is faster with it, see `optimize`. By
+            default the model's.
+        batch_size: Streams or clips per call.
+        frames: Numbers of frames per call: 1 for a stream frame by frame; the length of the clips.
         image_size: Height and width of the frames, by default those of `preprocessing`.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: For what cannot be exported, or a graph that computes something else than the model.
-        MissingPackageError: OpenVINO is asked for and not installed.
+        ConfigError: For a model or arguments that cannot be exported, or a graph whose results differ from the model's.
+        MissingPackageError: For "openvino" where it is not installed.
     """
     folder, dtype = Path(folder), dtype or model.dtype
     image_size = model.preprocessing.image_size if image_size is None else as_image_size(image_size)
@@ -128,7 +128,7 @@ def _write_rest(
     batch_size: int,
     image_size: tuple[int, int],
 ) -> None:
-    """Writes the parts that run outside of the graphs, and the description of all."""
+    """Write the weights that are used outside of the graphs, and the description."""
     rest = {name: tensor.contiguous() for name, tensor in source.state_dict().items() if name.startswith(_REST_PARTS)}
     with writing(folder / _REST):
         safetensors.torch.save_file(rest, folder / _REST)
@@ -146,28 +146,28 @@ def _write_rest(
 
 
 def is_exported(folder: str | Path) -> bool:
-    """Whether a folder is one that `export` wrote."""
+    """Whether `export` wrote a folder."""
     return (Path(folder) / _DESCRIPTION).is_file()
 
 
 def load_exported(folder: str | Path) -> TRecViT:
-    """A model as `export` wrote it, ready at once. It is used as any other, but only with the shapes it was made for.
+    """Load a folder that `export` wrote, without compiling. The model takes only the shapes it was exported for.
 
-    The folder holds machine code, which loading it runs: load only what you trust.
+    The folder holds machine code, which loading it runs: load only folders that you trust.
 
     Raises:
-        CheckpointError: When it is no such folder, or was made for another PyTorch or another kind of processor.
-        MissingPackageError: OpenVINO made it and is not installed.
+        CheckpointError: For another or a damaged folder, and one made for another PyTorch or kind of processor.
+        MissingPackageError: When it needs OpenVINO, which is not installed.
     """
     folder = Path(folder)
     try:
-        said = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        if said["format"] != _FORMAT:
-            raise CheckpointError(f"{folder / _DESCRIPTION}: expected the format {_FORMAT!r}, got {said['format']!r}")
-        config, preprocessing = ModelConfig.from_dict(said["model"]), Preprocessing.from_dict(said["preprocessing"])
-        mode, dtype, image_size = said["mode"], FLOATS[said["dtype"]], tuple(said["image_size"])
-        shapes = [Shapes(said["batch_size"], count, image_size) for count in said["frames"]]
-        made_for, labels, provenance = said["made_for"], said["labels"], said["provenance"]
+        facts = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        if facts["format"] != _FORMAT:
+            raise CheckpointError(f"{folder / _DESCRIPTION}: expected the format {_FORMAT!r}, got {facts['format']!r}")
+        config, preprocessing = ModelConfig.from_dict(facts["model"]), Preprocessing.from_dict(facts["preprocessing"])
+        mode, dtype, image_size = facts["mode"], FLOATS[facts["dtype"]], tuple(facts["image_size"])
+        shapes = [Shapes(facts["batch_size"], count, image_size) for count in facts["frames"]]
+        made_for, labels, provenance = facts["made_for"], facts["labels"], facts["provenance"]
         rest = safetensors.torch.load_file(folder / _REST)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: no such file; `trecvit export` writes such folders") from error
@@ -176,7 +176,7 @@ def load_exported(folder: str | Path) -> TRecViT:
     here = _made_for(mode)
     older = {name: value for name, value in here.items() if name != "features"}  # as earlier versions wrote it
     if made_for not in (here, older):
-        raise CheckpointError(f"{folder}: made for {made_for}, this is {here}; export the model again here")
+        raise CheckpointError(f"{folder}: expected one made for {here}, got {made_for}; export the model again here")
     with torch.device("meta"):  # the blocks' weights are in the graphs
         model = TRecViT(config, preprocessing=preprocessing, provenance=provenance).eval()
     model._labels = tuple(labels)  # as they are, see `Pretrained.load`
@@ -200,7 +200,7 @@ def load_exported(folder: str | Path) -> TRecViT:
 
 
 def _file(num_frames: int, mode: str) -> str:
-    """Name of the graph for so many frames."""
+    """The name of the graph for this number of frames."""
     return f"frames_{num_frames}.{'pt2' if mode == 'compile' else 'xml'}"
 
 
@@ -222,8 +222,8 @@ class _ExportedEngine:
                 f"{item.batch_size} x {item.num_frames} frames of {item.image_size}" for item in self._runs
             )
             raise InputError(
-                f"the exported model is for {expected}; got {shapes.batch_size} x {shapes.num_frames} frames of "
-                f"{shapes.image_size}"
+                f"the exported model takes {expected}, got {shapes.batch_size} x {shapes.num_frames} frames of "
+                f"{shapes.image_size}; export the model for these, too"
             )
         return self._runs[shapes](frames, state)
 
@@ -272,22 +272,22 @@ class _Stream(nn.Module):
 
 
 def _write_stream(path: Path, source: TRecViT, shapes: Shapes) -> None:
-    """The graph with its state inside. It begins with a state of zeros, which is that of a fresh stream."""
+    """Write the graph with its state inside, which starts as zeros like that of every fresh stream."""
     state = source.init_state(shapes.batch_size, image_size=shapes.image_size)
     frames = torch.zeros(shapes.batch_size, shapes.num_frames, 3, *shapes.image_size)
     graph = to_openvino(_Stream(source, state), frames, state)
     names = list(carried(state))
     for port, name in zip(graph.inputs, ["frames", *names], strict=True):
         port.get_tensor().set_names({name})
-    answer = "features" if source.head is None else "probs"
-    for port, name in zip(graph.outputs, [answer, *(f"next.{name}" for name in names)], strict=True):
+    output = "features" if source.head is None else "probs"
+    for port, name in zip(graph.outputs, [output, *(f"next.{name}" for name in names)], strict=True):
         port.get_tensor().set_names({name})
     keep_inside(graph, {name: f"next.{name}" for name in names})
     save_openvino(graph, path)
 
 
 def _made_for(mode: str) -> dict[str, Any]:
-    """What a folder depends on."""
+    """The versions and processor features that a folder depends on."""
     if mode == "openvino":
         return {"openvino": find_openvino().__version__}
     return {"torch": str(torch.__version__), "instructions": instruction_set(), "features": features()}

@@ -1,7 +1,7 @@
 """Linear layers for inference: packed for oneDNN, in 8-bit integers, or written for a compiler to fuse.
 
-A matrix multiplication's kernel holds its results in registers, where a GELU or a sum costs next to nothing and saves a
-pass over memory. So each of these layers takes over the GELU that follows it in the model (`replace_linears`), and adds
+A matrix multiplication's kernel holds its results in registers, where a GELU or a sum is almost free and saves a pass
+over memory. So each of these layers takes over the GELU that follows it in the model (`replace_linears`), and adds
 as `Linear` does. `PackedLinear` computes with oneDNN, its weight laid out once as the kernel reads it; `FusedLinear`
 leaves that to torch.compile. `QuantizedLinear` and `FusedQuantizedLinear` do nearly the same in 8-bit integers.
 """

@@ -97,7 +97,7 @@ class TracedPass(nn.Module):
 
     Args:
         engine: Computes the pass.
-        like: A state of the shapes to come.
+        like: A state of the shapes of later ones.
     """
 
     def __init__(self, engine: FrameEngine, like: State) -> None:
@@ -181,7 +181,7 @@ def to_openvino(traced: nn.Module, frames: Tensor, state: State) -> Any:
             # It forgets the sizes that the graph was traced with.
             graph.reshape({number: list(tensor.shape) for number, tensor in enumerate(inputs)})
             return graph
-        except Exception as error:  # of many kinds; complex numbers, for one, it lacks
+        except Exception as error:  # of many kinds; it lacks complex numbers, for example
             reason = str(error).strip().splitlines()[-1]
             message = f"OpenVINO cannot convert this model ({reason}); take mode='compile' or 'eager'"
             raise ConfigError(message) from error

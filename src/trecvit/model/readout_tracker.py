@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
+from trecvit.model.engine import Engine
 from trecvit.model.readouts import PointReadoutConfig, RecurrentPointReadout
 from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
 from trecvit.model.trecvit import TRecViT
@@ -71,6 +72,7 @@ class ReadoutTracker(PointTracker):
     config: ReadoutTrackerConfig
     config_class = ReadoutTrackerConfig
     state_class = ReadoutState
+    engine: Engine[Tensor, ReadoutState]
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""The linear recurrence h_t = a_t * h_(t-1) + b_t, element by element, over axis 1, and the gates around it.
+"""The linear recurrence h_t = a_t * h_(t-1) + b_t, element by element over axis 1, with and without the RG-LRU's gates.
 
-`gated_scan` is what the model calls: the real RG-LRU from its gates' inputs to its states. `linear_scan` is the
-recurrence by itself, real or complex. Beside each stands a reference written to be obviously right, which autograd
-differentiates by itself. The tests hold them together: outputs, final states and every gradient.
+`gated_scan` is the real RG-LRU after its gates' linear layers; `linear_scan` is the recurrence alone, real or complex.
+Beside each stands a reference written to be obviously right and differentiated by autograd. The tests compare outputs,
+final states and every gradient.
 
 B streams · T frames · N tokens per frame · E recurrent channels · C channels (N and E folded into one)
 """
@@ -31,11 +31,11 @@ Hidden = Inexact[Tensor, "B C"]
 
 
 def linear_scan(decay: Sequence, inputs: Sequence, initial: Hidden) -> tuple[Sequence, Hidden]:
-    """Runs the recurrence and returns all states and the last one.
+    """Run the recurrence; return all states and the last one.
 
-    Works on real and complex tensors, in their dtype (the model passes float32 or complex64). One pass over memory in
-    each direction, no transposed copy: every step is one fused multiply-add on all streams and channels at once. The
-    gradient keeps only `decay`, `initial` and the states, not one graph node per frame.
+    It computes in the dtype of its arguments, real or complex. Each direction is one pass over memory without a
+    transposed copy: every step is a fused multiply-add on all streams and channels at once. Only `decay`, `initial` and
+    the states are saved for the gradient, not one graph node per frame.
 
     Args:
         decay: a_t, usually with absolute values in [0, 1].
@@ -46,7 +46,7 @@ def linear_scan(decay: Sequence, inputs: Sequence, initial: Hidden) -> tuple[Seq
         The states h_1 ... h_T and h_T. Gradients reach `decay`, `inputs` and `initial`, also through h_T.
 
     Raises:
-        InputError: for shapes, dtypes or devices that do not belong together, and for T = 0.
+        InputError: for shapes or dtypes that do not match, and for T = 0.
     """
     _check(decay, inputs, initial)
     states: Tensor = _LinearScan.apply(decay, inputs, initial)  # type: ignore[no-untyped-call]
@@ -71,21 +71,21 @@ def gated_scan(
     hidden: Float[Tensor, "B N E"],
     fresh: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
-    """The RG-LRU after its gates' linear maps (paper, section 3.1): on a GPU one Triton kernel in each direction, or
-    what `use_kernels` says; else one frame at a time while it is in the cache.
+    """Run the RG-LRU after its gates' linear layers (paper, section 3.1).
 
     log a_t = -c sigmoid(recurrence_gate_t) softplus(a_param), and
     h_t = a_t h_(t-1) + sqrt(1 - a_t^2) sigmoid(input_gate_t) x_t; the first frame of a fresh stream has no root.
 
-    Only the arguments and the states are kept for the gradient; the gates are computed again.
+    On a GPU it is one Triton kernel in each direction, elsewhere a loop over frames, each of which stays in the cache.
+    Only the arguments and the states are saved for the gradient; the gates are recomputed.
 
     Args:
         x: Inputs, of any floating-point dtype.
         input_gate: Before its sigmoid.
         recurrence_gate: Before its sigmoid.
         a_param: -lambda.
-        hidden: h_0. Its dtype is the one computed in.
-        fresh: Which streams begin with the first frame.
+        hidden: h_0. Its dtype is that of the computation.
+        fresh: Which streams start with the first frame.
 
     Returns:
         All states, and the last one. Gradients reach every floating-point argument.
@@ -124,7 +124,7 @@ def gated_scan_reference(
     hidden: Float[Tensor, "B N E"],
     fresh: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
-    """The equations of `gated_scan` one after the other. Same arguments and results."""
+    """The equations of `gated_scan`, one by one. Same arguments and results."""
     dtype = hidden.dtype
     log_a = -GATE_SHARPNESS * torch.sigmoid(recurrence_gate.to(dtype)) * F.softplus(a_param.to(dtype))
     gated = torch.sigmoid(input_gate.to(dtype)) * x.to(dtype)
@@ -141,7 +141,7 @@ def _has_triton() -> bool:
 
 
 def bounded_sqrt(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """sqrt(x), with a gradient that is nowhere steeper than `MAX_SQRT_GRADIENT`."""
+    """sqrt(x) with a gradient of at most `MAX_SQRT_GRADIENT`."""
     root: Tensor = _BoundedSqrt.apply(x)  # type: ignore[no-untyped-call]
     return root
 
@@ -167,9 +167,9 @@ def loops_cut_to(num_frames: int) -> Iterator[None]:
 class _LinearScan(torch.autograd.Function):
     """The loop with a hand-written gradient.
 
-    With g_t the gradient that reaches h_t from everywhere: g_t = dy_t + conj(a_(t+1)) g_(t+1), and then
-    db_t = g_t, da_t = g_t conj(h_(t-1)), dh_0 = conj(a_1) g_1. Nothing is divided by products of decays, which
-    underflow as soon as a gate learns to forget.
+    With g_t the total gradient of h_t: g_t = dy_t + conj(a_(t+1)) g_(t+1), and then db_t = g_t,
+    da_t = g_t conj(h_(t-1)), dh_0 = conj(a_1) g_1. There is no division by products of decays, which underflow as soon
+    as a gate learns to forget.
     """
 
     @staticmethod

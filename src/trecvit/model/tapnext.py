@@ -16,7 +16,7 @@ Source of every formula: "code", github.com/google-deepmind/tapnet at c2cbab8 (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, get_args
@@ -184,6 +184,7 @@ class TAPNext(PointTracker):
     config: TrackerConfig
     config_class = TrackerConfig
     state_class = TrackState
+    engine: Callable[[Tensor, Tensor, TrackState], tuple[Tensor, TrackState]]  # an `Engine` that is given point tokens
 
     def __init__(
         self,

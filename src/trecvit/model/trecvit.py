@@ -85,7 +85,7 @@ class Tokenizer(nn.Module):
         Args:
             frames: Pixels in [0,1].
             visible: Indices of the patches to tokenize, the same in all frames of a video and in the order of the
-                resulting tokens; by default all. The others cost nothing.
+                resulting tokens; by default all. The others cost no time.
         """
         side = self.config.patch_size
         patches = patches_of(frames, self.config)
