@@ -260,7 +260,7 @@ def test_labels_can_be_given_when_converting(tmp_path, model):
         ({"cat": 0, "dog": 1, "cow": 2}, "a mapping from 0 ... 2 to names, got a mapping with the keys 'cat', 'dog'"),
         ({1: "cat", 2: "dog", 3: "cow"}, "a mapping with the keys 1, 2, 3"),
         ({"cat", "dog", "cow"}, "a set, which has no order"),
-        (range(3), "expected a text as the name of class 0, got int 0"),
+        (range(3), "expected text as the name of class 0, got int 0"),
         (["cat", None, "cow"], "class 1, got NoneType None"),
         (np.array(["cat", "dog", "cow"]).astype(np.bytes_), "class 0, got bytes_"),
         (["cat", "dog", "cat"], "expected each name once, got 'cat' for classes 0 and 2"),

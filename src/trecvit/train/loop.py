@@ -347,7 +347,7 @@ class Loop:
     def update(self, batch: Batch, step: int) -> Tensor:
         """One step; returns the sums that the log is made of, see `_no_sums`."""
         # What is drawn in a step depends on nothing but the step, whatever was drawn before it.
-        draws = np.random.SeedSequence([self.recipe.seed, 6, step, self.processes.share.number])
+        draws = np.random.SeedSequence([self.recipe.seed, 6, step, self.processes.share.rank])
         torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
         rate = schedule(step, self.plan, self.feed.num_steps)
         for optimiser in self.optimisers:
@@ -394,7 +394,7 @@ class Loop:
         left = self.folder / f"failed-step-{step:08d}"
         self.model.zero_grad(set_to_none=True)
         Checkpoints(left, self.processes, keep=1).save(step, self.model, self.optimisers, self.mean)
-        name = f"batch-{self.processes.share.number}.safetensors"
+        name = f"batch-{self.processes.share.rank}.safetensors"
         with writing(left / name):
             save_file({key: tensor.contiguous() for key, tensor in batch.tensors().items()}, left / name)
         raise DataError(
