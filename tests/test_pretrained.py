@@ -338,7 +338,7 @@ def change_description(folder, change) -> None:
         (lambda d: d["model"].update(width=32), "of another shape or type"),
         (lambda d: d["model"].update(depth=3), r"missing: blocks\.2\."),
         (lambda d: d["model"].update(depth=1), r"left over: blocks\.1\."),
-        (lambda d: d.update(labels=["a"]), "1 labels for 5 classes"),
+        (lambda d: d.update(labels=["a"]), "expected 5 labels, one per class, got 1"),
         (lambda d: d.update(labels=[1, 2, 3, 4, 5]), "every label to be text"),
         (lambda d: d.pop("preprocessing"), "expected 'preprocessing' to be a dict"),
         (lambda d: d["preprocessing"].update(num_frames=0), "num_frames: expected a whole number >= 1"),
