@@ -217,9 +217,9 @@ def test_states_that_do_not_fit_are_refused_with_what_to_do():
     state = model.init_state(2, image_size=(16, 24))
     with pytest.raises(StateError, match=r"holds 3 streams, the frames 2.*state\.select"):
         model.step(video, model.init_state(3, image_size=(16, 24)))
-    with pytest.raises(StateError, match=r"another model.*conv_width 4 and 2"):
+    with pytest.raises(StateError, match="got another: .*conv_width 4 and 2"):
         model.step(video, tiny_model(conv_width=2).init_state(2, image_size=(16, 24)))
-    with pytest.raises(StateError, match="begun with 16x24 frames, got 16x8"):
+    with pytest.raises(StateError, match="frames of the state's size 16x24, got 16x8"):
         model.step(video[..., :8], state)
     with pytest.raises(StateError, match=r"torch.bfloat16 model.*state\.to\(dtype=torch.float32\)"):
         model.step(video, state.to(dtype=torch.bfloat16))
@@ -238,7 +238,7 @@ def test_wrong_rows_are_refused():
     state = tiny_model().init_state(2, image_size=(16, 24))
     with pytest.raises(StateError, match="one bool for each of 2 streams"):
         state.reset([True])
-    with pytest.raises(StateError, match=r"rows \[2\] go beyond the 2 streams"):
+    with pytest.raises(StateError, match=r"expected rows of 2 streams, got \[2\]"):
         state.select([2])
     with pytest.raises(StateError, match="row numbers or 2 bools"):
         state.select([True, False, True])
@@ -305,7 +305,7 @@ def test_no_stream_at_all_is_a_batch_like_any_other(variant, fast):
 
 
 def test_fewer_than_no_streams_are_refused():
-    with pytest.raises(InputError, match="number of streams of 0 or more, got -1"):
+    with pytest.raises(InputError, match="batch size of 0 or more, got -1"):
         tiny_model().init_state(-1)
 
 

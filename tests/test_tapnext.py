@@ -448,7 +448,7 @@ def test_frames_and_states_that_do_not_fit_are_refused():
         TRACKER(video_of().float(), QUERIES)
     with pytest.raises(StateError, match="holds 2 streams, the frames 1"):
         TRACKER.step(video_of(1), state)
-    with pytest.raises(StateError, match="begun with 32x32 frames, got 32x64"):
+    with pytest.raises(StateError, match="size 32x32, got 32x64"):
         TRACKER.step(video_of(size=(32, 64)), state)
     with pytest.raises(StateError, match="gelu erf and tanh"):
         tiny_tracker(blocks=TRACKER.config.blocks.replace(gelu="erf")).step(video_of(), state)
