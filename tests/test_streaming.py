@@ -217,7 +217,7 @@ def test_states_that_do_not_fit_are_refused_with_what_to_do():
     state = model.init_state(2, image_size=(16, 24))
     with pytest.raises(StateError, match=r"holds 3 streams, the frames 2.*state\.select"):
         model.step(video, model.init_state(3, image_size=(16, 24)))
-    with pytest.raises(StateError, match="got another: .*conv_width 4 and 2"):
+    with pytest.raises(StateError, match=r"got another: .*conv_width 4 and 2"):
         model.step(video, tiny_model(conv_width=2).init_state(2, image_size=(16, 24)))
     with pytest.raises(StateError, match="frames of the state's size 16x24, got 16x8"):
         model.step(video[..., :8], state)
