@@ -305,7 +305,7 @@ def test_a_point_placed_later_is_as_if_declared_at_the_start():
     after, _ = run_tracker(TRACKER, video[:, 4:], state.place(3, declared[:, 3, 1:].flip(-1)), [2])
     got = of_each_part(lambda *parts: torch.cat(parts, dim=2), before, after)
     assert_same_tracks(got, TRACKER(video, declared))
-    with pytest.raises(StateError, match="slot 3 has a point"):
+    with pytest.raises(StateError, match="slot 3, which has a point"):
         TRACKER.init_state(declared).place(3, torch.ones(2, 2))
 
 

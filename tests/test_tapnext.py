@@ -329,7 +329,7 @@ def test_an_emptied_slot_is_as_if_it_had_always_been_empty(tracker):
 
 def test_a_slot_that_has_a_point_is_not_taken():
     state = TRACKER.init_state(QUERIES)
-    with pytest.raises(StateError, match="slot 3 has a point"):
+    with pytest.raises(StateError, match="slot 3, which has a point"):
         state.place(3, torch.ones(2, 2))
     with pytest.raises(InputError, match=r"x in 0\.\.32 pixels.*x=33"):
         TRACKER.init_state(torch.full((1, 1, 3), math.inf)).place(0, torch.tensor([[33.0, 5.0]]))
@@ -424,7 +424,7 @@ def test_a_gradient_is_the_slope(tracker):
         (torch.zeros(2, 4), r"\[B,Q,3\] of \(t, y, x\), got \(2, 4\)"),
         (torch.zeros(2, 4, 2), r"got \(2, 4, 2\)"),
         (torch.zeros(2, 4, 3, dtype=torch.bool), "expected numbers, got torch.bool"),
-        (torch.full((2, 4, 3), 0.5), "t to be a frame's number from 0.*got 0.5"),
+        (torch.full((2, 4, 3), 0.5), "t to be a frame's index from 0.*got 0.5"),
         (torch.full((2, 4, 3), -1.0), "got -1"),
         (torch.full((2, 4, 3), math.nan), "got nan"),
         (torch.tensor([[[0.0, 5, 33]]]).expand(2, 1, 3), r"x in 0\.\.32 pixels of the frames, got y=5, x=33"),
@@ -442,7 +442,7 @@ def test_frames_and_states_that_do_not_fit_are_refused():
     state = TRACKER.init_state(QUERIES)
     with pytest.raises(InputError, match="patch_size=8 divides, got 32x20"):
         TRACKER(video_of(size=(32, 20)), QUERIES)
-    with pytest.raises(InputError, match="queries for 2 videos, got them for 3"):
+    with pytest.raises(InputError, match="queries for 2 videos, got queries for 3"):
         TAPNext.forward.__wrapped__(TRACKER, video_of(), torch.zeros(3, 4, 3))
     with pytest.raises(InputError, match=r"\[0,1\]"):
         TRACKER(video_of().float(), QUERIES)
