@@ -257,7 +257,7 @@ def test_the_size_of_a_state_depends_on_the_points_alone(tracker):
     state = tracker.init_state(QUERIES)
     _, after = run(tracker, video_of(num_frames=30), state, list(range(1, 30)))
     assert after.nbytes == state.nbytes
-    look_width = tracker.matching.look_width if tracker.config.matching else 0
+    look_width = tracker.matching.descriptor_width if tracker.config.matching else 0
     (patches, points), per_token = (16, 4), tracker.config.depth * 16 * 4 * 4  # hidden and three taps, float32
     assert state.nbytes == 2 * ((patches + points) * per_token + points * (8 + 2 * 4 + look_width * 4) + 8)
 

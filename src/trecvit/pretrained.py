@@ -470,7 +470,7 @@ def _check_description(description: Mapping[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path}: expected {key!r} to be a {kind.__name__}, got {description.get(key)!r:.80}")
     if not all(isinstance(label, str) for label in description["labels"]):
         raise CheckpointError(f"{path}: expected every label to be text")
-    num_classes = description["model"].get("num_classes")
+    num_classes = description["model"].get("num_classes", 0)  # only classifiers have it
     if description["labels"] and len(description["labels"]) != num_classes:
         raise CheckpointError(f"{path}: expected {num_classes} labels, one per class, got {len(description['labels'])}")
     try:
