@@ -221,7 +221,7 @@ def frozen(
     from paper.frozen import MODELS, Plan, clips_of, draw, rows_of, to_dict
     from paper.frozen import run as run_one
     from paper.results import write_result
-    from trecvit.data.manifest import read_manifest
+    from trecvit.data.layouts import read_manifest
     from trecvit.train.probe import ProbePlan
 
     plan = Plan(
@@ -393,26 +393,6 @@ def endless(
     console().print(table)
     for path in (result, draw(content, to / "endless.png")):
         print(path)
-
-
-@app.command("report")
-def report(
-    root: Annotated[Path, typer.Option(help="Folder that holds docs/results.md, and benchmarks/.")] = Path(),
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if a figure differs.")] = False,
-) -> None:
-    """Writes the results page and its pictures from the studies' result files; fails if a figure is in none of them."""
-    from paper.report import PAGE, draw_pictures, first_difference, read_page, rebuilt, write_page
-    from trecvit.errors import DataError
-
-    if not check:
-        for picture in draw_pictures(root):
-            print(picture)
-        print(f"{root / PAGE}: {'written anew' if write_page(root) else 'nothing to change'}")
-        return
-    said = read_page(root)
-    if (built := rebuilt(said, root)) != said:
-        raise DataError(f"{root / PAGE}: {first_difference(said, built)}; run `scripts/paper report`")
-    print(f"{root / PAGE}: as the result files say")
 
 
 @contextmanager

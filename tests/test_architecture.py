@@ -40,12 +40,11 @@ RESERVED = {
     "av": {"video/container.py", "video/order.py", "video/decode.py", "video/encode.py", "runtime/doctor.py"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "skimage": {"synthetic/textures.py"},
+    "skimage": {"synthetic/pictures.py"},
     "openvino": {"accelerate/openvino.py"},
     "cv2": {"evaluate/point_baselines.py"},
     "transformers": {"baselines/video_transformers.py"},
     "triton": {"model/scan_triton.py"},
-    "fla": {"model/scan_fla.py"},
     "huggingface_hub": {"pretrained.py"},
 }
 

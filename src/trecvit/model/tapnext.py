@@ -212,7 +212,7 @@ class TAPNext(PointTracker):
         frames_until = state.query_frames - state.frames_seen[:, None]
         points = self.point_tokens(state.query_points_yx * to_raster, frames_until, frames.shape[1])
         if self.matching is None:
-            features, state = self._advance(frames, points, state)
+            features, state = self.engine(frames, points, state)
             return self._read(features, to_raster.flip(0)), state
         size_xy = torch.tensor(state.image_size, device=self.device).flip(0)
         descriptors = self.matching.describe(frames)
@@ -221,7 +221,7 @@ class TAPNext(PointTracker):
         )
         is_queried = frames_until[:, None] <= torch.arange(frames.shape[1], device=self.device)[:, None]
         matches, similarity = self.matching.condition(descriptors, queries, is_queried)
-        features, state = self._advance(frames, points + matches, state.replace(query_looks=queries))
+        features, state = self.engine(frames, points + matches, state.replace(query_looks=queries))
         out = self._read(features, to_raster.flip(0))
         estimates_xy = (out.points_xy / size_xy).transpose(1, 2)
         refined_xy = self.matching.refine(descriptors, queries, is_queried, features, estimates_xy)

@@ -17,7 +17,7 @@ from trecvit.evaluate.mae import draw_restored, evaluate_mae
 from trecvit.files import write_text
 from trecvit.model.mae import Autoencoder, MaskedAutoencoder, Restoration, targets
 from trecvit.processes import Processes
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.world import World
 from trecvit.train.feed import MaskedBatch
 from trecvit.train.objective import Objective, PartLoss

@@ -21,7 +21,7 @@ from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.model.readouts import PointReadoutConfig, RecurrentPointReadout
 from trecvit.model.tracker import TrackerOutput
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.train.optimise import schedule
 from trecvit.train.sections import Optimisation

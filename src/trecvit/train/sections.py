@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from trecvit.config import ModelConfig, Preprocessing, Recompute, refuse_unknown
 from trecvit.data.augment import Augmentation
-from trecvit.data.manifest import DataSource
+from trecvit.data.layouts import DataSource
 from trecvit.errors import ConfigError
 from trecvit.model.mae import decoder_config
 from trecvit.model.tapnext import TrackerConfig
