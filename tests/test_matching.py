@@ -127,7 +127,7 @@ def group_product(maps: Tensor, query: Tensor, group: int, place_xy: Tensor) -> 
 
 
 def test_the_gradient_of_a_refined_point():
-    """With the places where it descriptors held fast; the first guess does not move here."""
+    """With constant places of sampling; the first refinement is zero here."""
     matching = Matching(8, 16).double()
     torch.nn.init.normal_(matching.guess_out[1].weight)
     is_queried = torch.ones(1, 1, 2, dtype=torch.bool)
@@ -141,15 +141,15 @@ def test_the_gradient_of_a_refined_point():
     assert torch.autograd.gradcheck(refined, (fine, queries, features.requires_grad_()))
 
 
-def test_clips_longer_than_what_is_compared_at_once_are_streams_too():
+def test_clips_longer_than_one_piece_are_streams_too():
     video = random_video(1, 19, 32, 32)
     queries = torch.tensor([[[0, 5.0, 20.0], [9, 30.5, 1.0], [17, 16.0, 16.0]]])
     got, _ = run_tracker(TRACKER, video, TRACKER.init_state(queries), list(range(1, 19)))
     assert_same_tracks(got, TRACKER(video, queries))
 
 
-def test_a_tracker_without_goes_on_as_it_was():
-    """What is new says nothing at first, and what was learnt is kept."""
+def test_matching_added_to_a_trained_tracker_changes_no_prediction():
+    """New parts are initially neutral, trained weights are kept."""
     trained, model = tiny_tracker(), type(TRACKER)(TRACKER.config).eval()
     words = go_on_from(model, trained, source="x")
     assert "matching.first.weight" in words
@@ -165,10 +165,10 @@ def test_bfloat16_and_packed_weights_stay_near():
     assert relative_error(got.points_xy, exact.points_xy) < 0.1
 
 
-# ---- what is learnt ----
+# ---- the loss ----
 
 
-def test_scores_are_there_in_training_only():
+def test_scores_are_returned_in_training_only():
     video, queries = random_video(1, 3, 32, 32), torch.zeros(1, 2, 3)
     assert TRACKER(video, queries).similarity is None
     tracker = tiny_tracker(matching=True).train()
@@ -177,8 +177,8 @@ def test_scores_are_there_in_training_only():
     assert scores.fine.shape == (1, 2, 3, 16, 16)
 
 
-def test_the_loss_worked_by_hand():
-    """Without preference log 16 and log 64; a truth in the middle of a place is that place, else it is shared out."""
+def test_the_loss_computed_by_hand():
+    """Uniform scores cost log 16 and log 64; a target at a place's centre is that place, else shared between places."""
     none = Similarity(torch.zeros(1, 1, 1, 4, 4), torch.zeros(1, 1, 1, 8, 8))
     seen = {"visible": torch.ones(1, 1, 1).bool(), "counted": torch.ones(1, 1, 1).bool(), "image_size": (16, 16)}
     middle = torch.tensor([[[[6.0, 10.0]]]])
@@ -192,7 +192,7 @@ def test_the_loss_worked_by_hand():
     assert between == pytest.approx(MATCHING_WEIGHT * (math.log(64) + 25), rel=1e-4)
 
 
-def test_what_is_not_seen_teaches_nothing():
+def test_invisible_points_have_no_gradient():
     coarse, fine = torch.randn(1, 2, 3, 4, 4, requires_grad=True), torch.randn(1, 2, 3, 8, 8, requires_grad=True)
     visible = torch.tensor([[[True, True, False], [True, True, True]]])
     counted = torch.tensor([[[True, True, True], [False, True, True]]])
