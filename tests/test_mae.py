@@ -135,7 +135,7 @@ def test_the_encoders_cost_falls_with_the_mask_ratio():
 
 
 def test_targets_are_videomaes():
-    """Against transformers' VideoMAEForPreTraining: with decoder outputs of 0 its loss is the mean of squared targets."""
+    """Against transformers' VideoMAEForPreTraining: for outputs of 0 its loss is the mean of squared targets."""
     transformers = pytest.importorskip("transformers")
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     decoder = {f"decoder_{name}": value for name, value in size.items()}
