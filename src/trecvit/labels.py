@@ -25,19 +25,19 @@ def check_labels(labels: object) -> tuple[str, ...]:
         ConfigError: for all others, with the class and its name.
     """
     names: dict[str, int] = {}
-    for number, label in enumerate(_in_order(labels)):
+    for index, label in enumerate(_in_order(labels)):
         if not isinstance(label, str):
             kind = type(label).__name__
-            raise ConfigError(f"labels: expected text as the name of class {number}, got {kind} {label!r:.80}")
+            raise ConfigError(f"labels: expected text as the name of class {index}, got {kind} {label!r:.80}")
         name = "".join(label)  # a plain string of a subclass, such as numpy's
         if reason := why_no_label(name):
-            raise ConfigError(f"labels: expected a name for class {number}, got {name!r:.80}, {reason}")
+            raise ConfigError(f"labels: expected a name for class {index}, got {name!r:.80}, {reason}")
         if name in names:
             raise ConfigError(
-                f"labels: expected each name once, got {name!r:.80} for classes {names[name]} and {number}; "
+                f"labels: expected each name once, got {name!r:.80} for classes {names[name]} and {index}; "
                 "rename one of them, or merge the classes"
             )
-        names[name] = number
+        names[name] = index
     return tuple(names)
 
 
