@@ -135,10 +135,8 @@ class Matching(nn.Module):
         embeddings, scores = [], []
         sharpness = self.sharpness.exp().split([_GROUPS, 1, 1, 1])
         for frames in _pieces(descriptors):
-            coarse, fine = (
-                _similarity(frames.coarse, coarse_queries, _GROUPS),
-                _similarity(frames.fine, fine_queries, 1),
-            )
+            coarse = _similarity(frames.coarse, coarse_queries, _GROUPS)
+            fine = _similarity(frames.fine, fine_queries, 1)
             matches = [self._match(coarse, sharpness[0]), self._match(fine, sharpness[1])]
             embeddings.append(self.into_token(torch.cat(matches, dim=-1).to(self.into_token.weight.dtype)))
             if self.training:
