@@ -151,14 +151,14 @@ torch.compile = lambda function, **options: compile(function, **options | {"back
 models = [tiny_model(**VARIANTS[variant]) for variant in ("plain", "plain", "complex", "lstm")]
 with torch.no_grad():
     models[1].blocks[0].spatial.qkv.weight.mul_(2.0)
-this_processor = processor._ask
+this_processor = processor._is_supported
 for name in FEATURES:  # other processors, on which bfloat16 is slow
     pretend(name)
     for dtype in (torch.float32, torch.bfloat16):
         one = optimize(models[0], dtype=dtype, mode="compile")
         assert (one.dtype, one.init_state(1).dtype) == (torch.float32, torch.float32)
         assert relative_error(one(random_video(1, 1)).logits, models[0](random_video(1, 1)).logits) < 1e-5
-processor._ask = this_processor
+processor._is_supported = this_processor
 fast = [optimize(model, mode="compile") for model in models]
 with torch.inference_mode():
     for video in (random_video(1, 1), random_video(2, 3)):
@@ -219,12 +219,12 @@ def test_float32_is_compiled_for_the_kernels_that_are_faster_here(slower, chosen
 
     monkeypatch.setattr(kernels_module, "packed_linears", pretended)
     model = tiny_model()
-    monkeypatch.setattr("trecvit.processor._ask", {"onednn", "mkl"}.__contains__)
+    monkeypatch.setattr("trecvit.processor._is_supported", {"onednn", "mkl"}.__contains__)
     assert kernels_module.is_faster_with_onednn(model) == chosen
     shapes = {(module.out_features, module.in_features) for module in model.modules() if isinstance(module, Linear)}
     assert sorted(shapes_timed) == sorted((model.tokenizer.config.num_patches, *shape) for shape in shapes)
     for has in ({"onednn"}, {"mkl"}, set()):
-        monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
+        monkeypatch.setattr("trecvit.processor._is_supported", has.__contains__)
         assert kernels_module.is_faster_with_onednn(model) == ("onednn" in has)
 
 
@@ -244,7 +244,7 @@ def test_bfloat16_is_computed_in_the_faster_dtype(has, slower, chosen, monkeypat
         return {"onednn": (lambda: time.sleep(2e-3)) if x.dtype == FLOATS[slower] else (lambda: None)}
 
     monkeypatch.setattr(kernels_module, "packed_linears", pretended)
-    monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
+    monkeypatch.setattr("trecvit.processor._is_supported", has.__contains__)
     kernels_module._is_faster_in_bfloat16.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -124,7 +124,7 @@ def test_they_take_whole_clips_and_refuse_to_stream(mixer):
     model, video = tiny_model(**fields(mixer)), random_video(2, 8)
     out, state = model.step(video, model.init_state(2))
     assert torch.equal(out.logits, model(video).logits)
-    with pytest.raises(StateError, match=f"'{mixer}' looks at whole clips"):
+    with pytest.raises(StateError, match=f"'{mixer}' needs whole clips"):
         model.step(video, state)
     clips = model(video, frames_per_clip=4)
     torch.testing.assert_close(clips.logits, (model(video[:, :4]).logits + model(video[:, 4:]).logits) / 2)

@@ -174,7 +174,7 @@ def test_attention_takes_whole_clips_and_refuses_to_stream():
     model, video = tiny_model(temporal_mixer="attention"), random_video(2, 8)
     out, state = model.step(video, model.init_state(2))
     assert torch.equal(out.logits, model(video).logits)
-    with pytest.raises(StateError, match=r"'attention' looks at whole clips.*fresh state"):
+    with pytest.raises(StateError, match=r"'attention' needs whole clips.*new state"):
         model.step(video, state)
     with pytest.raises(StateError, match="whole clips"):
         model.step(video, state.reset([True, False]))

@@ -343,12 +343,12 @@ def test_a_tracker_and_a_classifier_are_not_taken_for_each_other(tmp_path):
     ("change", "words"),
     [
         (lambda d: d.update(architecture="CoTracker"), "expected architecture 'TRecViT' or .*, got 'CoTracker'"),
-        (lambda d: d.update(labels=["a"]), "1 labels for None classes"),
-        (lambda d: d["model"].update(raster_px="64"), "raster_px: expected a whole number"),
+        (lambda d: d.update(labels=["a"]), "expected 0 labels, one per class, got 1"),
+        (lambda d: d["model"].update(raster_px=0), "raster_px: expected a whole number"),
         (lambda d: d["model"].update(raster_px=32), "of another shape"),
         (lambda d: d["model"].update(rastr=3), "no field 'rastr', did you mean 'raster_px'"),
         (lambda d: d["model"].pop("blocks"), "blocks: expected the fields of a ModelConfig"),
-        (lambda d: d["model"]["blocks"].update(depth=10**9), "layers cannot be made"),
+        (lambda d: d["model"]["blocks"].update(depth=10**9), "layers, got"),
         (lambda d: d["model"]["blocks"].update(gelu="relu"), "gelu: expected one of"),
     ],
 )

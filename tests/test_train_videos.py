@@ -544,7 +544,7 @@ def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
     losses: dict[tuple[str, bool], list[float]] = {("false", True): [], ("true", False): [], ("auto", False): [],
                                                    ("auto", True): []}  # fmt: skip
     for (word, has_instructions), found in losses.items():
-        monkeypatch.setattr("trecvit.processor._ask", lambda feature, has=has_instructions: has)
+        monkeypatch.setattr("trecvit.processor._is_supported", lambda feature, has=has_instructions: has)
         recipe, run = load_recipe(recipe_path, [f"optimisation.bf16={word}"]), tmp_path / f"{word}-{has_instructions}"
         model = train(recipe, run, report=lambda line, to=found: to.append(line.loss))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -563,12 +563,12 @@ def test_a_run_keeps_its_precision_on_another_processor(
     """Also one of a version that had no `auto`, whose recipe says true or false and whose `run.json` nothing."""
     run, auto = tmp_path / "run", load_recipe(recipe_path, ["optimisation.bf16=auto"])
     explicit = load_recipe(recipe_path, [f"optimisation.bf16={str(bool(began_with)).lower()}"])
-    monkeypatch.setattr("trecvit.processor._ask", lambda _: bool(began_with))
+    monkeypatch.setattr("trecvit.processor._is_supported", lambda _: bool(began_with))
     claim(run, explicit if began_with is None else auto, Processes())
     if began_with is None:
         about = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({"torch": about["torch"]}))
-    monkeypatch.setattr("trecvit.processor._ask", lambda _: has_instructions)
+    monkeypatch.setattr("trecvit.processor._is_supported", lambda _: has_instructions)
     for recipe in (auto, explicit):
         claim(run, recipe, Processes())
         assert resolved(run, recipe).optimisation.bf16 is bool(began_with)

@@ -4,7 +4,7 @@
     out = model(video)                        # a clip [B,T,C,H,W]
     out, state = model.step(frames, state)    # or any next frames of a stream
 
-Nothing is imported before it is asked for, so that `import trecvit` costs nothing.
+All names are imported lazily, so that `import trecvit` takes no time.
 """
 
 from __future__ import annotations

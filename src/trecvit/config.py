@@ -21,9 +21,7 @@ Pooling = Literal["cls", "mean"]
 TemporalMixer = Literal["lru", "attention", "lstm", "conv", "none", "full_attention", "causal_attention", "flat_lru"]
 Gelu = Literal["tanh", "erf"]
 Recompute = Literal["nothing", "cheap", "blocks"]
-ImageSize = (
-    Any  # whatever `as_image_size` takes: (height, width) in pixels in any container, or one number for a square
-)
+ImageSize = Any  # argument of `as_image_size`: (height, width) in pixels in any container, or one number for a square
 
 
 @runtime_checkable  # for the tests' checks of annotations
@@ -81,12 +79,12 @@ class Config:
         return cls(**{**values, **nested})
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
-        """Raises ConfigError unless a field keeps its rule."""
+        """Raise ConfigError unless the condition holds; `rule` describes the values that a field may have."""
         if not condition:
             raise ConfigError(f"{type(self).__name__}.{name}: expected {rule}, got {getattr(self, name)!r}")
 
     def _require_whole(self, *names: str, least: int = 1) -> None:
-        """Raises ConfigError unless these fields are whole numbers, and not below `least`."""
+        """Raise ConfigError unless these fields are whole numbers >= `least`."""
         for name in names:
             value = getattr(self, name)
             is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -256,7 +254,7 @@ class BlocksConfig(Config):
         return 0
 
     def _require_blocks(self, **fields: Any) -> None:
-        """Raises ConfigError unless `blocks` is a configuration with these values."""
+        """Raise ConfigError unless `blocks` is a ModelConfig with these values."""
         self._require(isinstance(self.blocks, ModelConfig), "blocks", "a ModelConfig")
         for name, value in fields.items():
             self._require(getattr(self.blocks, name) == value, "blocks", f"{name}={value!r}")

@@ -1,4 +1,4 @@
-"""Independent streams of random numbers: one per purpose, so that no two uses of a seed draw the same numbers."""
+"""Independent streams of random numbers: one per purpose, so that no two uses of a seed share draws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """The purposes. Values are part of the results: changing one changes what a seed gives."""
+    """The purposes. Values are part of the results: changing one changes the numbers of a seed."""
 
     WORLD_SCENE = 0
     SURFACE = 1
@@ -32,13 +32,13 @@ class Stream(IntEnum):
 
 
 def rng(seed: int, stream: Stream, *index: int) -> np.random.Generator:
-    """A generator of its own for each seed, stream and index.
+    """Return the generator of a seed, stream and index, independent of all others.
 
     Args:
         seed: Of a run or a data set.
         stream: The purpose.
-        index: Which of the purpose's items, such as epoch and video; always the same count for one stream, because
-            NumPy pads with zeros: (1,) and (1, 0) are the same numbers.
+        index: The item within the purpose, such as epoch and video; of constant length for a stream, because NumPy
+            pads with zeros: (1,) and (1, 0) give the same numbers.
     """
     return np.random.default_rng([seed, stream, *index])
 
@@ -52,5 +52,5 @@ def rng_without_stream(*key: int) -> np.random.Generator:
 
 
 def torch_seed(seed: int, stream: Stream, *index: int) -> int:
-    """A seed for PyTorch's generators, see `rng`."""
+    """Return a seed for PyTorch's generators, see `rng`."""
     return int(np.random.SeedSequence([seed, stream, *index]).generate_state(1, np.uint64)[0])

@@ -1,8 +1,7 @@
 """The paper's point tracker (arXiv:2412.14294, section 5.3): a frozen TRecViT and a `RecurrentPointReadout`.
 
-The backbone sees the frames and nothing of the points; each point has a state of its own that reads the frames'
-features one after another. So points do not change each other's tracks, and what is asked for later costs nothing until
-then but its slot.
+The backbone processes frames, independent of the points; each point has a state that attends to the frames' features
+one after another. So points do not change each other's tracks.
 
 B videos (streams) · T frames · Q query points · N tokens per frame · D width · S width of a point's state
 """
@@ -64,9 +63,9 @@ class ReadoutState(TrackerState):
 
 
 class ReadoutTracker(PointTracker):
-    """The tracker; see `PointTracker` for how it is used, and `on` for one on a trained backbone.
+    """The tracker; see `PointTracker` for its use, and `on` for a tracker on a trained backbone.
 
-    The backbone has no gradient and is never in training mode: only the readout learns (paper, section 5.3).
+    The backbone has no gradient and is never in training mode: only the readout is trained (paper, section 5.3).
     """
 
     config: ReadoutTrackerConfig
@@ -88,7 +87,7 @@ class ReadoutTracker(PointTracker):
 
     @classmethod
     def on(cls: type[_Tracker], backbone: TRecViT, readout: PointReadoutConfig | None = None) -> _Tracker:
-        """A tracker with a copy of this backbone and a readout that has yet to be trained.
+        """Build a tracker from a copy of this backbone and an untrained readout.
 
         Args:
             backbone: Its head is left out.
@@ -107,7 +106,7 @@ class ReadoutTracker(PointTracker):
         return tracker.to(backbone.device, backbone.dtype).eval()
 
     def train(self: _Tracker, mode: bool = True) -> _Tracker:
-        """Puts the readout into training mode, or out of it."""
+        """Set the readout's training mode; the backbone stays in evaluation mode."""
         super().train(mode)
         for part in self._backbone():
             part.eval()
@@ -128,16 +127,16 @@ class ReadoutTracker(PointTracker):
         with torch.no_grad():
             features, state = self.engine(frames, state)
         queries_xy = state.query_points_yx.flip(-1) / size_xy
-        said, points = self.readout(features, queries_xy, frames_until, state.point_states)
+        read, point_states = self.readout(features, queries_xy, frames_until, state.point_states)
         out = TrackerOutput(
-            said.points_xy * size_xy,
-            said.visible_logits,
-            said.certainty_logits.sigmoid(),
-            certainty_logits=said.certainty_logits,
+            read.points_xy * size_xy,
+            read.visible_logits,
+            read.certainty_logits.sigmoid(),
+            certainty_logits=read.certainty_logits,
         )
-        return out, state.replace(point_states=points)
+        return out, state.replace(point_states=point_states)
 
     def _advance(self, frames: Tensor, state: ReadoutState) -> tuple[Tensor, ReadoutState]:
-        """One pass of the backbone over all tokens: their features [B,T,N,D], and the state without the points'."""
+        """Run the backbone; return its features [B,T,N,D] and the state with new layers."""
         tokens, layers = self._through_blocks(self.tokenizer(frames), state.layers, state.frames_seen == 0)
         return self.norm(tokens), state.replace(layers=layers, frames_seen=state.frames_seen + frames.shape[1])

@@ -318,7 +318,7 @@ class Loop:
     def update(self, batch: Batch, step: int) -> Tensor:
         """Run one step; return its sums for the log, see `_no_sums`."""
         # Random numbers of a step depend on the step alone, so that resuming is exact.
-        torch.manual_seed(torch_seed(self.recipe.seed, Stream.STEP, step, self.processes.share.number))
+        torch.manual_seed(torch_seed(self.recipe.seed, Stream.STEP, step, self.processes.share.rank))
         rate = schedule(step, self.plan, self.feed.num_steps)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -363,7 +363,7 @@ class Loop:
         left = self.folder / f"failed-step-{step:08d}"
         self.model.zero_grad(set_to_none=True)
         Checkpoints(left, self.processes, keep=1).save(step, self.model, self.optimisers, self.mean)
-        name = f"batch-{self.processes.share.number}.safetensors"
+        name = f"batch-{self.processes.share.rank}.safetensors"
         with writing(left / name):
             save_file({key: tensor.contiguous() for key, tensor in batch.tensors().items()}, left / name)
         raise DataError(
