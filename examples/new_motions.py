@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from trecvit.synthetic.outlines import SHAPES
 from trecvit.synthetic.scene import Layer, Scene, render
+from trecvit.synthetic.sprites import Supply
 from trecvit.synthetic.stage import Stage, WorldConfig
-from trecvit.synthetic.textures import SHAPES, Supply
 from trecvit.video.encode import VideoWriter
 
 SIZE, FRAMES, FPS = 64, 8, Fraction(6)

@@ -221,7 +221,7 @@ def frozen(
     from paper.frozen import MODELS, Plan, clips_of, draw, rows_of, to_dict
     from paper.frozen import run as run_one
     from paper.results import write_result
-    from trecvit.data.manifest import read_manifest
+    from trecvit.data.layouts import read_manifest
     from trecvit.train.probe import ProbePlan
 
     plan = Plan(

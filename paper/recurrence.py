@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from paper.results import empty_figure
 from trecvit.config import ModelConfig
 from trecvit.data.clips import EvaluationViews
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU
 from trecvit.model.trecvit import TRecViT

@@ -17,6 +17,7 @@ SOURCE = Path(trecvit.__file__).parent
 LINES = [
     {"draws", "errors", "memory", "processor", "workers"},
     {"config", "files", "processes"},
+    {"labels"},
     {"pretrained", "video", "download"},
     {"model"},
     {"data"},
@@ -39,7 +40,7 @@ RESERVED = {
     "av": {"video/container.py", "video/order.py", "video/decode.py", "video/encode.py", "runtime/doctor.py"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "skimage": {"synthetic/textures.py"},
+    "skimage": {"synthetic/pictures.py"},
     "openvino": {"accelerate/openvino.py"},
     "cv2": {"evaluate/point_baselines.py"},
     "transformers": {"baselines/video_transformers.py"},
@@ -89,6 +90,41 @@ def test_only_the_command_line_prints_or_exits():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"print", "exit", "quit", "input"}, f"{path}:{node.lineno}"
+
+
+PUBLIC = [
+    "PRESETS",
+    "LiveTracker",
+    "ModelConfig",
+    "Output",
+    "PointReadoutConfig",
+    "PointTracker",
+    "Preprocessing",
+    "ReadoutState",
+    "ReadoutTracker",
+    "ReadoutTrackerConfig",
+    "State",
+    "TAPNext",
+    "TRecViT",
+    "TRecViTError",
+    "TrackState",
+    "TrackerConfig",
+    "TrackerOutput",
+    "World",
+    "WorldConfig",
+    "class_names",
+    "convert",
+    "create_model",
+    "export",
+    "load",
+    "load_exported",
+    "optimize",
+    "track_both_ways",
+]
+
+
+def test_the_public_names_are_these():
+    assert trecvit.__all__ == PUBLIC
 
 
 def test_public_names_exist_and_are_sorted():

@@ -9,7 +9,7 @@ import torch
 from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
 from trecvit.data.clips import EvaluationViews, Failure, Sample, TrainingClips, evaluation_views
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import VideoError
 from trecvit.runtime.predict import classify
 from trecvit.video.decode import length_and_rate, read_frames

@@ -25,10 +25,10 @@ from trecvit.accelerate.exported import export
 from trecvit.accelerate.optimize import FLOATS, available_dtype, optimize
 from trecvit.bench.speed import Speed, measure, products, speeds
 from trecvit.cli import app
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from trecvit.config import MemoriserConfig, ModelConfig
 from trecvit.errors import ConfigError, InputError, MissingPackageError, PrecisionWarning
 from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
-from trecvit.model.mae import MaskedAutoencoder
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config
 from trecvit.model.memorise import Memoriser
 from trecvit.model.trecvit import create_model
 from trecvit.processor import supports

@@ -9,11 +9,12 @@ from test_imagenet import network, vit, written
 from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
-from trecvit.config import ModelConfig, TemporalMixer, TrackerConfig
+from trecvit.config import ModelConfig, TemporalMixer
 from trecvit.errors import CheckpointError, ConfigError, StateError
 from trecvit.model.lru import LayerState, TemporalBlock
 from trecvit.model.mixers import FlatLRU
 from trecvit.model.state import empty_layers
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.model.trecvit import SpatialBlock
 from trecvit.runtime.describe import describe
 from trecvit.weights.imagenet import initialise_from_vit

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from models import random_video, tiny_model, tiny_readout_tracker, tiny_tracker
 
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from trecvit.config import MemoriserConfig, ModelConfig
 from trecvit.errors import InputError
-from trecvit.model.mae import MaskedAutoencoder, targets, tube_masks
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config, targets, tube_masks
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.pixels import check_pixels, unit_pixels
 

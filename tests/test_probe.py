@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from trecvit.cli import app
 from trecvit.config import Preprocessing, model_config
 from trecvit.data.clips import evaluation_views
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.evaluate import features as features_module
 from trecvit.evaluate.features import Features, cached_features, trecvit_encoder

@@ -14,9 +14,9 @@ from models import random_video, tiny_model, tiny_tracker
 from safetensors.torch import save_file
 
 import trecvit
-from trecvit.config import ModelConfig, TrackerConfig
+from trecvit.config import ModelConfig
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.tapnext import TAPNext
+from trecvit.model.tapnext import TAPNext, TrackerConfig
 from trecvit.model.trecvit import TRecViT, sincos_positions
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from trecvit.weights.load import convert, load, load_as

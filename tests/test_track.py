@@ -16,7 +16,7 @@ from trecvit.errors import InputError
 from trecvit.evaluate.point_baselines import still_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.runtime.live import LivePoints, LiveTracker
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.video.transforms import to_whole_clip
 from trecvit.weights.load import load

@@ -14,10 +14,11 @@ import PIL.Image
 import pytest
 import torch
 from models import random_video, tiny_readout_tracker, tiny_tracker
+from track_files import write_track_file
 from typer.testing import CliRunner
 
 from trecvit.cli import app
-from trecvit.data.tapvid import read_tracked, write_track_file
+from trecvit.data.tapvid import read_tracked
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, DataError, InputError, VideoError
 from trecvit.model import tapnext

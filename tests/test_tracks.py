@@ -16,9 +16,9 @@ import torch
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic import track_scenes as making
-from trecvit.synthetic.scene import Layer, Scene, compose, invert, scene_tracks, seen_layers
+from trecvit.synthetic.pictures import photographs
+from trecvit.synthetic.scene import Layer, Scene, compose, invert, scene_tracks, visible_layers
 from trecvit.synthetic.stage import Stage
-from trecvit.synthetic.textures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 SMALL = TrackSceneConfig(num_frames=10, image_size=(64, 80), num_points=40)
@@ -104,7 +104,7 @@ def test_a_visible_point_shows_the_same_place_of_the_same_surface(scenes: TrackS
         drawn = compose(as_maps(scene)).numpy()
         _, alone = layer_maps(scene)
         queries = queries_of(clip)
-        owner = seen_layers(scene, queries)
+        owner = visible_layers(scene, queries)
         for q, (t, y, x) in enumerate(queries):
             layer = scene.layers[owner[q]]
             u, v = invert(layer.transforms)[int(t)] @ [x, y, 1]
@@ -127,7 +127,7 @@ def test_occlusion_is_what_the_map_of_layers_says(scenes: TrackScenes) -> None:
     for index in range(6, 14):
         scene, clip = scenes.scene(index), scenes[index]
         front, _ = layer_maps(scene)
-        owner = seen_layers(scene, queries_of(clip))
+        owner = visible_layers(scene, queries_of(clip))
         for q in range(SMALL.num_points):
             for frame in range(SMALL.num_frames):
                 x, y = clip.tracks_xy[q, frame]
@@ -152,7 +152,7 @@ def test_occlusion_at_pixel_centres_is_exact_to_the_pixel() -> None:
     front, _ = layer_maps(scene)
     y, x = (axis.ravel() for axis in np.mgrid[:64, :80])
     centres = np.stack([np.zeros_like(x), y, x], axis=1).astype(np.float64)
-    assert np.array_equal(seen_layers(scene, centres), front[0].ravel())
+    assert np.array_equal(visible_layers(scene, centres), front[0].ravel())
     assert len(np.unique(front)) > 4
 
 
@@ -212,7 +212,7 @@ def test_clips_are_rich() -> None:
     assert again > 100
     steps = np.concatenate([np.linalg.norm(np.diff(clip.tracks_xy, axis=1), axis=-1).ravel() for clip in clips])
     assert 0.3 < np.median(steps) < 3
-    owners = [seen_layers(scenes.scene(n), queries_of(clip)) for n, clip in enumerate(clips)]
+    owners = [visible_layers(scenes.scene(n), queries_of(clip)) for n, clip in enumerate(clips)]
     foreground = np.mean([owner > 0 for owner in owners])
     assert 0.5 < foreground < 0.95
 

@@ -12,10 +12,10 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from track_files import write_track_file
 from training import gradient, loop_of, same_weights
 
 from trecvit.bench.training import loader_speed
-from trecvit.data.tapvid import write_track_file
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.tapvid import tapvid_metrics

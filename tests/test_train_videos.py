@@ -28,7 +28,7 @@ from test_imagenet import DEPTH, HEADS, MLP, PATCH, WIDTH, vit, written
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trecvit.config import model_config
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import BusyError, CheckpointError, ConfigError, DataError, Interrupted, StorageError, TRecViTError
 from trecvit.evaluate.scores import figures
 from trecvit.evaluate.videos import evaluate_videos

@@ -252,7 +252,7 @@ def test_a_video_needs_a_frame(tmp_path: Path) -> None:
 def test_a_closed_writer_says_so(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "out.mp4", fps=25) as writer:
         writer.write(painted(0))
-    with pytest.raises(VideoError, match="already closed"):
+    with pytest.raises(VideoError, match="got a closed one"):
         writer.write(painted(1))
 
 

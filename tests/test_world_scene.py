@@ -127,7 +127,7 @@ def test_tracks_follow_painted_dots() -> None:
     dots = ((0, layers[1], (10, 12)), (1, layers[1], (33, 20)), (2, layers[0], (30, 25)))
     for channel, layer, spot in dots:
         for query_frame in (0, 2, 5):
-            x, y = layer.to_image(np.array([spot], float), query_frame)[0]
+            x, y = layer.transforms[query_frame] @ (*spot, 1)
             points_xy, visible = scene_tracks(scene, np.array([[query_frame, y, x]]))
             for frame in range(FRAMES):
                 found = centre_of(frames[frame], channel)

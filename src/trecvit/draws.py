@@ -12,12 +12,13 @@ class Stream(IntEnum):
 
     WORLD_SCENE = 0
     SURFACE = 1
+    WORLD_NOISE = 2
     WORLD_PAIRS = 3
     SCENE_VIEW = 4
     RENDERED_EASY = 5
     TRACK_SCENE = 6
     TRACKED_POINTS = 7
-    FILE_ORDER = 8
+    TRACK_NOISE = 8
     QUERIES = 9
     TRACK_EASY = 10
     PROBE = 11
@@ -27,6 +28,7 @@ class Stream(IntEnum):
     AUGMENTATION = 15
     STEP = 16
     POINT_PROBE = 17
+    FILE_ORDER = 18
 
 
 def rng(seed: int, stream: Stream, *index: int) -> np.random.Generator:
@@ -39,6 +41,14 @@ def rng(seed: int, stream: Stream, *index: int) -> np.random.Generator:
             NumPy pads with zeros: (1,) and (1, 0) are the same numbers.
     """
     return np.random.default_rng([seed, stream, *index])
+
+
+def rng_without_stream(*key: int) -> np.random.Generator:
+    """The generator of test clips whose scores were published before streams had names.
+
+    Its numbers are those of `rng` where the second part of the key is a stream's value: use `rng` for all else.
+    """
+    return np.random.default_rng(key)
 
 
 def torch_seed(seed: int, stream: Stream, *index: int) -> int:

@@ -185,7 +185,7 @@ def bench_slots(
     from trecvit.bench.slots import slot_costs
     from trecvit.errors import ConfigError
     from trecvit.runtime.doctor import load_average
-    from trecvit.synthetic.textures import photographs
+    from trecvit.synthetic.pictures import photographs
     from trecvit.synthetic.track_scenes import TrackScenes
     from trecvit.train.recipe import load_recipe
 
@@ -226,8 +226,7 @@ def bench_slots(
 
 def _untrained(dtype: str) -> PointTracker:
     """TAPNext-B with random weights."""
-    from trecvit.config import TrackerConfig
-    from trecvit.model.tapnext import TAPNext
+    from trecvit.model.tapnext import TAPNext, TrackerConfig
 
     return fast(TAPNext(TrackerConfig()), dtype, "eager")
 

@@ -31,9 +31,9 @@ def data_render(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes for rendering.")] = 2,
 ) -> None:
     """Render a data set of the synthetic world as video files, in the layout of Something-Something-v2."""
+    from trecvit.synthetic.pictures import load_pictures
+    from trecvit.synthetic.pictures import photographs as read_photographs
     from trecvit.synthetic.render import render_data_set
-    from trecvit.synthetic.textures import load_pictures
-    from trecvit.synthetic.textures import photographs as read_photographs
     from trecvit.synthetic.world import World, WorldConfig
 
     surfaces = read_photographs("train") if photographs else []

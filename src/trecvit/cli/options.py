@@ -118,7 +118,7 @@ def manifest_of(
     *,
     split: Literal["train", "validation"] | None = None,
 ) -> Manifest:
-    """List the videos of a data set and print remarks such as skipped files; see `trecvit.data.manifest.read_manifest`.
+    """List the videos of a data set and print remarks such as skipped files; see `trecvit.data.layouts.read_manifest`.
 
     Args:
         data: Its folder or list.
@@ -127,7 +127,7 @@ def manifest_of(
         unknown: Receives (video, class) of videos whose class does not exist.
         split: The part to read of a folder with splits.
     """
-    from trecvit.data.manifest import DataSource, read_manifest, split_of
+    from trecvit.data.layouts import DataSource, read_manifest, split_of
 
     path = split_of(data, split) if split else data
     manifest = read_manifest(DataSource(path=path, videos=videos, labels=labels), unknown=unknown)

@@ -71,7 +71,7 @@ def finetune(
     An interrupted run (Ctrl-C included) is resumed by the same command. The run folder holds the recipe and the
     curves and, with --validation, the best model in FOLDER/best. A data folder with train/ and val/ is split by them.
     """
-    from trecvit.data.manifest import DataSource, read_manifest, split_of
+    from trecvit.data.layouts import DataSource, read_manifest, split_of
     from trecvit.train.recipe import recipe_from_dict
 
     check_rate("--lr", learning_rate)

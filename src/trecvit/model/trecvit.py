@@ -23,17 +23,9 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import (
-    Architecture,
-    ImageSize,
-    ModelConfig,
-    Preprocessing,
-    Recompute,
-    as_image_size,
-    check_labels,
-    model_config,
-)
+from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, Recompute, as_image_size, model_config
 from trecvit.errors import InputError, StateError
+from trecvit.labels import check_labels
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState

@@ -21,8 +21,8 @@ from torch import Tensor
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic.camera import similarity
 from trecvit.synthetic.scene import Scene, render
+from trecvit.synthetic.sprites import Supply
 from trecvit.synthetic.stage import Stage, WorldConfig
-from trecvit.synthetic.textures import Supply
 
 _WOBBLE = 0.06  # roll in radians, and zoom as a part of 1, on the way
 

@@ -10,13 +10,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from trecvit.baselines.mae import VideoMaeAutoencoder
-from trecvit.config import Preprocessing, VideoMaeConfig
+from trecvit.baselines.video_transformers import VideoMaeConfig
+from trecvit.config import Preprocessing
 from trecvit.data.clips import EvaluationViews, Failure
 from trecvit.evaluate.mae import draw_restored, evaluate_mae
 from trecvit.files import write_text
 from trecvit.model.mae import Autoencoder, MaskedAutoencoder, Restoration, targets
 from trecvit.processes import Processes
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.world import World
 from trecvit.train.feed import MaskedBatch
 from trecvit.train.objective import Objective, PartLoss

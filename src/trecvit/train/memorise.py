@@ -19,8 +19,8 @@ from trecvit.evaluate.memorise import PICTURE, Answer, draw_memory, evaluate_mem
 from trecvit.files import write_text
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.processes import Processes, Share
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.scenery import Scenery
-from trecvit.synthetic.textures import photographs
 from trecvit.train.feed import Feed, MemoryBatch, Steps
 from trecvit.train.initialise import load_trained
 from trecvit.train.objective import Objective, PartLoss

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trecvit.data.folders import is_hidden
-from trecvit.data.manifest import Manifest, read_manifest
+from trecvit.data.layouts import read_manifest
+from trecvit.data.manifest import Manifest
 from trecvit.train.recipe import Recipe
 
 _NO_CLASS = "without a class"

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from trecvit.errors import ConfigError
 from trecvit.processes import Share
-from trecvit.synthetic.textures import load_pictures, photographs
+from trecvit.synthetic.pictures import load_pictures, photographs
 from trecvit.synthetic.world import LABELS, NUM_SYMMETRIES, World, mirrored
 from trecvit.train.feed import Feed, LabelledBatch
 from trecvit.train.recipe import Recipe

@@ -24,7 +24,7 @@ from trecvit.evaluate.tapvid import (
 from trecvit.model.matching import Similarity
 from trecvit.model.tracker import PointTracker, TrackerOutput
 from trecvit.processes import Processes
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackScenes
 from trecvit.train.feed import TrackBatch
 from trecvit.train.objective import Objective, PartLoss

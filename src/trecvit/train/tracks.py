@@ -17,7 +17,7 @@ from trecvit.data.tapvid import read_track_files
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, random_queries
 from trecvit.errors import DataError
 from trecvit.processes import Share
-from trecvit.synthetic.textures import load_pictures, photographs
+from trecvit.synthetic.pictures import load_pictures, photographs
 from trecvit.synthetic.track_scenes import TrackScenes
 from trecvit.train.feed import Epochs, Feed, Steps, TrackBatch
 from trecvit.train.recipe import Recipe

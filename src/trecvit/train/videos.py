@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from trecvit.data.clips import Failure, Sample, TrainingClips
-from trecvit.data.manifest import DataSource, Manifest, read_manifest
+from trecvit.data.layouts import DataSource, read_manifest
+from trecvit.data.manifest import Manifest
 from trecvit.errors import DataError
 from trecvit.processes import Share
 from trecvit.train.feed import Epochs, Feed, LabelledBatch, Steps

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, nearest
-from trecvit.data.class_names import class_names
-from trecvit.data.manifest import read_labels
+from trecvit.data.class_names import class_names, read_labels
 from trecvit.download import Progress
 from trecvit.errors import CheckpointError
 from trecvit.model.mae import MaskedAutoencoder

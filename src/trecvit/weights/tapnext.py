@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trecvit.config import TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.tapnext import TAPNext
+from trecvit.model.tapnext import TAPNext, TrackerConfig
 from trecvit.model.trecvit import sincos_positions
 from trecvit.weights.names import (
     KERNEL,

@@ -10,19 +10,10 @@ import pytest
 from PIL import Image
 
 from trecvit.errors import DataError, InputError, MissingPackageError
-from trecvit.synthetic.textures import (
-    SHAPES,
-    TURNABLE,
-    Supply,
-    load_pictures,
-    outline,
-    palette,
-    photographs,
-    premultiplied,
-    recolour,
-    shatter,
-    surface,
-)
+from trecvit.synthetic.outlines import SHAPES, TURNABLE, outline
+from trecvit.synthetic.pictures import load_pictures, photographs
+from trecvit.synthetic.sprites import Supply, premultiplied, shatter
+from trecvit.synthetic.surfaces import palette, recolour, surface
 from trecvit.synthetic.world import World, WorldConfig
 
 
@@ -174,7 +165,7 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         load_pictures(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="there is none"):
+    with pytest.raises(DataError, match="got none"):
         load_pictures(tmp_path)
 
 
