@@ -45,7 +45,6 @@ RESERVED = {
     "cv2": {"evaluate/point_baselines.py"},
     "transformers": {"baselines/video_transformers.py"},
     "triton": {"model/scan_triton.py"},
-    "fla": {"model/scan_fla.py"},
     "huggingface_hub": {"pretrained.py"},
 }
 

@@ -239,7 +239,6 @@ def bench_train(
     image_px: Annotated[int, typer.Option("--image-size", help="Height and width of the frames in pixels.")] = 224,
     bf16: Annotated[bool, typer.Option(help="Matrix multiplications in bfloat16.")] = False,
     device: DeviceOption = "cpu",
-    kernels: Annotated[str, typer.Option(help="Scan kernels on a GPU: own or fla (flash-linear-attention).")] = "own",
     save: SaveJsonOption = None,
 ) -> None:
     """Measure memory and speed of training updates by model size, clip length and recomputation of activations."""
@@ -253,9 +252,7 @@ def bench_train(
     sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
     rows, costs = [], []
     with progress_bar("measurements", len(get_args(Recompute)) * len(sizes) * len(frames)) as advance:
-        for cost in update_costs(
-            sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device, kernels=kernels
-        ):
+        for cost in update_costs(sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device):
             costs.append(cost)
             advance(len(costs))
             cells = ("not enough", "", "")
@@ -263,7 +260,7 @@ def bench_train(
                 memory, rate = f"{cost.memory_bytes / 1e9:.2f} GB", cost.updates_per_s
                 cells = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
             rows.append((cost.size, str(cost.num_frames), cost.recompute, *cells))
-    settings = {"device": device, "kernels": kernels, "image_px": image_px, "bf16": bf16}
+    settings = {"device": device, "image_px": image_px, "bf16": bf16}
     _save(save, {**settings, "costs": [asdict(cost) for cost in costs]})
     print_table(("size", "frames", "recomputed", "memory", "updates/s", "clips/s"), rows)
 

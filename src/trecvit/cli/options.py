@@ -103,7 +103,8 @@ def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> PointTr
 
 def fast(network: _Model, dtype: str, mode: str) -> _Model:
     """Optimise a model by --dtype and --mode."""
-    from trecvit.accelerate.optimize import DTYPES, optimize
+    from trecvit.accelerate.kernels import DTYPES
+    from trecvit.accelerate.optimize import optimize
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -234,7 +234,7 @@ def export_model(
     also holds stream.xml, a stateful model that runs without Python.
     """
     from trecvit.accelerate.exported import export
-    from trecvit.accelerate.optimize import FLOATS
+    from trecvit.accelerate.kernels import FLOATS
 
     if dtype not in FLOATS:
         raise ConfigError(f"--dtype: expected one of {', '.join(FLOATS)}, got {dtype!r}")

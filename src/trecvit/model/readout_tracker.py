@@ -124,7 +124,7 @@ class ReadoutTracker(PointTracker):
         frames_until = state.query_frames - state.frames_seen[:, None]
         size_xy = torch.tensor(state.image_size, device=self.device).flip(0)
         with torch.no_grad():
-            features, state = self._advance(frames, state)
+            features, state = self.engine(frames, state)
         queries_xy = state.query_points_yx.flip(-1) / size_xy
         said, points = self.readout(features, queries_xy, frames_until, state.point_states)
         out = TrackerOutput(

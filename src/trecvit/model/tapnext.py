@@ -212,7 +212,7 @@ class TAPNext(PointTracker):
         frames_until = state.query_frames - state.frames_seen[:, None]
         points = self.point_tokens(state.query_points_yx * to_raster, frames_until, frames.shape[1])
         if self.matching is None:
-            features, state = self._advance(frames, points, state)
+            features, state = self.engine(frames, points, state)
             return self._read(features, to_raster.flip(0)), state
         size_xy = torch.tensor(state.image_size, device=self.device).flip(0)
         looks = self.matching.look(frames)
@@ -221,7 +221,7 @@ class TAPNext(PointTracker):
         )
         asked = frames_until[:, None] <= torch.arange(frames.shape[1], device=self.device)[:, None]
         told, similarity = self.matching.tell(looks, queries, asked)
-        features, state = self._advance(frames, points + told, state.replace(query_looks=queries))
+        features, state = self.engine(frames, points + told, state.replace(query_looks=queries))
         said = self._read(features, to_raster.flip(0))
         first_xy = (said.points_xy / size_xy).transpose(1, 2)
         points_xy = self.matching.refine(looks, queries, asked, features, first_xy).transpose(1, 2) * size_xy

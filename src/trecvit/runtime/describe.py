@@ -58,7 +58,7 @@ def flops_per_frame(model: TRecViT | PointTracker, *, num_points: int = POINTS) 
         extent = model.config.temporal_patch_size
         num_frames = extent if model.config.can_stream else model.preprocessing.num_frames // extent * extent
         frames = torch.zeros(1, num_frames, 3, *model.preprocessing.image_size)
-        shadow._advance(frames, shadow.init_state(1))
+        shadow.engine(frames, shadow.init_state(1))
         return int(counter.get_total_flops()) // num_frames
 
 

@@ -117,7 +117,8 @@ def _fastest() -> str:
     """Time a streamed frame of a small model in each dtype, in turns; modes that compile are only listed."""
     import torch
 
-    from trecvit.accelerate.optimize import DTYPES, available_dtype, optimize
+    from trecvit.accelerate.kernels import DTYPES, available_dtype
+    from trecvit.accelerate.optimize import optimize
     from trecvit.accelerate.timing import timed_in_turns
     from trecvit.errors import ConfigError, PrecisionWarning
     from trecvit.model.trecvit import create_model
@@ -145,8 +146,8 @@ def _fastest() -> str:
 
 def _compilers() -> str:
     """List the modes that compile, which takes up to a minute; or why they are missing."""
+    from trecvit.accelerate.compile import find_compiler
     from trecvit.accelerate.openvino import find_openvino
-    from trecvit.accelerate.optimize import find_compiler
     from trecvit.errors import TRecViTError
 
     available, missing = [], []
