@@ -205,6 +205,7 @@ for run in (compiled, program):
 """
 
 
+@pytest.mark.slow
 def test_compiled_models_and_exported_programs_refuse_and_clamp_as_the_model_does():
     # In a process of its own: the compiler cannot see through the checks of shapes that the tests add.
     done = subprocess.run([sys.executable, "-c", IN_GRAPHS], capture_output=True, text=True, cwd=Path(__file__).parent)

@@ -249,6 +249,7 @@ def test_track_keeps_what_was_readable_of_a_damaged_file(tracker, tmp_path):
         assert 5 < len(saved["times_s"]) < 30
 
 
+@pytest.mark.slow
 def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):
     slow = tmp_path / "slow.mkv"
     with VideoWriter(slow, 1) as writer:
