@@ -273,9 +273,9 @@ def test_the_doctor_reports_what_is_broken_and_looks_at_the_rest(monkeypatch):
 
     monkeypatch.setattr(doctor, "_zoo", broken)
     monkeypatch.setattr(doctor, "_video", broken)
-    found = {finding.name: finding for finding in doctor.examine()}
-    assert (found["weights"].works, found["weights"].words) == (False, "OSError: no home")
-    assert (found["decoding and encoding"].works, found["bundled model"].works) == (False, True)
+    findings = {finding.name: finding for finding in doctor.examine()}
+    assert (findings["weights"].works, findings["weights"].words) == (False, "OSError: no home")
+    assert (findings["decoding and encoding"].works, findings["bundled model"].works) == (False, True)
 
 
 @pytest.mark.parametrize("error", [

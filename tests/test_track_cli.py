@@ -91,8 +91,8 @@ def test_a_live_stream_is_followed_by_a_live_tracker():
             if t == update.index:
                 live.add(x, y)
         expected = live.update(update.image)
-        for got, wanted in zip(update.points, expected, strict=True):
-            np.testing.assert_array_equal(got, wanted)
+        for got, reference in zip(update.points, expected, strict=True):
+            np.testing.assert_array_equal(got, reference)
     assert update.ids == (0, 2, 1)  # in the order in which they came
 
 
@@ -187,8 +187,8 @@ def test_only_the_last_places_are_remembered():
 
 def test_track_writes_a_video_and_tracks(video, either, tmp_path):
     out, npz = tmp_path / "out.mp4", tmp_path / "out.npz"
-    asked = ["--points", "20,10 64,40@2", "--points", "0,0"]
-    done = run("track", video, "--model", either, *asked, "--save", out, "--tracks", npz)
+    points = ["--points", "20,10 64,40@2", "--points", "0,0"]
+    done = run("track", video, "--model", either, *points, "--save", out, "--tracks", npz)
     assert done.exit_code == 0, done.output
     assert len(list(read_frames(out))) == NUM_FRAMES
     with np.load(npz) as saved:
@@ -202,7 +202,7 @@ def test_track_writes_a_video_and_tracks(video, either, tmp_path):
     assert arrays["certainty"].shape == (3, NUM_FRAMES)
 
     table = tmp_path / "out.csv"
-    done = run("track", video, "--model", either, *asked, "--tracks", table)
+    done = run("track", video, "--model", either, *points, "--tracks", table)
     assert done.exit_code == 0, done.output
     lines = list(csv.DictReader(table.read_text().splitlines()))
     assert len(lines) == 3 * NUM_FRAMES - 2

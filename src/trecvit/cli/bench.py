@@ -70,7 +70,7 @@ def bench_speed(
     busy: Annotated[int, typer.Option(min=0, help="Instead, measure a stream beside this many busy processes.")] = 0,
     save: SaveJsonOption = None,
 ) -> None:
-    """Measure frames/s of streams or clips, and the time relative to matrix multiplications alone ("x bound").
+    """Measure frames/s of streams or clips, and the time relative to matrix multiplications alone (the bound).
 
     --model, --dtype, --mode, --batch and --frames may be repeated; every combination is measured.
     """
@@ -98,27 +98,16 @@ def bench_speed(
     _measure(list(product(*chosen)), measured, _SPEED_TITLES, _speed_row, save)
 
 
-_SPEED_TITLES = (
-    "model",
-    "dtype",
-    "mode",
-    "batch",
-    "frames",
-    "median",
-    "p95",
-    "frames/s",
-    "GFLOP/s",
-    "x bound",
-    "memory",
-)
-_SHARED_TITLES = ("model", "dtype", "mode", "all threads", "chosen", "busy: all threads", "chosen", "of a fair share")
+_CASE = ("model", "dtype", "mode")
+_SPEED_TITLES = (*_CASE, "batch", "frames", "median", "p95", "frames/s", "GFLOP/s", "of the bound", "memory")
+_SHARED_TITLES = (*_CASE, "all threads", "chosen", "busy: all threads", "chosen", "of a fair share")
 
 
 def _speed_row(speed: Speed) -> Sequence[str]:
     dtype = speed.dtype + (f" (computed in {speed.computed_in})" if speed.computed_in != speed.dtype else "")
     row = [speed.model, dtype, speed.mode, str(speed.batch_size), str(speed.num_frames), f"{speed.median_ms:.1f} ms"]
     row += [f"{speed.p95_ms:.1f} ms", f"{speed.frames_per_s:.1f}", f"{speed.gflop_per_s:.0f}"]
-    return [*row, f"{speed.times_the_bound:.2f}", f"{speed.memory_bytes / 1e6:.0f} MB"]
+    return [*row, f"x {speed.times_the_bound:.2f}", f"{speed.memory_bytes / 1e6:.0f} MB"]
 
 
 def _shared_row(speed: SharedSpeed) -> Sequence[str]:
