@@ -127,7 +127,7 @@ def test_an_exception_leaves_nothing_behind(tmp_path: Path, kind: type[BaseExcep
 
 @pytest.mark.parametrize("step", ["_picture", "_mux"])
 def test_an_interrupt_caught_inside_the_block_keeps_the_frames(tmp_path: Path, monkeypatch, step: str) -> None:
-    """Also one that comes in the middle of a write."""
+    """Also an interrupt in the middle of a write."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
