@@ -395,26 +395,6 @@ def endless(
         print(path)
 
 
-@app.command("report")
-def report(
-    root: Annotated[Path, typer.Option(help="Folder that holds docs/results.md, and benchmarks/.")] = Path(),
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if a figure differs.")] = False,
-) -> None:
-    """Writes the results page and its pictures from the studies' result files; fails if a figure is in none of them."""
-    from paper.report import PAGE, draw_pictures, first_difference, read_page, rebuilt, write_page
-    from trecvit.errors import DataError
-
-    if not check:
-        for picture in draw_pictures(root):
-            print(picture)
-        print(f"{root / PAGE}: {'written anew' if write_page(root) else 'nothing to change'}")
-        return
-    said = read_page(root)
-    if (built := rebuilt(said, root)) != said:
-        raise DataError(f"{root / PAGE}: {first_difference(said, built)}; run `scripts/paper report`")
-    print(f"{root / PAGE}: as the result files say")
-
-
 @contextmanager
 def _together(device: str, *folders: Path) -> Iterator[tuple[Processes, Callable[[str, int, int], None]]]:
     """The processes of one job, and bars of what is being done; the first of them shows these and holds the folders."""

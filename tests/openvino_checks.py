@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import openvino
 import pytest
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model
 from processors import pretend
+from safetensors.torch import load_file
 from test_fast import TOLERANCE, assert_checks_pixels, assert_refuses_changes, streamed
 
 import trecvit.accelerate.openvino as export_module
@@ -112,3 +115,15 @@ def test_exported_files_give_the_models_answers(has_head, tmp_path, monkeypatch)
                 said = request.infer({"frames": frame.numpy()})["probs" if has_head else "features"]
                 assert relative_error(torch.from_numpy(said), out.probs if has_head else out.features) < 1e-5
             request.reset_state()
+
+
+def test_an_exported_folder_of_an_earlier_version_runs(tmp_path):
+    previous = Path(__file__).parent / "golden" / "previous"
+    shutil.unpack_archive(previous / "exported.zip", tmp_path)
+    description = json.loads((tmp_path / "exported.json").read_text())
+    here = {"made_for": {"openvino": openvino.__version__}}  # which `load_exported` insists on
+    (tmp_path / "exported.json").write_text(json.dumps({**description, **here}))
+    model, expected = load_exported(tmp_path), load_file(previous / "expected.safetensors")
+    _, state = model.step(expected["video"][:, :2], model.init_state(1))
+    out, _ = model.step(expected["video"][:, 2:], state)
+    assert relative_error(out.logits, expected["lru.logits"]) < 1e-5

@@ -17,6 +17,7 @@ SOURCE = Path(trecvit.__file__).parent
 LINES = [
     {"draws", "errors", "memory", "processor", "workers"},
     {"config", "files", "processes"},
+    {"labels"},
     {"pretrained", "video", "download"},
     {"model"},
     {"data"},
@@ -44,7 +45,6 @@ RESERVED = {
     "cv2": {"evaluate/point_baselines.py"},
     "transformers": {"baselines/video_transformers.py"},
     "triton": {"model/scan_triton.py"},
-    "fla": {"model/scan_fla.py"},
     "huggingface_hub": {"pretrained.py"},
 }
 
@@ -89,6 +89,41 @@ def test_only_the_command_line_prints_or_exits():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"print", "exit", "quit", "input"}, f"{path}:{node.lineno}"
+
+
+PUBLIC = [
+    "PRESETS",
+    "LiveTracker",
+    "ModelConfig",
+    "Output",
+    "PointReadoutConfig",
+    "PointTracker",
+    "Preprocessing",
+    "ReadoutState",
+    "ReadoutTracker",
+    "ReadoutTrackerConfig",
+    "State",
+    "TAPNext",
+    "TRecViT",
+    "TRecViTError",
+    "TrackState",
+    "TrackerConfig",
+    "TrackerOutput",
+    "World",
+    "WorldConfig",
+    "class_names",
+    "convert",
+    "create_model",
+    "export",
+    "load",
+    "load_exported",
+    "optimize",
+    "track_both_ways",
+]
+
+
+def test_the_public_names_are_these():
+    assert trecvit.__all__ == PUBLIC
 
 
 def test_public_names_exist_and_are_sorted():

@@ -83,6 +83,7 @@ def test_what_was_looked_at_is_not_decoded_again_unless_it_changed(tmp_path, dat
     assert again["good"] == first["good"] + 1
 
 
+@pytest.mark.slow
 def test_a_killed_check_goes_on_where_it_was(tmp_path):
     for number in range(60):
         write_video(tmp_path / "data" / "a" / f"{number:02d}.mp4", number)

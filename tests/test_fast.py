@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,23 @@ from processors import FEATURES, pretend
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from trecvit.accelerate import optimize as fast_modes
+from trecvit.accelerate import kernels as kernels_module
 from trecvit.accelerate.exported import export
-from trecvit.accelerate.optimize import FLOATS, available_dtype, optimize
+from trecvit.accelerate.kernels import FLOATS, available_dtype
+from trecvit.accelerate.linears import (
+    FusedLinear,
+    FusedQuantizedLinear,
+    PackedLinear,
+    QuantizedLinear,
+    packed_linears,
+)
+from trecvit.accelerate.optimize import for_inference, optimize, quantize
 from trecvit.bench.speed import Speed, measure, products, speeds
 from trecvit.cli import app
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from trecvit.config import MemoriserConfig, ModelConfig
 from trecvit.errors import ConfigError, InputError, MissingPackageError, PrecisionWarning
-from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
-from trecvit.model.mae import MaskedAutoencoder
+from trecvit.model.linear import GELU, Linear
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config
 from trecvit.model.memorise import Memoriser
 from trecvit.model.trecvit import create_model
 from trecvit.processor import supports
@@ -88,7 +97,7 @@ def test_openvino_gives_the_models_answers_and_states():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "10 passed" in done.stdout
+    assert "11 passed" in done.stdout
 
 
 def test_without_openvino_the_message_says_what_to_install(monkeypatch):
@@ -107,11 +116,12 @@ import torch
 from models import random_video, tiny_model
 from test_fast import streamed
 from torch._inductor.utils import run_and_get_code
-from trecvit.accelerate import optimize as modes
+from trecvit.accelerate import compile as compile_module
+from trecvit.accelerate.optimize import optimize
 
-modes._is_faster_with_onednn = lambda model: True  # inductor's own choice is MKL
+compile_module.is_faster_with_onednn = lambda model: True  # inductor's own choice is MKL
 model, video = tiny_model(), random_video(1, 4)
-fast = modes.optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
+fast = optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
 with torch.inference_mode():
     expected, after = streamed(model, video, cuts=1)
     (got, carried), code = run_and_get_code(streamed, fast, video, cuts=1)
@@ -133,7 +143,7 @@ from models import VARIANTS, random_video, relative_error, tiny_model, tiny_read
 from processors import FEATURES, pretend
 from test_fast import assert_checks_pixels, assert_refuses_changes
 from trecvit import processor
-from trecvit.model.linear import QuantizedLinear
+from trecvit.accelerate.linears import QuantizedLinear
 from trecvit.accelerate.optimize import optimize
 
 compile = torch.compile
@@ -207,15 +217,15 @@ def test_float32_is_compiled_for_the_kernels_that_are_faster_here(slower, chosen
         asked_for.append((len(x), *weight.shape))
         return {name: (lambda: time.sleep(2e-3)) if name == slower else (lambda: None) for name in ("onednn", "mkl")}
 
-    monkeypatch.setattr(fast_modes, "packed_maps", pretended)
+    monkeypatch.setattr(kernels_module, "packed_linears", pretended)
     model = tiny_model()
     monkeypatch.setattr("trecvit.processor._ask", {"onednn", "mkl"}.__contains__)
-    assert fast_modes._is_faster_with_onednn(model) == chosen
+    assert kernels_module.is_faster_with_onednn(model) == chosen
     shapes = {(module.out_features, module.in_features) for module in model.modules() if isinstance(module, Linear)}
     assert sorted(asked_for) == sorted((model.tokenizer.config.num_patches, *shape) for shape in shapes)
     for has in ({"onednn"}, {"mkl"}, set()):
         monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
-        assert fast_modes._is_faster_with_onednn(model) == ("onednn" in has)
+        assert kernels_module.is_faster_with_onednn(model) == ("onednn" in has)
 
 
 @pytest.mark.parametrize(
@@ -233,9 +243,9 @@ def test_bfloat16_is_computed_in_what_is_faster_here(has, slower, chosen, monkey
         assert slower, "timed where the processor decides"
         return {"onednn": (lambda: time.sleep(2e-3)) if x.dtype == FLOATS[slower] else (lambda: None)}
 
-    monkeypatch.setattr(fast_modes, "packed_maps", pretended)
+    monkeypatch.setattr(kernels_module, "packed_linears", pretended)
     monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
-    fast_modes._is_faster_in_bfloat16.cache_clear()
+    kernels_module._is_faster_in_bfloat16.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -246,7 +256,7 @@ def test_bfloat16_is_computed_in_what_is_faster_here(has, slower, chosen, monkey
             available_dtype(tiny_model().to("meta"), torch.bfloat16) == torch.bfloat16
         )  # of another device we know nothing
     finally:
-        fast_modes._is_faster_in_bfloat16.cache_clear()
+        kernels_module._is_faster_in_bfloat16.cache_clear()
 
 
 def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, tmp_path):
@@ -266,12 +276,12 @@ def test_another_dtype_than_asked_for_is_said_in_one_line_where_optimize_was_cal
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_packed_maps_are_the_map(processor):
+def test_packed_linears_are_the_linear_layer(processor):
     torch.manual_seed(0)
     x, linear = torch.randn(10, 24), Linear(24, 40)
     for bias in (linear.bias.detach(), None):
         expected = torch.nn.functional.linear(x, linear.weight.detach(), bias)
-        kernels = packed_maps(x, linear.weight.detach(), bias)
+        kernels = packed_linears(x, linear.weight.detach(), bias)
         assert kernels.keys() == {name for name in ("onednn", "mkl") if supports(name)}
         for kernel in kernels.values():
             torch.testing.assert_close(kernel(), expected)
@@ -360,7 +370,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(words, co
 def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
     model = tiny_model()
     fast = optimize(model, dtype=torch.bfloat16)
-    rounded = fast_modes.for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
+    rounded = for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
     assert torch.equal(rounded.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert torch.equal(fast.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert fast.blocks[0].temporal.lru.a_param.dtype == torch.float32
@@ -376,20 +386,25 @@ def test_a_result_is_not_saved_as_if_it_were_the_model(tmp_path):
     assert not any(tmp_path.rglob("*.safetensors"))
 
 
+def gelu_named(name):
+    return None if name is None else torch.nn.GELU(approximate=GELU[name])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gelu", [None, "tanh", "erf"])
 @pytest.mark.parametrize("adds", [False, True])
-@pytest.mark.parametrize("faster", [lambda linear: PackedLinear(linear, rows=6), FusedLinear], ids=["packed", "fused"])
+@pytest.mark.parametrize("faster", [partial(PackedLinear, rows=6), FusedLinear], ids=["packed", "fused"])
 def test_a_faster_map_is_the_map_and_what_follows_it(dtype, gelu, adds, faster):
     if faster is not FusedLinear and not PackedLinear.is_available(dtype):
         pytest.skip(f"oneDNN packs no {dtype} here")
-    linear = Linear(48, 40).to(dtype)
-    fast = faster(linear)
+    linear, then = Linear(48, 40).to(dtype), gelu_named(gelu)
+    fast = faster(linear, then)
     for shape in [(2, 3, 6), (1, 1, 1)]:  # the second are not the rows it was packed for
         x, add = torch.randn(*shape, 48).to(dtype), torch.randn(*shape, 40).to(dtype) if adds else None
-        exact = copy.deepcopy(linear).double()(x.double(), gelu=gelu, add=add.double() if adds else None)
+        exact = copy.deepcopy(linear).double()(x.double())
+        exact = (then(exact) if then else exact) + (add.double() if adds else 0.0)
         with torch.inference_mode():
-            found = fast(x, gelu=gelu, add=add)
+            found = fast(x, add=add)
         assert found.dtype == dtype
         assert relative_error(found, exact) < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
 
@@ -417,8 +432,8 @@ def test_more_frames_than_go_at_once_give_the_models_answers_and_states(variant,
     model, video = tiny_model(**VARIANTS[variant]), random_video(batch_size, 2 * num_frames)
     fast = optimize(model)
     at_once: list[torch.Size] = []
-    in_one = fast._advance._advance
-    monkeypatch.setattr(fast._advance, "_advance", lambda *args: at_once.append(args[0].shape[:2]) or in_one(*args))
+    in_one = fast.engine.engine
+    monkeypatch.setattr(fast.engine, "engine", lambda *args: at_once.append(args[0].shape[:2]) or in_one(*args))
     with torch.inference_mode():
         expected, after = streamed(model, video, cuts=num_frames)
         got, carried = streamed(fast, video, cuts=num_frames)
@@ -441,11 +456,12 @@ def test_a_model_that_looks_at_whole_clips_is_given_whole_clips():
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("kind", [QuantizedLinear, FusedQuantizedLinear])
 def test_a_quantized_map_is_the_map_but_for_rounding(kind, gelu, adds):
-    linear = Linear(48, 40)
-    quantized = kind(linear, rows=6)
+    linear, then = Linear(48, 40), gelu_named(gelu)
+    quantized = kind(linear, then, rows=6)
     for shape in [(2, 3, 6), (1, 1, 1), (1, 0, 6)]:  # the last two are not the rows it was packed for
         x, add = torch.randn(*shape, 48), torch.randn(*shape, 40) if adds else None
-        exact, found = (one(x, gelu=gelu, add=add) for one in (linear, quantized))
+        exact, found = linear(x), quantized(x, add=add)
+        exact = (then(exact) if then else exact) + (add if adds else 0.0)
         assert found.dtype == torch.float32
         assert found.shape == exact.shape
         assert x.numel() == 0 or relative_error(found, exact) < 0.01
@@ -483,13 +499,13 @@ def test_int8_gives_nearly_the_models_answers_and_states(variant):
 def test_int8_gives_up_less_of_a_trained_models_answers_than_bfloat16():
     model, world = load("motions"), World(WorldConfig(image_size=(64, 64)), seed=12_345)
     clips = torch.stack([world[index][0] for index in range(36)])
-    in_bfloat16 = fast_modes.for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
+    in_bfloat16 = for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
     with torch.inference_mode():
         exact, bytewise, halved = (one(clips).logits for one in (model, optimize(model, dtype=torch.int8), in_bfloat16))
     assert relative_error(bytewise, exact) < min(0.01, relative_error(halved, exact))
     assert torch.equal(bytewise.argmax(-1), exact.argmax(-1))
-    compiled = fast_modes.for_inference(model, torch.bfloat16, "compile")  # as it is before it is compiled
-    fast_modes._quantize(compiled, model)
+    compiled = for_inference(model, torch.bfloat16, "compile")  # as it is before it is compiled
+    quantize(compiled, model)
     with torch.inference_mode():
         bytewise = compiled(clips).logits
     assert relative_error(bytewise, exact) < 1.5 * relative_error(halved, exact)

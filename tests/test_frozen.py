@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from paper import frozen
 from paper.commands import app
 from trecvit.baselines.mae import VideoMaeAutoencoder
-from trecvit.baselines.video_transformers import videomae_encoder
-from trecvit.config import PointReadoutConfig, Preprocessing, VideoMaeConfig, decoder_config, model_config
+from trecvit.baselines.video_transformers import VideoMaeConfig, videomae_encoder
+from trecvit.config import Preprocessing, model_config
 from trecvit.errors import ConfigError, InputError
 from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
-from trecvit.model.mae import hidden_patches, targets
-from trecvit.model.readouts import RecurrentPointReadout
+from trecvit.model.mae import decoder_config, hidden_patches, targets
+from trecvit.model.readouts import PointReadoutConfig, RecurrentPointReadout
 from trecvit.model.trecvit import frames_of, patches_of
 from trecvit.synthetic.track_scenes import TrackSceneConfig
 from trecvit.train.initialise import load_trained

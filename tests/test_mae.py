@@ -9,9 +9,9 @@ import torch
 from models import TINY, VARIANTS, random_video, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from trecvit.config import AutoencoderConfig, ModelConfig, decoder_config, model_config
+from trecvit.config import ModelConfig, model_config
 from trecvit.errors import CheckpointError, ConfigError, InputError
-from trecvit.model.mae import MaskedAutoencoder, hidden_patches, targets, tube_masks
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config, hidden_patches, targets, tube_masks
 from trecvit.model.state import empty_layers
 from trecvit.model.trecvit import TRecViT, frames_of, patches_of
 from trecvit.weights.load import load
@@ -283,7 +283,7 @@ def test_a_description_keeps_everything_and_refuses_what_it_does_not_know():
     assert AutoencoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ConfigError, match="did you mean 'mask_ratio'"):
         AutoencoderConfig.from_dict({**config.to_dict(), "mask_rato": 0.5})
-    with pytest.raises(ConfigError, match="decoder: expected a ModelConfig's fields, got None"):
+    with pytest.raises(ConfigError, match="decoder: expected the fields of a ModelConfig, got None"):
         AutoencoderConfig.from_dict({"blocks": config.blocks.to_dict()})
 
 

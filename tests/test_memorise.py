@@ -289,6 +289,7 @@ def test_both_begin_with_patches_whitened_alike(recipe_path):
         assert some.mean(dim=0).abs().max() < 0.01
 
 
+@pytest.mark.slow
 def test_a_memory_of_one_frame_is_learnt(recipe_path, tmp_path):
     """The frame before the last, much better than the mean of all frames, after some seconds."""
     words = ["memory.offset=1", "preprocessing.num_frames=2", "optimisation.num_steps=60", "model.width=64"]
@@ -436,6 +437,7 @@ def test_forgetting_in_streams_is_what_it_says(memoriser):
 # ---- studies -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, monkeypatch):
     words = ["memory", str(recipe_path), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
     words += ["--streams", "1", "--offset", "2", "--offset", "4", "optimisation.num_steps=1"]

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
 from trecvit.bench.speed import measure
-from trecvit.config import ModelConfig, TrackerConfig
+from trecvit.config import ModelConfig
 from trecvit.errors import CheckpointError, ConfigError, StateError
 from trecvit.model.lru import LayerState, TemporalBlock, UngatedLRU
 from trecvit.model.mixers import TemporalAttention, TemporalConv, TemporalLSTM, TemporalPositions, temporal_part
 from trecvit.model.scan import linear_scan_reference
 from trecvit.model.state import State, empty_layers
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import describe, flops_per_frame
 from trecvit.weights.load import convert, load
@@ -298,7 +299,7 @@ def test_a_saved_model_is_the_model(fields, tmp_path):
 @pytest.mark.parametrize("fields", [{"temporal_mixer": "lstm"}, {"lru_gates": False}, {"temporal_skip": False}])
 def test_the_original_format_has_no_place_for_them(fields, tmp_path):
     tiny_model(**fields).save(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=f"knows no {next(iter(fields))}"):
+    with pytest.raises(CheckpointError, match=f"does not support {next(iter(fields))}"):
         convert(tmp_path / "model", tmp_path / "model.npz")
 
 

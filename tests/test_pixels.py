@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from models import random_video, tiny_model, tiny_readout_tracker, tiny_tracker
 
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from trecvit.config import MemoriserConfig, ModelConfig
 from trecvit.errors import InputError
-from trecvit.model.mae import MaskedAutoencoder, targets, tube_masks
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config, targets, tube_masks
 from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.pixels import check_pixels, unit_pixels
 
@@ -205,6 +205,7 @@ for run in (compiled, program):
 """
 
 
+@pytest.mark.slow
 def test_compiled_models_and_exported_programs_refuse_and_clamp_as_the_model_does():
     # In a process of its own: the compiler cannot see through the checks of shapes that the tests add.
     done = subprocess.run([sys.executable, "-c", IN_GRAPHS], capture_output=True, text=True, cwd=Path(__file__).parent)

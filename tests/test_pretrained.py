@@ -9,10 +9,10 @@ import pytest
 import torch
 from models import TINY, random_video, tiny_model, tiny_readout_tracker, tiny_tracker
 
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, Preprocessing, decoder_config
+from trecvit.config import MemoriserConfig, ModelConfig, Preprocessing
 from trecvit.data.class_names import class_names
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.mae import MaskedAutoencoder
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config
 from trecvit.model.memorise import Memoriser
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE

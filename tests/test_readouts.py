@@ -19,15 +19,16 @@ from models import (
     tiny_model,
     tiny_readout_tracker,
     tiny_tracker,
+    unchecked,
 )
 from torch import Tensor
 
 import trecvit
 from trecvit.accelerate.optimize import optimize
-from trecvit.config import ModelConfig, PointReadoutConfig, ReadoutTrackerConfig
+from trecvit.config import ModelConfig
 from trecvit.errors import CheckpointError, ConfigError, InputError, StateError
-from trecvit.model.readout_tracker import ReadoutState, ReadoutTracker
-from trecvit.model.readouts import AttentionReadout, RecurrentPointReadout, fourier_features
+from trecvit.model.readout_tracker import ReadoutState, ReadoutTracker, ReadoutTrackerConfig
+from trecvit.model.readouts import AttentionReadout, PointReadoutConfig, RecurrentPointReadout, fourier_features
 from trecvit.model.tapnext import TrackState
 from trecvit.model.tracker import track_both_ways
 from trecvit.model.trecvit import TRecViT
@@ -429,7 +430,7 @@ def test_states_of_others_are_refused(tmp_path):
     state = TRACKER.init_state(QUERIES)
     with pytest.raises(StateError, match="expected a ReadoutState from init_state or step, got TrackState"):
         TRACKER.step(video_of(), tiny_tracker().init_state(QUERIES))
-    with pytest.raises(StateError, match="a readout of width 24, this one's is 12"):
+    with pytest.raises(StateError, match="expected a state with 12 channels per point, got 24"):
         tiny_readout_tracker(width=12).step(video_of(), state)
     with pytest.raises(StateError, match="pooling mean and cls"):
         tiny_readout_tracker("mean").step(video_of(), state)
@@ -451,7 +452,7 @@ def test_states_of_others_are_refused(tmp_path):
 )
 def test_impossible_trackers_are_refused(fields, words):
     with pytest.raises(ConfigError, match=words):
-        ReadoutTrackerConfig(**fields)
+        unchecked(ReadoutTrackerConfig, **fields)
 
 
 def test_a_description_survives_json():

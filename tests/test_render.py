@@ -57,6 +57,7 @@ def group_exists(number: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_process_that_was_killed(tmp_path):
     words = [sys.executable, "-m", "trecvit", "data", "render", str(tmp_path / "world"), "--train", "4000"]
     process = subprocess.Popen(words, start_new_session=True)

@@ -103,6 +103,7 @@ def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, name):
     assert gradients[0].abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parallel"),
     [

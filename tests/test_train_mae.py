@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +101,7 @@ def test_a_small_autoencoder_learns_the_clips_it_is_shown(tmp_path, videos):
     assert lines[-1].loss < 0.2
 
 
+@pytest.mark.curves
 def test_a_run_leaves_the_encoder_its_decoder_pictures_and_the_best(tmp_path, recipe_path):
     run = tmp_path / "run"
     encoder = train(load_recipe(recipe_path, TESTED), run)
@@ -132,22 +128,6 @@ def test_a_run_leaves_the_encoder_its_decoder_pictures_and_the_best(tmp_path, re
         assert length_and_rate(run / folder / FILM)[0] == 12
     with PIL.Image.open(run / "curves.png") as picture:
         assert picture.size == (1100, 400)
-
-
-def test_a_killed_run_goes_on_to_the_same_autoencoder(tmp_path, recipe_path):
-    words = ["optimisation.num_steps=30"]
-    train(load_recipe(recipe_path, words), tmp_path / "whole")
-    run = tmp_path / "killed"
-    command = [sys.executable, "-m", "trecvit", "train", str(recipe_path), *words, "--to", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not list(run.glob("checkpoints/*/whole.json")):
-        time.sleep(0.01)
-        assert process.poll() is None, "the run ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (run / "model").exists()
-    train(load_recipe(recipe_path, words), run)
-    assert same_weights(*(MaskedAutoencoder.load(folder / "model") for folder in (run, tmp_path / "whole")))
 
 
 def test_a_blank_clip_counts_nothing(tmp_path, recipe_path):

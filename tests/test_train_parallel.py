@@ -72,6 +72,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_give_the_losses_and_the_weights_of_one_and_go_on_from_their_checkpoint(
     tmp_path, recipe_path, kind
@@ -98,6 +99,7 @@ def test_two_processes_give_the_losses_and_the_weights_of_one_and_go_on_from_the
     assert [line["first_step"] for line in read_lines(run / "metrics.jsonl")][-1] == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_path):
     """The terminal sends it to all of them, and torchrun's agent sends it to its processes once more."""
     recipe, run = tmp_path / "videos.yaml", tmp_path / "run"
@@ -120,6 +122,7 @@ def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_pa
     assert lines == [f"trecvit: {run}: stopped at step {step} as asked; start it again to go on from {checkpoint}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, kind):
     """Batches in parts, of unequal size or empty in one of the processes, are still one process's batches."""
@@ -150,6 +153,7 @@ def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, ki
     assert "2 videos could not be read, more than max_failed_share=0.1 allows" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_broken", [0, 1])
 def test_two_processes_evaluate_each_video_once(tmp_path, num_broken):
     write_shades(tmp_path / "data", 5)

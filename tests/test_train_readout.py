@@ -10,9 +10,9 @@ import yaml
 from track_files import write_track_file
 from training import same_weights
 
-from trecvit.config import ModelConfig, Preprocessing, ReadoutTrackerConfig
+from trecvit.config import ModelConfig, Preprocessing
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.readout_tracker import ReadoutTracker
+from trecvit.model.readout_tracker import ReadoutTracker, ReadoutTrackerConfig
 from trecvit.model.trecvit import TRecViT
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.train.initialise import first_model

@@ -76,6 +76,7 @@ def test_a_small_tracker_learns_the_clips_it_is_shown(tmp_path):
     assert lines[0].figures["average_pts_within_thresh"] < 0.1
 
 
+@pytest.mark.curves
 def test_a_run_leaves_a_tracker_its_log_its_tests_and_the_best(tmp_path, recipe_path):
     run = tmp_path / "run"
     tracker = train(load_recipe(recipe_path, TESTED), run)

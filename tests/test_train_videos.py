@@ -66,8 +66,7 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def recipe_path(tmp_path, data) -> Path:
+def recipe_in(folder: Path, data: Path) -> Path:
     content = {
         "model": {**NETWORK, "num_classes": 2},
         "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
@@ -77,9 +76,14 @@ def recipe_path(tmp_path, data) -> Path:
         "log_every": 1,
         "checkpoint_every": 2,
     }
-    path = tmp_path / "videos.yaml"
+    path = folder / "videos.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+@pytest.fixture
+def recipe_path(tmp_path, data) -> Path:
+    return recipe_in(tmp_path, data)
 
 
 def write_video(path: Path, level: int) -> None:
@@ -108,7 +112,7 @@ def test_every_epoch_shows_each_video_at_most_once_in_an_order_of_its_own(recipe
     assert len({tuple(index for _, index in shown) for shown in epochs}) == 3
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_shows_the_same_clips_wherever_the_run_began_and_whoever_decodes(recipe_path, workers):
     feed = feed_of(load_recipe(recipe_path))
     helped = feed_of(load_recipe(recipe_path, [f"num_workers={workers}"]))
@@ -268,13 +272,18 @@ if __name__ == "__main__":
 EVERYTHING = ["optimisation.epochs=8", "optimisation.ema_decay=0.9", "optimisation.muon_learning_rate=0.01"]
 
 
-@pytest.mark.parametrize(
-    ("sent", "workers"), [("SIGKILL", 0), ("SIGTERM", 0), ("SIGTERM", 1), ("SIGINT", 0), ("SIGINT", 1)]
-)
-def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, sent, workers):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data) -> TRecViT:
+    """A run that was not ended; who decodes makes no difference."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(load_recipe(recipe_in(folder, data), EVERYTHING), folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "workers"), [("SIGKILL", 0), ("SIGTERM", 1), ("SIGINT", 0)])
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, whole, sent, workers):
     # Schedulers tell all processes of a job to stop, and the workers that decode must not be gone before the loop.
     plan = [*EVERYTHING, f"num_workers={workers}"]
-    expected = train(load_recipe(recipe_path, plan), tmp_path / "whole")
     (tmp_path / "go.py").write_text(SLEEPER)
     run = tmp_path / "run"
     words = [sys.executable, str(tmp_path / "go.py"), str(recipe_path), str(run), *plan]
@@ -298,16 +307,25 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, se
         assert steps[-1] == "step-00000004"
     assert not (run / "model").exists()
     got = train(load_recipe(recipe_path, plan), run)
-    assert same_weights(got, expected)
+    assert same_weights(got, whole)
+
+
+TESTED = ["checkpoint_every=100", "videos.validate_every=2", "videos.eval_clips=1"]
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory, data) -> tuple[TRecViT, Path]:
+    """A run with validations that was not ended, and their file."""
+    folder = tmp_path_factory.mktemp("tested")
+    recipe = load_recipe(recipe_in(folder, data), [*TESTED, f"videos.validation={data}"])
+    return train(recipe, folder / "run"), folder / "run" / "validation.jsonl"
 
 
 @pytest.mark.parametrize(
     "when", ["before the first step", "waiting for a batch", "testing on the way", "testing at the end"]
 )
-def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, monkeypatch, when):
-    words = ["checkpoint_every=100", f"videos.validation={data}", "videos.validate_every=2", "videos.eval_clips=1"]
-    recipe = load_recipe(recipe_path, words)
-    expected, validations = train(recipe, tmp_path / "whole"), tmp_path / "whole" / "validation.jsonl"
+def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, tested, monkeypatch, when):
+    recipe, (expected, validations) = load_recipe(recipe_path, [*TESTED, f"videos.validation={data}"]), tested
     target, method = (Classification, "test") if when.startswith("testing") else (VideoFeed, "items")
     whole = getattr(target, method)
 
@@ -565,7 +583,7 @@ def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data,
     model = train(load_recipe(recipe_path, words), tmp_path / "run")
     said = (tmp_path / "run" / "start.txt").read_text()
     assert str(path) in said
-    assert "30 tensors taken, 32 left fresh" in said
+    assert "30 tensors loaded, 32 randomly initialised" in said
     torch.testing.assert_close(model.blocks[1].spatial.mlp_up.weight, vit()["blocks.1.mlp.fc1.weight"])
 
 
@@ -633,6 +651,7 @@ def test_a_trained_run_is_tested_on_its_validation_videos(tmp_path, data, recipe
     assert load(tmp_path / "run" / "model").labels == ("dark", "light")
 
 
+@pytest.mark.curves
 def test_a_run_keeps_the_model_that_did_best_and_draws_its_curves(tmp_path, data, recipe_path):
     words = [f"videos.validation={data}", "videos.validate_every=2", "videos.eval_clips=1", "videos.eval_crops=1"]
     run = tmp_path / "run"
@@ -654,6 +673,7 @@ def test_a_run_keeps_the_model_that_did_best_and_draws_its_curves(tmp_path, data
     assert {event.step: event.value for event in events.Scalars("training/loss")} == pytest.approx(losses)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_figures_of_one_that_was_not_stopped(tmp_path, data, recipe_path):
     words = [
         f"videos.validation={data}", "videos.validate_every=2", "checkpoint_every=3", "optimisation.head_dropout=0.3",

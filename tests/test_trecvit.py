@@ -9,7 +9,7 @@ from models import VARIANTS, random_video, relative_error, tiny_model
 from trecvit.config import PRESETS, ModelConfig, Preprocessing, model_config
 from trecvit.errors import ConfigError, InputError
 from trecvit.model.lru import RGLRU, BlockDiagonalLinear, CausalConv, TemporalBlock
-from trecvit.model.trecvit import _MAX_TOKENS_FOR_PRODUCTS, TRecViT, _attend, create_model, sincos_positions
+from trecvit.model.trecvit import TRecViT, attend, create_model, sincos_positions
 
 
 def count_parameters(preset: str, **overrides: object) -> int:
@@ -163,11 +163,9 @@ def test_fixed_positions_are_sines_and_cosines_of_x_then_y():
 def test_attention_by_products_equals_the_fused_kernel():
     queries, keys, values = torch.randn(3, 2, 4, 37, 8)
     expected = torch.nn.functional.scaled_dot_product_attention(queries, keys, values)
-    torch.testing.assert_close(_attend(torch.stack([queries, keys, values])), expected, rtol=1e-5, atol=1e-6)
-    many = torch.randn(1, 1, _MAX_TOKENS_FOR_PRODUCTS + 1, 4)
-    torch.testing.assert_close(
-        _attend(torch.stack([many] * 3)), torch.nn.functional.scaled_dot_product_attention(many, many, many)
-    )
+    heads = torch.stack([queries, keys, values])
+    torch.testing.assert_close(attend(heads, max_plain_tokens=37), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attend(heads, max_plain_tokens=36), expected, rtol=0, atol=0)
 
 
 def test_the_recurrence_is_float32_whatever_the_compute_dtype():

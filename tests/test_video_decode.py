@@ -342,6 +342,7 @@ def test_nothing_stays_open(videos: dict[str, Path], tmp_path: Path) -> None:
     assert open_files() == before
 
 
+@pytest.mark.slow
 @needs_proc
 def test_memory_stays_flat_over_a_long_video(tmp_path: Path) -> None:
     path = make_video(tmp_path / "long", VP9, num_frames=3000)

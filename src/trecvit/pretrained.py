@@ -20,9 +20,10 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from trecvit.config import Architecture, ModelConfig, Preprocessing, check_labels, nearest
+from trecvit.config import Architecture, ModelConfig, Preprocessing, nearest
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.files import write_json, write_whole
+from trecvit.labels import check_labels
 from trecvit.processes import usable_device
 
 FORMAT = "trecvit-1"

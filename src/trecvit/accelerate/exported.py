@@ -21,29 +21,23 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from trecvit.accelerate.compile import find_compiler
+from trecvit.accelerate.kernels import FLOATS, available_dtype
 from trecvit.accelerate.openvino import (
+    FrameEngine,
     OpenVINORun,
-    Run,
     Shapes,
     TracedPass,
     carried,
     compile_openvino,
     find_openvino,
-    hold_against,
     keep_inside,
     save_openvino,
-    taken_up,
     to_openvino,
+    unpacked,
+    validate,
 )
-from trecvit.accelerate.optimize import (
-    FLOATS,
-    available_dtype,
-    choose_threads,
-    find_compiler,
-    for_inference,
-    is_locked,
-    lock,
-)
+from trecvit.accelerate.optimize import choose_threads, for_inference
 from trecvit.config import ImageSize, ModelConfig, Preprocessing, as_image_size, nearest
 from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.files import emptied_on_error, is_empty, write_json, writing
@@ -97,7 +91,7 @@ def export(
         raise ConfigError(f"mode: expected one of {', '.join(_MODES)}, got {mode!r}{nearest(mode, _MODES)}")
     if dtype not in FLOATS.values():
         raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
-    if not isinstance(model, TRecViT) or is_locked(model) or model.device.type != "cpu":
+    if not isinstance(model, TRecViT) or model.is_optimized or model.device.type != "cpu":
         raise ConfigError("export: expected a TRecViT on the CPU as it was loaded or made, not a result of optimize")
     if batch_size < 1 or not frames or any(count < 1 or count % extent for count in frames):
         raise ConfigError(
@@ -190,18 +184,18 @@ def load_exported(folder: str | Path) -> TRecViT:
     model.requires_grad_(False)
     if mode == "openvino":  # its files do not depend on the processor
         dtype = available_dtype(model, dtype)
-    runs: dict[Shapes, Run] = {}
-    for one in shapes:
-        path = folder / _file(one.num_frames, mode)
+    runs: dict[Shapes, FrameEngine] = {}
+    for item in shapes:
+        path = folder / _file(item.num_frames, mode)
         if not path.exists():
             raise CheckpointError(f"{path}: no such file; export the model again")
-        runs[one] = (
+        runs[item] = (
             _package_run(model, path) if mode == "compile" else OpenVINORun(model, compile_openvino(path, dtype))
         )
-    model._advance = _ExportedPass(model, runs)  # type: ignore[method-assign]
+    model.engine = _ExportedEngine(model, runs)
     if mode == "compile":
         choose_threads(model)
-    lock(model)
+    model.is_optimized = True
     return model
 
 
@@ -210,22 +204,25 @@ def _file(num_frames: int, mode: str) -> str:
     return f"frames_{num_frames}.{'pt2' if mode == 'compile' else 'xml'}"
 
 
-class _ExportedPass:
-    """Takes the place of `TRecViT._advance`: finds the graph for what comes."""
+class _ExportedEngine:
+    """A TRecViT's pass over frames: runs the graph for their shapes."""
 
-    def __init__(self, model: TRecViT, runs: dict[Shapes, Run]) -> None:
+    def __init__(self, model: TRecViT, runs: dict[Shapes, FrameEngine]) -> None:
         self._model, self._runs = model, runs
 
-    def __call__(self, frames: Tensor, state: State) -> tuple[Output, State]:
+    def __call__(self, frames: Tensor, state: State, /) -> tuple[Output, State]:
+        """See `Engine`."""
         shapes = Shapes.of(frames)
         if not shapes.num_frames:  # frames wait for a whole temporal patch
             tokens = state.layers[0].hidden.shape[1]
-            nothing = frames.new_empty(shapes.batch_size, 0, tokens, self._model.config.width)
-            return Output(*self._model._answer(state), nothing), state
+            features = frames.new_empty(shapes.batch_size, 0, tokens, self._model.config.width)
+            return Output(*self._model.scores(state), features), state
         if shapes not in self._runs:
-            known = "; ".join(f"{one.batch_size} x {one.num_frames} frames of {one.image_size}" for one in self._runs)
+            expected = "; ".join(
+                f"{item.batch_size} x {item.num_frames} frames of {item.image_size}" for item in self._runs
+            )
             raise InputError(
-                f"the exported model is for {known}; got {shapes.batch_size} x {shapes.num_frames} frames of "
+                f"the exported model is for {expected}; got {shapes.batch_size} x {shapes.num_frames} frames of "
                 f"{shapes.image_size}"
             )
         return self._runs[shapes](frames, state)
@@ -234,8 +231,8 @@ class _ExportedPass:
 def _write_graph(path: Path, source: TRecViT, shapes: Shapes, mode: str, dtype: torch.dtype) -> None:
     state = source.init_state(shapes.batch_size, image_size=shapes.image_size)
     frames = torch.rand(shapes.batch_size, shapes.num_frames, 3, *shapes.image_size).to(source.dtype)
-    traced = TracedPass(source._advance, state)
-    run: Run
+    traced = TracedPass(source.engine, state)
+    run: FrameEngine
     if mode == "openvino":
         save_openvino(to_openvino(traced, frames, state), path)
         run = OpenVINORun(source, compile_openvino(path, dtype))
@@ -247,30 +244,30 @@ def _write_graph(path: Path, source: TRecViT, shapes: Shapes, mode: str, dtype: 
             program = torch.export.export(traced, (frames, *carried(state).values()))
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         run = _package_run(source, path)
-    hold_against(source, source._advance, run, shapes, dtype, who=f"what mode={mode!r} made")
+    validate(source, source.engine, run, shapes, dtype, maker=f"what mode={mode!r} made")
 
 
-def _package_run(model: TRecViT, path: Path) -> Run:
+def _package_run(model: TRecViT, path: Path) -> FrameEngine:
     package: Callable[..., Sequence[Tensor]] = torch._inductor.aoti_load_package(str(path))
 
-    def run(frames: Tensor, state: State) -> tuple[Output, State]:
-        given = [tensor.contiguous() for tensor in (frames, *carried(state).values())]
-        return taken_up(model, state, package(*given))
+    def run(frames: Tensor, state: State, /) -> tuple[Output, State]:
+        inputs = [tensor.contiguous() for tensor in (frames, *carried(state).values())]
+        return unpacked(model, state, package(*inputs))
 
     return run
 
 
 class _Stream(nn.Module):
-    """What somebody wants of a stream, and the state, which is then kept inside the graph."""
+    """Class probabilities (or features) of a stream and its state, which the graph then keeps inside."""
 
     def __init__(self, model: TRecViT, like: State) -> None:
         super().__init__()
         self._model, self._like = model, like
-        self._pass = TracedPass(model._advance, like)
+        self._pass = TracedPass(model.engine, like)
 
     def forward(self, frames: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         features, *after = self._pass(frames, *tensors)
-        out, _ = taken_up(self._model, self._like, [features, *after])
+        out, _ = unpacked(self._model, self._like, [features, *after])
         return (features if out.probs is None else out.probs, *after)
 
 

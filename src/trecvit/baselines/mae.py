@@ -14,8 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from trecvit.baselines.baseline import Baseline
-from trecvit.baselines.video_transformers import build_videomae, standardise
-from trecvit.config import Preprocessing, VideoMaeConfig
+from trecvit.baselines.video_transformers import VideoMaeConfig, build_videomae, standardise
+from trecvit.config import Preprocessing
 from trecvit.errors import InputError
 from trecvit.model.mae import Autoencoder, Clips, Restoration, hidden_patches
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import Preprocessing, VideoMaeConfig, nearest
+from trecvit.config import Preprocessing, nearest
 from trecvit.errors import CheckpointError, ConfigError, MissingPackageError
 from trecvit.evaluate.features import Encoder
+from trecvit.model.mae import AutoencoderConfig
 
 _Builder = Callable[[int, int, str], Any]  # image size, frames, kind of attention -> nn.Module
 
@@ -185,6 +187,26 @@ def load_videomae(source: str | Path) -> Any:
     if missing := sorted(told["missing_keys"]):
         raise CheckpointError(f"{source}: not a VideoMAE's weights; {len(missing)} are missing, such as {missing[0]}")
     return model.eval()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoMaeConfig(AutoencoderConfig):
+    """Architecture of the VideoMAE that an `AutoencoderConfig` is compared with: attention over all tokens of a clip.
+
+    Of `blocks` and `decoder` it has the sizes and nothing else, such as a temporal part; the frames of a tubelet are
+    their `temporal_patch_size` (VideoMAE: 2).
+
+    Attributes:
+        num_frames: Frames of a clip, for which positions are stored.
+    """
+
+    num_frames: int
+
+    def __post_init__(self) -> None:
+        AutoencoderConfig.__post_init__(self)  # super() does not know a class with slots
+        tubelet = self.blocks.temporal_patch_size
+        self._require_whole("num_frames")
+        self._require(self.num_frames % tubelet == 0, "num_frames", f"a multiple of temporal_patch_size={tubelet}")
 
 
 def build_videomae(config: VideoMaeConfig) -> Any:

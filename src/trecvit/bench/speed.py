@@ -28,12 +28,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trecvit.accelerate.exported import export, load_exported
-from trecvit.accelerate.optimize import DTYPES, available_dtype, optimize
+from trecvit.accelerate.kernels import DTYPES, available_dtype
+from trecvit.accelerate.linears import QuantizedLinear, packed_linears
+from trecvit.accelerate.optimize import optimize
 from trecvit.accelerate.timing import CALLS_IN_TURN, timed_in_turns
 from trecvit.config import PRESETS
 from trecvit.errors import ConfigError, PrecisionWarning, TRecViTError
 from trecvit.memory import resident_bytes
-from trecvit.model.linear import Linear, QuantizedLinear, packed_maps
+from trecvit.model.linear import Linear
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import flops_per_frame
 from trecvit.weights.load import load_as
@@ -365,13 +367,13 @@ def _alone(calls: Sequence[Product], *, in_bytes: bool) -> Callable[[], None]:
         if func in _LINEAR:
             *bias, x, weight = args  # the weight is its own each time, as in the model
             x = shared(x)
-            packed = packed_maps(x, weight.t().contiguous(), bias[0] if bias else None)
+            packed = packed_linears(x, weight.t().contiguous(), bias[0] if bias else None)
             candidates = [partial(func, *bias, x, weight), *packed.values()]
             if in_bytes:
                 linear = Linear(*weight.shape)
                 linear.weight.data = weight.t()
                 integers = shared(torch.zeros(x.shape, dtype=torch.uint8))
-                candidates.append(partial(QuantizedLinear(linear, len(x)).product, integers))
+                candidates.append(partial(QuantizedLinear(linear, rows=len(x)).product, integers))
         else:
             given = tuple(shared(value) for value in args)
             close = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in given)

@@ -22,7 +22,6 @@ from torch import Tensor
 from trecvit.config import Recompute
 from trecvit.errors import ConfigError
 from trecvit.memory import peak_bytes
-from trecvit.model.scan import use_kernels
 from trecvit.processes import Processes, Share
 from trecvit.train.feed import Batch, Feed, LabelledBatch
 from trecvit.train.initialise import first_model
@@ -62,7 +61,6 @@ def update_costs(
     bf16: bool = False,
     num_updates: int = 2,
     device: str = "cpu",
-    kernels: str = "own",
 ) -> Iterator[UpdateCost]:
     """Memory and speed of an update for each size and length, by what is computed again in the backward pass.
 
@@ -74,7 +72,6 @@ def update_costs(
         bf16: Matrix products in bfloat16.
         num_updates: How many are timed, after one that is not.
         device: "cpu" or "cuda".
-        kernels: Whose run the recurrence on a GPU; see `trecvit.model.scan.use_kernels`.
     """
     for size, num_frames, recompute in product(sizes, frames, get_args(Recompute)):
         recipe = recipe_from_dict(
@@ -93,7 +90,7 @@ def update_costs(
         memory_bytes, updates_per_s = None, None
         with worker_pool(1) as pool:
             try:
-                memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device, kernels).result()
+                memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device).result()
             except BrokenProcessPool:
                 pass  # the system has ended the process, because there was not memory enough
             except RuntimeError as exc:  # CUDA's and the CPU allocator's
@@ -109,9 +106,8 @@ def update_costs(
         )
 
 
-def _measure(recipe: Recipe, num_updates: int, device: str, kernels: str) -> tuple[int, float]:
+def _measure(recipe: Recipe, num_updates: int, device: str) -> tuple[int, float]:
     """Peak memory in bytes, and updates per second, of this process."""
-    use_kernels(kernels)
     before_bytes = peak_bytes()
     processes = Processes(device)
     updates_per_s = _updates_per_s(recipe, num_updates, processes)

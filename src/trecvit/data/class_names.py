@@ -10,10 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trecvit.config import nearest, why_no_label
+from trecvit.config import nearest
 from trecvit.data.text import read_json, read_text, split_lines
 from trecvit.errors import DataError
 from trecvit.files import write_text
+from trecvit.labels import why_no_label
 
 DataSet = Literal["kinetics400", "something_something_v2"]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
 from trecvit.model.initial import normal_
-from trecvit.model.linear import GELU, Linear
+from trecvit.model.linear import Linear
 from trecvit.model.recompute import Recomputing
 from trecvit.model.scan import GATE_SHARPNESS, bounded_sqrt, gated_scan, linear_scan
 
@@ -74,27 +74,6 @@ class BlockDiagonalLinear(nn.Module):
         return mapped.transpose(0, 1).reshape(*x.shape[:-1], num_blocks * block_out)
 
 
-class GatePair(nn.Module):
-    """Both gates of an `RGLRU` in one product, in float32, for inference: they read the same input."""
-
-    def __init__(self, input_gate: BlockDiagonalLinear, a_gate: BlockDiagonalLinear) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.cat([input_gate.weight, a_gate.weight], dim=2), requires_grad=False)
-        bias = torch.stack([input_gate.bias.flatten(), a_gate.bias.flatten()])
-        self.bias = nn.Parameter(bias[:, None], requires_grad=False)
-
-    def forward(self, x: Float[Tensor, "B T N E"]) -> Float[Tensor, "2 B T N F"]:
-        """Input gate and recurrence gate, before their sigmoids, in new memory."""
-        num_blocks, block_in, _ = self.weight.shape
-        blocks = x.reshape(x.shape[:-1].numel(), num_blocks, block_in).transpose(0, 1)
-        # The bias comes later: a product to which something is added takes up to twice as long as one alone.
-        mapped = torch.bmm(blocks, self.weight)
-        pair: Tensor = mapped.unflatten(2, (2, -1)).permute(2, 1, 0, 3)
-        # One copy brings both into the order and the precision of the recurrence.
-        pair = pair.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-        return pair.flatten(2).add_(self.bias).view(2, *x.shape[:-1], self.bias.shape[-1])
-
-
 class CausalConv(nn.Module):
     """Depthwise convolution over the current and the K-1 frames before it; tap K-1 is the current frame."""
 
@@ -130,7 +109,6 @@ class RGLRU(nn.Module):
         num_eigenvalues = config.lru_width // 2 if self.is_complex else config.lru_width
         self.input_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
         self.a_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
-        self.pair: GatePair | None = None
         self.a_param = _on_the_ring(config, num_eigenvalues)
         if self.is_complex:
             self.a_imag_param = nn.Parameter(torch.rand(num_eigenvalues).mul_(_MAX_PHASE * math.pi))
@@ -145,16 +123,15 @@ class RGLRU(nn.Module):
             hidden: State after the frames before; zeros for a fresh stream.
             fresh: Which streams start with this first frame. Their first input is not scaled down.
         """
-        input_gate, recurrence_gate = self.pair(x) if self.pair else (self.input_gate(x), self.a_gate(x))
+        input_gate, recurrence_gate = self.gates(x)
         if self.is_complex:
             return self._complex_scan(x, input_gate, recurrence_gate, hidden, fresh)
         states, last = gated_scan(x, input_gate, recurrence_gate, self.a_param, hidden, fresh)
         return states.to(x.dtype), last
 
-    def join_gates(self) -> None:
-        """From now on one product computes both gates: faster, and no longer the weights that are saved."""
-        self.pair = GatePair(self.input_gate, self.a_gate)
-        del self.input_gate, self.a_gate
+    def gates(self, x: Float[Tensor, "B T N E"]) -> tuple[Float[Tensor, "B T N F"], Float[Tensor, "B T N F"]]:
+        """Input gate and recurrence gate before their sigmoids; F = E for real eigenvalues, E/2 for complex ones."""
+        return self.input_gate(x), self.a_gate(x)
 
     def _complex_scan(
         self, x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, hidden: Tensor, fresh: Tensor
@@ -200,6 +177,7 @@ class GatedMLP(Recomputing):
     def __init__(self, width: int, hidden_width: int, out_scale: float) -> None:
         super().__init__()
         self.gate = Linear(width, hidden_width)
+        self.gelu = nn.GELU(approximate="tanh")
         self.up = Linear(width, hidden_width)
         self.down = Linear(hidden_width, width)
         # code: the kernels of gate and up are one [2, D, M] array whose first axis JAX counts into the fan-in.
@@ -208,16 +186,13 @@ class GatedMLP(Recomputing):
         init_linear(self.down, out_scale)
 
     def forward(self, x: Float[Tensor, "B T N D"], *, add: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Maps every token by itself and adds `add`."""
-        gate = self.gate(x, gelu=None if self._keeps_inputs_only() else "tanh")
-        down: Tensor = self._stage(self._down, gate, self.up(x), add)
-        return down
+        """Map every token by itself and add `add`."""
+        return self._stage(self._down)(self.gate(x), self.up(x), add)
 
     def _down(
         self, gate: Float[Tensor, "B T N M"], up: Float[Tensor, "B T N M"], add: Float[Tensor, "B T N D"]
     ) -> Float[Tensor, "B T N D"]:
-        if self._keeps_inputs_only():
-            gate = F.gelu(gate, approximate=GELU["tanh"])
+        gate = self.gelu(gate)
         down: Tensor = self.down(gate * up, add=add)
         return down
 
@@ -232,6 +207,7 @@ class TemporalBlock(Recomputing):
         self.skip = config.temporal_skip
         self.norm = RMSNorm(width)
         self.linear_y = Linear(width, lru_width)
+        self.gelu = nn.GELU(approximate="tanh")
         self.linear_x = Linear(width, lru_width)
         self.conv = CausalConv(lru_width, config.conv_width) if config.conv_width else None
         self.lru = RGLRU(config) if config.lru_gates else UngatedLRU(config)
@@ -252,18 +228,16 @@ class TemporalBlock(Recomputing):
             state: What this layer remembers of the frames before.
             fresh: Which streams have no frames before.
         """
-        gate, y = self._stage(self._branches, x)
-        y, state = self._stage(self._recurrence, y, state, fresh)
-        x = self._stage(self._join, gate, y, x)
+        gate, y = self._stage(self._branches)(x)
+        y, state = self._stage(self._recurrence)(y, state, fresh)
+        x = self._stage(self._join)(gate, y, x)
         if self.mlp is not None and self.mlp_norm is not None:
             x = self.mlp(self.mlp_norm(x), add=x)
         return x, state
 
     def _branches(self, x: Float[Tensor, "B T N D"]) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B T N E"]]:
-        """The gate, before its GELU if that is computed again, and what is to recur."""
         normed = self.norm(x)
-        gate = self.linear_y(normed, gelu=None if self._keeps_inputs_only() else "tanh")
-        return gate, self.linear_x(normed)
+        return self.linear_y(normed), self.linear_x(normed)
 
     def _recurrence(
         self, y: Float[Tensor, "B T N E"], state: LayerState, fresh: Bool[Tensor, " B"]
@@ -277,10 +251,8 @@ class TemporalBlock(Recomputing):
     def _join(
         self, gate: Float[Tensor, "B T N E"], y: Float[Tensor, "B T N E"], x: Float[Tensor, "B T N D"]
     ) -> Float[Tensor, "B T N D"]:
-        if self._keeps_inputs_only():
-            gate = F.gelu(gate, approximate=GELU["tanh"])
-        x = self.linear_out(gate * y, add=x if self.skip else None)
-        return x
+        joined: Tensor = self.linear_out(self.gelu(gate) * y, add=x if self.skip else None)
+        return joined
 
 
 def init_linear(linear: nn.Linear, variance_scale: float) -> None:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing
+from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
 from trecvit.errors import InputError
 from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import empty_layers
@@ -45,6 +46,54 @@ Clips = Shaped[Tensor, "B F 3 height width"]  # F = T * temporal_patch_size
 
 _MIN_DEVIATION = 1e-6  # VideoMAE: added to a patch's deviation
 _GREY, _SPREAD = 0.5, 0.25  # of pixels in [0,1], about: targets of size one
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderConfig(BlocksConfig):
+    """Architecture of a masked autoencoder: a TRecViT over the visible tubes of a clip, a decoder for the hidden ones.
+
+    Attributes:
+        blocks: Tokenizer and blocks of the encoder, without a head.
+        decoder: Blocks of the decoder, see `decoder_config`. Patches are the encoder's, positions the fixed ones.
+        mask_ratio: Share of the tubes that are hidden (paper, section 4.1: 0.9 does best).
+        normalised_targets: Whether each target patch is brought to mean 0 and deviation 1 (paper), or left as it is. In
+            a small picture hidden patches share the colour of their surroundings, which is soon learnt; normalised
+            patches have lost it.
+    """
+
+    blocks: ModelConfig
+    decoder: ModelConfig
+    mask_ratio: float = 0.9
+    normalised_targets: bool = True
+
+    def __post_init__(self) -> None:
+        self._require_blocks(num_classes=0)
+        self._require(isinstance(self.decoder, ModelConfig), "decoder", "a ModelConfig")
+        rule = "patch_size >= 2, patches of one pixel have no contrast"
+        self._require(self.blocks.patch_size >= 2, "blocks", rule)
+        for name, value in _decoder_must_have(self.blocks).items():
+            self._require(getattr(self.decoder, name) == value, "decoder", f"{name}={value!r}")
+        self._require(0.0 <= self.mask_ratio < 1.0, "mask_ratio", "a share of 0 up to but not 1")
+
+
+def decoder_config(blocks: ModelConfig, **fields: Any) -> ModelConfig:
+    """Return the configuration of a decoder for an encoder of these blocks, by default as large as VideoMAE's base one.
+
+    The paper does not describe its decoder. VideoMAE's (github.com/MCG-NJU/VideoMAE at 14ef8d8) has 4 blocks of width
+    384 with 6 heads, which attend to all tokens of all frames. These are TRecViT's own blocks, so that a hidden tube
+    too remembers its past, or with `temporal_mixer="none"` blocks that see single frames.
+
+    Args:
+        blocks: The encoder's.
+        fields: Fields of `ModelConfig` to override.
+    """
+    size = {"width": 384, "depth": 4, "num_heads": 6, "mlp_width": 1536}
+    return ModelConfig().replace(**{**size, **_decoder_must_have(blocks), **fields})
+
+
+def _decoder_must_have(blocks: ModelConfig) -> dict[str, Any]:
+    same = {name: getattr(blocks, name) for name in ("patch_size", "temporal_patch_size", "image_size")}
+    return {**same, "positions": "sincos2d", "pooling": "mean", "num_classes": 0}
 
 
 def tube_masks(num_clips: int, num_patches: int, mask_ratio: float, generator: torch.Generator) -> Int64[Tensor, "B K"]:

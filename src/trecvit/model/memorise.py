@@ -89,7 +89,7 @@ class Memoriser(VideoModel, tags=["video-memorisation"]):
         """
         self._check_frames(frames)
         state.check_fits(frames, self.config.blocks, device=self.device, dtype=self.dtype)
-        return self._advance(self._pixels(frames), state)
+        return self.engine(self._pixels(frames), state)
 
     def _advance(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
         tokens, layers = self._through_blocks(self.tokenizer(frames), state.layers, state.frames_seen == 0)

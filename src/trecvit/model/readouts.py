@@ -13,8 +13,10 @@ tanh-approximated GELU, norms with epsilon 1e-6.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from trecvit.config import PointReadoutConfig
+from trecvit.config import Config
 from trecvit.errors import InputError
 from trecvit.model.initial import normal_
 from trecvit.model.trecvit import NORM_EPS, init_lecun
@@ -98,6 +100,29 @@ class AttentionReadout(nn.Module):
 
 
 # ---- points --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointReadoutConfig(Config):
+    """Architecture of a `RecurrentPointReadout`. The defaults are MooG's (moog/configs/movi.py, head "points").
+
+    Attributes:
+        num_bases: Fourier frequencies of a query's x and y.
+        width: Channels S of a point's state, and of its queries, keys and values.
+        depth: Layers of cross-attention.
+        num_heads: Attention heads; divides `width`.
+        mlp_width: Hidden channels of the layers' MLPs; all other MLPs have `width`.
+    """
+
+    num_bases: int = 16
+    width: int = 512
+    depth: int = 3
+    num_heads: int = 8
+    mlp_width: int = 2048
+
+    def __post_init__(self) -> None:
+        self._require_whole(*(entry.name for entry in dataclasses.fields(self)))
+        self._require(self.width % self.num_heads == 0, "num_heads", f"a divisor of width={self.width}")
 
 
 class PointReadout(NamedTuple):

@@ -9,7 +9,8 @@ B streams · T frames · N tokens per frame · E recurrent channels · C channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -19,11 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from trecvit.config import nearest
-from trecvit.errors import ConfigError, InputError, MissingPackageError
+from trecvit.errors import InputError
 
 GATE_SHARPNESS = 8.0  # c in a = sigmoid(lambda)^(c r): Griffin (arXiv:2402.19427), section 2.4
 MAX_SQRT_GRADIENT = 1000.0  # code (recurrentgemma): keeps the gradient of sqrt(1 - a^2) finite as a -> 1
+_MIN_ROOT_ARGUMENT = 0.25 / MAX_SQRT_GRADIENT**2  # where d sqrt(x)/dx reaches it
 
 Sequence = Inexact[Tensor, "B T C"]
 Hidden = Inexact[Tensor, "B C"]
@@ -90,19 +91,29 @@ def gated_scan(
         All states, and the last one. Gradients reach every floating-point argument.
     """
     states: Tensor
-    on_gpu = x.is_cuda and hidden.dtype == torch.float32
-    # Compilers see through our own operator, and not into the others' kernels.
-    if on_gpu and _others is not None and not torch.compiler.is_compiling():
-        states = _others(x, input_gate, recurrence_gate, a_param, hidden, fresh)
-    elif on_gpu and _has_triton():
-        from trecvit.model.scan_triton import gated_scan_triton
-
+    if x.is_cuda and hidden.dtype == torch.float32 and _has_triton():
         states = gated_scan_triton(x, input_gate, recurrence_gate, a_param, hidden, fresh)
     else:
         states = _GatedScan.apply(x, input_gate, recurrence_gate, a_param, hidden, fresh)  # type: ignore[no-untyped-call]
     last = states[:, -1]
     # A view would keep the states of all frames alive, in every layer, until the clip has gone through the last one.
-    return states, last if torch.compiler.is_compiling() or x.shape[1] == 1 else last.clone()
+    return states, last if x.shape[1] == 1 else last.clone()
+
+
+def gated_scan_triton(
+    x: Float[Tensor, "B T N E"],
+    input_gate: Float[Tensor, "B T N E"],
+    recurrence_gate: Float[Tensor, "B T N E"],
+    a_param: Float[Tensor, " E"],
+    hidden: Float[Tensor, "B N E"],
+    fresh: Bool[Tensor, " B"],
+) -> Float[Tensor, "B T N E"]:
+    """All states of `gated_scan` from the Triton kernels; `hidden` is float32."""
+    from trecvit.model.scan_triton import gated_scan_op
+
+    rate = -GATE_SHARPNESS * F.softplus(a_param.float())
+    states: Tensor = gated_scan_op(x, input_gate, recurrence_gate, rate, hidden, fresh, _MIN_ROOT_ARGUMENT)
+    return states
 
 
 def gated_scan_reference(
@@ -114,55 +125,14 @@ def gated_scan_reference(
     fresh: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
     """The equations of `gated_scan` one after the other. Same arguments and results."""
-    log_a, inputs = gate_equations(x, input_gate, recurrence_gate, a_param, fresh, hidden.dtype)
-    states, last = linear_scan_reference(log_a.exp().flatten(2), inputs.flatten(2), hidden.flatten(1))
-    return states.view_as(inputs), last.view_as(hidden)
-
-
-def gate_equations(
-    x: Float[Tensor, "B T N E"],
-    input_gate: Float[Tensor, "B T N E"],
-    recurrence_gate: Float[Tensor, "B T N E"],
-    a_param: Float[Tensor, " E"],
-    fresh: Bool[Tensor, " B"],
-    dtype: torch.dtype,
-) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B T N E"]]:
-    """What `gated_scan` makes of its arguments for the recurrence h_t = a_t h_(t-1) + b_t: log a_t and b_t."""
+    dtype = hidden.dtype
     log_a = -GATE_SHARPNESS * torch.sigmoid(recurrence_gate.to(dtype)) * F.softplus(a_param.to(dtype))
     gated = torch.sigmoid(input_gate.to(dtype)) * x.to(dtype)
     inputs = bounded_sqrt(-torch.expm1(2.0 * log_a)) * gated
     first = torch.where(fresh[:, None, None], gated[:, 0], inputs[:, 0])
-    return log_a, torch.cat([first[:, None], inputs[:, 1:]], dim=1)
-
-
-KERNELS = ("own", "fla")
-_others: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-
-
-def use_kernels(whose: str) -> None:
-    """Says whose kernels `gated_scan` takes on GPUs, from now on and in this process.
-
-    Elsewhere, in float64, in models that are compiled or exported, and for complex eigenvalues nothing changes.
-
-    Args:
-        whose: "own", as long as nothing else is said: one kernel for gates and recurrence. "fla":
-            flash-linear-attention's for the recurrence (`trecvit.model.scan_fla`), the gates operation by operation.
-
-    Raises:
-        ConfigError: For another word.
-        MissingPackageError: flash-linear-attention is asked for and not installed.
-    """
-    global _others
-    if whose not in KERNELS:
-        raise ConfigError(f"kernels: expected one of {', '.join(KERNELS)}, got {whose!r}{nearest(whose, KERNELS)}")
-    if whose == "own":
-        _others = None
-        return
-    try:
-        from trecvit.model.scan_fla import gated_scan_fla
-    except ImportError as error:
-        raise MissingPackageError("fla-core", needed_for="use_kernels('fla')", extra="fla") from error
-    _others = gated_scan_fla
+    inputs = torch.cat([first[:, None], inputs[:, 1:]], dim=1)
+    states, last = linear_scan_reference(log_a.exp().flatten(2), inputs.flatten(2), hidden.flatten(1))
+    return states.view_as(inputs), last.view_as(hidden)
 
 
 @cache
@@ -176,11 +146,22 @@ def bounded_sqrt(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return root
 
 
-def _addcmul_into(frame: Tensor, inputs: Tensor, decay: Tensor, previous: Tensor) -> Tensor:
-    """Writes inputs + decay * previous into the states of a frame, and gives them."""
-    if torch.compiler.is_compiling():  # compilers want what is written into to be contiguous
-        return frame.copy_(torch.addcmul(inputs, decay, previous))
-    return torch.addcmul(inputs, decay, previous, out=frame)
+# The frames that the loops go through.
+_frames: Callable[..., range] = range
+
+
+@contextmanager
+def loops_cut_to(num_frames: int) -> Iterator[None]:
+    """Run every loop over frames only for its first `num_frames`, to count operations and memory.
+
+    Tensors keep their shapes; what the later frames would compute is left unset.
+    """
+    global _frames
+    before, _frames = _frames, lambda *bounds: range(*bounds)[:num_frames]
+    try:
+        yield
+    finally:
+        _frames = before
 
 
 class _LinearScan(torch.autograd.Function):
@@ -195,8 +176,9 @@ class _LinearScan(torch.autograd.Function):
     def forward(ctx: Any, decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
         states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
         previous = initial
-        for step in range(inputs.shape[1]):
-            previous = _addcmul_into(states[:, step], inputs[:, step], decay[:, step], previous)
+        for step in _frames(inputs.shape[1]):
+            previous = torch.addcmul(inputs[:, step], decay[:, step], previous)
+            states[:, step] = previous
         ctx.save_for_backward(decay, initial, states)
         return states
 
@@ -207,7 +189,7 @@ class _LinearScan(torch.autograd.Function):
         conj_decay = decay.conj().resolve_conj()
         grad = torch.empty_like(states)
         grad[:, -1] = grad_states[:, -1]
-        for step in range(states.shape[1] - 2, -1, -1):
+        for step in _frames(states.shape[1] - 2, -1, -1):
             torch.addcmul(grad_states[:, step], conj_decay[:, step + 1], grad[:, step + 1], out=grad[:, step])
         grad_decay = torch.empty_like(states)
         torch.mul(grad[:, 0], initial.conj().resolve_conj(), out=grad_decay[:, 0])
@@ -229,13 +211,14 @@ class _GatedScan(torch.autograd.Function):
         rate = -GATE_SHARPNESS * F.softplus(a_param.to(hidden.dtype))
         states = torch.empty(x.shape, dtype=hidden.dtype, device=x.device)
         previous = hidden
-        for step in range(x.shape[1]):
+        for step in _frames(x.shape[1]):
             log_a = torch.sigmoid(recurrence_gate[:, step].to(hidden.dtype)).mul_(rate)
             gated = torch.sigmoid(input_gate[:, step].to(hidden.dtype)).mul_(x[:, step])
             scale = torch.expm1(2.0 * log_a).neg_().sqrt_()
             if step == 0:
                 scale.masked_fill_(fresh[:, None, None], 1.0)
-            previous = _addcmul_into(states[:, step], gated.mul_(scale), log_a.exp_(), previous)
+            previous = gated.mul_(scale).addcmul_(log_a.exp_(), previous)
+            states[:, step] = previous
         ctx.save_for_backward(x, input_gate, recurrence_gate, a_param, hidden, fresh, states)
         return states
 
@@ -248,12 +231,12 @@ class _GatedScan(torch.autograd.Function):
         grad_x, grad_input, grad_recurrence = (torch.empty_like(t) for t in (x, input_gate, recurrence_gate))
         grad_rate = torch.zeros_like(rate)
         carried = torch.zeros_like(hidden)  # a_(t+1) g_(t+1)
-        for step in range(x.shape[1] - 1, -1, -1):
+        for step in _frames(x.shape[1] - 1, -1, -1):
             r = torch.sigmoid(recurrence_gate[:, step].to(dtype))
             i = torch.sigmoid(input_gate[:, step].to(dtype))
             log_a = r * rate
             one_minus_a2 = torch.expm1(2.0 * log_a).neg_()
-            slope = one_minus_a2.clamp(min=0.25 / MAX_SQRT_GRADIENT**2).rsqrt_()
+            slope = one_minus_a2.clamp(min=_MIN_ROOT_ARGUMENT).rsqrt_()
             scale = one_minus_a2.sqrt()
             if step == 0:
                 scale.masked_fill_(fresh[:, None, None], 1.0)
@@ -282,7 +265,7 @@ class _BoundedSqrt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        slope: Tensor = 0.5 * x.clamp(min=0.25 / MAX_SQRT_GRADIENT**2).rsqrt()
+        slope: Tensor = 0.5 * x.clamp(min=_MIN_ROOT_ARGUMENT).rsqrt()
         return grad_outputs[0] * slope
 
 

@@ -17,12 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from trecvit.model.scan import GATE_SHARPNESS, MAX_SQRT_GRADIENT
 
 _BLOCK = 128  # channels per program
 _EXPM1_TERMS_BELOW = tl.constexpr(0.35)  # |x| from which exp(x) - 1 is exact enough by itself
@@ -113,10 +110,17 @@ def _backward(  # type: ignore[no-untyped-def]
 @torch.library.custom_op(
     "trecvit::gated_scan",
     mutates_args=(),
-    schema="(Tensor x, Tensor input_gate, Tensor recurrence_gate, Tensor rate, Tensor hidden, Tensor fresh) -> Tensor",
+    schema="(Tensor x, Tensor input_gate, Tensor recurrence_gate, Tensor rate, Tensor hidden, Tensor fresh, "
+    "float least_rest) -> Tensor",
 )
 def gated_scan_op(
-    x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, rate: Tensor, hidden: Tensor, fresh: Tensor
+    x: Tensor,
+    input_gate: Tensor,
+    recurrence_gate: Tensor,
+    rate: Tensor,
+    hidden: Tensor,
+    fresh: Tensor,
+    least_rest: float,
 ) -> Tensor:
     """All states [B,T,N,E], float32.
 
@@ -126,7 +130,8 @@ def gated_scan_op(
         recurrence_gate: Before its sigmoid.
         rate: -c softplus(a_param), float32 [E].
         hidden: h_0, float32 [B,N,E].
-        fresh: Which streams begin with the first frame, [B].
+        fresh: Which streams start with the first frame, [B].
+        least_rest: The gradient takes the slope of the square root at 1 - a^2, or at this if it is larger.
     """
     batch_size, num_frames = x.shape[:2]
     states = torch.empty(x.shape, dtype=torch.float32, device=x.device)
@@ -174,7 +179,15 @@ def _programs(batch_size: int, num_channels: int) -> tuple[int]:
 
 
 @gated_scan_op.register_fake
-def _(x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, rate: Tensor, hidden: Tensor, fresh: Tensor) -> Tensor:
+def _(
+    x: Tensor,
+    input_gate: Tensor,
+    recurrence_gate: Tensor,
+    rate: Tensor,
+    hidden: Tensor,
+    fresh: Tensor,
+    least_rest: float,
+) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.float32)
 
 
@@ -195,20 +208,12 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
+    *tensors, ctx.least_rest = inputs
+    ctx.save_for_backward(*tensors, output)
 
 
 def _gradients(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    return (*gated_scan_backward_op(grad_states, *ctx.saved_tensors, 0.25 / MAX_SQRT_GRADIENT**2), None)
+    return (*gated_scan_backward_op(grad_states, *ctx.saved_tensors, ctx.least_rest), None, None)
 
 
 gated_scan_op.register_autograd(_gradients, setup_context=_setup_context)
-
-
-def gated_scan_triton(
-    x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, a_param: Tensor, hidden: Tensor, fresh: Tensor
-) -> Tensor:
-    """All states; arguments as `trecvit.model.scan.gated_scan`, with a float32 `hidden`."""
-    rate = -GATE_SHARPNESS * F.softplus(a_param.float())
-    states: Tensor = gated_scan_op(x, input_gate, recurrence_gate, rate, hidden, fresh)
-    return states

@@ -17,9 +17,9 @@ Source of every formula: "code", github.com/google-deepmind/tapnet at c2cbab8 (`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy.typing as npt
 import torch
@@ -27,14 +27,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from trecvit.config import ModelConfig, Preprocessing, TrackerConfig
-from trecvit.errors import StateError
+from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU
 from trecvit.model.matching import Matching
-from trecvit.model.state import empty_layers, num_patches, recurrent_dtype
+from trecvit.model.state import recurrent_dtype
 from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
 from trecvit.model.trecvit import init_lecun, sincos_positions
+
+QueryBorder = Literal["nearest", "zeros"]
 
 # code: prediction_heads and tracker_certainty; all in columns or rows of the raster.
 _SOFT_ARGMAX_RADIUS = 20
@@ -42,71 +43,73 @@ _SOFT_ARGMAX_TEMPERATURE = 0.5  # logits are multiplied by it
 _CERTAINTY_RADIUS = 8
 
 
-@dataclass(frozen=True)
-class TrackState(TrackerState):
-    """What a `TAPNext` remembers of B streams with Q points each; see `TrackerState` for its methods.
+def _tapnext_b() -> ModelConfig:
+    """Return the blocks of TAPNext-B; initial eigenvalues are in Griffin's range, recurrentgemma's default."""
+    return ModelConfig(
+        patch_size=8, image_size=(256, 256), temporal_mlp=True, min_radius=0.9, pooling="mean", num_classes=0
+    )
 
-    An empty slot is carried as the unknown tokens that the model was trained with.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackerConfig(BlocksConfig):
+    """Architecture of a TAPNext point tracker. The defaults are the published models' size, 194 M parameters.
+
+    Published weights exist in two arithmetics: JAX (`gelu="tanh"` in `blocks`, `norm_eps=1e-6`,
+    `query_border="nearest"`) and PyTorch (`"erf"`, `1e-5`, `"zeros"`). Source: github.com/google-deepmind/tapnet at
+    c2cbab8, `tapnet/models/ssm_vit.py` and `tapnet/tapnext/tapnext_torch.py`.
 
     Attributes:
-        query_looks: How each query looked in its frame, float32 at least; zero before.
+        blocks: Tokenizer and blocks, without class token and head; the readouts use their `gelu` too.
+        raster_px: Side of the square raster in which queries are embedded and points predicted, for pictures of any
+            size: the readout scores `raster_px` columns and as many rows.
+        readout_width: Hidden channels of the readouts.
+        norm_eps: Epsilon of the last norm and of the readouts' norms; the blocks' own is 1e-6.
+        query_border: Values beyond the raster's border, for the embedding of queries within half a raster pixel of it:
+            those of the "nearest" pixel, or "zeros".
+        matching: Whether point tokens are conditioned on matches of their query's appearance, see
+            `trecvit.model.matching`. The published models have no such part.
+    """
+
+    blocks: ModelConfig = field(default_factory=_tapnext_b)
+    raster_px: int = 256
+    readout_width: int = 256
+    norm_eps: float = 1e-6
+    query_border: QueryBorder = "nearest"
+    matching: bool = False
+
+    def __post_init__(self) -> None:
+        self._require_blocks(pooling="mean", num_classes=0, temporal_patch_size=1)
+        self._require_streaming()
+        width = self.blocks.width
+        self._require(width % 4 == 0 and width >= 8, "blocks", "a width >= 8 that 4 divides")
+        self._require_whole("raster_px", "readout_width")
+        is_eps = isinstance(self.norm_eps, float) and 0.0 < self.norm_eps < 1.0
+        self._require(is_eps, "norm_eps", "a number between 0 and 1")
+        self._require(self.query_border in get_args(QueryBorder), "query_border", f"one of {get_args(QueryBorder)}")
+        self._require_bool("matching")
+
+
+@dataclass(frozen=True)
+class TrackState(TrackerState):
+    """State of a `TAPNext` for B streams with Q points each; see `TrackerState` for its methods.
+
+    An empty slot holds the unknown tokens that the model was trained with.
+
+    Attributes:
+        query_looks: Appearance of each query in its frame, float32 at least; zero before that frame.
     """
 
     query_looks: Float[Tensor, "B Q S"]
 
     _FORMAT: ClassVar[str] = "trecvit-track-state-2"
     _ALIKE: ClassVar[tuple[str, ...]] = (*TrackerState._ALIKE, "look_width")
-
-    @classmethod
-    def begin(
-        cls,
-        config: ModelConfig,
-        query_frames: Int64[Tensor, "B Q"],
-        query_points_yx: Float[Tensor, "B Q 2"],
-        *,
-        look_width: int,
-        image_size: tuple[int, int],
-        dtype: torch.dtype,
-    ) -> TrackState:
-        """The state before the first frame, where the queries are; `dtype` is the model's."""
-        batch_size, num_queries = query_frames.shape
-        device = query_frames.device
-        num_tokens = num_patches(config, image_size) + num_queries
-        return cls(
-            layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
-            frames_seen=torch.zeros(batch_size, dtype=torch.int64, device=device),
-            config=config,
-            image_size=image_size,
-            query_frames=query_frames,
-            query_points_yx=query_points_yx,
-            query_looks=torch.zeros(batch_size, num_queries, look_width, dtype=recurrent_dtype(dtype), device=device),
-        )
+    _POINT_MEMORY: ClassVar[str] = "query_looks"
+    _POINTS_ARE_TOKENS: ClassVar[bool] = True
 
     @property
     def look_width(self) -> int:
-        """Channels S of a query's look."""
+        """Channels S of a query's appearance."""
         return self.query_looks.shape[2]
-
-    def _slots_in(self, name: str) -> tuple[int, int] | None:
-        first = num_patches(self.config, self.image_size)
-        slots = {"query_looks": (1, 0), "hidden": (1, first), "taps": (2, first)}
-        return slots.get(name.rpartition(".")[2]) or super()._slots_in(name)
-
-    @classmethod
-    def _described(cls, config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]) -> TrackState:
-        frames = torch.empty(tensors["query_frames"].shape, dtype=torch.int64, device="meta")
-        places = torch.empty(*frames.shape, 2, device="meta")
-        return cls.begin(
-            config,
-            frames,
-            places,
-            look_width=tensors["query_looks"].shape[2],
-            image_size=image_size,
-            dtype=tensors["layers.0.taps"].dtype,
-        )
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"query_looks": self.query_looks, **super()._tensors()}
 
 
 class PointTokens(nn.Module):
@@ -198,38 +201,18 @@ class TAPNext(PointTracker):
         self.visibility = Readout(config, 1)
         self.matching = Matching(config.blocks.width, config.raster_px) if config.matching else None
 
-    def begin(
-        self,
-        query_frames: Int64[Tensor, "B Q"],
-        query_points_yx: Float[Tensor, "B Q 2"],
-        image_size: tuple[int, int],
-    ) -> TrackState:
-        """See `PointTracker.begin`."""
-        return TrackState.begin(
-            self.config.blocks,
-            query_frames,
-            query_points_yx,
-            look_width=self._look_width,
-            image_size=image_size,
-            dtype=self.dtype,
-        )
-
     @property
-    def _look_width(self) -> int:
+    def point_memory_width(self) -> int:
+        """Channels S of a query's appearance, 0 without matching."""
         return 0 if self.matching is None else self.matching.look_width
 
     def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
-        assert isinstance(state, TrackState), "step has seen to it"
-        if state.look_width != self._look_width:
-            raise StateError(
-                f"the state belongs to a tracker with looks of {state.look_width} channels, this one's have "
-                f"{self._look_width}; begin with its init_state"
-            )
+        assert isinstance(state, TrackState), "checked by step"
         to_raster = self.config.raster_px / torch.tensor(state.image_size, device=self.device)
         frames_until = state.query_frames - state.frames_seen[:, None]
         points = self.point_tokens(state.query_points_yx * to_raster, frames_until, frames.shape[1])
         if self.matching is None:
-            features, state = self._advance(frames, points, state)
+            features, state = self.engine(frames, points, state)
             return self._read(features, to_raster.flip(0)), state
         size_xy = torch.tensor(state.image_size, device=self.device).flip(0)
         looks = self.matching.look(frames)
@@ -238,7 +221,7 @@ class TAPNext(PointTracker):
         )
         asked = frames_until[:, None] <= torch.arange(frames.shape[1], device=self.device)[:, None]
         told, similarity = self.matching.tell(looks, queries, asked)
-        features, state = self._advance(frames, points + told, state.replace(query_looks=queries))
+        features, state = self.engine(frames, points + told, state.replace(query_looks=queries))
         said = self._read(features, to_raster.flip(0))
         first_xy = (said.points_xy / size_xy).transpose(1, 2)
         points_xy = self.matching.refine(looks, queries, asked, features, first_xy).transpose(1, 2) * size_xy

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from trecvit.config import ImageSize, Preprocessing, ReadoutTrackerConfig, TrackerConfig
+from trecvit.config import BlocksConfig, ImageSize, ModelConfig, Preprocessing
 from trecvit.errors import InputError, StateError
 from trecvit.model.matching import Similarity
-from trecvit.model.state import StreamState
+from trecvit.model.state import StreamState, empty_layers, num_patches, recurrent_dtype
 from trecvit.model.trecvit import NORM_EPS, Video, VideoModel
 
 NEVER = torch.iinfo(torch.int64).max
@@ -77,6 +77,34 @@ class TrackerState(StreamState):
 
     _ALIKE: ClassVar[tuple[str, ...]] = (*StreamState._ALIKE, "num_queries")
     _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ("query_frames", "query_points_yx")
+    _POINT_MEMORY: ClassVar[str]  # the subclass's tensor [B,Q,S] with the memory of each point, zero in empty slots
+    _POINTS_ARE_TOKENS: ClassVar[bool] = False  # in the layers, behind the patches of each frame
+
+    @classmethod
+    def begin(
+        cls: type[_States],
+        config: ModelConfig,
+        query_frames: Int64[Tensor, "B Q"],
+        query_points_yx: Float[Tensor, "B Q 2"],
+        *,
+        point_memory_width: int,
+        image_size: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> _States:
+        """Return the state before the first frame, on the queries' device; `dtype` is the model's."""
+        batch_size, num_queries = query_frames.shape
+        device = query_frames.device
+        num_tokens = num_patches(config, image_size) + (config.pooling == "cls") + cls._POINTS_ARE_TOKENS * num_queries
+        memory = (batch_size, num_queries, point_memory_width)
+        return cls(
+            layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
+            frames_seen=torch.zeros(batch_size, dtype=torch.int64, device=device),
+            config=config,
+            image_size=image_size,
+            query_frames=query_frames,
+            query_points_yx=query_points_yx,
+            **{cls._POINT_MEMORY: torch.zeros(memory, dtype=recurrent_dtype(dtype), device=device)},
+        )
 
     @property
     def num_queries(self) -> int:
@@ -113,13 +141,39 @@ class TrackerState(StreamState):
                 tensor.select(axis, first + target).copy_(tensor.select(axis, first + source))
         return self._with(copied)
 
+    @property
+    def point_memory_width(self) -> int:
+        """Channels S of the memory of each point."""
+        memory: Tensor = getattr(self, self._POINT_MEMORY)
+        return memory.shape[2]
+
     def _slots_in(self, name: str) -> tuple[int, int] | None:
-        """The axis of a tensor on which the points lie, and where on it they begin; None if they do not."""
-        return (1, 0) if name in self._KEPT_BY_RESET else None
+        """Return the axis of the points in a tensor and the index of the first on it; None if it has none."""
+        if name in (*self._KEPT_BY_RESET, self._POINT_MEMORY):
+            return 1, 0
+        if self._POINTS_ARE_TOKENS:
+            axes = {"hidden": 1, "taps": 2}
+            if (axis := axes.get(name.rpartition(".")[2])) is not None:
+                return axis, num_patches(self.config, self.image_size)
+        return None
+
+    @classmethod
+    def _described(
+        cls: type[_States], config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]
+    ) -> _States:
+        batch_size, num_queries, width = tensors[cls._POINT_MEMORY].shape
+        return cls.begin(
+            config,
+            torch.empty(batch_size, num_queries, dtype=torch.int64, device="meta"),
+            torch.empty(batch_size, num_queries, 2, device="meta"),
+            point_memory_width=width,
+            image_size=image_size,
+            dtype=tensors["layers.0.taps"].dtype,
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
-        queries = {"query_frames": self.query_frames, "query_points_yx": self.query_points_yx}
-        return {**queries, **super()._tensors()}
+        names = (self._POINT_MEMORY, "query_frames", "query_points_yx")
+        return {**{name: getattr(self, name) for name in names}, **super()._tensors()}
 
 
 class PointTracker(VideoModel, tags=["point-tracking"]):
@@ -129,12 +183,12 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
     `trecvit.LiveTracker` for points that come and go.
     """
 
-    config: TrackerConfig | ReadoutTrackerConfig
+    config: BlocksConfig
     state_class: ClassVar[type[TrackerState]]
 
     def __init__(
         self,
-        config: TrackerConfig | ReadoutTrackerConfig,
+        config: BlocksConfig,
         *,
         norm_eps: float = NORM_EPS,
         antialias: bool = True,
@@ -196,6 +250,18 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         image_size: tuple[int, int],
     ) -> TrackerState:
         """`init_state` for queries that have been read."""
+        return self.state_class.begin(
+            self.config.blocks,
+            query_frames,
+            query_points_yx,
+            point_memory_width=self.point_memory_width,
+            image_size=image_size,
+            dtype=self.dtype,
+        )
+
+    @property
+    def point_memory_width(self) -> int:
+        """Channels S of a state's memory of each point."""
         raise NotImplementedError
 
     def step(self, frames: Video, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
@@ -219,6 +285,11 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
             expected = self.state_class.__name__
             raise StateError(f"expected a {expected} from init_state or step, got {type(state).__name__}")
         state.check_fits(frames, self.config.blocks, device=self.device, dtype=self.dtype)
+        if state.point_memory_width != self.point_memory_width:
+            raise StateError(
+                f"expected a state with {self.point_memory_width} channels per point, got "
+                f"{state.point_memory_width}; use the state that this tracker's init_state returns"
+            )
         return self._track(self._pixels(frames), state)
 
     def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:

@@ -24,7 +24,7 @@ from trecvit.pretrained import mismatch
 from trecvit.train.feed import Batch, Feed
 from trecvit.train.recipe import Recipe
 from trecvit.weights.imagenet import initialise_from_vit
-from trecvit.weights.load import blank, load
+from trecvit.weights.load import build_untrained, load
 
 _POSITIONS = ("tokenizer.positions", "tokenizer.time.positions", "vivit.embeddings.position_embeddings")
 
@@ -45,7 +45,7 @@ def fresh(
     """The model that a description is one of, with first weights: the package's own, or one to compare it with."""
     if (baseline := _BASELINES.get(type(config))) is not None:
         return baseline(config, preprocessing=preprocessing, provenance=provenance)
-    return blank(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
+    return build_untrained(config, preprocessing=preprocessing, labels=labels, provenance=provenance)
 
 
 def load_trained(

@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from trecvit.baselines.mae import VideoMaeAutoencoder
-from trecvit.config import Preprocessing, VideoMaeConfig
+from trecvit.baselines.video_transformers import VideoMaeConfig
+from trecvit.config import Preprocessing
 from trecvit.data.clips import EvaluationViews, Failure
 from trecvit.evaluate.mae import draw_restored, evaluate_mae
 from trecvit.files import write_text

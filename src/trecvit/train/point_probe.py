@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trecvit.config import PointReadoutConfig
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, random_queries
 from trecvit.errors import ConfigError
 from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
-from trecvit.model.readouts import RecurrentPointReadout
+from trecvit.model.readouts import PointReadoutConfig, RecurrentPointReadout
 from trecvit.model.tracker import TrackerOutput
 from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes

@@ -10,22 +10,23 @@ from typing import Any
 
 import yaml
 
+from trecvit.baselines.video_transformers import VideoMaeConfig
 from trecvit.config import (
     Architecture,
-    AutoencoderConfig,
+    BlocksConfig,
     MemoriserConfig,
     ModelConfig,
-    PointReadoutConfig,
     Preprocessing,
-    ReadoutTrackerConfig,
-    TrackerConfig,
-    VideoMaeConfig,
     VivitMemoriserConfig,
     model_config,
     nearest,
     refuse_unknown,
 )
 from trecvit.errors import ConfigError
+from trecvit.model.mae import AutoencoderConfig
+from trecvit.model.readout_tracker import ReadoutTrackerConfig
+from trecvit.model.readouts import PointReadoutConfig
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.synthetic.world import LABELS
 from trecvit.train.sections import (
     Mae,
@@ -64,7 +65,7 @@ class Recipe:
         keep_checkpoints: How many of them to keep, the newest.
     """
 
-    model: Architecture
+    model: ModelConfig | BlocksConfig
     preprocessing: Preprocessing
     optimisation: Optimisation
     scenes: Scenes | None = None
@@ -110,7 +111,6 @@ class Recipe:
     @property
     def blocks(self) -> ModelConfig:
         """The architecture of tokenizer and blocks."""
-        assert not isinstance(self.model, VivitMemoriserConfig), "a recipe's model is a TRecViT's or a tracker's"
         return self.model if isinstance(self.model, ModelConfig) else self.model.blocks
 
     @property
@@ -334,7 +334,7 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
     return Recipe(**sections, **plain_values(Recipe, values))
 
 
-def _architecture(values: dict[str, Any]) -> Architecture:
+def _architecture(values: dict[str, Any]) -> ModelConfig | BlocksConfig:
     if "blocks" not in values:
         return model_config(values.pop("preset", "tiny"), **values)
     kind = ReadoutTrackerConfig if "readout" in values else TrackerConfig

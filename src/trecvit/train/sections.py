@@ -9,17 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from trecvit.config import (
-    ModelConfig,
-    Preprocessing,
-    Recompute,
-    TrackerConfig,
-    decoder_config,
-    refuse_unknown,
-)
+from trecvit.config import ModelConfig, Preprocessing, Recompute, refuse_unknown
 from trecvit.data.augment import Augmentation
 from trecvit.data.layouts import DataSource
 from trecvit.errors import ConfigError
+from trecvit.model.mae import decoder_config
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.synthetic.scenery import SceneryConfig
 from trecvit.synthetic.track_scenes import TrackSceneConfig
 from trecvit.synthetic.world import NUM_SYMMETRIES, WorldConfig
