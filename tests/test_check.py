@@ -168,7 +168,7 @@ def test_what_was_passed_over_is_in_the_report(tmp_path):
 
 
 def test_large_files_are_hashed_in_blocks(tmp_path):
-    """What is hashed is what was hashed when files were read whole, so that journals stay good."""
+    """Hashes read in blocks equal those of whole files, so that old journals stay valid."""
     content = bytes(range(256)) * 40_000
     path, frames = tmp_path / "x.mp4", tmp_path / "frames"
     path.write_bytes(content)
@@ -182,10 +182,10 @@ def test_large_files_are_hashed_in_blocks(tmp_path):
     }
     for source, expected in sources.items():
         tracemalloc.start()
-        found = check_module._hash(source)
+        digest = check_module._hash(source)
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert found == hashlib.blake2b(expected, digest_size=16).hexdigest()
+        assert digest == hashlib.blake2b(expected, digest_size=16).hexdigest()
         assert peak_bytes < 3_000_000
 
 
@@ -221,12 +221,12 @@ def test_classes_that_there_are_not_are_reported_and_not_the_end(tmp_path, data)
     (tmp_path / "train.json").write_text(json.dumps(entries))
     (tmp_path / "labels.json").write_text(json.dumps({"Something a": "0"}))
     unknown.clear()
-    found = read_manifest(DataSource(path=str(tmp_path / "train.json"), videos=str(data)), unknown=unknown)
-    assert ([video.name for video in found.videos], unknown) == (["0"], [("only", "Something else")])
+    manifest = read_manifest(DataSource(path=str(tmp_path / "train.json"), videos=str(data)), unknown=unknown)
+    assert ([video.name for video in manifest.videos], unknown) == (["0"], [("only", "Something else")])
     unknown.clear()
-    found = read_manifest(DataSource(path=str(data), labels=str(one_class(tmp_path))), unknown=unknown)
+    manifest = read_manifest(DataSource(path=str(data), labels=str(one_class(tmp_path))), unknown=unknown)
     assert {label for _, label in unknown} == {"b"}
-    assert {video.label for video in found.videos} == {0}
+    assert {video.label for video in manifest.videos} == {0}
 
 
 def one_class(folder: Path) -> Path:

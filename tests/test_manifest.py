@@ -179,7 +179,7 @@ def test_a_folder_of_videos_without_classes(tmp_path):
 
 
 def plant(root: Path, layout: str) -> None:
-    """Makes files, "a/x.mp4", and links, "a/up -> ..", whose targets are given as in the link's folder."""
+    """Make files, "a/x.mp4", and links, "a/up -> ..", with targets relative to the link's folder."""
     for line in layout.split(", "):
         name, _, target = line.partition(" -> ")
         path = root / name
@@ -193,7 +193,7 @@ def plant(root: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "found", "skipped"),
+    ("layout", "expected", "skipped"),
     [
         ("cat/up -> ..", "", "read_already: cat/up"),
         ("cat/self -> ., cat/dogs -> ../dog", "", "read_already: cat/dogs cat/self"),
@@ -218,14 +218,16 @@ def plant(root: Path, layout: str) -> None:
         ("train/1.mp4, bus/1.mp4", "train/1.mp4:3 bus/1.mp4:0", ""),
     ],
 )  # fmt: skip
-def test_each_real_folder_is_read_once_and_what_is_passed_over_is_named(tmp_path, layout, found, skipped):
+def test_each_real_folder_is_read_once_and_what_is_passed_over_is_named(tmp_path, layout, expected, skipped):
     root = tmp_path / "data"
     plant(root, "cat/1.mp4, dog/1.mp4, " + layout)
     manifest = read_manifest(root)
     shift = "bus" in layout
     pairs = {("cat/1.mp4", int(shift)), ("dog/1.mp4", 1 + shift)}
-    assert set(as_pairs(manifest)) == pairs | {(pair.split(":")[0], int(pair.split(":")[1])) for pair in found.split()}
-    assert len(manifest.videos) == 2 + len(found.split())
+    assert set(as_pairs(manifest)) == pairs | {
+        (pair.split(":")[0], int(pair.split(":")[1])) for pair in expected.split()
+    }
+    assert len(manifest.videos) == 2 + len(expected.split())
     reason, _, names = skipped.partition(": ")
     names = tuple(names.split("|") if "|" in names else names.split())
     if reason == "missing":
@@ -606,7 +608,7 @@ SAMPLES = (("0.mp4", b"zero"), ("0.cls", b"1"), ("1.mp4", b"one"), ("1.cls", b"0
 
 
 @pytest.mark.parametrize(
-    ("members", "found", "skipped"),
+    ("members", "expected", "skipped"),
     [
         (
             [("._0.mp4", b"x"), ("._0.cls", b"\0\5"), ("__MACOSX/0.mp4", b"x"), ("PaxHeaders.7/0.mp4", b"x")],
@@ -622,10 +624,10 @@ SAMPLES = (("0.mp4", b"zero"), ("0.cls", b"1"), ("1.mp4", b"one"), ("1.cls", b"0
         ([("2.webp", b"RIFF....WEBPVP8 ....")], "", "not_videos"),
     ],
 )
-def test_members_that_are_no_samples_are_passed_over(tmp_path, members, found, skipped):
+def test_members_that_are_no_samples_are_passed_over(tmp_path, members, expected, skipped):
     write_tar(tmp_path / "x.tar", *SAMPLES, *members)
     manifest = read_manifest(tmp_path / "x.tar")
-    pairs = [(pair.split(":")[0], int(pair.split(":")[1])) for pair in found.split()]
+    pairs = [(pair.split(":")[0], int(pair.split(":")[1])) for pair in expected.split()]
     assert as_pairs(manifest) == [("0", 1), ("1", 0), *pairs]
     assert manifest.videos[1].source.read() == b"one"
     assert {reason: len(names) for reason, names in manifest.skipped.items()} == (
@@ -664,7 +666,7 @@ def test_stray_tars_in_a_folder_are_passed_over(tmp_path):
     }
     (tmp_path / "0.tar").unlink()
     assert as_pairs(read_manifest(tmp_path)) == [("cat/7", NO_LABEL)]
-    plant(tmp_path, "cat/1.mp4, dog/1.mp4")  # and now the tars are what lies beside the classes
+    plant(tmp_path, "cat/1.mp4, dog/1.mp4")  # now the tars are beside the classes
     assert as_pairs(read_manifest(tmp_path)) == [("cat/1.mp4", 0), ("dog/1.mp4", 1)]
     touch(tmp_path / "only" / "odd.tar")
     with pytest.raises(DataError, match=r"found none; passed over 1 tar that is no shard of the data set: odd\.tar"):
@@ -680,7 +682,7 @@ def test_of_a_damaged_tar_the_whole_videos_are_read(tmp_path, cut, whole, noise)
     (tmp_path / "x.tar").write_bytes(content[:cut] + noise * 4)
     manifest = read_manifest(tmp_path / "x.tar")
     shown = [video.source.read() for video in manifest.videos]
-    # Noise in the place of a content cannot be noticed here: that is what `data check` is for.
+    # Noise within a video is left to `data check`.
     assert shown[0] == b"zero"
     assert len(shown) == whole + bool(noise and cut == 3260)
     assert manifest.skipped["cut_short"] == ["x.tar"]
@@ -690,7 +692,7 @@ def test_shards_that_would_lose_a_video_are_refused(tmp_path, classes):
     video = read_manifest(classes).videos[0].source.read_bytes()
     for names, complaint in (
         (["a.mp4", "a.webm"], "expected one video per key"),
-        (["a.mp4", "a.cls"], "the number of a"),
+        (["a.mp4", "a.cls"], "a.cls: expected a class index"),
     ):
         with tarfile.open(tmp_path / "x.tar", "w") as tar:
             for name in names:

@@ -1,4 +1,4 @@
-"""The world as files: the same whoever renders, easy where that was asked for, and what becomes of damaged ones."""
+"""The world as files: independent of the workers, easy scenes where requested, damaged files reported."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def entry(num_frames=6, height=20, width=40, num_tracks=3, dtype=np.float32) -> 
 
 
 def smooth(num_frames=5, height=32, width=48) -> np.ndarray:
-    """Pictures that JPEG and video codecs leave nearly as they are."""
+    """Smooth pictures, which JPEG and video codecs hardly change."""
     y, x = np.mgrid[:height, :width]
     frames = [np.stack([x * 4 + t * 3, y * 5, 200 - x * 2 - y], axis=-1) for t in range(num_frames)]
     return np.clip(frames, 0, 255).astype(np.uint8)
@@ -189,9 +189,9 @@ def test_plain_contents_come_back(tmp_path: Path) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         if protocol < 3:  # sets were classes then
             content["b"] = content["b"][:1]
-        found = load_plain_pickle(dump(tmp_path / "a.pkl", content, protocol))
-        assert found["a"] == content["a"]
-        assert np.array_equal(found["b"][0], content["b"][0])
+        loaded = load_plain_pickle(dump(tmp_path / "a.pkl", content, protocol))
+        assert loaded["a"] == content["a"]
+        assert np.array_equal(loaded["b"][0], content["b"][0])
 
 
 def test_damaged_pickles_are_named(tmp_path: Path) -> None:

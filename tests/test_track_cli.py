@@ -311,7 +311,7 @@ def test_eval_tapvid_scores_a_tracker(either, tmp_path):
 def test_data_that_is_none_of_the_benchmarks_is_refused(tmp_path):
     with pytest.raises(DataError, match="expected TAP-Vid"):
         read_tracked(tmp_path)
-    with pytest.raises(DataError, match="which folder"):
+    with pytest.raises(DataError, match="expected `videos`"):
         read_tracked(tmp_path / "a.json")
     with pytest.raises(DataError, match="Perception Test"):
         read_tracked(tmp_path / "a.pkl", split="valid")

@@ -295,7 +295,7 @@ def test_the_loaders_speed_is_measured(recipe_path):
         (["tracks.scenes.spede=1"], "did you mean 'speed'"),
         (["tracks.scenes.num_frames=9"], "must be those of preprocessing"),
         (["tracks.num_pints=1"], "did you mean 'num_points'"),
-        (["tracks.num_points=0"], "num_points must be from 1"),
+        (["tracks.num_points=0"], "num_points: expected 1 to"),
         (["tracks.files=x"], "`scenes` or `files`, one of them"),
         (["tracks.first_share=1.5"], "first_share from 0 to 1"),
         (["tracks.validate_every=3"], "to test on"),

@@ -281,7 +281,7 @@ def test_packets_that_show_nothing_are_not_counted(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         hidden = [bytes(packet) for packet in container.demux(video=0)][30]
-    # The bit of a VP8 frame that says whether it is shown.
+    # The bit of a VP8 frame that marks it as shown.
     content[content.index(hidden)] &= ~0x10
     path.write_bytes(content)
     whole = list(read_frames(path))

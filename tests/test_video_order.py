@@ -1,4 +1,4 @@
-"""Frames by index, where containers call frames key frames that are none."""
+"""Frames by index in files with false key-frame flags."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic.scene import Layer, Scene, compose, render, scene_tracks
 from trecvit.synthetic.world import LABELS, NUM_SYMMETRIES, PAIRS, World, WorldConfig, mirrored
 
-ROUNDS = 12  # how many scenes of each pair the truth of labels is checked on
+ROUNDS = 12  # scenes of each pair on which labels are checked
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,11 @@ def world() -> World:
 @pytest.fixture(scope="module")
 def scenes(world: World) -> dict[int, list[Scene]]:
     """Scenes by label."""
-    found: dict[int, list[Scene]] = {label: [] for label in range(len(LABELS))}
+    by_label: dict[int, list[Scene]] = {label: [] for label in range(len(LABELS))}
     for index in range(ROUNDS * len(LABELS)):
         scene = world.scene(index)
-        found[scene.label].append(scene)
-    return found
+        by_label[scene.label].append(scene)
+    return by_label
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------
@@ -139,9 +139,9 @@ def test_another_process_makes_the_same(world: World) -> None:
         "import hashlib; from trecvit.synthetic.world import *; w = World(WorldConfig(), seed=7)\n"
         "print(*[hashlib.sha256(w[i][0].numpy().tobytes()).hexdigest() for i in (31, 4, 16)])"
     )
-    here = [hashlib.sha256(world[index][0].numpy().tobytes()).hexdigest() for index in (31, 4, 16)]
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert there.stdout.split() == here
+    digests = [hashlib.sha256(world[index][0].numpy().tobytes()).hexdigest() for index in (31, 4, 16)]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == digests
 
 
 def test_seeds_and_indices_make_different_scenes(world: World) -> None:
@@ -198,7 +198,7 @@ def of_role(scene: Scene, role: str) -> list[Layer]:
 
 
 def subject(scene: Scene) -> Layer:
-    """What moves: an object, or the whole picture."""
+    """The moving layer: an object, or the whole picture."""
     return (of_role(scene, "mover") or of_role(scene, "background"))[0]
 
 
@@ -387,7 +387,7 @@ def test_movers_can_be_seen(scenes: dict[int, list[Scene]]) -> None:
             empty = replace(scene, layers=tuple(ly for ly in scene.layers if ly.role not in ("mover", "piece")))
             difference = (compose(scene) - compose(empty)).abs().sum(dim=1)
             share = ((difference > 0.1).flatten(1).sum(dim=1) > 25).float().mean()
-            assert share > (0.35 if label == 16 else 0.8)  # who passes may come from outside and leave again
+            assert share > (0.35 if label == 16 else 0.8)  # the passing object may enter and leave the frame
 
 
 def test_light_and_shake_have_no_direction(world: World) -> None:

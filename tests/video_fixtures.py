@@ -149,7 +149,7 @@ def set_display(path: Path, clockwise_degrees: int, *, mirrored: bool = False) -
 
 
 def show_only(path: Path, length_ms: int) -> None:
-    """Shortens what an mp4 shows by its edit list; the frames behind stay in the file."""
+    """Shorten an mp4 by its edit list; the hidden frames stay in the file."""
     content = bytearray(path.read_bytes())
     entry = content.index(b"elst") + 12
     content[entry : entry + 4] = struct.pack(">I", length_ms)
