@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paper.video_transformers import load_videomae_encoders
+from trecvit.cli.evaluate import OTHER_ENCODERS, probe
 from trecvit.cli.options import (
     DeviceOption,
     ModelOption,
@@ -19,6 +21,7 @@ from trecvit.cli.options import (
     load_model,
 )
 from trecvit.cli.terminal import console, progress_bar, progress_bars
+from trecvit.cli.train import train
 from trecvit.files import only_writer, write_json
 
 if TYPE_CHECKING:
@@ -33,6 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+# The package's own commands, here with the paper's tasks and encoders.
+OTHER_ENCODERS["videomae"] = load_videomae_encoders
+app.command("train")(train)
+app.command("probe")(probe)
 
 
 @app.command("efficiency")
@@ -221,7 +228,7 @@ def frozen(
     from paper.frozen import MODELS, Plan, clips_of, draw, rows_of, to_dict
     from paper.frozen import run as run_one
     from paper.results import write_result
-    from trecvit.data.manifest import read_manifest
+    from trecvit.data.layouts import read_manifest
     from trecvit.train.probe import ProbePlan
 
     plan = Plan(
@@ -284,7 +291,7 @@ def memory(
     from paper.results import write_result
 
     plan = Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs, seeds=_numbers(seeds))
-    plan.memory(plan.base)  # refuses now what would fail after hours
+    plan.task(plan.base)  # refuses now what would fail after hours
     offsets = tuple(sorted(set(offset))) if offset else plan.offsets()
     wanted = plan.runs_for(offsets)
     tested = {}
@@ -393,26 +400,6 @@ def endless(
     console().print(table)
     for path in (result, draw(content, to / "endless.png")):
         print(path)
-
-
-@app.command("report")
-def report(
-    root: Annotated[Path, typer.Option(help="Folder that holds docs/results.md, and benchmarks/.")] = Path(),
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if a figure differs.")] = False,
-) -> None:
-    """Writes the results page and its pictures from the studies' result files; fails if a figure is in none of them."""
-    from paper.report import PAGE, draw_pictures, first_difference, read_page, rebuilt, write_page
-    from trecvit.errors import DataError
-
-    if not check:
-        for picture in draw_pictures(root):
-            print(picture)
-        print(f"{root / PAGE}: {'written anew' if write_page(root) else 'nothing to change'}")
-        return
-    said = read_page(root)
-    if (built := rebuilt(said, root)) != said:
-        raise DataError(f"{root / PAGE}: {first_difference(said, built)}; run `scripts/paper report`")
-    print(f"{root / PAGE}: as the result files say")
 
 
 @contextmanager

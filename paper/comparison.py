@@ -96,7 +96,7 @@ def runs_of(
 def require_curves(runs: Sequence[Run]) -> None:
     """Raises ConfigError unless the runs are tested on the way."""
     for run in runs:
-        if run.recipe.videos is None or not run.recipe.videos.validate_every:
+        if not run.recipe.task.validate_every:
             raise ConfigError("videos.validate_every: a study of curves needs tests on the way; expected more than 0")
 
 

@@ -19,7 +19,6 @@ from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +26,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from trecvit.baselines.video_transformers import FACTORISED_ENCODER, NAMES, build_baseline
+from paper.video_transformers import FACTORISED_ENCODER, NAMES, build_baseline
 from trecvit.config import TemporalMixer, model_config
 from trecvit.errors import MissingPackageError
-from trecvit.model import scan, trecvit
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.scan import loops_cut_to
+from trecvit.model.trecvit import SpatialBlock, TRecViT
 
 OURS = "TRecViT-B"
 OUR_BLOCKS: dict[str, TemporalMixer] = {OURS: "lru", "ViT-LSTM": "lstm", "ViT-Conv1D": "conv"}
@@ -237,7 +236,7 @@ class _Counted(NamedTuple):
 def _counted(name: str, num_frames: int, fused: bool, training: bool) -> _Counted:
     model = _without_weights(name, num_frames, fused)
     ours = isinstance(model, TRecViT)
-    with _attention(fused), _loops_followed(), FakeTensorMode(allow_non_fake_inputs=True):
+    with _loops_followed(), FakeTensorMode(allow_non_fake_inputs=True):
         _give_empty_weights(model)
         video = torch.zeros(1, num_frames, 3, IMAGE_PX, IMAGE_PX, dtype=torch.uint8 if ours else torch.float32)
 
@@ -278,7 +277,11 @@ def _peak_bytes(model: nn.Module, run: Callable[[], None]) -> int:
 def _without_weights(name: str, num_frames: int, fused: bool) -> nn.Module:
     with torch.device("meta"):
         if name in OUR_BLOCKS:
-            return TRecViT(model_config("base", num_classes=_CLASSES, temporal_mixer=OUR_BLOCKS[name]))
+            model = TRecViT(model_config("base", num_classes=_CLASSES, temporal_mixer=OUR_BLOCKS[name]))
+            for module in model.modules():
+                if fused and isinstance(module, SpatialBlock):
+                    module.max_plain_tokens = 0
+            return model
         return build_baseline(name, image_size=IMAGE_PX, num_frames=num_frames, fused=fused)
 
 
@@ -292,20 +295,9 @@ def _give_empty_weights(model: nn.Module) -> None:
 
 
 @contextmanager
-def _attention(fused: bool) -> Iterator[None]:
-    """Whether TRecViT's own attention, which on CPUs is plain products for few tokens, is PyTorch's fused one."""
-    with patch.object(trecvit, "_MAX_TOKENS_FOR_PRODUCTS", 0 if fused else trecvit._MAX_TOKENS_FOR_PRODUCTS):
-        yield
-
-
-@contextmanager
 def _loops_followed() -> Iterator[None]:
     """The RG-LRU's loop for a few frames, and the LSTM as a loop of products that can be counted, not as a kernel."""
-
-    def few(*bounds: int) -> range:
-        return range(*bounds)[:_FRAMES_FOLLOWED]
-
-    with patch.object(scan, "range", few, create=True), warnings.catch_warnings():
+    with loops_cut_to(_FRAMES_FOLLOWED), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of oneDNN's settings for GPUs
         with torch.backends.mkldnn.flags(enabled=False):
             yield

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trecvit.errors import MissingPackageError
+from trecvit.errors import DataError, MissingPackageError
 from trecvit.files import write_json
 from trecvit.runtime.doctor import machine
 from trecvit.train.recipe import Recipe
 
 
 def heading(study: str, command: str, scale: str) -> dict[str, Any]:
-    """The first values of a result file: what was run, when, where and at which scale, for `scripts/paper report`.
+    """The first values of a result file: what was run, when, where and at which scale, for `scripts/figures`.
 
     Args:
         study: Its name.
@@ -31,7 +32,7 @@ def scale(recipe: Recipe) -> str:
     height, width = clips.image_size
     return (
         f"{blocks.depth} blocks of width {blocks.width}, patches of {blocks.patch_size}, clips of {clips.num_frames} "
-        f"frames of {height} x {width}, {length} of {plan.batch_size} clips, {recipe.data}"
+        f"frames of {height} x {width}, {length} of {plan.batch_size} clips, {recipe.origin}"
     )
 
 
@@ -41,6 +42,26 @@ def write_result(folder: Path, content: Mapping[str, Any]) -> Path:
     path = folder / "result.json"
     write_json(path, content)
     return path
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Read a result file; None if there is none. The test of a training run has the date at which the run started.
+
+    Raises:
+        DataError: when the file is not JSON, or holds no object.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected JSON, {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object with a study's results, got {type(content).__name__}")
+    run = path.with_name(path.name.replace(".result.json", ".run.json"))
+    if run != path and run.exists():
+        content.setdefault("date", json.loads(run.read_text(encoding="utf-8")).get("date"))
+    return content
 
 
 def empty_figure(width: float, height: float) -> Any:

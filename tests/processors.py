@@ -17,4 +17,4 @@ def pretend(name: str, setattr: Callable[[Any, str, Any], Any] = setattr) -> Non
     """
     from trecvit import processor
 
-    setattr(processor, "_ask", FEATURES[name].__contains__)
+    setattr(processor, "_is_supported", FEATURES[name].__contains__)

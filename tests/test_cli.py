@@ -235,7 +235,7 @@ def test_patterns_that_no_shell_expanded_are_expanded(video, tiny, tmp_path, mon
         return [json.loads(line)["source"] for line in capsys.readouterr().out.splitlines()]
 
     assert sources("?.mp4") == ["a.mp4", "b.mp4"]
-    assert sources("[x].mp4") == ["[x].mp4"]  # a file of that name comes before the pattern
+    assert sources("[x].mp4") == ["[x].mp4"]  # an existing file takes precedence over the pattern
     assert sources("~/a.mp4", "~/[b-z].mp4") == [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
     assert sources("*.webm", "a.mp4") == ["*.webm", "a.mp4"]
     for words, message in (
@@ -268,13 +268,13 @@ def test_what_was_exported_streams_as_the_model_does(video, tmp_path):
     # Sooner than a compiler, and in processes of their own as in test_fast.py.
     done = trecvit_process("export", tmp_path / "model", tmp_path / "fast", "--mode", "openvino")
     assert done.returncode == 0, done.stderr
-    said = [
+    outputs = [
         run("stream", video, "-m", tmp_path / name) for run, name in ((trecvit, "model"), (trecvit_process, "fast"))
     ]
-    expected, found = ([json.loads(line) for line in one.stdout.splitlines()] for one in said)
-    assert [line["top"][0]["label"] for line in found] == [line["top"][0]["label"] for line in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert one["top"][0]["probability"] == pytest.approx(other["top"][0]["probability"], abs=1e-4)
+    expected, exported = ([json.loads(line) for line in done.stdout.splitlines()] for done in outputs)
+    assert [line["top"][0]["label"] for line in exported] == [line["top"][0]["label"] for line in expected]
+    for line, reference in zip(exported, expected, strict=True):
+        assert line["top"][0]["probability"] == pytest.approx(reference["top"][0]["probability"], abs=1e-4)
 
 
 def test_stream_saves_an_annotated_video(video, tmp_path):
@@ -371,7 +371,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, words):
 
 
 def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
-    def said(*words: object) -> tuple[int | None, str]:
+    def run(*words: object) -> tuple[int | None, str]:
         """In this process: what `trecvit` would end with, and what it prints as errors."""
         return run_main(monkeypatch, *words), capsys.readouterr().err
 
@@ -382,13 +382,13 @@ def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys
         ["stream", "nothing.mp4"],
         ["data", "render", tmp_path, "--train", 3],
     ):
-        code, line = said(*words)
+        code, line = run(*words)
         assert code == 1, words
         assert line.startswith("trecvit: "), words
         assert line.strip().count("\n") == 0, line
-    assert "did you mean 'base_k400'" in said("info", "base_k40")[1]
-    assert said("info")[0] == 2
-    assert said("stream", "x", "--stride", 0)[0] == 2
+    assert "did you mean 'base_k400'" in run("info", "base_k40")[1]
+    assert run("info")[0] == 2
+    assert run("stream", "x", "--stride", 0)[0] == 2
     monkeypatch.setattr(sys, "argv", ["trecvit", "--debug", "info", "base_k40"])
     with pytest.raises(CheckpointError):  # which Python prints with its traceback
         main()
@@ -420,11 +420,11 @@ def test_a_stopped_recording_is_a_whole_video(tmp_path, sent, words):
     process.send_signal(sent)
     process.send_signal(sent)
     _, seen = process.communicate(timeout=60)
-    found = re.search(r"^wrote out.mp4 \(stopped at frame (\d+)\)$", seen, re.MULTILINE)
-    assert found, seen
+    stopped = re.search(r"^wrote out.mp4 \(stopped at frame (\d+)\)$", seen, re.MULTILINE)
+    assert stopped, seen
     assert process.returncode == 128 + sent
     assert len(seen.splitlines()) == 2
-    assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == int(found[1]) + 1
+    assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == int(stopped[1]) + 1
     assert sorted(os.listdir(tmp_path)) == ["long.mp4", "out.mp4"]
     content = (tmp_path / "out.mp4").read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
@@ -497,7 +497,7 @@ def test_finetune_takes_training_and_validation_of_a_folder_with_both(tmp_path, 
     recipes = []
     monkeypatch.setattr("trecvit.cli.train._run_training", lambda recipe, *_: recipes.append(recipe))
 
-    def asked(*words: object) -> tuple[str, str | None]:
+    def data_of(*words: object) -> tuple[str, str | None]:
         words = ("finetune", "--to", tmp_path / "run", "--batch-size", 1, *words)
         result = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
         assert result.exit_code == 0
@@ -505,12 +505,12 @@ def test_finetune_takes_training_and_validation_of_a_folder_with_both(tmp_path, 
         return videos.train.path, videos.validation and videos.validation.path
 
     both = str(tmp_path / "d" / "train"), str(tmp_path / "d" / "val")
-    assert asked("--data", tmp_path / "d") == both
-    assert asked("--data", tmp_path / "d" / "train", "--validation", tmp_path / "d") == both
-    assert asked("--data", tmp_path / "d" / "train") == (both[0], None)
-    assert asked("--data", tmp_path / "d", "--validation", both[0]) == (both[0], both[0])
+    assert data_of("--data", tmp_path / "d") == both
+    assert data_of("--data", tmp_path / "d" / "train", "--validation", tmp_path / "d") == both
+    assert data_of("--data", tmp_path / "d" / "train") == (both[0], None)
+    assert data_of("--data", tmp_path / "d", "--validation", both[0]) == (both[0], both[0])
     with pytest.raises(DataError, match=r"two or more classes, got 1 \('a'\)"):
-        asked("--data", tmp_path / "one")
+        data_of("--data", tmp_path / "one")
 
 
 def test_commands_say_what_they_pass_over(tmp_path):
@@ -547,19 +547,17 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     done = trecvit(*words, "--to", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "model")
-    assert "left fresh: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
+    assert "randomly initialised: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
     assert json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["good"] == 6
-    assert "as optimisation.bf16=auto has chosen" in done.stderr
+    assert "chosen by optimisation.bf16=auto" in done.stderr
     again = trecvit(*words, "--to", tmp_path / "run")
     assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run' / 'model'}\n")
-    assert (
-        f"already finished (4 steps): {tmp_path / 'run' / 'model'}; nothing was trained. Give another" in again.stderr
-    )
+    assert f"already finished (4 steps): {tmp_path / 'run' / 'model'}; give another --to" in again.stderr
     seen = trecvit("classify", tmp_path / "mine" / "dark" / "0.mp4", "--model", tmp_path / "run" / "model", "--json")
     assert {entry["label"] for entry in json.loads(seen.stdout)["top"]} == {"dark", "light"}
     scratch = trecvit(*words, "--to", tmp_path / "scratch", "--scratch")
     assert scratch.returncode == 0, scratch.stderr
-    assert (tmp_path / "scratch" / "start.txt").read_text() == "fresh weights\n"
+    assert (tmp_path / "scratch" / "start.txt").read_text() == "random weights\n"
     drawn = trecvit(
         "curves",
         tmp_path / "run",
@@ -570,14 +568,14 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
         tmp_path / "both.json",
     )
     assert drawn.returncode == 0, drawn.stderr
-    said = json.loads((tmp_path / "both.json").read_text())
-    assert set(said) == {"run", "scratch"}
-    assert said["run"]["top1"] == json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["top1"]
-    assert said["run"]["steps"] == 4
+    figures = json.loads((tmp_path / "both.json").read_text())
+    assert set(figures) == {"run", "scratch"}
+    assert figures["run"]["top1"] == json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["top1"]
+    assert figures["run"]["steps"] == 4
     assert (tmp_path / "both.png").stat().st_size > 10_000
-    nothing = trecvit("curves", tmp_path)
-    assert nothing.returncode == 1
-    assert "expected a run folder" in nothing.stderr
+    no_run = trecvit("curves", tmp_path)
+    assert no_run.returncode == 1
+    assert "expected a run folder" in no_run.stderr
 
 
 def test_data_render_writes_the_layout_of_something_something(tmp_path):
@@ -716,7 +714,7 @@ def in_terminal(*words: object, cwd: Path, seconds: float = 60) -> str:
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, cwd=cwd) as process:
         os.close(slave)
         seen, until = b"", time.monotonic() + seconds
-        with contextlib.suppress(OSError):  # how a terminal says that everybody has gone
+        with contextlib.suppress(OSError):  # raised when the process has closed the terminal
             while time.monotonic() < until and (some := os.read(master, 65536)):
                 seen += some
         os.close(master)
@@ -745,7 +743,7 @@ def test_long_work_shows_a_bar_on_a_terminal(tmp_path):
 def test_the_demo_renders_its_own_video(tmp_path):
     done = trecvit("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "9 scenes were named right at their last frame" in done.stderr
+    assert "9 scenes were classified correctly at their last frame" in done.stderr
     assert probe(tmp_path / "demo.mp4").stated_frames > 9 * 8
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from paper.commands import app as paper_app
 from trecvit.cli import app
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.runtime.stream import stream
 from trecvit.video.decode import read_frames
 from trecvit.video.encode import VideoWriter

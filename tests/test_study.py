@@ -17,7 +17,7 @@ from trecvit import config
 from trecvit.evaluate.point_baselines import still_points
 from trecvit.evaluate.point_comparison import compare_trackers
 from trecvit.evaluate.tapvid import evaluate_tapvid
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 

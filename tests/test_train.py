@@ -22,13 +22,13 @@ from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
 from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.train.checkpoints import Checkpoints
-from trecvit.train.initialise import first_model, scale_first_weights, whiten_patches
+from trecvit.train.initialise import initial_model, scale_initial_weights, whiten_patches
 from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of, schedule
 from trecvit.train.recipe import load_recipe
 from trecvit.train.scenes import SceneFeed
 from trecvit.train.sections import Optimisation
-from trecvit.weights.load import blank, load
+from trecvit.weights.load import build_untrained, load
 
 # Epochs, dropout of the head, RandAugment or not, and classes: where the paper's two data sets differ.
 PAPERS = {"kinetics400": (30, 0.0, False, 400), "something_something_v2": (35, 0.1, True, 174)}
@@ -68,7 +68,7 @@ def trained(tmp_path_factory) -> tuple[TRecViT, Path]:
 def test_every_shipped_recipe_loads_and_builds(path):
     recipe = load_recipe(path)
     with torch.device("meta"):
-        model = blank(recipe.architecture, preprocessing=recipe.preprocessing)
+        model = build_untrained(recipe.architecture, preprocessing=recipe.preprocessing)
     count = sum(parameter.numel() for parameter in model.parameters())
     expected = {
         "world": 909_842, "world_files": 909_842, "kinetics400": 111_913_360, "something_something_v2": 111_218_862,
@@ -85,7 +85,7 @@ def test_every_shipped_recipe_loads_and_builds(path):
 def test_the_paper_s_recipes_say_what_its_table_9_says():
     recipes = {name: load_recipe(name) for name in PAPERS}
     for name, recipe in recipes.items():
-        plan, clips, videos = recipe.optimisation, recipe.preprocessing, recipe.videos
+        plan, clips, videos = recipe.optimisation, recipe.preprocessing, recipe.task.videos
         assert (plan.learning_rate, plan.weight_decay, plan.label_smoothing) == (1e-4, 0.03, 0.1)
         assert (clips.num_frames, clips.frame_stride, clips.image_size) == (32, 2, (224, 224))
         assert videos.augmentation.scale == (0.875, 1.33)
@@ -100,10 +100,10 @@ def test_the_paper_s_recipe_for_masked_autoencoding_says_what_its_table_10_says(
     plan, clips = recipe.optimisation, recipe.preprocessing
     assert (plan.learning_rate, plan.weight_decay, plan.epochs) == (3e-4, 0.05, 1600)
     assert (clips.num_frames, clips.frame_stride, clips.image_size) == (16, 2, (224, 224))
-    assert recipe.mae.mask_ratio == 0.9
+    assert recipe.task.mae.mask_ratio == 0.9
     steps_per_epoch = 241_512 // plan.batch_size
     assert plan.warmup_steps == 40 * steps_per_epoch
-    assert recipe.mae.validate_every == 20 * steps_per_epoch
+    assert recipe.task.mae.validate_every == 20 * steps_per_epoch
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused(tmp_path, re
     for path in (run / "checkpoints").iterdir():
         (path / "whole.json").write_bytes(b"damaged")
     with (
-        pytest.warns(UserWarning, match="going on from the checkpoint before it"),
+        pytest.warns(UserWarning, match="resuming from the previous checkpoint"),
         pytest.raises(CheckpointError, match="every checkpoint is damaged"),
     ):
         train(load_recipe(recipe_path), run)
@@ -185,7 +185,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, reci
     else:
         (newest / "whole.json").unlink()
     lines = []
-    with pytest.warns(UserWarning, match=r"step-00000006.*going on from the checkpoint before it"):
+    with pytest.warns(UserWarning, match=r"step-00000006.*resuming from the previous checkpoint"):
         got = train(load_recipe(recipe_path), tmp_path / "run", report=lines.append)
     assert [line.step for line in lines] == [6]  # from step 4 on
     assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
@@ -225,7 +225,7 @@ def test_a_small_model_can_learn_a_few_clips_by_heart():
     videos, labels = zip(*(world.pair(number) for number in range(4)), strict=True)
     clips, classes = torch.cat(videos), torch.tensor([label for pair in labels for label in pair])
     whiten_patches(model, clips)
-    scale_first_weights(model, convolutions=10.0, positions=5.0)
+    scale_initial_weights(model, convolutions=10.0, positions=5.0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
         loss = torch.nn.functional.cross_entropy(model(clips).logits, classes)
@@ -261,9 +261,9 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size():
         (["scenes.world.image_size=[64, 64]"], "must be the same"),
         (["optimisation.batch_size=3"], "expected a multiple of 2, got 3"),
         (["optimisation.epochs=3"], "one of them above 0, got 6 and 3"),
-        (["optimisation.num_steps=0", "optimisation.epochs=3"], "without end"),
+        (["optimisation.num_steps=0", "optimisation.epochs=3"], "scenes are endless"),
         (["optimisation.ema_decay=1.0"], "ema_decay"),
-        (["videos={train: x}"], "`videos` or `memory.scenery`, one of them"),
+        (["videos={train: x}"], "`scenes` or `videos`, one of them"),
         (["scenes=3"], "is a section, not a value"),
         (["start.vitt=x"], "did you mean 'vit'"),
         (["scenes.views_per_scene=3"], "expected a multiple of 6, got 4"),
@@ -302,7 +302,7 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
 
 
 def scene_feed(recipe) -> SceneFeed:
-    return SceneFeed(recipe, recipe.scenes)
+    return SceneFeed(recipe, recipe.task.clips)
 
 
 def test_every_scene_is_shown_as_often_as_the_recipe_says_each_time_another_way(recipe_path):
@@ -368,7 +368,7 @@ def test_first_weights_are_scaled_where_said(recipe_path):
     recipe = load_recipe(recipe_path)
     model = TRecViT(recipe.model)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    scale_first_weights(model, convolutions=10.0, positions=5.0)
+    scale_initial_weights(model, convolutions=10.0, positions=5.0)
     for name, after in model.named_parameters():
         factor = 10.0 if name.endswith("temporal.conv.weight") else 5.0 if name == "tokenizer.positions" else 1.0
         assert torch.equal(after, before[name] * factor), name
@@ -422,7 +422,7 @@ def test_gradients_are_clipped_and_labels_smoothed(tmp_path, recipe_path, monkey
     # The same clips and weights: half of the target now stands on all classes alike.
     recipe = load_recipe(recipe_path, ["optimisation.label_smoothing=0.5"])
     torch.manual_seed(recipe.seed)
-    model, _ = first_model(recipe, scene_feed(recipe))
+    model, _ = initial_model(recipe, scene_feed(recipe))
     batch = next(scene_feed(recipe).batches(0, Share()))
     log_probs = model(batch.videos).logits.detach().log_softmax(dim=1)
     own, all_alike = -log_probs.gather(1, batch.labels[:, None]).mean(), -log_probs.mean()

@@ -120,7 +120,7 @@ def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_pa
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step-"))
     lines = [line for line in rest.splitlines() if line.startswith("trecvit: ")]
-    assert lines == [f"trecvit: {run}: stopped at step {step} as asked; start it again to go on from {checkpoint}"]
+    assert lines == [f"trecvit: {run}: interrupted at step {step}; repeat the command to resume from {checkpoint}"]
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from test_imagenet import DEPTH, HEADS, MLP, PATCH, WIDTH, vit, written
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trecvit.config import model_config
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import BusyError, CheckpointError, ConfigError, DataError, Interrupted, StorageError, TRecViTError
 from trecvit.evaluate.scores import figures
 from trecvit.evaluate.videos import evaluate_videos
@@ -36,13 +36,13 @@ from trecvit.files import only_writer
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
 from trecvit.train.checkpoints import Checkpoints
-from trecvit.train.classify import Classification
-from trecvit.train.initialise import go_on_from
+from trecvit.train.initialise import load_weights_from
 from trecvit.train.loop import Loop, train
 from trecvit.train.optimise import RunningMean, optimisers_of
 from trecvit.train.recipe import Recipe, load_recipe
-from trecvit.train.run_folder import as_begun, claim, read_lines
+from trecvit.train.run_folder import claim, read_lines, resolved
 from trecvit.train.sections import Optimisation
+from trecvit.train.tasks.classify import Classification
 from trecvit.train.videos import VideoFeed
 from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load
@@ -94,8 +94,9 @@ def write_video(path: Path, level: int) -> None:
 
 
 def feed_of(recipe: Recipe) -> VideoFeed:
-    assert recipe.videos is not None
-    return VideoFeed(recipe, recipe.videos)
+    feed = recipe.feed()
+    assert isinstance(feed, VideoFeed)
+    return feed
 
 
 def same_weights(one: TRecViT, other: TRecViT) -> bool:
@@ -299,7 +300,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, wh
     if sent != "SIGKILL":
         assert process.returncode == 128 + signal.Signals[sent]
         newest = run / "checkpoints" / "step-00000006"
-        line = f"{run}: stopped at step 6 as asked; start it again to go on from {newest}"
+        line = f"{run}: interrupted at step 6; repeat the command to resume from {newest}"
         assert rest.splitlines() == ["6", line]  # and nothing of the workers
         assert steps[-1] == "step-00000006"
     else:
@@ -340,7 +341,7 @@ def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, tes
         return whole(self, *given)
 
     monkeypatch.setattr(target, method, interrupted)
-    with pytest.raises(Interrupted, match=r"stopped at step \d as asked; start it again to go on from ") as stopped:
+    with pytest.raises(Interrupted, match=r"interrupted at step \d; repeat the command to resume from ") as stopped:
         train(recipe, tmp_path / "run")
     assert stopped.value.signal_number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -367,7 +368,7 @@ def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path,
         return update(self, batch, step)
 
     monkeypatch.setattr(Loop, "update", interrupted)
-    with pytest.raises(Interrupted, match="stopped at step 1 as asked"):
+    with pytest.raises(Interrupted, match="interrupted at step 1"):
         train(load_recipe(recipe_path), tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         train(load_recipe(recipe_path), tmp_path / "run")
@@ -417,7 +418,9 @@ def test_a_run_is_of_one_set_of_data(tmp_path, recipe_path, change, finished):
     else:
         (held_out / "dog" / "b.mp4").unlink()
         reason = r"validation data: 4 files before, 3 now, class 'dog' 2 before, 1 now"
-    with pytest.raises(CheckpointError, match=rf"run: expected the data that the run began with, got other {reason};"):
+    with pytest.raises(
+        CheckpointError, match=rf"run: expected the data that the run started with, got other {reason};"
+    ):
         train(recipe, run)
 
 
@@ -541,7 +544,7 @@ def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
     losses: dict[tuple[str, bool], list[float]] = {("false", True): [], ("true", False): [], ("auto", False): [],
                                                    ("auto", True): []}  # fmt: skip
     for (word, has_instructions), found in losses.items():
-        monkeypatch.setattr("trecvit.processor._ask", lambda feature, has=has_instructions: has)
+        monkeypatch.setattr("trecvit.processor._is_supported", lambda feature, has=has_instructions: has)
         recipe, run = load_recipe(recipe_path, [f"optimisation.bf16={word}"]), tmp_path / f"{word}-{has_instructions}"
         model = train(recipe, run, report=lambda line, to=found: to.append(line.loss))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -560,15 +563,15 @@ def test_a_run_keeps_its_precision_on_another_processor(
     """Also one of a version that had no `auto`, whose recipe says true or false and whose `run.json` nothing."""
     run, auto = tmp_path / "run", load_recipe(recipe_path, ["optimisation.bf16=auto"])
     explicit = load_recipe(recipe_path, [f"optimisation.bf16={str(bool(began_with)).lower()}"])
-    monkeypatch.setattr("trecvit.processor._ask", lambda _: bool(began_with))
+    monkeypatch.setattr("trecvit.processor._is_supported", lambda _: bool(began_with))
     claim(run, explicit if began_with is None else auto, Processes())
     if began_with is None:
         about = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({"torch": about["torch"]}))
-    monkeypatch.setattr("trecvit.processor._ask", lambda _: has_instructions)
+    monkeypatch.setattr("trecvit.processor._is_supported", lambda _: has_instructions)
     for recipe in (auto, explicit):
         claim(run, recipe, Processes())
-        assert as_begun(run, recipe).optimisation.bf16 is bool(began_with)
+        assert resolved(run, recipe).optimisation.bf16 is bool(began_with)
     other = load_recipe(recipe_path, [f"optimisation.bf16={str(not began_with).lower()}"])
     with pytest.raises(CheckpointError, match=r"another recipe \(optimisation.bf16: "):
         claim(run, other, Processes())
@@ -583,7 +586,7 @@ def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data,
     model = train(load_recipe(recipe_path, words), tmp_path / "run")
     said = (tmp_path / "run" / "start.txt").read_text()
     assert str(path) in said
-    assert "30 tensors taken, 32 left fresh" in said
+    assert "30 tensors loaded, 32 randomly initialised" in said
     torch.testing.assert_close(model.blocks[1].spatial.mlp_up.weight, vit()["blocks.1.mlp.fc1.weight"])
 
 
@@ -624,22 +627,22 @@ def test_a_model_goes_on_from_another_and_keeps_its_head_only_for_the_same_class
     fields = {key: value for key, value in NETWORK.items() if key != "preset"}
     trained = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("a", "b"))
     same = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("a", "b"))
-    go_on_from(same, trained, source="x")
+    load_weights_from(same, trained, source="x")
     assert same_weights(same, trained)
     other = TRecViT(model_config("tiny", **fields, num_classes=3), labels=("a", "b", "c"))
     head = other.head.classifier.weight.clone()
-    go_on_from(other, trained, source="x")
+    load_weights_from(other, trained, source="x")
     assert torch.equal(other.head.classifier.weight, head)
     for name, weight in other.named_parameters():
         if not name.startswith("head.classifier."):
             assert torch.equal(weight, trained.get_parameter(name)), name
     renamed = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("c", "d"))
     head = renamed.head.classifier.weight.clone()
-    go_on_from(renamed, trained, source="x")
+    load_weights_from(renamed, trained, source="x")
     assert torch.equal(renamed.head.classifier.weight, head)
     deeper = TRecViT(model_config("tiny", **{**fields, "depth": 3}, num_classes=2))
     with pytest.raises(CheckpointError, match=r"x: not a model of this architecture: \d+ missing: blocks\.2"):
-        go_on_from(deeper, trained, source="x")
+        load_weights_from(deeper, trained, source="x")
 
 
 def test_a_trained_run_is_tested_on_its_validation_videos(tmp_path, data, recipe_path):
