@@ -43,7 +43,7 @@ def trecvit(*words: object, cwd: Path | None = None) -> Done:
     return Done(argv, ended.value.code or 0, *printed)
 
 
-def trecvit_process(*words: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Done:
+def trecvit_process(*words: object, cwd: Path | None = None) -> Done:
     """The same of a process, where streams, signals, memory or the start itself matter."""
     command = [sys.executable, "-m", "trecvit", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)

@@ -397,7 +397,7 @@ def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        pytest.param(signal.SIGINT, ["stream"], id="stream"),
+        pytest.param(signal.SIGINT, ["stream"], id="stream", marks=pytest.mark.slow),
         pytest.param(
             signal.SIGTERM, ["track", "-m", "points", "--live", "--grid", 2], id="track", marks=pytest.mark.slow
         ),
@@ -578,6 +578,7 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     assert "expected a run folder" in no_run.stderr
 
 
+@pytest.mark.slow
 def test_data_render_writes_the_layout_of_something_something(tmp_path):
     folder = tmp_path / "world"
     done = trecvit("data", "render", folder, "--train", 6, "--validation", 2, "--size", 48, "--frames", 5)
@@ -615,8 +616,10 @@ def test_eval_world_reports_every_test(video, tmp_path):
     assert "held-out scenes" in done.stdout
 
 
-def test_doctor_finds_nothing_wrong(tmp_path):
-    done = trecvit_process("doctor", env={**os.environ, "TRECVIT_CACHE": str(tmp_path), "COLUMNS": "200"})
+def test_doctor_finds_nothing_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRECVIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    done = trecvit("doctor")
     assert done.returncode == 0, done.stdout
     assert "PyTorch" in done.stdout
     assert "not downloaded" in done.stdout
@@ -669,6 +672,7 @@ def test_data_check_lists_what_is_wrong_and_what_is_left(something, tmp_path):
     assert len((tmp_path / "out" / "clean.txt").read_text().splitlines()) == 16
 
 
+@pytest.mark.slow
 def test_data_shard_and_eval_videos_agree_with_the_files(something, tmp_path):
     results = {}
     checked = trecvit("data", "check", something / "validation.json", "--to", tmp_path / "checked", "--workers", 1)

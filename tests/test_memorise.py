@@ -119,6 +119,7 @@ def test_a_class_token_is_not_a_patch():
     assert model(torch.rand(2, 3, 3, 32, 32)).shape == (2, 3, 32, 32)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_vivit_sees_all_frames_and_puts_each_patch_in_its_place(vivit):
     video = torch.rand(1, 4, 3, 32, 32)
@@ -495,6 +496,7 @@ def test_study_memory_refuses_a_recipe_without_memory(tmp_path):
         CliRunner().invoke(app, words, catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
     words = ["eigenvalues", str(recipe_path), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0

@@ -303,6 +303,7 @@ def test_the_original_format_cannot_hold_them(fields, tmp_path):
         convert(tmp_path / "model", tmp_path / "model.npz")
 
 
+@pytest.mark.slow
 def test_sizes_and_operations_equal_those_by_hand():
     """Weights of one mixer of width D = 768; operations of one frame in all twelve blocks."""
     width, tokens = 768, 197

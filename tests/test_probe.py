@@ -188,6 +188,7 @@ def test_the_probes_find_what_is_in_the_mean(tmp_path):
     assert accuracy(attention_probe(train, test, 3, plan, seed=0), test) > 0.9
 
 
+@pytest.mark.slow
 def test_only_attention_finds_what_one_token_says(tmp_path):
     train, test = made_up(tmp_path, "train", 240, 0, hidden=True), made_up(tmp_path, "test", 60, 1, hidden=True)
     plan = ProbePlan(epochs=20, learning_rate=3e-3, width=24)

@@ -196,6 +196,7 @@ def test_hinges_hold() -> None:
 # ---- statistics of the scenes ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_clips_are_rich() -> None:
     scenes = TrackScenes(TrackSceneConfig(num_points=100), seed=2)
     clips = [scenes[index] for index in range(24)]
@@ -217,6 +218,7 @@ def test_clips_are_rich() -> None:
     assert 0.5 < foreground < 0.95
 
 
+@pytest.mark.slow
 def test_longer_clips_are_not_slower() -> None:
     def median_step(num_frames: int) -> float:
         scenes = TrackScenes(TrackSceneConfig(num_frames=num_frames, image_size=(48, 48)), seed=3)

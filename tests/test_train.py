@@ -316,6 +316,7 @@ def test_every_scene_is_shown_as_often_as_the_recipe_says_each_time_another_way(
     assert sorted(number for step in range(6) for number, _ in plain.views(step)) == list(range(12))
 
 
+@pytest.mark.slow
 def test_a_step_shows_the_same_clips_wherever_the_run_began(recipe_path):
     words = ["optimisation.num_steps=130", "scenes.views_per_scene=2", "scenes.easy_steps=100"]
     feed = scene_feed(load_recipe(recipe_path, words))
@@ -338,6 +339,7 @@ def test_processes_share_every_step_without_overlap(recipe_path):
         next(feed.batches(0, Share(0, 3)))
 
 
+@pytest.mark.slow
 def test_easier_scenes_come_first(recipe_path):
     """An easier scene is told from the others by having no noise, where the others have much."""
     words = ["optimisation.num_steps=60", "scenes.world.noise=60.0"]

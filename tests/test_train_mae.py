@@ -160,6 +160,7 @@ def test_the_loss_is_the_mean_square_of_what_is_hidden(tmp_path, recipe_path):
     assert float(perfect.shares[0, 0]) == float(perfect.shares[0, 1]) > 0
 
 
+@pytest.mark.slow
 def test_every_step_and_clip_has_a_mask_of_its_own_the_same_for_any_number_of_processes(recipe_path):
     words = ["optimisation.batch_size=8"]
     feed, late = (load_recipe(recipe_path, [*words, f"num_workers={workers}"]).feed() for workers in (0, 1))
@@ -179,6 +180,7 @@ def test_every_step_and_clip_has_a_mask_of_its_own_the_same_for_any_number_of_pr
     assert len(shown[0]) == 8
 
 
+@pytest.mark.slow
 def test_a_folder_of_unlabelled_videos_will_do(tmp_path, recipe_path, videos):
     words = [f"videos.validation={videos}", "mae.validate_every=2", "videos.augmentation.flip=true"]
     recipe = from_videos(recipe_path, videos, *words)

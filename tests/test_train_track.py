@@ -148,6 +148,7 @@ def test_the_logged_figures_are_tapvids(tmp_path, recipe_path):
     assert 0.1 < shares[0, 0] / shares[0, 1] < 0.99
 
 
+@pytest.mark.slow
 def test_a_step_shows_the_same_clips_wherever_the_run_began_and_whoever_makes_them(recipe_path):
     alone, helped = (load_recipe(recipe_path, [f"num_workers={workers}"]).feed() for workers in (0, 1))
     whole, late = list(alone.batches(0, Share())), list(helped.batches(4, Share()))
@@ -267,6 +268,7 @@ def test_a_tracker_goes_on_from_another(tmp_path, recipe_path, first):
     assert "randomly initialised: none" in (tmp_path / "second" / "start.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_tracker_that_matches_looks_goes_on_from_one_that_does_not(tmp_path, recipe_path, first):
     first, start = first
     words = [start, "model.matching=true", *TESTED]

@@ -86,6 +86,13 @@ def recipe_path(tmp_path, data) -> Path:
     return recipe_in(tmp_path, data)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, data) -> TRecViT:
+    """The model of the recipe as it stands."""
+    folder = tmp_path_factory.mktemp("plain")
+    return train(load_recipe(recipe_in(folder, data)), folder / "run")
+
+
 def write_video(path: Path, level: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, 12) as writer:
@@ -206,6 +213,7 @@ def test_what_was_passed_over_is_said(tmp_path, recipe_path):
     assert "1 of 3 classes have no video: 'c'" in second
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_big_batchs_update(tmp_path, recipe_path):
     """Seen by the losses of the steps that follow: AdamW turns rounding of a gradient near zero into a whole step."""
     losses: dict[int, list[float]] = {1: [], 2: [], 3: []}
@@ -220,14 +228,14 @@ def test_accumulation_gives_the_big_batchs_update(tmp_path, recipe_path):
     assert losses[3] == pytest.approx(losses[1], rel=1e-4)  # parts of 2 and 2 clips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["cheap", "blocks"])
-def test_recomputing_changes_nothing(tmp_path, recipe_path, what):
-    plain = train(load_recipe(recipe_path), tmp_path / "plain")
+def test_recomputing_changes_nothing(tmp_path, recipe_path, plain, what):
     again = train(load_recipe(recipe_path, [f"optimisation.recompute={what}"]), tmp_path / "again")
     assert same_weights(plain, again)
 
 
-def test_the_running_mean_is_what_it_is_said_to_be_and_is_what_is_saved(tmp_path, recipe_path):
+def test_the_running_mean_is_what_it_is_said_to_be_and_is_what_is_saved(tmp_path, recipe_path, plain):
     model = torch.nn.Linear(3, 2)
     mean = RunningMean(model, decay=0.5)
     expected = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -241,7 +249,6 @@ def test_the_running_mean_is_what_it_is_said_to_be_and_is_what_is_saved(tmp_path
             expected[name] = factor * expected[name] + (1 - factor) * weight.detach()
     for name, weight in mean.weights.items():
         torch.testing.assert_close(weight, expected[name])
-    plain = train(load_recipe(recipe_path), tmp_path / "plain")
     averaged = train(load_recipe(recipe_path, ["optimisation.ema_decay=0.9"]), tmp_path / "averaged")
     assert not same_weights(plain, averaged)
     saved = TRecViT.load(tmp_path / "averaged" / "model")
@@ -315,7 +322,7 @@ TESTED = ["checkpoint_every=100", "videos.validate_every=2", "videos.eval_clips=
 
 
 @pytest.fixture(scope="module")
-def tested(tmp_path_factory, data) -> tuple[TRecViT, Path]:
+def validated(tmp_path_factory, data) -> tuple[TRecViT, Path]:
     """A run with validations that was not ended, and their file."""
     folder = tmp_path_factory.mktemp("tested")
     recipe = load_recipe(recipe_in(folder, data), [*TESTED, f"videos.validation={data}"])
@@ -323,10 +330,16 @@ def tested(tmp_path_factory, data) -> tuple[TRecViT, Path]:
 
 
 @pytest.mark.parametrize(
-    "when", ["before the first step", "waiting for a batch", "testing on the way", "testing at the end"]
+    "when",
+    [
+        "before the first step",
+        pytest.param("waiting for a batch", marks=pytest.mark.slow),
+        "testing on the way",
+        pytest.param("testing at the end", marks=pytest.mark.slow),
+    ],
 )
-def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, tested, monkeypatch, when):
-    recipe, (expected, validations) = load_recipe(recipe_path, [*TESTED, f"videos.validation={data}"]), tested
+def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, validated, monkeypatch, when):
+    recipe, (expected, validations) = load_recipe(recipe_path, [*TESTED, f"videos.validation={data}"]), validated
     target, method = (Classification, "test") if when.startswith("testing") else (VideoFeed, "items")
     whole = getattr(target, method)
 
@@ -448,9 +461,8 @@ RUST = SafetensorError("Error while serializing: I/O error: No space left on dev
     ],
 )  # fmt: skip
 def test_a_full_disk_is_one_error_that_names_the_file_and_the_run_goes_on(
-    tmp_path, recipe_path, monkeypatch, where, error, named
+    tmp_path, recipe_path, plain, monkeypatch, where, error, named
 ):
-    expected = train(load_recipe(recipe_path), tmp_path / "whole")
     claim(tmp_path / "run", load_recipe(recipe_path), Processes())
 
     def full(*_given, **_named):
@@ -461,7 +473,7 @@ def test_a_full_disk_is_one_error_that_names_the_file_and_the_run_goes_on(
         with pytest.raises(StorageError, match=rf"run/{named}: could not be written: the disk .*; make room and run"):
             train(load_recipe(recipe_path), tmp_path / "run")
     assert not [path for path in (tmp_path / "run").rglob("*") if ".part" in path.name]
-    assert same_weights(train(load_recipe(recipe_path), tmp_path / "run"), expected)
+    assert same_weights(train(load_recipe(recipe_path), tmp_path / "run"), plain)
 
 
 def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, recipe_path):
@@ -478,6 +490,7 @@ def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, rec
     assert not torch.isfinite(loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_bad", [0, 2])
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_a_weight(
     tmp_path, recipe_path, monkeypatch, first_bad
@@ -529,6 +542,7 @@ def test_failures_are_counted_over_interruptions(tmp_path, data, recipe_path):
     assert read_lines(run / "failures.jsonl") == logged  # what was done twice is listed once
 
 
+@pytest.mark.slow
 def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
     seen = set()
     backward = Loop._backward
