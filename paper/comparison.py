@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paper.plan import OURS, Plan, Row, Variant, recipe_for
+from paper.plan import FROM_SCRATCH, OURS, Plan, Row, Variant, recipe_for
 from paper.recurrence import Recurrence, draw_eigenvalues, draw_gates, held_out, look_at
 from paper.results import empty_figure, heading
 from paper.runs import train_once
@@ -28,7 +28,8 @@ from trecvit.train.loop import Progress
 from trecvit.train.recipe import Recipe
 from trecvit.train.run_folder import TESTED, outcome, read_lines
 
-_HELD_OUT_CLIPS = 32  # that gates are looked at on
+_HELD_OUT_CLIPS = 32  # that gates are averaged over
+_TIMED_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +129,14 @@ def train_all(
 
 
 def measure(
-    runs: Sequence[Run], *, processes: Processes | None = None, report: Callable[[int], None] = lambda _: None
+    runs: Sequence[Run], *, processes: Processes | None = None, report: Callable[[int, int], None] = lambda *_: None
 ) -> list[Measured]:
     """Reads what finished runs say, and times the updates of all variants in turn.
 
     Args:
         runs: Of all variants and seeds.
         processes: Those that train together, and the device, of the timing.
-        report: See `updates_in_turn`.
+        report: Called with the number of timing rounds done, and of all.
 
     Raises:
         DataError: when a run is not finished.
@@ -144,7 +145,12 @@ def measure(
         if not (run.folder / TESTED).exists():
             raise DataError(f"{run.folder}: expected a finished run; start the study again to go on with it")
     found: dict[str, Measured] = {}
-    speeds = updates_in_turn({run.variant.name: run.recipe for run in runs}, processes=processes, report=report)
+    speeds = updates_in_turn(
+        {run.variant.name: run.recipe for run in runs},
+        num_rounds=_TIMED_ROUNDS,
+        processes=processes,
+        report=lambda done: report(done, _TIMED_ROUNDS + 1),  # the first is not timed
+    )
     for run in runs:
         name = run.variant.name
         if name not in found:
@@ -202,6 +208,13 @@ def scale(runs: Sequence[Run]) -> str:
         f"width {model.width}, depth {model.depth}, {clips.num_frames} frames of {height} x {width}, {length} of "
         f"{plan.batch_size} clips, {model.num_classes} classes, seeds {seeds}"
     )
+
+
+def draw(content: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw the picture of a study's result into a folder: curves from scratch, bars of ablations."""
+    if content["study"] == FROM_SCRATCH.name:
+        return [draw_accuracy_curves(content["rows"], folder / "from_scratch.png")]
+    return [draw_bars(content["rows"], folder / "ablations.png")]
 
 
 def draw_bars(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -30,7 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from trecvit.baselines.video_transformers import FACTORISED_ENCODER, NAMES, build_baseline
 from trecvit.config import TemporalMixer, model_config
 from trecvit.errors import MissingPackageError
-from trecvit.model import scan, trecvit
+from trecvit.model import trecvit
+from trecvit.model.lru import RGLRU
+from trecvit.model.scan import gated_scan
 from trecvit.model.trecvit import TRecViT
 
 OURS = "TRecViT-B"
@@ -237,7 +240,7 @@ class _Counted(NamedTuple):
 def _counted(name: str, num_frames: int, fused: bool, training: bool) -> _Counted:
     model = _without_weights(name, num_frames, fused)
     ours = isinstance(model, TRecViT)
-    with _attention(fused), _loops_followed(), FakeTensorMode(allow_non_fake_inputs=True):
+    with _attention(fused), _plain_lstm(), FakeTensorMode(allow_non_fake_inputs=True):
         _give_empty_weights(model)
         video = torch.zeros(1, num_frames, 3, IMAGE_PX, IMAGE_PX, dtype=torch.uint8 if ours else torch.float32)
 
@@ -278,7 +281,11 @@ def _peak_bytes(model: nn.Module, run: Callable[[], None]) -> int:
 def _without_weights(name: str, num_frames: int, fused: bool) -> nn.Module:
     with torch.device("meta"):
         if name in OUR_BLOCKS:
-            return TRecViT(model_config("base", num_classes=_CLASSES, temporal_mixer=OUR_BLOCKS[name]))
+            model = TRecViT(model_config("base", num_classes=_CLASSES, temporal_mixer=OUR_BLOCKS[name]))
+            for module in model.modules():
+                if isinstance(module, RGLRU) and num_frames > _FRAMES_FOLLOWED:
+                    module.__class__ = _ShortLoop
+            return model
         return build_baseline(name, image_size=IMAGE_PX, num_frames=num_frames, fused=fused)
 
 
@@ -299,13 +306,50 @@ def _attention(fused: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _loops_followed() -> Iterator[None]:
-    """The RG-LRU's loop for a few frames, and the LSTM as a loop of products that can be counted, not as a kernel."""
-
-    def few(*bounds: int) -> range:
-        return range(*bounds)[:_FRAMES_FOLLOWED]
-
-    with patch.object(scan, "range", few, create=True), warnings.catch_warnings():
+def _plain_lstm() -> Iterator[None]:
+    """Run LSTMs as loops of countable matrix multiplications, not as oneDNN's kernel."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of oneDNN's settings for GPUs
         with torch.backends.mkldnn.flags(enabled=False):
             yield
+
+
+class _ShortLoop(RGLRU):
+    """An RG-LRU that computes only the first frames, in memory for all."""
+
+    def forward(
+        self, x: Float[Tensor, "B T N E"], hidden: Float[Tensor, "B N E"], fresh: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
+        """See `RGLRU.forward`."""
+        gates = self.input_gate(x), self.a_gate(x)
+        states: Tensor = _ShortScan.apply(x, *gates, self.a_param, hidden, fresh)  # type: ignore[no-untyped-call]
+        return states.to(x.dtype), states[:, -1].clone()
+
+
+class _ShortScan(torch.autograd.Function):
+    """`gated_scan` with all its allocations, but with `_FRAMES_FOLLOWED` turns of its loops."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, a_param: Tensor, hidden: Tensor, fresh: Tensor
+    ) -> Tensor:
+        first = slice(_FRAMES_FOLLOWED)
+        states = torch.empty(x.shape, dtype=hidden.dtype, device=x.device)
+        scanned = gated_scan(x[:, first], input_gate[:, first], recurrence_gate[:, first], a_param, hidden, fresh)
+        states[:, first] = scanned[0]
+        ctx.save_for_backward(x, input_gate, recurrence_gate, a_param, hidden, fresh, states)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, input_gate, recurrence_gate, a_param, hidden, fresh, _ = ctx.saved_tensors
+        first = slice(_FRAMES_FOLLOWED)
+        grads = [torch.empty_like(sequence) for sequence in (x, input_gate, recurrence_gate)]
+        inputs = [x[:, first], input_gate[:, first], recurrence_gate[:, first], a_param, hidden]
+        inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+        with torch.enable_grad():
+            states, _ = gated_scan(*inputs, fresh)
+        *of_sequences, of_a_param, of_hidden = torch.autograd.grad(states, inputs, grad_outputs[0][:, first])
+        for grad, part in zip(grads, of_sequences, strict=True):
+            grad[:, first] = part
+        return (*grads, of_a_param, of_hidden, None)

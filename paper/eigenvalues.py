@@ -116,7 +116,7 @@ def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[st
     }
 
 
-def draw(content: dict[str, Any], path: Path) -> Path:
+def draw(content: dict[str, Any], folder: Path) -> list[Path]:
     """A panel for each range: the eigenvalues of all blocks and seeds at the start and at the end."""
     ranges = dict.fromkeys(row["min_radius"] for row in content["rows"])
     edges = np.array(content["bin_edges"])
@@ -133,5 +133,6 @@ def draw(content: dict[str, Any], path: Path) -> Path:
         panel.axvline(low, color="#8a8a8a", linestyle=":", linewidth=1)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False)
+    path = folder / "eigenvalues.png"
     figure.savefig(path, dpi=130)
-    return path
+    return [path]

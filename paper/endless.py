@@ -72,7 +72,7 @@ def world_streams(model: TRecViT, num_streams: int, num_clips: int) -> Iterator[
 
 
 @torch.inference_mode()
-def answers(
+def accuracies(
     model: TRecViT,
     clips: Iterable[Clips],
     ways: Sequence[Forgetting] = WAYS,
@@ -137,7 +137,7 @@ def to_dict(model: TRecViT, name: str, rows: Sequence[Answered], num_streams: in
     }
 
 
-def draw(content: dict[str, Any], path: Path) -> Path:
+def draw(content: dict[str, Any], folder: Path) -> list[Path]:
     """Accuracy and size of the states over the length of the streams."""
     figure = empty_figure(10, 3.8)
     left, right = figure.subplots(1, 2)
@@ -153,5 +153,6 @@ def draw(content: dict[str, Any], path: Path) -> Path:
     left.legend(frameon=False, fontsize=7)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+    path = folder / "endless.png"
     figure.savefig(path, dpi=130)
-    return path
+    return [path]

@@ -27,7 +27,7 @@ from trecvit.data.manifest import Manifest
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError
 from trecvit.evaluate.features import Encoder, trecvit_encoder
-from trecvit.evaluate.point_baselines import still_points
+from trecvit.evaluate.point_baselines import static_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.files import write_text
 from trecvit.model.trecvit import TRecViT
@@ -233,7 +233,7 @@ def rows_of(plan: Plan, found: dict[tuple[str, int], dict[str, Any]], processes:
 
 def _still_points(plan: PointProbePlan) -> dict[str, float]:
     """What points that stay where they are come to on the same scenes."""
-    scores, _ = evaluate_tapvid(still_points, held_out_videos(plan), image_size=plan.scenes.image_size)
+    scores, _ = evaluate_tapvid(static_points, held_out_videos(plan), image_size=plan.scenes.image_size)
     means = scores.means()
     return {metric: means[metric] for metric in _TRACKING}
 
@@ -262,7 +262,7 @@ def to_dict(
     }
 
 
-def draw(content: dict[str, Any], path: Path) -> Path:
+def draw(content: dict[str, Any], folder: Path) -> list[Path]:
     """Bars of what is told from frozen features, pre-trained beside random, and what is told without any."""
     panels = {
         "linear": "linear probe, top-1",
@@ -299,5 +299,6 @@ def draw(content: dict[str, Any], path: Path) -> Path:
         )
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel("%")
+    path = folder / "frozen.png"
     figure.savefig(path, dpi=130)
-    return path
+    return [path]

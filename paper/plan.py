@@ -162,6 +162,8 @@ FROM_SCRATCH = Plan(
     ),
 )
 
+PLANS = {plan.name: plan for plan in (ABLATIONS, FROM_SCRATCH)}
+
 
 def recipe_for(
     variant: Variant, path: str | Path, overrides: Collection[str] = (), *, seed: int = 0, num_steps: int | None = None

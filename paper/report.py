@@ -43,14 +43,14 @@ STUDIES = {
         command="scripts/paper ablations paper/recipes/study_world.yaml videos.validate_every=0 --runs runs/ablations "
         "--to benchmarks/ablations",
         scale=_WORLD,
-        draw=lambda content, folder: [comparison.draw_bars(content["rows"], folder / "ablations.png")],
+        draw=comparison.draw,
     ),
     "from scratch": Study(
         file="benchmarks/from_scratch/result.json",
         command="scripts/paper from-scratch paper/recipes/study_world.yaml --runs runs/from_scratch "
         "--to benchmarks/from_scratch",
         scale=_WORLD,
-        draw=lambda content, folder: [comparison.draw_accuracy_curves(content["rows"], folder / "from_scratch.png")],
+        draw=comparison.draw,
     ),
     "costs": Study(
         file="benchmarks/efficiency/efficiency.json",
@@ -70,7 +70,7 @@ STUDIES = {
         command="scripts/paper frozen paper/recipes/frozen_world.yaml --data data/frozen_train/train.json "
         "--validation data/frozen_test/train.json --runs runs/frozen --to benchmarks/frozen",
         scale=_WORLD,
-        draw=lambda content, folder: [frozen.draw(content, folder / "frozen.png")],
+        draw=frozen.draw,
     ),
     "memory": Study(
         file="benchmarks/memory/result.json",
@@ -83,13 +83,13 @@ STUDIES = {
         command="scripts/paper eigenvalues paper/recipes/memory_world.yaml --runs runs/eigenvalues "
         "--to benchmarks/eigenvalues",
         scale=_WORLD,
-        draw=lambda content, folder: [eigenvalues.draw(content, folder / "eigenvalues.png")],
+        draw=eigenvalues.draw,
     ),
     "endless": Study(
         file="benchmarks/endless/result.json",
         command="scripts/paper endless --to benchmarks/endless",
         scale=_WORLD,
-        draw=lambda content, folder: [endless.draw(content, folder / "endless.png")],
+        draw=endless.draw,
     ),
     "points": Study(
         file="benchmarks/points.json",

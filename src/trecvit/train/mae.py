@@ -12,7 +12,7 @@ from torch import Tensor
 from trecvit.baselines.mae import VideoMaeAutoencoder
 from trecvit.config import Preprocessing, VideoMaeConfig
 from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.evaluate.mae import draw_restored, evaluate_mae
+from trecvit.evaluate.restoration import draw_restored, evaluate_mae
 from trecvit.files import write_text
 from trecvit.model.mae import Autoencoder, MaskedAutoencoder, Restoration, targets
 from trecvit.processes import Processes
