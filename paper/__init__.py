@@ -1,1 +1,1 @@
-"""The paper's comparisons, run from a checkout: `scripts/paper --help`."""
+"""Reproduction of the paper's comparisons, run from a checkout: `scripts/paper --help`."""
