@@ -12,7 +12,7 @@ import torch
 
 from trecvit.data.tracked import TrackedVideo, TrackedVideos
 from trecvit.errors import MissingPackageError
-from trecvit.evaluate.point_baselines import LucasKanade, still_points
+from trecvit.evaluate.point_baselines import LucasKanade, static_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.synthetic.footage import moved_picture
 from trecvit.synthetic.surfaces import surface
@@ -66,7 +66,7 @@ def opencv(monkeypatch: pytest.MonkeyPatch) -> FakeOpenCV:
 
 
 def test_still_points() -> None:
-    tracks = still_points(numbered(), QUERIES)
+    tracks = static_points(numbered(), QUERIES)
     assert tracks.points_xy.shape == (1, 3, 6, 2)
     assert tracks.points_xy[0, 1].tolist() == [[6.5, 5.5]] * 6
     assert (tracks.visible_logits > 0).all()
@@ -136,7 +136,7 @@ def textured(number: int, **options) -> TrackedVideo:
 def test_still_points_are_worth_little_where_things_move() -> None:
     clips = [textured(number) for number in range(3)]
     data = TrackedVideos("moved", [(clip.name, lambda clip=clip: clip) for clip in clips])
-    scores, _ = evaluate_tapvid(still_points, data)
+    scores, _ = evaluate_tapvid(static_points, data)
     assert scores.means()["average_jaccard"] < 0.5
 
 
@@ -146,6 +146,6 @@ def test_real_flow_follows_a_moving_picture() -> None:
     data = TrackedVideos("moved", [(clip.name, lambda clip=clip: clip) for clip in clips])
     for mode in ("first", "strided"):
         flow, _ = evaluate_tapvid(LucasKanade(), data, query_mode=mode, image_size=(128, 128))
-        still, _ = evaluate_tapvid(still_points, data, query_mode=mode, image_size=(128, 128))
+        still, _ = evaluate_tapvid(static_points, data, query_mode=mode, image_size=(128, 128))
         assert flow.means()["average_jaccard"] > still.means()["average_jaccard"] + 0.2
         assert flow.means()["pts_within_4"] > 0.8

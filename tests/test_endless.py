@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from paper import tables
 from paper.commands import app
-from paper.endless import OF_ALL_FRAMES, answers, world_streams
+from paper.endless import OF_ALL_FRAMES, accuracies, world_streams
 from paper.forgetting import Forgetting
 from trecvit.errors import ConfigError
 
@@ -30,7 +30,7 @@ def test_each_way_is_told_by_what_the_state_then_holds():
     # Classes are what the model says of each clip by itself, so that beginning anew is always right.
     pairs = [(videos, named(videos)) for videos in clips]
     seen = []
-    rows = list(answers(model, pairs, [ON, ANEW, LESS], ends=[1, 3], report=seen.append))
+    rows = list(accuracies(model, pairs, [ON, ANEW, LESS], ends=[1, 3], report=seen.append))
     assert seen == [1, 2, 3]
     assert [(row.forgetting, row.first_clip, row.last_clip, row.clips) for row in rows] == [
         (name, first, last, 3 * (last - first + 1))
@@ -49,7 +49,7 @@ def test_each_way_is_told_by_what_the_state_then_holds():
 def test_a_state_that_is_carried_on_is_not_one_that_begins_anew():
     model = tiny_model()
     videos = [torch.randint(0, 256, (4, 4, 3, *model.config.image_size), dtype=torch.uint8) for _ in range(2)]
-    rows = list(answers(model, [(one, torch.zeros(4, dtype=torch.long)) for one in videos], [ON, ANEW], ends=[2]))
+    rows = list(accuracies(model, [(one, torch.zeros(4, dtype=torch.long)) for one in videos], [ON, ANEW], ends=[2]))
     assert rows[0].state_rms != rows[1].state_rms
 
 

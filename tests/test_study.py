@@ -14,7 +14,7 @@ from paper import efficiency
 from paper.commands import app
 from paper.efficiency import MODELS, OURS, PAPER, cost, costs, frame_costs
 from trecvit import config
-from trecvit.evaluate.point_baselines import still_points
+from trecvit.evaluate.point_baselines import static_points
 from trecvit.evaluate.point_comparison import compare_trackers
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.synthetic.pictures import photographs
@@ -143,6 +143,6 @@ def test_a_tracker_is_scored_beside_both_baselines(tmp_path):
     scenes_drawn = {f"held-out scenes/scene {number}.png" for number in range(2)}
     assert drawn == {*scenes_drawn, *(f"{test}/{footage.name}[0].png" for test in ("moved footage", covered))}
     scenes = TrackScenes(scene, seed=1, pictures=photographs("held_out")).videos(range(2))
-    scores, _ = evaluate_tapvid(still_points, scenes, image_size=(32, 32))
+    scores, _ = evaluate_tapvid(static_points, scenes, image_size=(32, 32))
     assert found[1].metrics == {name: scores.means()[name] for name in found[1].metrics}
     assert found[0].metrics != found[1].metrics

@@ -23,8 +23,8 @@ from trecvit.synthetic.render import render_data_set
 from trecvit.synthetic.world import World, WorldConfig
 from trecvit.train.recipe import load_recipe
 
-RECIPES = Path(__file__).parent.parent / "paper" / "recipes"
-SMALL, PAPERS = RECIPES / "study_world.yaml", RECIPES / "something_something_v2.yaml"
+SMALL = Path(__file__).parent.parent / "paper" / "recipes" / "study_world.yaml"
+PAPERS = Path("something_something_v2")
 VARIANTS = [
     pytest.param(plan, variant, id=f"{plan.name}-{variant.name}")
     for plan in (ABLATIONS, FROM_SCRATCH)
@@ -107,11 +107,11 @@ def test_the_plan_goes_before_the_users_words_and_those_before_the_file():
 
 def test_recipes_without_videos_to_test_on_are_refused():
     for name, words in (
-        ("world.yaml", []),
-        ("study_world.yaml", ["videos.validation=null", "videos.validate_every=0"]),
+        ("world", []),
+        (SMALL, ["videos.validation=null", "videos.validate_every=0"]),
     ):
         with pytest.raises(ConfigError, match=r"videos.validation.*trecvit data render"):
-            recipe_for(Variant(OURS), RECIPES / name, words)
+            recipe_for(Variant(OURS), name, words)
 
 
 def test_only_some_variants_and_their_lines():

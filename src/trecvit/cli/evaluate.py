@@ -183,7 +183,7 @@ def eval_tapvid(
 
 def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracker, tuple[int, int]]:
     """Name, tracker and image size for --model or --baseline."""
-    from trecvit.evaluate.point_baselines import LucasKanade, still_points
+    from trecvit.evaluate.point_baselines import LucasKanade, static_points
     from trecvit.evaluate.tapvid import IMAGE_SIZE
 
     if baseline is None:
@@ -191,7 +191,7 @@ def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracke
         return model, network, network.preprocessing.image_size
     if baseline not in ("still", "lk"):
         raise ConfigError(f"--baseline: expected still or lk, got {baseline!r}")
-    return baseline, still_points if baseline == "still" else LucasKanade(), IMAGE_SIZE
+    return baseline, static_points if baseline == "still" else LucasKanade(), IMAGE_SIZE
 
 
 @eval_app.command("points")

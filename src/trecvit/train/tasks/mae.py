@@ -16,7 +16,7 @@ from torch import Tensor
 from trecvit.config import Architecture, ModelConfig, Preprocessing
 from trecvit.draws import Stream, torch_seed
 from trecvit.errors import ConfigError
-from trecvit.evaluate.mae import draw_restored, evaluate_mae
+from trecvit.evaluate.restoration import draw_restored, evaluate_mae
 from trecvit.files import write_text
 from trecvit.model.mae import (
     Autoencoder,
