@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if name := os.environ.get("TRECVIT_TEST_PROCESSOR"):
         processors.pretend(name)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background; tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
 

@@ -122,6 +122,7 @@ def test_a_videomae_is_saved_and_its_encoder_is_transformers_own(tmp_path):
         model(video[:, :2], visible)
 
 
+@pytest.mark.slow
 def test_a_videomae_is_trained_by_the_same_loop_and_goes_on_to_the_same_bit(recipe_path, tmp_path):
     recipe = load_recipe(recipe_path, VIDEOMAE)
     whole = train(recipe, tmp_path / "whole")
@@ -187,6 +188,7 @@ def places(num_rows: int = 4) -> Encoder:
     return Encoder("places", nn.Linear(1, 1), {}, plan, features)
 
 
+@pytest.mark.slow
 def test_a_readout_learns_to_say_of_still_points_where_they_are():
     readout = PointReadoutConfig(width=32, depth=1, num_heads=2, mlp_width=32, num_bases=4)
     plan = PointProbePlan(
@@ -240,6 +242,7 @@ def write_videos(root: Path, seed: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_study_trains_both_probes_both_and_does_nothing_twice(recipe_path, tmp_path, monkeypatch):
     few = property(lambda self: PointProbePlan(scenes=STILL, train_scenes=2, test_scenes=1, num_steps=1, batch_size=1))
     monkeypatch.setattr(frozen.Plan, "points", few)

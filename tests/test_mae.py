@@ -116,6 +116,7 @@ def test_the_whole_is_causal():
     assert not torch.equal(both[0][:, 4:], both[1][:, 4:])
 
 
+@pytest.mark.slow
 def test_the_encoders_cost_falls_with_the_mask_ratio():
     """Counted by PyTorch, for the paper's base model: a tenth of the tubes costs a tenth, attention still less."""
     blocks = model_config("base", num_classes=0, pooling="mean")

@@ -84,7 +84,7 @@ def test_a_stream_of_an_earlier_version_continues(name, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("done", [0, 3])
+@pytest.mark.parametrize("done", [pytest.param(0, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("name", ["classify", "track", "mae"])
 def test_a_run_has_the_losses_of_an_earlier_version_also_when_that_one_began_it(name, done, tmp_path):
     given, run = PREVIOUS / "runs" / name, tmp_path / "run"

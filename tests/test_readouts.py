@@ -202,7 +202,7 @@ def test_the_tracker_reads_the_backbones_features():
 
 @given(places=st.lists(st.integers(1, NUM_FRAMES - 1), unique=True).map(sorted), seed=st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", pytest.param("mean", marks=pytest.mark.slow)])
 def test_any_cut_gives_the_clips_points(pooling, places, seed):
     tracker, video = tiny_readout_tracker(pooling), video_of(seed=seed)
     got, state = run_tracker(tracker, video, tracker.init_state(QUERIES), places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -20,11 +21,12 @@ from trecvit.accelerate.optimize import optimize
 from trecvit.config import ModelConfig, Preprocessing
 from trecvit.errors import ConfigError, InputError, StateError
 from trecvit.model.state import State
-from trecvit.model.trecvit import TRecViT, create_model
+from trecvit.model.trecvit import Output, TRecViT, create_model
 
 TOLERANCE = 1e-5  # float32: the same sums in another order
 NUM_FRAMES = 12
 MODELS = {name: tiny_model(**overrides) for name, overrides in VARIANTS.items()}
+CORE, SLOW = ("plain", "complex", "lstm", "full_conv", "pairs_of_frames"), pytest.mark.slow
 cuts = st.lists(st.integers(1, NUM_FRAMES - 1), unique=True, max_size=NUM_FRAMES - 1).map(sorted)
 
 
@@ -44,30 +46,27 @@ def assert_same(got: State, expected: State) -> None:
         assert relative_error(got._tensors()[name], tensor) < TOLERANCE, name
 
 
+@cache
+def at_once_of(variant: str, seed: int) -> tuple[Output, State]:
+    """What a model makes of a video given as a clip, and its state after one step."""
+    model, video = MODELS[variant], random_video(2, NUM_FRAMES, seed=seed)
+    return model(video), run(model, video, [])[1]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @given(places=cuts, seed=st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
 def test_any_cut_gives_the_clips_output(variant, places, seed):
-    model = MODELS[variant]
+    model, (clip, at_once) = MODELS[variant], at_once_of(variant, seed)
     video = random_video(2, NUM_FRAMES, seed=seed)
-    answers, state = run(model, video, places)
-    if model.config.num_classes:
-        assert relative_error(answers[-1], model(video).logits) < TOLERANCE
-    _, at_once = run(model, video, [])
-    assert_same(state, at_once)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@given(places=cuts)
-@settings(max_examples=8, deadline=None)
-def test_the_pieces_features_are_the_clips(variant, places):
-    model = MODELS[variant]
-    video = random_video(1, NUM_FRAMES)
-    state, features = model.init_state(1, image_size=(16, 24)), []
+    state, features = model.init_state(2, image_size=(16, 24)), []
     for start, end in pairwise([0, *places, NUM_FRAMES]):
         out, state = model.step(video[:, start:end], state)
         features.append(out.features)
-    assert relative_error(torch.cat(features, dim=1), model(video).features) < TOLERANCE
+    if model.config.num_classes:
+        assert relative_error(out.logits, clip.logits) < TOLERANCE
+    assert relative_error(torch.cat(features, dim=1), clip.features) < TOLERANCE
+    assert_same(state, at_once)
 
 
 def test_every_output_is_that_of_the_video_so_far():
@@ -77,7 +76,7 @@ def test_every_output_is_that_of_the_video_so_far():
         assert relative_error(answer, model(video[:, :length]).logits) < TOLERANCE
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name if name in CORE else pytest.param(name, marks=SLOW) for name in VARIANTS])
 @given(masks=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=4), seed=st.integers(0, 9))
 @settings(max_examples=10, deadline=None)
 def test_a_reset_row_starts_as_a_new_video_and_the_others_continue(variant, masks, seed):

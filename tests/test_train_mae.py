@@ -82,6 +82,7 @@ def from_videos(path: Path, videos: Path, *words: str):
     return load_recipe(path, words)
 
 
+@pytest.mark.slow
 def test_a_small_autoencoder_learns_the_clips_it_is_shown(tmp_path, videos):
     """By heart: what is hidden of noise can be known in no other way."""
     words = [
@@ -282,7 +283,7 @@ def test_pictures_show_what_went_in_what_was_visible_and_what_came_out(tmp_path,
 
 
 def test_a_classifier_goes_on_from_the_encoder_and_an_autoencoder_from_a_classifier(tmp_path, recipe_path):
-    encoder = train(load_recipe(recipe_path), tmp_path / "first")
+    encoder = train(load_recipe(recipe_path, ["optimisation.num_steps=1"]), tmp_path / "first")
     labelled = {name: part for name, part in SMALL.items() if name != "mae"}
     labelled["model"] = {**ENCODER, "num_classes": 18, "head_width": 8}
     still = ["optimisation.learning_rate=0.0", "optimisation.num_steps=1"]
@@ -319,7 +320,7 @@ def test_the_loaders_speed_is_measured(recipe_path):
 
 
 def test_encoder_only_is_loaded_where_a_model_is_wanted(tmp_path, recipe_path):
-    train(load_recipe(recipe_path), tmp_path / "run")
+    train(load_recipe(recipe_path, ["optimisation.num_steps=1"]), tmp_path / "run")
     assert isinstance(load(tmp_path / "run" / "model"), TRecViT)
     with pytest.raises(CheckpointError, match="expected architecture"):
         load(tmp_path / "run" / "model" / "decoder")

@@ -57,6 +57,7 @@ def recipe_path(tmp_path, classifier) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_readout_learns_the_clips_it_is_shown(tmp_path, classifier):
     """By heart, which shows that points, loss and gradients belong together."""
     scenes = TrackSceneConfig(image_size=(32, 32), num_frames=4, num_points=6, min_things=1, max_things=2)

@@ -54,6 +54,7 @@ def recipe_path(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_small_tracker_learns_the_clips_it_is_shown(tmp_path):
     """By heart, which shows that points, loss and gradients belong together; to track what is new takes hours."""
     scenes = TrackSceneConfig(image_size=(32, 32), num_frames=4, num_points=6, min_things=1, max_things=2)
@@ -251,16 +252,24 @@ def test_files_that_cannot_be_read_are_counted_and_too_many_stop_the_run(tmp_pat
         from_files(recipe_path, files, "optimisation.batch_size=6").feed()
 
 
-def test_a_tracker_goes_on_from_another(tmp_path, recipe_path):
-    first = train(load_recipe(recipe_path), tmp_path / "first")
-    words = [f"start.weights={tmp_path / 'first' / 'model'}", "optimisation.learning_rate=0.0"]
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[TAPNext, str]:
+    """A trained tracker, and the word that starts another from it."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return train(load_recipe(folder / "small.yaml"), folder / "run"), f"start.weights={folder / 'run' / 'model'}"
+
+
+def test_a_tracker_goes_on_from_another(tmp_path, recipe_path, first):
+    first, start = first
+    words = [start, "optimisation.learning_rate=0.0"]
     assert same_weights(train(load_recipe(recipe_path, words), tmp_path / "second"), first)
     assert "randomly initialised: none" in (tmp_path / "second" / "start.txt").read_text()
 
 
-def test_a_tracker_that_matches_looks_goes_on_from_one_that_does_not(tmp_path, recipe_path):
-    first = train(load_recipe(recipe_path), tmp_path / "first")
-    words = [f"start.weights={tmp_path / 'first' / 'model'}", "model.matching=true", *TESTED]
+def test_a_tracker_that_matches_looks_goes_on_from_one_that_does_not(tmp_path, recipe_path, first):
+    first, start = first
+    words = [start, "model.matching=true", *TESTED]
     second = train(load_recipe(recipe_path, words), tmp_path / "second")
     assert "randomly initialised: matching." in (tmp_path / "second" / "start.txt").read_text()
     assert set(first.state_dict()) < set(second.state_dict())

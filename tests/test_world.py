@@ -295,6 +295,7 @@ def test_appearing(scenes: dict[int, list[Scene]]) -> None:
     assert np.allclose(backwards, ends[:, ::-1])
 
 
+@pytest.mark.slow
 def test_direction_is_no_cue_for_appearing(world: World) -> None:
     ways = [
         centres(subject(scene))[-1] - centres(subject(scene))[0]
@@ -390,6 +391,7 @@ def test_movers_can_be_seen(scenes: dict[int, list[Scene]]) -> None:
             assert share > (0.35 if label == 16 else 0.8)  # the passing object may enter and leave the frame
 
 
+@pytest.mark.slow
 def test_light_and_shake_have_no_direction(world: World) -> None:
     drift = []
     for index in range(0, 720, 2):
