@@ -146,6 +146,7 @@ class SpatialBlock(Recomputing):
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Mix the tokens within each frame, or in the models of Figure 4 within the clip."""
+        # `_stage` returns the function itself, unless the backward pass is to recompute it: see `VideoModel.recompute`.
         qkv = self._stage(self._queries_keys_values)(x)
         x = self._stage(self._attention)(qkv, x)
         return self._stage(self._down)(self._stage(self._up)(x), x)
