@@ -285,7 +285,7 @@ def draw(content: dict[str, Any], folder: Path) -> list[Path]:
                 capsize=3,
             )
         points = content["still_points"]
-        level, label = (points[name], "static points") if name in points else (1 / content["classes"], "chance")
+        level, label = (points[name], "static baseline") if name in points else (1 / content["classes"], "chance")
         axes.axhline(100 * level, color="0.4", linestyle="--", linewidth=1)
         axes.annotate(
             label, (1.0, 100 * level), (0, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=8

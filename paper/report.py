@@ -216,7 +216,7 @@ def _pictures(result: Path, root: Path) -> str:
 
 def _overview(contents: dict[str, dict[str, Any] | None]) -> str:
     lines = [_row(item, contents) for item in ITEMS]
-    return table(("in the paper", "content", "here", "scale", "command", "date"), lines)
+    return table(("table or figure", "in the paper", "here", "scale", "command", "date"), lines)
 
 
 def _row(item: Item, contents: dict[str, dict[str, Any] | None]) -> list[str]:

@@ -32,6 +32,7 @@ _READ_OFF: dict[tuple[str, int], tuple[str, str]] = {
     ("ViT-Conv1D", 32): ("4.4", ""),
     ("ViT-Conv1D", 64): ("8.9", "15"),
 }
+_TRACKERS = {"still points": "static baseline"}  # name in result files -> in tables
 FIGURE_3 = (
     "TRecViT-B",
     "ViViT-L",
@@ -142,7 +143,12 @@ _COMPARED = ("inference_flop", "training_bytes", "fused_training_bytes", "parame
 def points(content: dict[str, Any]) -> str:
     """Make the table of a tracker beside two baselines."""
     lines = [
-        (line["test"], line["num_videos"], line["tracker"], *(share(line["metrics"][metric]) for metric in METRICS))
+        (
+            line["test"],
+            line["num_videos"],
+            _TRACKERS.get(line["tracker"], line["tracker"]),
+            *(share(line["metrics"][metric]) for metric in METRICS),
+        )
         for line in content["scores"]
     ]
     return table(("videos", "number", "tracker", *METRICS.values()), lines)
@@ -244,7 +250,7 @@ def probed_points(content: dict[str, Any]) -> str:
     for row in content["rows"]:
         paper = row.get("paper_average_jaccard", ("", ""))
         lines.append([row["model"], row["features"], *paper, *(_spread(row[metric]) for metric in METRICS)])
-    lines.append(["still points", "", "", "", *(share(content["still_points"][metric]) for metric in METRICS)])
+    lines.append(["static baseline", "", "", "", *(share(content["still_points"][metric]) for metric in METRICS)])
     return table(("model", "features", "paper, DAVIS", "paper, Perception Test", *METRICS.values()), lines)
 
 
