@@ -118,7 +118,7 @@ def test_only_some_variants_and_their_lines():
     part = ABLATIONS.only(["lstm", OURS])
     assert [variant.name for variant in part.variants] == [OURS, "lstm"]
     assert [row.table for row in part.rows].count("Table 2") == 2
-    with pytest.raises(ConfigError, match="--only: expected one of ours, .*, got 'no_gate', did you mean 'no_gates'"):
+    with pytest.raises(ConfigError, match=r"--only: expected one of ours, .*, got 'no_gate', did you mean 'no_gates'"):
         ABLATIONS.only(["no_gate"])
 
 
