@@ -1,4 +1,4 @@
-"""The paper's comparisons, run from a checkout: `scripts/paper --help`. Adds its tasks and networks to the loop's."""
+"""Reproduction of the paper's comparisons, run by `scripts/paper`; registers its task and networks."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class Memory:
             raise ConfigError(f"memory.validation_seed: expected a seed other than scenery_seed={self.scenery_seed}")
 
     @classmethod
-    def from_value(cls, value: Any, preprocessing: Preprocessing) -> Self:
+    def from_value(cls, value: Any, preprocessing: Preprocessing) -> Memory:
         """Read the section of a recipe with clips of this `preprocessing`."""
         values = fields_of(cls, value, "memory")
         if "offset" not in values:
@@ -138,7 +138,7 @@ class MemoryTask(Task):
     videos: Videos | None = None
 
     @classmethod
-    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> Self:
+    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> MemoryTask:
         """Read the task, see `Task`."""
         videos = sections.get("videos")
         return cls(
@@ -227,7 +227,7 @@ class MemoryTask(Task):
         """Of the videos."""
         return self.videos.fingerprints(labelled=False) if self.videos is not None else {}
 
-    def untested(self) -> Self:
+    def untested(self) -> MemoryTask:
         """Without held-out clips."""
         return replace(
             self,

@@ -19,14 +19,14 @@ from trecvit.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """What writes a result file.
+    """A measurement and its result file.
 
     Attributes:
-        file: Its result, from the folder that holds docs/.
-        command: That writes it, unless the file says which one it was.
-        scale: At which scale, in a few words.
-        details: More of that, from the file.
-        draw: Draws pictures into a folder from nothing but the file.
+        file: The result file, relative to the checkout.
+        command: The command that writes it, unless the file holds its own.
+        scale: Scale in a few words.
+        details: Function from the file's content to more about the scale.
+        draw: Function that draws pictures into a folder from the file's content alone.
     """
 
     file: str
@@ -43,21 +43,21 @@ STUDIES = {
         command="scripts/paper ablations paper/recipes/study_world.yaml videos.validate_every=0 --runs runs/ablations "
         "--to benchmarks/ablations",
         scale=_WORLD,
-        draw=lambda content, folder: [comparison.draw_bars(content["rows"], folder / "ablations.png")],
+        draw=comparison.draw,
     ),
     "from scratch": Study(
         file="benchmarks/from_scratch/result.json",
         command="scripts/paper from-scratch paper/recipes/study_world.yaml --runs runs/from_scratch "
         "--to benchmarks/from_scratch",
         scale=_WORLD,
-        draw=lambda content, folder: [comparison.draw_accuracy_curves(content["rows"], folder / "from_scratch.png")],
+        draw=comparison.draw,
     ),
     "costs": Study(
         file="benchmarks/efficiency/efficiency.json",
         command="scripts/paper efficiency --to benchmarks/efficiency",
         scale="the paper's, counted",
         details=lambda content: f"One clip of {content['image_px']} × {content['image_px']} pixels, float32",
-        draw=lambda content, folder: efficiency.draw([efficiency.Cost(**one) for one in content["costs"]], folder),
+        draw=lambda content, folder: efficiency.draw([efficiency.Cost(**cost) for cost in content["costs"]], folder),
     ),
     "speed": Study(
         file="benchmarks/speed.json",
@@ -70,7 +70,7 @@ STUDIES = {
         command="scripts/paper frozen paper/recipes/frozen_world.yaml --data data/frozen_train/train.json "
         "--validation data/frozen_test/train.json --runs runs/frozen --to benchmarks/frozen",
         scale=_WORLD,
-        draw=lambda content, folder: [frozen.draw(content, folder / "frozen.png")],
+        draw=frozen.draw,
     ),
     "memory": Study(
         file="benchmarks/memory/result.json",
@@ -83,13 +83,13 @@ STUDIES = {
         command="scripts/paper eigenvalues paper/recipes/memory_world.yaml --runs runs/eigenvalues "
         "--to benchmarks/eigenvalues",
         scale=_WORLD,
-        draw=lambda content, folder: [eigenvalues.draw(content, folder / "eigenvalues.png")],
+        draw=eigenvalues.draw,
     ),
     "endless": Study(
         file="benchmarks/endless/result.json",
         command="scripts/paper endless --to benchmarks/endless",
         scale=_WORLD,
-        draw=lambda content, folder: [endless.draw(content, folder / "endless.png")],
+        draw=endless.draw,
     ),
     "points": Study(
         file="benchmarks/points.json",
@@ -129,7 +129,7 @@ TABLES: dict[str, tuple[str, Build]] = {
     "Past the trained length, named": ("endless", tables.named_beyond),
     "Section 1": ("speed", tables.streaming_speed),
 }
-"""What stands between the marks of a name: which study's result, and what makes a table of it."""
+"""Name of a block -> the study with its result, and the function that builds its text."""
 
 
 def texts(root: Path) -> dict[str, str]:
@@ -166,8 +166,10 @@ def _built(study: str, build: Build, content: dict[str, Any]) -> str:
     try:
         return build(content)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise DataError(f"{STUDIES[study].file}: expected what `{_command(study, None)}` writes; {said}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{STUDIES[study].file}: expected the result of `{_command(study, None)}`, got {reason}; run it again"
+        ) from error
 
 
 def _command(study: str, content: dict[str, Any] | None) -> str:
@@ -186,31 +188,25 @@ def _when(content: dict[str, Any]) -> str:
 
 
 def _provenance(study: str, content: dict[str, Any] | None) -> str:
-    """By which command, when, at which scale, on what."""
+    """Name the command, scale, machine and date of a result."""
     about = STUDIES[study]
     if content is None:
-        command = _command(study, None)
-        return f"{NOT_MEASURED.capitalize()}: `{command}` is to write {about.file}."
-    words = [f"Measured by `{_command(study, content)}`."]
+        return f"{NOT_MEASURED.capitalize()}: `{_command(study, None)}` writes {about.file}."
+    sentences = [f"Measured by `{_command(study, content)}`."]
     if "scale" in content:
-        words.append(f"{_listed(content['scale'])}.")
+        sentences.append(f"{content['scale']}.")
     elif about.details is not None:
-        words.append(f"{_built(study, about.details, content)}.")
+        sentences.append(f"{_built(study, about.details, content)}.")
     if isinstance(machine := content.get("machine"), dict):
-        words.append(f"{_built(study, lambda found: on(found['machine']), content)}.")
+        sentences.append(f"{_built(study, lambda content: on(content['machine']), content)}.")
     else:
         torch = content.get("torch") and f"torch {content['torch']}"
-        words.append(f"{', '.join(part for part in (machine, torch, _when(content)) if part)}.")
-    link = Path("..") / about.file
-    return " ".join(words) + f" [{about.file}]({link.as_posix()})"
-
-
-def _listed(scale: object) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in scale.items()) if isinstance(scale, dict) else str(scale)
+        sentences.append(f"{', '.join(part for part in (machine, torch, _when(content)) if part)}.")
+    return " ".join(sentences) + f" [{about.file}](../{about.file})"
 
 
 def _pictures(result: Path, root: Path) -> str:
-    """Links to the pictures beside a result file that has a folder of its own."""
+    """Link the pictures beside a result file in a folder of its own."""
     if result.parent.parent == root or not result.exists():
         return ""
     pictures = sorted(result.parent.glob("*.png"))
@@ -220,18 +216,17 @@ def _pictures(result: Path, root: Path) -> str:
 
 def _overview(contents: dict[str, dict[str, Any] | None]) -> str:
     lines = [_row(item, contents) for item in ITEMS]
-    return table(("in the paper", "the paper says", "here", "scale", "command", "when"), lines)
+    return table(("table or figure", "in the paper", "here", "scale", "command", "date"), lines)
 
 
 def _row(item: Item, contents: dict[str, dict[str, Any] | None]) -> list[str]:
     here = [item.here] if item.here else []
-    scale, commands, when = [], [], []
+    scales, commands, dates = [], [], []
     for study in item.studies:
         content = contents[study]
         here.append(f"[{study}]({item.anchor})" if content is not None else f"{study}: {NOT_MEASURED}")
-        scale.append(STUDIES[study].scale)
-        command = _command(study, content)
-        commands.append(f"`{command}`")
-        when.append("" if content is None else _when(content))
-    cells = (here, scale, commands, when)
-    return [item.name, item.says, *("<br>".join(part for part in cell if part) for cell in cells)]
+        scales.append(STUDIES[study].scale)
+        commands.append(f"`{_command(study, content)}`")
+        dates.append("" if content is None else _when(content))
+    cells = (here, scales, commands, dates)
+    return [item.name, item.content, *("<br>".join(part for part in cell if part) for cell in cells)]

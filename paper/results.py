@@ -1,4 +1,4 @@
-"""What the studies' results have in common: how a result file begins and is written, and an empty picture."""
+"""Common parts of all studies: result files and empty figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trecvit.train.recipe import Recipe
 
 
 def heading(study: str, command: str, scale: str) -> dict[str, Any]:
-    """The first values of a result file: what was run, when, where and at which scale, for `scripts/figures`.
+    """Make the first values of a result file: study, command, date, machine and scale.
 
     Args:
-        study: Its name.
-        command: The command line as it was run.
+        study: Name of the study.
+        command: Its command line.
         scale: Model, clips and length of training in a line.
     """
     here = machine()
@@ -26,7 +26,7 @@ def heading(study: str, command: str, scale: str) -> dict[str, Any]:
 
 
 def scale(recipe: Recipe) -> str:
-    """Model, clips and steps in a line."""
+    """Describe model, clips and updates of a recipe in a line."""
     blocks, clips, plan = recipe.blocks, recipe.preprocessing, recipe.optimisation
     length = f"{plan.num_steps} updates" if plan.num_steps else f"{plan.epochs} epochs"
     height, width = clips.image_size
@@ -37,7 +37,7 @@ def scale(recipe: Recipe) -> str:
 
 
 def write_result(folder: Path, content: Mapping[str, Any]) -> Path:
-    """Writes a study's `result.json`, whole or not at all; makes the folder if need be."""
+    """Write a study's `result.json` atomically; create the folder if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "result.json"
     write_json(path, content)
@@ -65,10 +65,10 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
 
 def empty_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of so many inches.
+    """Make a matplotlib figure; sizes in inches.
 
     Raises:
-        MissingPackageError: matplotlib is not installed.
+        MissingPackageError: when matplotlib is not installed.
     """
     try:
         import matplotlib.figure

@@ -706,7 +706,7 @@ def test_data_of_other_classes_than_the_models_is_refused(video, tmp_path):
     (tmp_path / "list.txt").write_text(f"{video} 400\n")
     done = trecvit("eval", "videos", tmp_path / "list.txt", "--to", tmp_path / "out")
     assert done.returncode == 1
-    assert "has 401 classes, the model only 18" in done.stderr
+    assert "expected the model's 18 classes, got 401" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -328,7 +328,7 @@ def test_few_long_videos_are_enough(recipe_path, tmp_path):
     frames = [frame for frame, cuts in tested_on.streams(3) if not cuts.any()]
     assert len(frames) == 20
     assert frames[0].shape == (2, 3, 32, 32)  # of those that can be read
-    assert not tested_on.knows_cuts
+    assert not tested_on.has_cuts
 
 
 def test_clips_go_to_where_the_model_is(recipe_path, tmp_path, monkeypatch):

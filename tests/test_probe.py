@@ -100,7 +100,7 @@ def test_what_is_there_is_not_computed_again_and_what_is_missing_is(tmp_path, tr
         assert torch.equal(other.per_frame, first.per_frame)
         assert torch.equal(other.tokens([7, 4], 0), first.tokens([7, 4], 0))
     (tmp_path / "shard-00000.safetensors").write_bytes(b"x" * 99)
-    with pytest.raises(DataError, match=r"shard-00000\.safetensors: damaged; remove it"):
+    with pytest.raises(DataError, match=r"shard-00000\.safetensors: expected a shard of features; remove it"):
         cached_features(encoder, manifest, tmp_path)
 
 

@@ -65,17 +65,17 @@ def test_documents_agree_with_the_result_files():
 
 
 def test_every_table_and_figure_of_the_paper_has_its_row():
-    wanted = [f"Table {number}" for number in range(1, 16)] + [f"Figure {number}" for number in range(1, 10)]
-    rows = {row["in the paper"]: row for row in cells(between_marks(RESULTS, "overview"))}
-    assert [name for name in rows if name != "Section 1"] == wanted
+    expected = [f"Table {number}" for number in range(1, 16)] + [f"Figure {number}" for number in range(1, 10)]
+    rows = {row["table or figure"]: row for row in cells(between_marks(RESULTS, "overview"))}
+    assert [name for name in rows if name != "Section 1"] == expected
     for row in rows.values():
-        assert row["the paper says"]
+        assert row["in the paper"]
         assert row["here"]
         measured = row["here"].replace("not measured yet", "").strip()
         assert row["command"] or "cannot be measured" in measured or "`" in measured, row
 
 
-def test_rows_lead_to_where_they_are_explained():
+def test_rows_link_to_their_explanations():
     headings = {"#" + re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in lines_of("#")}
     for item in ITEMS:
         links = [item.anchor, *re.findall(r"\]\(([^)]+)\)", item.here)]
@@ -88,20 +88,20 @@ def lines_of(beginning: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "Figure 3, ratios"])
-def test_figures_measured_here_are_roundings_of_what_the_file_holds(name):
+def test_figures_measured_here_are_roundings_of_values_in_the_file(name):
     path = ROOT / STUDIES[TABLES[name][0]].file
     if not path.exists():
         assert between_marks(RESULTS, name) == f"{name}: not measured yet."
         return
-    known = list(numbers(json.loads(path.read_text(encoding="utf-8"))))
+    values = list(numbers(json.loads(path.read_text(encoding="utf-8"))))
     for row in cells(between_marks(RESULTS, name)):
         for title, cell in row.items():
             if not title or "paper" in title or title == "states are":  # a name, such as "x 0.9 a frame"
                 continue
             for figure in re.findall(r"(?<![\w.])\d[\d,]*\.\d+", cell):
                 digits = len(figure.split(".")[1])
-                said = {f"{value * unit:,.{digits}f}" for value in known for unit in (1, 100, 1e-6, 1e-9, 1e-12)}
-                assert f"{float(figure.replace(',', '')):,.{digits}f}" in said, f"{title}: {cell}"
+                roundings = {f"{value * unit:,.{digits}f}" for value in values for unit in (1, 100, 1e-6, 1e-9, 1e-12)}
+                assert f"{float(figure.replace(',', '')):,.{digits}f}" in roundings, f"{title}: {cell}"
 
 
 def numbers(content: Any) -> Iterator[float]:
@@ -113,7 +113,7 @@ def numbers(content: Any) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if (ROOT / study.file).exists()])
-def test_commands_of_what_was_measured_exist(name):
+def test_commands_of_measurements_exist(name):
     line = between_marks(RESULTS, f"study: {name}").split("`")[1]
     of_package = "trecvit " in line
     words = shlex.split(line.split("trecvit ")[-1] if of_package else line.removeprefix("scripts/paper "))
@@ -124,7 +124,8 @@ def test_commands_of_what_was_measured_exist(name):
         assert option in re.sub(r"\x1b\[[0-9;]*m", "", usage.output), line
 
 
-def test_a_changed_figure_is_named_with_its_line_and_written_back(copy):
+def test_a_changed_figure_is_named_with_its_line_and_written_back(copy, monkeypatch):
+    monkeypatch.setattr("paper.report.draw_pictures", lambda _: [copy / "a.png"])
     row = next(line for line in lines_of("| TRecViT-B | 32 | 111.3 |"))
     number = RESULTS.splitlines().index(row) + 1
     changed = row[:-3].rstrip("0123456789.") + "0.01 |"
@@ -132,7 +133,9 @@ def test_a_changed_figure_is_named_with_its_line_and_written_back(copy):
     with pytest.raises(DataError, match=rf"results.md: line {number}: .*as in the result files, got '.*0\.01 \|'"):
         run_figures(copy, "--check")
     assert changed in (copy / PAGE).read_text(encoding="utf-8")
-    assert "results.md: changed" in run_figures(copy)
+    output = run_figures(copy)
+    assert "results.md: changed" in output
+    assert "a.png" in output
     for name in DOCUMENTS:
         assert (copy / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
 
@@ -150,26 +153,26 @@ def test_a_changed_result_is_named_too(copy, file, document):
         run_figures(copy, "--check")
 
 
-@pytest.mark.parametrize("words", ["Here it was 12.3.", "Ours is at 77 %.", "- 3 × faster", "| ours | 8.1 |"])
-def test_figures_stand_between_marks_or_are_the_papers(words):
-    line = len(RESULTS.splitlines()) + 2
-    with pytest.raises(DataError, match=rf"line {line}: expected figures between marks, .* got '{re.escape(words)}'"):
-        refuse_figures_by_hand(f"{RESULTS}\n{words}\n", PAGE)
-    refuse_figures_by_hand(f"{RESULTS}\nThe paper has this:\n{words}\n", PAGE)
-    refuse_figures_by_hand(f"{RESULTS}\n```\n{words}\n```\n", PAGE)
+@pytest.mark.parametrize("line", ["Here it was 12.3.", "Ours is at 77 %.", "- 3 × faster", "| ours | 8.1 |"])
+def test_figures_are_between_marks_or_the_papers(line):
+    number = len(RESULTS.splitlines()) + 2
+    with pytest.raises(DataError, match=rf"line {number}: expected figures between marks, .* got '{re.escape(line)}'"):
+        refuse_figures_by_hand(f"{RESULTS}\n{line}\n", PAGE)
+    refuse_figures_by_hand(f"{RESULTS}\nThe paper has this:\n{line}\n", PAGE)
+    refuse_figures_by_hand(f"{RESULTS}\n```\n{line}\n```\n", PAGE)
 
 
-def test_what_is_not_measured_is_said_with_its_command(tmp_path):
+def test_what_is_not_measured_is_named_with_its_command(tmp_path):
     page = texts(tmp_path)
     for name, study in STUDIES.items():
         text = page[f"study: {name}"]
         assert text.startswith("Not measured yet: `")
-        assert f"is to write {study.file}" in text
+        assert f"writes {study.file}" in text
     for name in TABLES:
         assert page[name] == f"{name}: not measured yet."
-    rows = {row["in the paper"]: row for row in cells(page["overview"])}
+    rows = {row["table or figure"]: row for row in cells(page["overview"])}
     assert rows["Figure 7"]["here"] == "memory: not measured yet"
-    assert rows["Figure 7"]["when"] == ""
+    assert rows["Figure 7"]["date"] == ""
 
 
 def test_rows_of_a_part_stand_in_the_table_that_they_name(tmp_path):
@@ -192,8 +195,8 @@ def test_rows_of_a_part_stand_in_the_table_that_they_name(tmp_path):
     text = page["study: memory"]
     assert text.startswith("Measured by `scripts/paper memory --to x`. tiny. a laptop, 2027-01-02. [benchmarks/")
     assert text.endswith("![psnr over k](../benchmarks/memory/psnr_over_k.png)")
-    row = next(row for row in cells(page["overview"]) if row["in the paper"] == "Table 6")
-    assert (row["here"], row["when"]) == ("[memory](#table-6-long-video-memorisation)", "2027-01-02")
+    row = next(row for row in cells(page["overview"]) if row["table or figure"] == "Table 6")
+    assert (row["here"], row["date"]) == ("[memory](#table-6-long-video-memorisation)", "2027-01-02")
 
 
 def test_a_trainings_test_is_of_the_day_its_run_began(tmp_path):
@@ -208,7 +211,12 @@ def test_a_study_that_was_run_in_part_shows_that_part(tmp_path):
     machine = {"processor": "P", "threads": 1, "torch": "T", "date": "2027-01-02"}
     row = {"table": "Table 2", "label": "LSTM", "paper_top1": 63.7, "paper_steps_per_s": 6.0, "parameters": 1_500_000}
     row |= {"top1": 0.5, "top1_deviation": 0.0125, "steps_per_s": 3.0}
-    about = {"command": "scripts/paper ablations it --to there", "scale": "small", "machine": machine}
+    about = {
+        "command": "scripts/paper ablations it --to there",
+        "scale": "small",
+        "machine": machine,
+        "study": "ablations",
+    }
     save(tmp_path, "ablations", {**about, "rows": [row, {**row, "table": "Table 14", "paper_steps_per_s": None}]})
     page = texts(tmp_path)
     (line,) = cells(page["Table 14"])
@@ -217,7 +225,7 @@ def test_a_study_that_was_run_in_part_shows_that_part(tmp_path):
     (line,) = cells(page["Table 2"])
     assert (line["paper, top-1 on SSv2"], line["here, top-1 of 18"]) == ("63.7", "50.0 % ± 1.2 %")
     assert (line["paper, steps/s"], line["here, steps/s"]) == ("6.0", "3.0")
-    assert "has been run in part" in page["Table 1"]
+    assert "was run in part" in page["Table 1"]
     text = page["study: ablations"]
     assert text.startswith(
         "Measured by `scripts/paper ablations it --to there`. small. P, 1 thread, torch T, 2027-01-02."
@@ -227,6 +235,7 @@ def test_a_study_that_was_run_in_part_shows_that_part(tmp_path):
     assert "](../benchmarks/ablations/ablations.png)" in texts(tmp_path)["study: ablations"]
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_from_the_file_alone_and_always_alike(tmp_path):
     study = STUDIES["costs"]
     content = json.loads((ROOT / study.file).read_text(encoding="utf-8"))
@@ -243,7 +252,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"points\.json: expected JSON"):
         texts(tmp_path)
     save(tmp_path, "points", {"scores": [{}]})
-    with pytest.raises(DataError, match=r"points\.json: expected what `trecvit eval points` writes; .*Error"):
+    with pytest.raises(DataError, match=r"points\.json: expected the result of `trecvit eval points`, got .*Error"):
         texts(tmp_path)
 
 

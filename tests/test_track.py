@@ -13,7 +13,7 @@ from models import random_video, tiny_tracker
 
 import trecvit
 from trecvit.errors import InputError
-from trecvit.evaluate.point_baselines import still_points
+from trecvit.evaluate.point_baselines import static_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.runtime.live import LivePoints, LiveTracker
 from trecvit.synthetic.pictures import photographs
@@ -242,7 +242,7 @@ def test_the_bundled_tracker_is_small_and_far_better_than_standing_still():
     )
     videos = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(6))
     shares = []
-    for follow in (tracker, still_points):
+    for follow in (tracker, static_points):
         scores, failures = evaluate_tapvid(follow, videos, image_size=(96, 96))
         assert not failures
         shares.append(scores.means()["average_jaccard"])

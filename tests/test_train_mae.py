@@ -15,7 +15,7 @@ from training import gradient, loop_of, same_weights
 
 from trecvit.bench.training import loader_speed
 from trecvit.errors import CheckpointError, ConfigError, DataError
-from trecvit.evaluate.mae import FILM, PICTURE, draw_restored, evaluate_mae
+from trecvit.evaluate.restoration import FILM, PICTURE, draw_restored, evaluate_mae
 from trecvit.model.mae import MaskedAutoencoder, hidden_patches, targets
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Share

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -59,7 +59,7 @@ class Scenes:
             raise ConfigError(f"views_per_scene: only square scenes can be turned, got {height} x {width}")
 
     @classmethod
-    def from_value(cls, value: Any) -> Self:
+    def from_value(cls, value: Any) -> Scenes:
         """Read the section of a recipe."""
         values = fields_of(cls, value, "scenes")
         world = fields_of(WorldConfig, values.pop("world", {}), "world")

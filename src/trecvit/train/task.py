@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 from trecvit.config import Architecture, ModelConfig
 from trecvit.errors import ConfigError
@@ -44,7 +44,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> Self:
+    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> Task:
         """Read the task's sections of a recipe, whose other ones are None.
 
         Raises:
@@ -100,5 +100,5 @@ class Task(ABC):
         """Summaries of the files that a run reads, see `trecvit.train.run_data`."""
 
     @abstractmethod
-    def untested(self) -> Self:
+    def untested(self) -> Task:
         """The same task without data to test on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -58,7 +58,7 @@ class Videos:
         require_range("videos", self, ("max_failed_share",), most=1.0)
 
     @classmethod
-    def from_value(cls, value: Any) -> Self:
+    def from_value(cls, value: Any) -> Videos:
         """Read the section of a recipe."""
         values = fields_of(cls, value, "videos")
         if "train" not in values:
@@ -104,7 +104,7 @@ class Videos:
             for split, manifest in manifests.items()
         }
 
-    def untested(self) -> Self:
+    def untested(self) -> Videos:
         """The same without validation videos."""
         return replace(self, validation=None, validate_every=0)
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class ClassifyTask(Task):
     clips: ClipSource
 
     @classmethod
-    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> Self:
+    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> ClassifyTask:
         """Read the task, see `Task`."""
         return cls(clips=clip_source(sections))
 
@@ -108,7 +108,7 @@ class ClassifyTask(Task):
         """Of the clips."""
         return self.clips.fingerprints(labelled=True)
 
-    def untested(self) -> Self:
+    def untested(self) -> ClassifyTask:
         """Without validation videos."""
         return replace(self, clips=self.videos.untested()) if self.videos is not None else self
 

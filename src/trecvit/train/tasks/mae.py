@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -16,7 +16,7 @@ from torch import Tensor
 from trecvit.config import Architecture, ModelConfig, Preprocessing
 from trecvit.draws import Stream, torch_seed
 from trecvit.errors import ConfigError
-from trecvit.evaluate.mae import draw_restored, evaluate_mae
+from trecvit.evaluate.restoration import draw_restored, evaluate_mae
 from trecvit.files import write_text
 from trecvit.model.mae import (
     Autoencoder,
@@ -86,7 +86,7 @@ class Mae:
             raise ConfigError("mae.validate_every: there are no validation_clips to test on")
 
     @classmethod
-    def from_value(cls, value: Any, model: Architecture) -> Self:
+    def from_value(cls, value: Any, model: Architecture) -> Mae:
         """Read the section of a recipe whose encoder is `model`."""
         if not isinstance(model, ModelConfig):
             raise ConfigError("mae: the encoder is a TRecViT; expected a model without `blocks`")
@@ -111,7 +111,7 @@ class MaeTask(Task):
     clips: ClipSource
 
     @classmethod
-    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> Self:
+    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> MaeTask:
         """Read the task, see `Task`."""
         return cls(mae=Mae.from_value(sections["mae"], settings.model), clips=clip_source(sections))
 
@@ -178,7 +178,7 @@ class MaeTask(Task):
         """Of the clips."""
         return self.clips.fingerprints(labelled=False)
 
-    def untested(self) -> Self:
+    def untested(self) -> MaeTask:
         """Without held-out clips."""
         clips = self.clips.untested() if isinstance(self.clips, Videos) else self.clips
         return replace(self, mae=replace(self.mae, validation_clips=0, validate_every=0), clips=clips)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class Tracks:
             raise ConfigError("tracks.validate_every: there are no validation_scenes or validation_files to test on")
 
     @classmethod
-    def from_value(cls, value: Any, preprocessing: Preprocessing) -> Self:
+    def from_value(cls, value: Any, preprocessing: Preprocessing) -> Tracks:
         """Read the section of a recipe with clips of this `preprocessing`."""
         values = fields_of(cls, value, "tracks")
         if (scenes := values.pop("scenes", None)) is not None:
@@ -141,7 +141,7 @@ class TrackTask(Task):
     tracks: Tracks
 
     @classmethod
-    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> Self:
+    def from_sections(cls, sections: Mapping[str, Any], settings: Settings) -> TrackTask:
         """Read the task, see `Task`."""
         return cls(tracks=Tracks.from_value(sections["tracks"], settings.preprocessing))
 
@@ -210,7 +210,7 @@ class TrackTask(Task):
         folders = {"training": tracks.files, "validation": tracks.validation_files, "pictures": tracks.pictures}
         return {split: files_fingerprint(folder) for split, folder in folders.items() if folder}
 
-    def untested(self) -> Self:
+    def untested(self) -> TrackTask:
         """Without scenes or files to test on."""
         return replace(self, tracks=replace(self.tracks, validation_files="", validation_scenes=0, validate_every=0))
 

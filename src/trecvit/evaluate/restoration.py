@@ -1,4 +1,4 @@
-"""How well an autoencoder restores what it did not see of clips, in figures and in pictures."""
+"""Evaluation of masked autoencoders: metrics and pictures of restored patches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from trecvit.config import Preprocessing
+from trecvit.draws import Stream, torch_seed
 from trecvit.errors import DataError
 from trecvit.files import writing
 from trecvit.model.mae import Autoencoder, targets, tube_masks
@@ -23,29 +24,29 @@ ROWS = ("input", "visible", "restored")
 PICTURE, FILM = "restored.png", "restored.mp4"
 _MAX_COLUMNS = 8  # frames of a clip in the picture
 _CELL_PX = 128
-_ROUNDS = 3  # how often the film shows its clips, which are short
-_UNTIMED_FPS = 8.0  # of the film, if the model does not say how fast its clips are
-_GREY = 0.5  # what is hidden, in pixels in [0,1]
+_ROUNDS = 3  # repetitions of the short clips in the film
+_UNTIMED_FPS = 8.0  # frame rate of the film if the model has none
+_GREY = 0.5  # colour of hidden patches, for pixels in [0,1]
 
 Clip = UInt8[Tensor, "t 3 h w"]
 
 
 @torch.inference_mode()
 def evaluate_mae(autoencoder: Autoencoder, clips: Sequence[Clip], *, seed: int) -> dict[str, float | int]:
-    """How much of what is hidden is restored.
+    """Measure how well hidden patches are restored.
 
     Args:
-        autoencoder: Its `mask_ratio` says how much is hidden.
+        autoencoder: With its `mask_ratio`.
         clips: Of one size and length.
-        seed: Of the masks: the same for the same seed and place.
+        seed: Seed of the masks, which depend on it and on a clip's index.
 
     Returns:
-        `explained`: how much of the targets the guess explains, 1 - (sum of squared errors) / (sum of squared
-        targets), over all clips; what is worse than 0 everywhere gets less. 0 everywhere are flat patches of the true
-        mean if targets are normalised, else mid-grey ones.
-        `psnr_db`: mean over clips of the PSNR of the hidden patches' pixels; with normalised targets each patch has its
-        true mean and contrast. `flat_psnr_db`: that of flat patches of the true mean, which needs no model if targets
-        are normalised, and which no model can know if they are not. `clips`: how many.
+        `explained`: share of the targets' variation that is explained, 1 - (sum of squared errors) / (sum of squared
+        targets), over all clips; 0 for the constant prediction 0, which is a flat patch of the true mean if targets are
+        normalised, else a mid-grey one.
+        `psnr_db`: PSNR of the hidden patches' pixels, mean over clips; with normalised targets each patch has its true
+        mean and contrast. `flat_psnr_db`: the same for flat patches of the true mean, a baseline without a model if
+        targets are normalised, and beyond any model if not. `clips`: their number.
 
     Raises:
         DataError: when there are no clips.
@@ -53,9 +54,9 @@ def evaluate_mae(autoencoder: Autoencoder, clips: Sequence[Clip], *, seed: int) 
     if not clips:
         raise DataError("expected at least one clip to restore, got none")
     wrong, whole, psnr_db, flat_psnr_db = 0.0, 0.0, 0.0, 0.0
-    for number, clip in enumerate(clips):
+    for index, clip in enumerate(clips):
         video = clip[None].to(autoencoder.device)
-        normalised, hidden = autoencoder(video, _visible(autoencoder, clip, seed, number))
+        normalised, hidden = autoencoder(video, _visible(autoencoder, clip, seed, index))
         true = targets(video, hidden, autoencoder.config)
         guess = normalised.float()
         wrong += float((guess - true.normalised).square().sum())
@@ -74,19 +75,19 @@ def evaluate_mae(autoencoder: Autoencoder, clips: Sequence[Clip], *, seed: int) 
 
 @torch.inference_mode()
 def draw_restored(autoencoder: Autoencoder, clips: Sequence[Clip], folder: Path, *, seed: int) -> None:
-    """Writes `restored.png`, frames of the clips over time, and `restored.mp4`, the same clips side by side.
+    """Write `restored.png`, frames of the clips over time, and `restored.mp4`, the same clips side by side.
 
-    Of each clip there is what went in, what of it was visible (the rest grey), and what came out: the visible patches
-    as they were, the others as guessed; normalised ones get their true mean and contrast.
+    Each clip is shown as input, as its visible patches on grey, and restored: visible patches copied, hidden ones
+    predicted; normalised predictions get their true mean and contrast.
 
     Args:
-        autoencoder: What restores.
-        clips: Some, of one size and length, of at least a frame.
-        folder: Where the files go, made if need be.
+        autoencoder: The model.
+        clips: Of one size and length, at least a frame.
+        folder: Created if missing.
         seed: As for `evaluate_mae`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = [_rows(autoencoder, clip, _visible(autoencoder, clip, seed, number)) for number, clip in enumerate(clips)]
+    shown = [_rows(autoencoder, clip, _visible(autoencoder, clip, seed, index)) for index, clip in enumerate(clips)]
     num_frames = len(clips[0])
     columns = np.unique(np.linspace(0, num_frames - 1, min(num_frames, _MAX_COLUMNS)).round().astype(int))
     grid = [[row[frame] for frame in columns] for rows in shown for row in rows]
@@ -103,21 +104,20 @@ def _film_fps(preprocessing: Preprocessing) -> float:
     return preprocessing.frame_rate_fps or _UNTIMED_FPS
 
 
-def _visible(autoencoder: Autoencoder, clip: Tensor, seed: int, number: int) -> Int64[Tensor, "1 k"]:
+def _visible(autoencoder: Autoencoder, clip: Tensor, seed: int, index: int) -> Int64[Tensor, "1 k"]:
     config = autoencoder.config
     num_patches = (clip.shape[2] // config.blocks.patch_size) * (clip.shape[3] // config.blocks.patch_size)
-    draws = np.random.SeedSequence([seed, 13, number]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(draws[0]))
+    generator = torch.Generator().manual_seed(torch_seed(seed, Stream.TEST_MASK, index))
     return tube_masks(1, num_patches, config.mask_ratio, generator).to(autoencoder.device)
 
 
 def _rows(autoencoder: Autoencoder, clip: Tensor, visible: Tensor) -> list[list[Image]]:
-    """The frames of a clip as they were, as far as they were visible, and as restored."""
+    """Return the frames of a clip as input, with hidden patches grey, and restored."""
     video = clip[None].to(autoencoder.device)
     hidden = autoencoder(video, visible).hidden
     grey = torch.full_like(targets(video, hidden, autoencoder.config).mean, _GREY)
     videos = (video.float() / 255.0, autoencoder.with_patches(video, hidden, grey), autoencoder.restore(video, visible))
-    return [list(_images(some[0])) for some in videos]
+    return [list(_images(video[0])) for video in videos]
 
 
 def _images(frames: Tensor) -> Iterator[Image]:
@@ -127,12 +127,12 @@ def _images(frames: Tensor) -> Iterator[Image]:
 
 
 def _flat(patches: Tensor) -> Tensor:
-    """Each patch in its mean colour."""
+    """Replace each patch by its mean colour."""
     colours = patches.unflatten(-1, (3, -1))
     flat: Tensor = colours.mean(dim=-1, keepdim=True).expand_as(colours).flatten(-2)
     return flat
 
 
 def _psnr_db(guess: Tensor, true: Tensor) -> float:
-    """Of pixels in [0,1]."""
+    """Compute the PSNR of pixels in [0,1]."""
     return float(-10.0 * (guess - true).square().mean().clamp(min=1e-10).log10())
