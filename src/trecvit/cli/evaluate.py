@@ -211,12 +211,13 @@ def eval_points(
 
     from trecvit.evaluate.point_comparison import compare_trackers, to_dict
     from trecvit.train.recipe import load_recipe
+    from trecvit.train.tasks.track import TrackTask
 
     check_output(save)
-    tracks = load_recipe(recipe).tracks
-    if tracks is None or tracks.scenes is None:
+    task = load_recipe(recipe).task
+    if not isinstance(task, TrackTask) or task.tracks.scenes is None:
         raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
-    look = replace(tracks.scenes, num_frames=num_frames)
+    look = replace(task.tracks.scenes, num_frames=num_frames)
     videos = expand_paths(footage)
     with progress_bar("scores", 9 if videos else 3) as advance:
         scores = compare_trackers(
