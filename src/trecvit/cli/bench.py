@@ -181,13 +181,13 @@ def bench_slots(
 
     check_output(save)
     task = load_recipe(recipe).task
-    if not isinstance(task, TrackTask) or (tracks := task.tracks).scenes is None:
+    if not isinstance(task, TrackTask) or task.tracks.scenes is None:
         raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
     counts = sorted(set(empty or [1, 16, 64, 256]))
     trained = model != _UNTRAINED
     network = load_fast_tracker(model, "cpu", dtype, "eager") if trained else _untrained(dtype)
     size = network.preprocessing.image_size
-    look = replace(tracks.scenes, num_frames=num_frames, num_points=points, image_size=size)
+    look = replace(task.tracks.scenes, num_frames=num_frames, num_points=points, image_size=size)
     videos = TrackScenes(look, seed=1, pictures=photographs("held_out")).videos(range(scenes))
     with progress_bar("frames", scenes * num_frames * (1 + len(counts))) as advance:
         costs = slot_costs(network, videos, empty_slots=counts, trained=trained, report=advance)
