@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -364,6 +366,28 @@ def test_recipes_that_do_not_fit_are_refused(recipe_path, tmp_path):
         load_recipe(recipe_path, [AS_VIVIT, "start.weights=motions"])
     with pytest.raises(ConfigError, match="give num_steps, not epochs"):
         load_recipe(recipe_path, ["optimisation.num_steps=0", "optimisation.epochs=1"])
+
+
+def test_the_package_alone_names_the_command_of_the_papers_tasks(recipe_path):
+    code = f"""
+from pathlib import Path
+from trecvit.cli.evaluate import _videomae
+from trecvit.errors import ConfigError
+from trecvit.train.recipe import load_recipe
+for load in (
+    lambda: load_recipe({str(recipe_path)!r}),
+    lambda: load_recipe("mae_world", ["mae.network=videomae"]),
+    lambda: _videomae(Path(), 4, "cpu"),
+):
+    try:
+        load()
+    except ConfigError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    commands = ["`scripts/paper train`", "`scripts/paper train`", "`scripts/paper probe --videomae FOLDER`"]
+    lines = done.stdout.splitlines()
+    assert [command for command, line in zip(commands, lines, strict=True) if command in line] == commands
 
 
 @pytest.mark.parametrize("name", ["memory_world.yaml", "memory_walking_tours.yaml"])
