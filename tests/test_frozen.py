@@ -1,4 +1,4 @@
-"""A VideoMAE trained as a TRecViT is, points read off anybody's frozen features, and the study that compares both."""
+"""VideoMAE in the training loop, point probes on frozen features of any encoder, and the study of both."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def recipe_path(tmp_path) -> Path:
 
 
 def videomae() -> VideoMaeAutoencoder:
-    """Two frames a tubelet, 6 patches; no weight has its initial value."""
+    """Two frames per tubelet, 6 patches; no weight has its initial value."""
     blocks = model_config(
         "tiny", width=16, depth=2, num_heads=2, mlp_width=24, patch_size=8, image_size=(16, 24), num_classes=0,
         temporal_patch_size=2, pooling="mean",
@@ -96,7 +96,7 @@ def test_a_videomae_does_not_look_at_what_is_hidden_and_says_all_of_it():
 
 
 def test_a_videomae_restores_each_patch_at_its_place():
-    """Given biases alone, its answer is the same everywhere; `restore` puts it where something was hidden."""
+    """With biases alone the output is the same everywhere; `restore` puts it at the masked patches."""
     model, visible = videomae(), torch.tensor([[0, 4]])
     with torch.no_grad():
         model.network.decoder.head.weight.zero_()
@@ -178,7 +178,7 @@ STILL = TrackSceneConfig(num_frames=4, image_size=(32, 32), num_points=8, speed=
 
 
 def places(num_rows: int = 4) -> Encoder:
-    """Features that say of each of 4 x 4 patches where it is, and nothing of the pixels; one row of them for all."""
+    """Features with the position of each of 4 x 4 patches, independent of the pixels; the same for all clips."""
     grid = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"), dim=-1).reshape(16, 2)
 
     def features(video: torch.Tensor) -> torch.Tensor:

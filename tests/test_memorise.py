@@ -1,9 +1,11 @@
-"""Returning a frame of the past: models, scenery, training, streams that go on, and the two studies."""
+"""Long-video memorisation: models, scenery, training, longer streams, and the two studies."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -99,7 +101,7 @@ def test_a_stream_is_answered_as_the_clip_is(memoriser):
 
 @torch.no_grad()
 def test_the_answer_is_read_off_the_tokens_patch_by_patch(memoriser):
-    """A reader that says a patch's own number everywhere paints it where the patch lies."""
+    """A reader that outputs each patch's index in all its pixels puts it at the patch's place."""
     video = torch.rand(1, 2, 3, 32, 32)
     tokens = memoriser.tokenizer(video)
     state = memoriser.init_state(1, image_size=(32, 32))
@@ -270,7 +272,7 @@ def test_every_weight_is_moved_once_and_vivits_as_ours_are(vivit):
 
 
 def test_both_begin_with_patches_whitened_alike(recipe_path):
-    """Tokens before positions, of the clips that both are shown: uncorrelated and of one size."""
+    """Tokens before positions, of the training clips: uncorrelated and of equal variance."""
     tokens = []
     for words in ((), (AS_VIVIT,)):
         recipe = load_recipe(recipe_path, ["start.whiten_grain_px=1", "start.positions_scale=0", *words])
@@ -291,7 +293,7 @@ def test_both_begin_with_patches_whitened_alike(recipe_path):
 
 @pytest.mark.slow
 def test_a_memory_of_one_frame_is_learnt(recipe_path, tmp_path):
-    """The frame before the last, much better than the mean of all frames, after some seconds."""
+    """The frame before the last, much better than the mean frame, after some seconds."""
     words = ["memory.offset=1", "preprocessing.num_frames=2", "optimisation.num_steps=60", "model.width=64"]
     words += ["model.mlp_width=64", "model.depth=1", "optimisation.batch_size=8", "log_every=60"]
     words += ["optimisation.learning_rate=0.005", "optimisation.warmup_steps=5", "memory.validation_clips=16"]
@@ -367,6 +369,28 @@ def test_recipes_that_do_not_fit_are_refused(recipe_path, tmp_path):
         load_recipe(recipe_path, ["optimisation.num_steps=0", "optimisation.epochs=1"])
 
 
+def test_the_package_alone_names_the_command_of_the_papers_tasks(recipe_path):
+    code = f"""
+from pathlib import Path
+from trecvit.cli.evaluate import _videomae
+from trecvit.errors import ConfigError
+from trecvit.train.recipe import load_recipe
+for load in (
+    lambda: load_recipe({str(recipe_path)!r}),
+    lambda: load_recipe("mae_world", ["mae.network=videomae"]),
+    lambda: _videomae(Path(), 4, "cpu"),
+):
+    try:
+        load()
+    except ConfigError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    commands = ["`scripts/paper train`", "`scripts/paper train`", "`scripts/paper probe --videomae FOLDER`"]
+    lines = done.stdout.splitlines()
+    assert [command for command, line in zip(commands, lines, strict=True) if command in line] == commands
+
+
 @pytest.mark.parametrize("name", ["memory_world.yaml", "memory_walking_tours.yaml"])
 def test_the_recipes_are_read_and_both_models_can_be_made(name):
     plan = Plan(path=ROOT / "paper" / "recipes" / name, overrides=(), runs=Path("runs"), seeds=(0,))
@@ -392,7 +416,7 @@ def test_figures_are_those_worked_out_by_hand():
 
 
 def test_forgetting_in_streams_is_what_it_says(memoriser):
-    """Against the model run by hand on the frames that count."""
+    """Against the model on the frames since the last reset."""
     generator = torch.Generator().manual_seed(1)
     frames = torch.randint(0, 256, (9, 2, 3, 32, 32), dtype=torch.uint8, generator=generator)
     cuts = torch.zeros(9, 2, dtype=torch.bool)
@@ -518,7 +542,7 @@ def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
 
 
 def test_start_of_the_eigenvalues_is_that_of_the_run(recipe_path, tmp_path):
-    """With no rate the weights at the end are the first ones, so both moments must count the same."""
+    """At a learning rate of 0 the weights do not change, so the counts before and after are the same."""
     from paper import eigenvalues
 
     plan = eigenvalues.Plan(path=recipe_path, overrides=("optimisation.learning_rate=0",), runs=tmp_path)

@@ -341,7 +341,7 @@ def test_processes_share_every_step_without_overlap(recipe_path):
 
 @pytest.mark.slow
 def test_easier_scenes_come_first(recipe_path):
-    """An easier scene is told from the others by having no noise, where the others have much."""
+    """Easy scenes have no noise, the others have much."""
     words = ["optimisation.num_steps=60", "scenes.world.noise=60.0"]
     easier, hard = (
         scene_feed(load_recipe(recipe_path, [*words, f"scenes.easy_steps={steps}"])).batches(0, Share())

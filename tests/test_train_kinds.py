@@ -1,4 +1,4 @@
-"""What the training loop promises, held for all that is trained without classes: in parts, in pieces, by several."""
+"""Guarantees of the training loop for tasks without classes: accumulation, resuming, several processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KINDS = {
 
 
 def written(name: str, folder: Path) -> Path:
-    """The recipe of a kind; a readout needs a backbone."""
+    """Write the recipe of a kind; a readout needs a backbone."""
     content = dict(KINDS[name].content)
     if name == "readout":
         content["start"] = {"weights": test_train_readout.saved_classifier(folder)}
@@ -56,7 +56,7 @@ def written(name: str, folder: Path) -> Path:
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    """Of all that a run has left, a decoder beside its encoder."""
+    """All weights of a run's model, with an autoencoder's decoder."""
     files = sorted((run / "model").rglob("*.safetensors"))
     return {f"{path.parent.name}.{name}": weight for path in files for name, weight in load_file(path).items()}
 
@@ -113,7 +113,7 @@ def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, name):
     ],
 )  # fmt: skip
 def test_two_processes_train_what_one_does(tmp_path, name, parallel):
-    """With FSDP weights are spread, a readout's frozen ones too; an autoencoder has videos, one of which is broken."""
+    """FSDP shards weights, a readout's frozen ones too; the autoencoder has videos, one of them broken."""
     words = ["optimisation.accumulation=2", "optimisation.ema_decay=0.8", "optimisation.batch_size=3"]
     words += [*KINDS[name].tested, *KINDS[name].words]
     path, near, nearest = written(name, tmp_path), 1e-4, 1e-3

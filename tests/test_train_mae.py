@@ -1,4 +1,4 @@
-"""Masked autoencoding in the training loop: what is shown and hidden, what counts, what a run leaves, and going on."""
+"""Masked autoencoding in the training loop: clips, masks, loss, files of a run, and resuming."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def recipe_path(tmp_path) -> Path:
 
 
 def written_videos(folder: Path) -> Path:
-    """In one folder, of no class, of several lengths and sizes; one cannot be read."""
+    """Unlabelled videos of several lengths and sizes in one folder; one is unreadable."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for number in range(7):
@@ -84,7 +84,7 @@ def from_videos(path: Path, videos: Path, *words: str):
 
 @pytest.mark.slow
 def test_a_small_autoencoder_learns_the_clips_it_is_shown(tmp_path, videos):
-    """By heart: what is hidden of noise can be known in no other way."""
+    """By overfitting: masked noise cannot be inferred."""
     words = [
         "optimisation.epochs=80", "optimisation.learning_rate=0.01", "optimisation.warmup_steps=10",
         "mae.decoder.width=32", "mae.decoder.mlp_width=64", "model.width=32", "mae.mask_ratio=0.5", "log_every=20",

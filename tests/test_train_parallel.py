@@ -1,4 +1,4 @@
-"""Two real processes over gloo, started by torchrun as a user would."""
+"""Two processes over gloo, started by torchrun."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_two_processes_give_the_losses_and_the_weights_of_one_and_go_on_from_the
 
 @pytest.mark.slow
 def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_path):
-    """The terminal sends it to all of them, and torchrun's agent sends it to its processes once more."""
+    """The terminal signals all of them, and torchrun's agent signals its processes again."""
     recipe, run = tmp_path / "videos.yaml", tmp_path / "run"
     recipe.write_text(VIDEOS.format(data=write_shades(tmp_path / "data", 10)).replace("epochs: 4", "epochs: 4000"))
     command = [
@@ -126,7 +126,7 @@ def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, kind):
-    """Batches in parts, of unequal size or empty in one of the processes, are still one process's batches."""
+    """Micro-batches of unequal size, or empty in a process, give the same updates as one process."""
     data = write_shades(tmp_path / "data", 9)
     for number in (2, 5):
         (data / "dark" / f"broken{number}.mp4").write_bytes(b"no video")

@@ -1,4 +1,4 @@
-"""The paper's tracker in the training loop: its readout learns, its backbone stays what it was."""
+"""The paper's tracker in the training loop: the readout learns, the backbone stays frozen."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def recipe_path(tmp_path, classifier) -> Path:
 
 @pytest.mark.slow
 def test_a_readout_learns_the_clips_it_is_shown(tmp_path, classifier):
-    """By heart, which shows that points, loss and gradients belong together."""
+    """By overfitting, which checks points, loss and gradients together."""
     scenes = TrackSceneConfig(image_size=(32, 32), num_frames=4, num_points=6, min_things=1, max_things=2)
     (tmp_path / "files").mkdir()
     for number in range(4):

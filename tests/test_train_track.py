@@ -1,4 +1,4 @@
-"""Trackers in the training loop: what they are shown, what counts, and that the loop's promises hold for them."""
+"""Trackers in the training loop: clips, queries, loss, and the guarantees of the loop."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def recipe_path(tmp_path) -> Path:
 
 @pytest.mark.slow
 def test_a_small_tracker_learns_the_clips_it_is_shown(tmp_path):
-    """By heart, which shows that points, loss and gradients belong together; to track what is new takes hours."""
+    """By overfitting, which checks points, loss and gradients together; to generalise takes hours."""
     scenes = TrackSceneConfig(image_size=(32, 32), num_frames=4, num_points=6, min_things=1, max_things=2)
     (tmp_path / "files").mkdir()
     for number in range(4):
@@ -185,7 +185,7 @@ def test_held_out_scenes_are_others(recipe_path):
 
 @pytest.fixture
 def files(tmp_path) -> Path:
-    """Longer and larger than the clips, of unequal numbers of points; where one is hidden there is no number."""
+    """Files longer and larger than the clips, with different numbers of points; NaN where a point is hidden."""
     folder = tmp_path / "files"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -255,7 +255,7 @@ def test_files_that_cannot_be_read_are_counted_and_too_many_stop_the_run(tmp_pat
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> tuple[TAPNext, str]:
-    """A trained tracker, and the word that starts another from it."""
+    """A trained tracker, and the override that starts another from it."""
     folder = tmp_path_factory.mktemp("first")
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     return train(load_recipe(folder / "small.yaml"), folder / "run"), f"start.weights={folder / 'run' / 'model'}"

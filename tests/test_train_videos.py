@@ -1,4 +1,4 @@
-"""Training on real files: what is shown when, what happens to files that cannot be read, and what is started from."""
+"""Training on real files: order of the clips, unreadable files, interruptions, and initial weights."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_what_was_passed_over_is_said(tmp_path, recipe_path):
 
 @pytest.mark.slow
 def test_accumulation_gives_the_big_batchs_update(tmp_path, recipe_path):
-    """Seen by the losses of the steps that follow: AdamW turns rounding of a gradient near zero into a whole step."""
+    """By the losses of later steps: AdamW turns rounding of a gradient near zero into a whole step."""
     losses: dict[int, list[float]] = {1: [], 2: [], 3: []}
     for count, found in losses.items():
         words = ["optimisation.learning_rate=0.01", f"optimisation.accumulation={count}"]
@@ -282,7 +282,7 @@ EVERYTHING = ["optimisation.epochs=8", "optimisation.ema_decay=0.9", "optimisati
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, data) -> TRecViT:
-    """A run that was not ended; who decodes makes no difference."""
+    """A run without interruption; the decoding process makes no difference."""
     folder = tmp_path_factory.mktemp("whole")
     return train(load_recipe(recipe_in(folder, data), EVERYTHING), folder / "run")
 
@@ -323,7 +323,7 @@ TESTED = ["checkpoint_every=100", "videos.validate_every=2", "videos.eval_clips=
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory, data) -> tuple[TRecViT, Path]:
-    """A run with validations that was not ended, and their file."""
+    """A run with validations and without interruption, and its file of them."""
     folder = tmp_path_factory.mktemp("tested")
     recipe = load_recipe(recipe_in(folder, data), [*TESTED, f"videos.validation={data}"])
     return train(recipe, folder / "run"), folder / "run" / "validation.jsonl"
@@ -389,7 +389,7 @@ def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path,
 
 
 def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(tmp_path, recipe_path, monkeypatch):
-    """As one that a script has put into the background."""
+    """Such as a background process of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         train(load_recipe(recipe_path), tmp_path / "run", report=lambda _: os.kill(os.getpid(), signal.SIGINT))
@@ -495,7 +495,7 @@ def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, rec
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_a_weight(
     tmp_path, recipe_path, monkeypatch, first_bad
 ):
-    """The loss looks well, as in float16 or where a root is taken of nothing; the first step is one like any other."""
+    """The loss is finite, as in float16 or for the root of 0; the first step is no exception."""
     recipe = load_recipe(recipe_path)
     expected = train(recipe, tmp_path / "whole")
     backward = Loop._backward
@@ -521,7 +521,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_a_weight(
 
 
 def test_failures_are_counted_over_interruptions(tmp_path, data, recipe_path):
-    """Each process's first steps show one broken video; a run that went on would else count from nothing each time."""
+    """Each process's first steps have one broken video; a resumed run must not count from 0 again."""
     broken = tmp_path / "some"
     for path in data.glob("*/*.mp4"):
         copy = broken / path.relative_to(data)
@@ -574,7 +574,7 @@ def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
 def test_a_run_keeps_its_precision_on_another_processor(
     tmp_path, recipe_path, monkeypatch, began_with, has_instructions
 ):
-    """Also one of a version that had no `auto`, whose recipe says true or false and whose `run.json` nothing."""
+    """Also a run of a version without `auto`, with true or false in its recipe and no value in its `run.json`."""
     run, auto = tmp_path / "run", load_recipe(recipe_path, ["optimisation.bf16=auto"])
     explicit = load_recipe(recipe_path, [f"optimisation.bf16={str(bool(began_with)).lower()}"])
     monkeypatch.setattr("trecvit.processor._is_supported", lambda _: bool(began_with))
