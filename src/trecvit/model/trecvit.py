@@ -546,8 +546,8 @@ def attend(heads: Float[Tensor, "3 S G N d"], *, max_plain_tokens: int) -> Float
     # Not (queries * scale) @ keys, which is one pass over memory more.
     unread, scale = queries.new_empty(1, 1, 1), queries.shape[-1] ** -0.5
     scores = torch.baddbmm(unread, queries, keys.transpose(-2, -1), beta=0.0, alpha=scale)
-    mixed: Tensor = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values)
-    return mixed.unflatten(0, heads.shape[1:3])
+    mixed: Tensor = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).unflatten(0, heads.shape[1:3])
+    return mixed
 
 
 def init_lecun(linear: nn.Linear) -> None:
