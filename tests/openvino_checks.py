@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import openvino
 import pytest
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model
 from processors import pretend
+from safetensors.torch import load_file
 from test_fast import TOLERANCE, assert_checks_pixels, assert_refuses_changes, streamed
 
 import trecvit.accelerate.openvino as export_module
@@ -19,13 +22,12 @@ from trecvit.model.state import State
 
 
 # Converting a graph takes some seconds per block: one block, except in the first case; each case has two graphs, of one
-# frame and of two.
+# frame and of two, or one of a patch of two frames.
 @pytest.mark.parametrize(
     ("variants", "dtype"),
     [
         (["plain"], torch.bfloat16),
-        (["pairs_of_frames"], torch.float32),
-        (["no_conv_fixed_positions", "temporal_mlp", "no_head"], torch.float32),
+        (["pairs_of_frames", "no_conv_fixed_positions", "temporal_mlp", "no_head"], torch.float32),
         (["lstm"], torch.float32),
         (["full_conv"], torch.float32),
     ],
@@ -89,7 +91,8 @@ def test_exported_files_give_the_models_outputs(has_head, tmp_path, monkeypatch)
     model = tiny_model(depth=1) if has_head else tiny_model(depth=1, num_classes=0)
     video = random_video(1, 4).float() / 255
     pretend("avx2", monkeypatch.setattr)  # where bfloat16 is slow
-    folder = export(model, tmp_path / "fast", mode="openvino", dtype=torch.bfloat16, frames=(1, 2))
+    frames, cuts = ((1, 2), [1, 2, 1]) if has_head else ((1,), 1)
+    folder = export(model, tmp_path / "fast", mode="openvino", dtype=torch.bfloat16, frames=frames)
     description = json.loads((folder / "exported.json").read_text())
     assert description["dtype"] == "float32"
     (folder / "exported.json").write_text(
@@ -102,8 +105,8 @@ def test_exported_files_give_the_models_outputs(has_head, tmp_path, monkeypatch)
     assert [port.get_any_name() for port in stream.inputs] == ["frames"]
     request = stream.create_infer_request()
     with torch.inference_mode():
-        expected, after = streamed(model, video, cuts=[1, 2, 1])
-        got, carried = streamed(loaded, video, cuts=[1, 2, 1])
+        expected, after = streamed(model, video, cuts=cuts)
+        got, carried = streamed(loaded, video, cuts=cuts)
         assert relative_error(got.features, expected.features) < 1e-5
         for name, tensor in after._tensors().items():
             assert relative_error(carried._tensors()[name], tensor) < 1e-5, name
@@ -114,3 +117,15 @@ def test_exported_files_give_the_models_outputs(has_head, tmp_path, monkeypatch)
                 result = request.infer({"frames": frame.numpy()})["probs" if has_head else "features"]
                 assert relative_error(torch.from_numpy(result), out.probs if has_head else out.features) < 1e-5
             request.reset_state()
+
+
+def test_an_exported_folder_of_an_earlier_version_runs(tmp_path):
+    previous = Path(__file__).parent / "golden" / "previous"
+    shutil.unpack_archive(previous / "exported.zip", tmp_path)
+    description = json.loads((tmp_path / "exported.json").read_text())
+    here = {"made_for": {"openvino": openvino.__version__}}  # which `load_exported` insists on
+    (tmp_path / "exported.json").write_text(json.dumps({**description, **here}))
+    model, expected = load_exported(tmp_path), load_file(previous / "expected.safetensors")
+    _, state = model.step(expected["video"][:, :2], model.init_state(1))
+    out, _ = model.step(expected["video"][:, 2:], state)
+    assert relative_error(out.logits, expected["lru.logits"]) < 1e-5

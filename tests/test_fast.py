@@ -21,6 +21,7 @@ from processors import FEATURES, pretend
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from paper.memoriser import Memoriser, MemoriserConfig
 from trecvit.accelerate import kernels as kernels_module
 from trecvit.accelerate.exported import export
 from trecvit.accelerate.kernels import FLOATS, available_dtype
@@ -34,11 +35,10 @@ from trecvit.accelerate.linears import (
 from trecvit.accelerate.optimize import for_inference, optimize, quantize
 from trecvit.bench.speed import Speed, matmuls, measure, speeds
 from trecvit.cli import app
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from trecvit.config import ModelConfig
 from trecvit.errors import ConfigError, InputError, MissingPackageError, PrecisionWarning
 from trecvit.model.linear import GELU, Linear
-from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.memorise import Memoriser
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config
 from trecvit.model.trecvit import create_model
 from trecvit.processor import supports
 from trecvit.runtime.describe import flops_per_frame
@@ -120,7 +120,7 @@ from trecvit.accelerate import compile as compile_module
 from trecvit.accelerate.optimize import optimize
 
 compile_module.is_faster_with_onednn = lambda model: True  # inductor's own choice is MKL
-model, video = tiny_model(), random_video(1, 4)
+model, video = tiny_model(depth=1), random_video(1, 4)
 fast = optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
 with torch.inference_mode():
     expected, after = streamed(model, video, cuts=1)
@@ -151,14 +151,14 @@ torch.compile = lambda function, **options: compile(function, **options | {"back
 models = [tiny_model(**VARIANTS[variant]) for variant in ("plain", "plain", "complex", "lstm")]
 with torch.no_grad():
     models[1].blocks[0].spatial.qkv.weight.mul_(2.0)
-this_processor = processor._ask
+this_processor = processor._is_supported
 for name in FEATURES:  # other processors, on which bfloat16 is slow
     pretend(name)
     for dtype in (torch.float32, torch.bfloat16):
         one = optimize(models[0], dtype=dtype, mode="compile")
         assert (one.dtype, one.init_state(1).dtype) == (torch.float32, torch.float32)
         assert relative_error(one(random_video(1, 1)).logits, models[0](random_video(1, 1)).logits) < 1e-5
-processor._ask = this_processor
+processor._is_supported = this_processor
 fast = [optimize(model, mode="compile") for model in models]
 with torch.inference_mode():
     for video in (random_video(1, 1), random_video(2, 3)):
@@ -219,12 +219,12 @@ def test_float32_is_compiled_for_the_kernels_that_are_faster_here(slower, chosen
 
     monkeypatch.setattr(kernels_module, "packed_linears", pretended)
     model = tiny_model()
-    monkeypatch.setattr("trecvit.processor._ask", {"onednn", "mkl"}.__contains__)
+    monkeypatch.setattr("trecvit.processor._is_supported", {"onednn", "mkl"}.__contains__)
     assert kernels_module.is_faster_with_onednn(model) == chosen
     shapes = {(module.out_features, module.in_features) for module in model.modules() if isinstance(module, Linear)}
     assert sorted(shapes_timed) == sorted((model.tokenizer.config.num_patches, *shape) for shape in shapes)
     for has in ({"onednn"}, {"mkl"}, set()):
-        monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
+        monkeypatch.setattr("trecvit.processor._is_supported", has.__contains__)
         assert kernels_module.is_faster_with_onednn(model) == ("onednn" in has)
 
 
@@ -244,7 +244,7 @@ def test_bfloat16_is_computed_in_the_faster_dtype(has, slower, chosen, monkeypat
         return {"onednn": (lambda: time.sleep(2e-3)) if x.dtype == FLOATS[slower] else (lambda: None)}
 
     monkeypatch.setattr(kernels_module, "packed_linears", pretended)
-    monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
+    monkeypatch.setattr("trecvit.processor._is_supported", has.__contains__)
     kernels_module._is_faster_in_bfloat16.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -299,7 +299,7 @@ from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.accelerate.exported import export, load_exported
 
 folder = Path(sys.argv[1])
-model, video = tiny_model(temporal_patch_size=2), random_video(2, 8)
+model, video = tiny_model(temporal_patch_size=2, depth=1), random_video(2, 8)
 export(model, folder, batch_size=2, frames=(2, 4))
 loaded = load_exported(folder)
 with torch.inference_mode():

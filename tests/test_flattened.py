@@ -9,11 +9,12 @@ from test_imagenet import network, vit, written
 from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
-from trecvit.config import ModelConfig, TemporalMixer, TrackerConfig
+from trecvit.config import ModelConfig, TemporalMixer
 from trecvit.errors import CheckpointError, ConfigError, StateError
 from trecvit.model.lru import LayerState, TemporalBlock
 from trecvit.model.mixers import FlatLRU
 from trecvit.model.state import empty_layers
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.model.trecvit import SpatialBlock
 from trecvit.runtime.describe import describe
 from trecvit.weights.imagenet import initialise_from_vit
@@ -123,7 +124,7 @@ def test_they_take_whole_clips_and_refuse_to_stream(mixer):
     model, video = tiny_model(**fields(mixer)), random_video(2, 8)
     out, state = model.step(video, model.init_state(2))
     assert torch.equal(out.logits, model(video).logits)
-    with pytest.raises(StateError, match=f"'{mixer}' looks at whole clips"):
+    with pytest.raises(StateError, match=f"'{mixer}' needs whole clips"):
         model.step(video, state)
     clips = model(video, frames_per_clip=4)
     torch.testing.assert_close(clips.logits, (model(video[:, :4]).logits + model(video[:, 4:]).logits) / 2)
@@ -151,7 +152,7 @@ def test_saved_and_optimised_they_give_the_same_outputs(mixer, tmp_path):
     for one in (loaded, optimize(loaded)):
         with torch.inference_mode():
             assert relative_error(one(video).logits, model(video).logits) < 1e-5
-    with pytest.raises(CheckpointError, match=f"knows no temporal_mixer='{mixer}'"):
+    with pytest.raises(CheckpointError, match=f"does not support temporal_mixer='{mixer}'"):
         convert(tmp_path / "model", tmp_path / "model.npz")
 
 
@@ -165,7 +166,7 @@ def test_only_attention_can_be_initialised_from_a_vit(tmp_path):
     model = network(temporal_mixer="full_attention")
     initialise_from_vit(model, path)
     assert torch.equal(model.blocks[0].spatial.qkv.weight, vit()["blocks.0.attn.qkv.weight"])
-    with pytest.raises(CheckpointError, match="no place in a model of temporal_mixer='flat_lru'"):
+    with pytest.raises(CheckpointError, match="expected a model with spatial blocks, got temporal_mixer='flat_lru'"):
         initialise_from_vit(network(**fields("flat_lru")), path)
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
 from trecvit.bench.speed import measure
-from trecvit.config import ModelConfig, TrackerConfig
+from trecvit.config import ModelConfig
 from trecvit.errors import CheckpointError, ConfigError, StateError
 from trecvit.model.lru import LayerState, TemporalBlock, UngatedLRU
 from trecvit.model.mixers import TemporalAttention, TemporalConv, TemporalLSTM, TemporalPositions, temporal_part
 from trecvit.model.scan import linear_scan_reference
 from trecvit.model.state import State, empty_layers
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import describe, flops_per_frame
 from trecvit.weights.load import convert, load
@@ -173,7 +174,7 @@ def test_attention_takes_whole_clips_and_refuses_to_stream():
     model, video = tiny_model(temporal_mixer="attention"), random_video(2, 8)
     out, state = model.step(video, model.init_state(2))
     assert torch.equal(out.logits, model(video).logits)
-    with pytest.raises(StateError, match=r"'attention' looks at whole clips.*fresh state"):
+    with pytest.raises(StateError, match=r"'attention' needs whole clips.*new state"):
         model.step(video, state)
     with pytest.raises(StateError, match="whole clips"):
         model.step(video, state.reset([True, False]))
@@ -298,7 +299,7 @@ def test_a_loaded_model_equals_the_saved_one(fields, tmp_path):
 @pytest.mark.parametrize("fields", [{"temporal_mixer": "lstm"}, {"lru_gates": False}, {"temporal_skip": False}])
 def test_the_original_format_cannot_hold_them(fields, tmp_path):
     tiny_model(**fields).save(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=f"knows no {next(iter(fields))}"):
+    with pytest.raises(CheckpointError, match=f"does not support {next(iter(fields))}"):
         convert(tmp_path / "model", tmp_path / "model.npz")
 
 

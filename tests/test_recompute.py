@@ -94,12 +94,14 @@ def peak_of_a_step(what: str) -> int:
     return int(sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values()))
 
 
+@pytest.mark.slow
 def test_a_training_step_needs_less_than_half_of_plain_autograds_memory():
     with plain_autograd():
         plain_bytes = peak_of_a_step("nothing")
     assert peak_of_a_step("cheap") < 0.5 * plain_bytes
 
 
+@pytest.mark.slow
 def test_less_than_half_is_measured_too():
     program = Path(__file__).parent / "plain_autograd.py"
     measured = {
@@ -109,6 +111,7 @@ def test_less_than_half_is_measured_too():
     assert measured["cheap"] < 0.5 * measured["plain"], measured
 
 
+@pytest.mark.slow
 def test_recompute_is_one_of_three_values():
     # In a separate process, without the tests' type checks.
     program = "from trecvit.train.sections import Optimisation; Optimisation(num_steps=1, recompute='all')"

@@ -32,7 +32,10 @@ def outcome(scan, tensors, grad_states, grad_last):
 @pytest.mark.parametrize("gate", [-12.0, 0.0, 6.0])
 @pytest.mark.parametrize(
     ("dtype", "num_frames", "width"),
-    [*((dtype, *size) for dtype in TOLERANCE for size in [(1, 5), (2, 150), (17, 150)]), (torch.float32, 256, 5)],
+    [
+        *((dtype, *size) for dtype in TOLERANCE for size in [(1, 5), (2, 150), (17, 150)]),
+        pytest.param(torch.float32, 256, 5, marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_match_the_reference_in_every_gradient(dtype, num_frames, width, gate):
     tensors = gated_inputs(num_frames, dtype, gate, width)
@@ -105,6 +108,7 @@ for kernel in (scan_triton._forward, scan_triton._backward):
 """
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_nvidia_gpus(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False,

@@ -9,8 +9,6 @@ B streams · T frames · N tokens per frame · E recurrent channels · C channel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -146,24 +144,6 @@ def bounded_sqrt(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return root
 
 
-# The frames that the loops go through.
-_frames: Callable[..., range] = range
-
-
-@contextmanager
-def loops_cut_to(num_frames: int) -> Iterator[None]:
-    """Run every loop over frames only for its first `num_frames`, to count operations and memory.
-
-    Tensors keep their shapes; what the later frames would compute is left unset.
-    """
-    global _frames
-    before, _frames = _frames, lambda *bounds: range(*bounds)[:num_frames]
-    try:
-        yield
-    finally:
-        _frames = before
-
-
 class _LinearScan(torch.autograd.Function):
     """The loop with a hand-written gradient.
 
@@ -176,7 +156,7 @@ class _LinearScan(torch.autograd.Function):
     def forward(ctx: Any, decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
         states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
         previous = initial
-        for step in _frames(inputs.shape[1]):
+        for step in range(inputs.shape[1]):
             previous = torch.addcmul(inputs[:, step], decay[:, step], previous)
             states[:, step] = previous
         ctx.save_for_backward(decay, initial, states)
@@ -189,7 +169,7 @@ class _LinearScan(torch.autograd.Function):
         conj_decay = decay.conj().resolve_conj()
         grad = torch.empty_like(states)
         grad[:, -1] = grad_states[:, -1]
-        for step in _frames(states.shape[1] - 2, -1, -1):
+        for step in range(states.shape[1] - 2, -1, -1):
             torch.addcmul(grad_states[:, step], conj_decay[:, step + 1], grad[:, step + 1], out=grad[:, step])
         grad_decay = torch.empty_like(states)
         torch.mul(grad[:, 0], initial.conj().resolve_conj(), out=grad_decay[:, 0])
@@ -211,7 +191,7 @@ class _GatedScan(torch.autograd.Function):
         rate = -GATE_SHARPNESS * F.softplus(a_param.to(hidden.dtype))
         states = torch.empty(x.shape, dtype=hidden.dtype, device=x.device)
         previous = hidden
-        for step in _frames(x.shape[1]):
+        for step in range(x.shape[1]):
             log_a = torch.sigmoid(recurrence_gate[:, step].to(hidden.dtype)).mul_(rate)
             gated = torch.sigmoid(input_gate[:, step].to(hidden.dtype)).mul_(x[:, step])
             scale = torch.expm1(2.0 * log_a).neg_().sqrt_()
@@ -231,7 +211,7 @@ class _GatedScan(torch.autograd.Function):
         grad_x, grad_input, grad_recurrence = (torch.empty_like(t) for t in (x, input_gate, recurrence_gate))
         grad_rate = torch.zeros_like(rate)
         carried = torch.zeros_like(hidden)  # a_(t+1) g_(t+1)
-        for step in _frames(x.shape[1] - 1, -1, -1):
+        for step in range(x.shape[1] - 1, -1, -1):
             r = torch.sigmoid(recurrence_gate[:, step].to(dtype))
             i = torch.sigmoid(input_gate[:, step].to(dtype))
             log_a = r * rate

@@ -21,17 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import (
-    Architecture,
-    ImageSize,
-    ModelConfig,
-    Preprocessing,
-    Recompute,
-    as_image_size,
-    check_labels,
-    model_config,
-)
+from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, Recompute, as_image_size, model_config
 from trecvit.errors import InputError, StateError
+from trecvit.labels import check_labels
 from trecvit.model.engine import Engine, Optimizable
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
@@ -539,7 +531,8 @@ def attend(heads: Float[Tensor, "3 S G N d"], *, max_plain_tokens: int) -> Float
     """Softmax attention: plain matrix multiplications for few tokens on the CPU, else PyTorch's fused kernel."""
     if heads.device.type != "cpu" or heads.shape[3] > max_plain_tokens:
         queries, keys, values = heads
-        return F.scaled_dot_product_attention(queries, keys, values)
+        fused: Tensor = F.scaled_dot_product_attention(queries, keys, values)
+        return fused
     if heads.dtype == torch.bfloat16:
         heads = heads.contiguous()  # one copy of all, where oneDNN's matrix multiplications would each make their own
     queries, keys, values = heads.flatten(1, 2)  # each [SG,N,d]
