@@ -512,6 +512,15 @@ def test_int8_is_closer_to_a_trained_models_logits_than_bfloat16():
     assert torch.equal(bytewise.argmax(-1), exact.argmax(-1))
 
 
+def test_for_a_compiler_every_linear_layer_of_the_blocks_is_quantized():
+    model = tiny_model(temporal_mlp=True)
+    fast = for_inference(model, torch.float32, "compile")
+    quantize(fast, model)
+    names = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    quantized = [name for name in names if isinstance(fast.get_submodule(name), FusedQuantizedLinear)]
+    assert quantized == [name for name in names if name.startswith("blocks.")]
+
+
 def test_int8_is_refused_where_it_is_not_available(monkeypatch):
     with pytest.raises(ConfigError, match=r"is for mode='eager' or 'compile' .* got mode='openvino'"):
         optimize(tiny_model(), dtype=torch.int8, mode="openvino")

@@ -100,9 +100,10 @@ def for_inference(model: _Model, dtype: torch.dtype, mode: str) -> _Model:
 def quantize(fast: VideoModel, model: VideoModel) -> None:
     """Replace the blocks' linear layers by 8-bit ones for a compiler, made from the full precision of `model`."""
     make = partial(FusedQuantizedLinear, rows=model.tokenizer.config.num_patches)
-    for name, source in model.named_modules():
-        if not isinstance(source, NOT_IN_INT8):
-            replace_linears(fast.get_submodule(name), make, source=source)
+    sources = dict(model.named_modules())
+    for name, parent in list(fast.named_modules()):
+        if name in sources and not isinstance(parent, NOT_IN_INT8):
+            replace_linears(parent, make, source=sources[name])
 
 
 def _check(model: VideoModel, dtype: torch.dtype, mode: str) -> None:
