@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from paper.video_transformers import load_videomae_encoders
+from trecvit.cli.evaluate import OTHER_ENCODERS, probe
 from trecvit.cli.options import DeviceOption, ModelOption, TrainingDeviceOption, load_model
 from trecvit.cli.terminal import console, progress_bar, progress_bars
+from trecvit.cli.train import train
 from trecvit.errors import ConfigError
 from trecvit.files import only_writer, write_json
 
@@ -30,6 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+# The package's own commands, here with the paper's tasks and encoders.
+OTHER_ENCODERS["videomae"] = load_videomae_encoders
+app.command("train")(train)
+app.command("probe")(probe)
 
 _Report = Callable[[str, int, int], None]
 _Item = TypeVar("_Item")
@@ -178,7 +185,7 @@ def frozen(
     """
     from paper import frozen
     from paper.results import write_result
-    from trecvit.data.manifest import read_manifest
+    from trecvit.data.layouts import read_manifest
     from trecvit.train.probe import ProbePlan
 
     probes = ProbePlan(epochs=epochs)
@@ -228,7 +235,7 @@ def memory(
     from paper.results import write_result
 
     plan = memory.Plan(path=recipe, overrides=tuple(overrides or ()), runs=runs, seeds=_integers(seeds))
-    plan.memory(plan.base)  # an invalid recipe fails before the first training
+    plan.task(plan.base)  # an invalid recipe fails before the first training
     offsets = tuple(sorted(set(offset))) if offset else plan.offsets()
     tested = {}
     with _job(device, runs, to) as (processes, report):

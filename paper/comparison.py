@@ -97,7 +97,7 @@ def runs_of(
 def require_curves(runs: Sequence[Run]) -> None:
     """Raise ConfigError unless the runs are validated during training."""
     for run in runs:
-        if run.recipe.videos is None or not run.recipe.videos.validate_every:
+        if not run.recipe.task.validate_every:
             raise ConfigError(
                 "videos.validate_every: expected more than 0, as curves need validation during training, got 0"
             )

@@ -19,7 +19,6 @@ from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,12 +28,11 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from paper.results import empty_figure
-from trecvit.baselines.video_transformers import FACTORISED_ENCODER, NAMES, build_baseline
+from paper.video_transformers import FACTORISED_ENCODER, NAMES, build_baseline
 from trecvit.config import TemporalMixer, model_config
-from trecvit.model import trecvit
 from trecvit.model.lru import RGLRU
 from trecvit.model.scan import gated_scan
-from trecvit.model.trecvit import TRecViT
+from trecvit.model.trecvit import SpatialBlock, TRecViT
 
 OURS = "TRecViT-B"
 OUR_BLOCKS: dict[str, TemporalMixer] = {OURS: "lru", "ViT-LSTM": "lstm", "ViT-Conv1D": "conv"}
@@ -240,7 +238,7 @@ class _Counted(NamedTuple):
 def _counted(name: str, num_frames: int, fused: bool, training: bool) -> _Counted:
     model = _without_weights(name, num_frames, fused)
     ours = isinstance(model, TRecViT)
-    with _attention(fused), _plain_lstm(), FakeTensorMode(allow_non_fake_inputs=True):
+    with _plain_lstm(), FakeTensorMode(allow_non_fake_inputs=True):
         _give_empty_weights(model)
         video = torch.zeros(1, num_frames, 3, IMAGE_PX, IMAGE_PX, dtype=torch.uint8 if ours else torch.float32)
 
@@ -283,6 +281,8 @@ def _without_weights(name: str, num_frames: int, fused: bool) -> nn.Module:
         if name in OUR_BLOCKS:
             model = TRecViT(model_config("base", num_classes=_CLASSES, temporal_mixer=OUR_BLOCKS[name]))
             for module in model.modules():
+                if fused and isinstance(module, SpatialBlock):
+                    module.max_plain_tokens = 0
                 if isinstance(module, RGLRU) and num_frames > _FRAMES_FOLLOWED:
                     module.__class__ = _ShortLoop
             return model
@@ -296,13 +296,6 @@ def _give_empty_weights(model: nn.Module) -> None:
             setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-
-
-@contextmanager
-def _attention(fused: bool) -> Iterator[None]:
-    """Whether TRecViT's own attention, which on CPUs is plain products for few tokens, is PyTorch's fused one."""
-    with patch.object(trecvit, "_MAX_TOKENS_FOR_PRODUCTS", 0 if fused else trecvit._MAX_TOKENS_FOR_PRODUCTS):
-        yield
 
 
 @contextmanager
@@ -348,7 +341,7 @@ class _ShortScan(torch.autograd.Function):
         inputs = [x[:, first], input_gate[:, first], recurrence_gate[:, first], a_param, hidden]
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
-            states, _ = gated_scan(*inputs, fresh)
+            states, _ = gated_scan(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], fresh)
         *of_sequences, of_a_param, of_hidden = torch.autograd.grad(states, inputs, grad_outputs[0][:, first])
         for grad, part in zip(grads, of_sequences, strict=True):
             grad[:, first] = part

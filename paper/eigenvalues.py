@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from paper.memoriser import Memoriser
+from paper.memory_task import MemoryTask
 from paper.recurrence import radii
 from paper.results import empty_figure, heading, scale
 from paper.runs import train_once
 from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU
-from trecvit.model.memorise import Memoriser
 from trecvit.model.scan import GATE_SHARPNESS
 from trecvit.processes import Processes
-from trecvit.train.initialise import first_model, load_trained
-from trecvit.train.loop import feed_of
+from trecvit.train.initialise import initial_model
+from trecvit.train.networks import load_trained
 from trecvit.train.recipe import Recipe, load_recipe
 
 RANGES = (0.9, 0.6)
@@ -56,7 +57,7 @@ class Plan:
         """
         words = [*self.overrides, "memory.network=trecvit", f"model.min_radius={min_radius}", f"seed={seed}"]
         plain = load_recipe(self.path, self.overrides)
-        if plain.memory is None:
+        if not isinstance(plain.task, MemoryTask):
             raise ConfigError(f"{self.path}: expected a recipe with `memory`")
         return load_recipe(self.path, words)
 
@@ -76,7 +77,7 @@ def run(
     recipe, folder = plan.recipe(min_radius, seed), plan.folder(min_radius, seed)
     train_once(recipe, folder, processes=processes, report=lambda line: report(line.step, line.num_steps))
     torch.manual_seed(seed)  # as `train` does before it makes the initial model
-    first, _ = first_model(recipe, feed_of(recipe))
+    first, _ = initial_model(recipe, recipe.feed())
     rows = []
     for moment, model in (("start", first), ("end", load_trained(recipe.architecture, folder / "model"))):
         assert isinstance(model, Memoriser), "a TRecViT that memorises"

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from paper.forgetting import FORGETTINGS, Forgetting, forgotten, state_rms
 from paper.results import empty_figure, heading
 from trecvit.errors import ConfigError
-from trecvit.evaluate.forgetting import FORGETTINGS, Forgetting, forgotten, state_rms
 from trecvit.model.trecvit import TRecViT
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.world import LABELS, World, WorldConfig
 
 WAYS = tuple(way for way in FORGETTINGS if not way.at_cuts)  # every clip begins with a cut, so "at cuts" is redundant

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
+from paper.point_probe import PointProbePlan, held_out_videos, point_probe, training_clips
 from paper.results import empty_figure, heading, scale
 from paper.runs import train_once
-from trecvit.baselines.mae import VideoMaeAutoencoder
-from trecvit.baselines.video_transformers import fresh_videomae, videomae_encoder
+from paper.video_transformers import fresh_videomae, videomae_encoder
+from paper.videomae import VideoMaeAutoencoder
 from trecvit.bench.training import updates_in_turn
 from trecvit.data.manifest import Manifest
 from trecvit.data.tracked import TrackedVideo
@@ -33,10 +34,10 @@ from trecvit.files import write_text
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes
 from trecvit.synthetic.track_scenes import TrackSceneConfig
-from trecvit.train.initialise import load_trained
-from trecvit.train.point_probe import PointProbePlan, held_out_videos, point_probe, training_clips
+from trecvit.train.networks import load_trained
 from trecvit.train.probe import ProbePlan, Report, fresh_trecvit, probe
 from trecvit.train.recipe import Recipe, load_recipe
+from trecvit.train.tasks.mae import MaeTask
 
 OURS, VIDEOMAE = "TRecViT", "VideoMAE"
 MODELS = (OURS, VIDEOMAE)
@@ -78,7 +79,9 @@ class Plan:
             ConfigError: when it pre-trains no TRecViT.
         """
         base = load_recipe(self.path, self.overrides)
-        if base.mae is None or base.mae.network != "trecvit" or base.blocks.temporal_patch_size != 1:
+        task = base.task
+        ours = isinstance(task, MaeTask) and task.mae.network == "trecvit"
+        if not ours or base.blocks.temporal_patch_size != 1:
             raise ConfigError(f"{self.path}: expected a recipe with `mae` for a TRecViT with one frame per patch")
         return base
 
@@ -170,7 +173,7 @@ def run(
 
 def _encoders(recipe: Recipe, folder: Path, name: str, seed: int, device: torch.device) -> tuple[Encoder, Encoder]:
     """Make encoders of the pre-trained network and of the same architecture with random weights."""
-    trained = load_trained(recipe.autoencoder, folder / "model", device=device)
+    trained = load_trained(recipe.architecture, folder / "model", device=device)
     if isinstance(trained, TRecViT):
         return trecvit_encoder(trained, name), trecvit_encoder(fresh_trecvit(trained, seed), f"{name}, random")
     assert isinstance(trained, VideoMaeAutoencoder), "one of two"

@@ -15,20 +15,19 @@ from typing import Any
 
 import torch
 
+from paper.forgetting import FORGETTINGS, MULTIPLES
+from paper.memoriser import Memoriser
+from paper.memory_task import HeldOutMemory, MemoryTask
+from paper.recall import draw_memory, evaluate_memory, recall_in_streams
 from paper.results import empty_figure, heading, scale
 from paper.runs import train_once
-from trecvit.baselines.memorise import VivitMemoriser
+from paper.vivit import VivitMemoriser
 from trecvit.bench.training import updates_in_turn
 from trecvit.errors import ConfigError
-from trecvit.evaluate.forgetting import FORGETTINGS, MULTIPLES
-from trecvit.evaluate.memorise import draw_memory, evaluate_memory, recall_in_streams
 from trecvit.files import write_text
-from trecvit.model.memorise import Memoriser
 from trecvit.processes import Processes
-from trecvit.train.initialise import load_trained
-from trecvit.train.memorise import HeldOutMemory
+from trecvit.train.networks import load_trained
 from trecvit.train.recipe import Recipe, load_recipe
-from trecvit.train.sections import Memory
 
 OURS, VIVIT = "TRecViT", "ViViT"
 _NETWORKS: dict[str, tuple[str, ...]] = {
@@ -69,7 +68,7 @@ class Plan:
     def frame(self) -> int:
         """Number of the frame to recall, from 1."""
         base = self.base
-        return base.preprocessing.num_frames - self.memory(base).offset
+        return base.preprocessing.num_frames - self.task(base).memory.offset
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -77,16 +76,15 @@ class Plan:
         num_frames = self.base.preprocessing.num_frames
         return num_frames, round(LONGER * num_frames)
 
-    def memory(self, recipe: Recipe) -> Memory:
-        """Return the recipe's memory section.
+    def task(self, recipe: Recipe) -> MemoryTask:
+        """Return the recipe's task.
 
         Raises:
-            ConfigError: when it has none, or no clips to validate on.
+            ConfigError: for another task, and without clips to validate on.
         """
-        without = recipe.videos is not None and recipe.videos.validation is None
-        if recipe.memory is None or not recipe.memory.validation_clips or without:
+        if not isinstance(recipe.task, MemoryTask) or not recipe.task.evaluates:
             raise ConfigError(f"{self.path}: expected a recipe with `memory`, and clips to validate on")
-        return recipe.memory
+        return recipe.task
 
     def offsets(self) -> tuple[int, ...]:
         """Return the default distances k: 1, a third of the recipe's, the recipe's, and that at 1.5 T."""
@@ -103,6 +101,11 @@ class Plan:
             f"seed={seed}",
         ]
         return load_recipe(self.path, overrides)
+
+    def held_out(self, model: str, num_frames: int, seed: int) -> HeldOutMemory:
+        """Clips that one run is tested on."""
+        recipe = self.recipe(model, num_frames, seed)
+        return self.task(recipe).held_out(recipe)
 
     def folder(self, model: str, num_frames: int, seed: int) -> Path:
         """Return the run folder."""
@@ -147,7 +150,7 @@ def run(
         tests = plan.lengths if num_frames == plan.lengths[0] else (num_frames,)
         results: dict[str, dict[str, float | int]] = {}
         for length in tests:
-            clips, _ = HeldOutMemory(plan.recipe(model, length, seed)).read()
+            clips, _ = plan.held_out(model, length, seed).read()
             results[str(length)] = evaluate_memory(trained, clips, length - plan.frame)
             results[str(length)]["parameters"] = sum(weight.numel() for weight in trained.parameters())
         write_text(cached, json.dumps(results) + "\n")
@@ -195,8 +198,8 @@ def beyond_rows(
     length, seed = plan.lengths[0], plan.seeds[0]
     model = plan.trained(OURS, length, seed).to(device)
     assert isinstance(model, Memoriser), "a TRecViT memoriser"
-    held_out = HeldOutMemory(plan.recipe(OURS, length, seed))
-    ways = [way for way in FORGETTINGS if held_out.knows_cuts or not way.at_cuts]
+    held_out = plan.held_out(OURS, length, seed)
+    ways = [way for way in FORGETTINGS if held_out.has_cuts or not way.at_cuts]
     moments = [round(multiple * length) for multiple in MULTIPLES]
     multiple_of = dict(zip(moments, MULTIPLES, strict=True))
     recalled = recall_in_streams(
@@ -226,7 +229,7 @@ def draw(plan: Plan, content: dict[str, Any], folder: Path) -> list[Path]:
     """Draw all pictures: curves of the results, and Figures 8 and 9, frames recalled by both models."""
     drawn = draw_curves(content, folder)
     short, long = plan.lengths
-    clips, _ = HeldOutMemory(plan.recipe(OURS, long, plan.seeds[0])).read(_NUM_DRAWN)
+    clips, _ = plan.held_out(OURS, long, plan.seeds[0]).read(_NUM_DRAWN)
     for name, trained_on in (("figure8.png", long), ("figure9.png", short)):
         models = {model: plan.trained(model, trained_on, plan.seeds[0]) for model in _NETWORKS}
         draw_memory(models, clips, long - plan.frame, folder / name)

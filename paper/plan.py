@@ -14,6 +14,7 @@ from pathlib import Path
 from trecvit.config import ModelConfig, nearest
 from trecvit.errors import ConfigError
 from trecvit.train.recipe import Recipe, load_recipe
+from trecvit.train.tasks.classify import ClassifyTask
 
 OURS = "ours"
 
@@ -184,7 +185,7 @@ def recipe_for(
     """
     length = () if num_steps is None else (f"optimisation.num_steps={num_steps}", "optimisation.epochs=0")
     recipe = load_recipe(path, [*overrides, *length, *_PAPERS_MODEL, *variant.overrides, f"seed={seed}"])
-    if recipe.videos is None or recipe.videos.validation is None or recipe.mae is not None:
+    if not isinstance(recipe.task, ClassifyTask) or not recipe.task.evaluates:
         raise ConfigError(
             f"{path}: expected a recipe that trains a classifier on `videos` and has `videos.validation`; "
             "`trecvit data render` makes videos of the synthetic world"

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from paper.results import empty_figure
 from trecvit.config import ModelConfig
-from trecvit.data.clips import EvaluationViews
-from trecvit.data.manifest import read_manifest
 from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU
 from trecvit.model.trecvit import TRecViT
 from trecvit.train.recipe import Recipe
+from trecvit.train.tasks.classify import ClassifyTask
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
@@ -99,10 +98,8 @@ def held_out(recipe: Recipe, count: int) -> list[UInt8[Tensor, "T 3 H W"]]:
     Raises:
         DataError: when none is readable.
     """
-    assert recipe.videos is not None, "a study's recipe has videos"
-    assert recipe.videos.validation is not None, "and some to test on"
-    manifest = read_manifest(recipe.videos.validation).spread(count)
-    clips, _ = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1).first_views()
+    assert isinstance(recipe.task, ClassifyTask), "a study's recipe classifies"
+    clips, _ = recipe.task.clips.held_out(recipe, count=count, seed=0).read()
     return clips
 
 

@@ -32,7 +32,7 @@ def scale(recipe: Recipe) -> str:
     height, width = clips.image_size
     return (
         f"{blocks.depth} blocks of width {blocks.width}, patches of {blocks.patch_size}, clips of {clips.num_frames} "
-        f"frames of {height} x {width}, {length} of {plan.batch_size} clips, {recipe.data}"
+        f"frames of {height} x {width}, {length} of {plan.batch_size} clips, {recipe.origin}"
     )
 
 

@@ -17,13 +17,13 @@ SOURCE = Path(trecvit.__file__).parent
 LINES = [
     {"draws", "errors", "memory", "processor", "workers"},
     {"config", "files", "processes"},
+    {"labels"},
     {"pretrained", "video", "download"},
     {"model"},
     {"data"},
     {"synthetic"},
     {"weights"},
     {"evaluate"},
-    {"baselines"},
     {"train"},
     {"accelerate"},
     {"runtime"},
@@ -39,12 +39,11 @@ RESERVED = {
     "av": {"video/container.py", "video/order.py", "video/decode.py", "video/encode.py", "runtime/doctor.py"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "skimage": {"synthetic/textures.py"},
+    "skimage": {"synthetic/pictures.py"},
     "openvino": {"accelerate/openvino.py"},
     "cv2": {"evaluate/point_baselines.py"},
-    "transformers": {"baselines/video_transformers.py"},
+    "transformers": set(),
     "triton": {"model/scan_triton.py"},
-    "fla": {"model/scan_fla.py"},
     "huggingface_hub": {"pretrained.py"},
 }
 
@@ -82,6 +81,11 @@ def test_reserved_packages_are_touched_in_their_places_only(path):
         assert allowed is None or {str(here), here.parts[0]} & allowed, f"{name} in {path.name}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_package_does_not_import_the_papers_comparisons(path):
+    assert not any(name.split(".")[0] == "paper" for name in imports(path))
+
+
 def test_only_the_command_line_prints_or_exits():
     for path in FILES:
         if path.parent.name == "cli":
@@ -89,6 +93,41 @@ def test_only_the_command_line_prints_or_exits():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"print", "exit", "quit", "input"}, f"{path}:{node.lineno}"
+
+
+PUBLIC = [
+    "PRESETS",
+    "LiveTracker",
+    "ModelConfig",
+    "Output",
+    "PointReadoutConfig",
+    "PointTracker",
+    "Preprocessing",
+    "ReadoutState",
+    "ReadoutTracker",
+    "ReadoutTrackerConfig",
+    "State",
+    "TAPNext",
+    "TRecViT",
+    "TRecViTError",
+    "TrackState",
+    "TrackerConfig",
+    "TrackerOutput",
+    "World",
+    "WorldConfig",
+    "class_names",
+    "convert",
+    "create_model",
+    "export",
+    "load",
+    "load_exported",
+    "optimize",
+    "track_both_ways",
+]
+
+
+def test_the_public_names_are_these():
+    assert trecvit.__all__ == PUBLIC
 
 
 def test_public_names_exist_and_are_sorted():
@@ -110,11 +149,11 @@ def test_importing_the_package_imports_nothing_heavy():
     assert heavy == "[]"
 
 
-@pytest.mark.parametrize("name", ["motions", "points"])
-def test_loading_imports_no_compiler(name):
+def test_loading_imports_no_compiler():
     """It takes longer than all the rest, and a random number on the meta device is enough to have it imported."""
-    code = "import sys, trecvit; trecvit.load('{}'); print([m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
-    assert run_python(code.format(name)) == "[]"
+    code = "import sys, trecvit; [trecvit.load(name) for name in ('motions', 'points')]; "
+    code += "print([m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
+    assert run_python(code) == "[]"
 
 
 def test_the_models_need_no_video_library_and_no_command_line():

@@ -15,7 +15,7 @@ from trecvit.errors import MissingPackageError
 from trecvit.evaluate.point_baselines import LucasKanade, static_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.synthetic.footage import moved_picture
-from trecvit.synthetic.textures import surface
+from trecvit.synthetic.surfaces import surface
 
 QUERIES = torch.tensor([[[0.0, 10, 20], [2, 5.5, 6.5], [3, 30, 1]]])
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from paper.commands import app as paper_app
 from trecvit.cli import app
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.runtime.stream import stream
 from trecvit.video.decode import read_frames
 from trecvit.video.encode import VideoWriter
@@ -74,6 +74,7 @@ def test_the_models_equations_lead_to_code_that_is_there():
         assert re.search(rf"^(class|def) {name}\b", code, re.MULTILINE), name
 
 
+@pytest.mark.slow
 def test_the_example_with_many_streams_gives_each_video_its_own_answer(tmp_path):
     videos = []
     rng = np.random.default_rng(0)
@@ -91,6 +92,7 @@ def test_the_example_with_many_streams_gives_each_video_its_own_answer(tmp_path)
         assert f"{video}: {best[0]} ({best[1]:.0%} after {length} frames)" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_example_with_new_motions_writes_a_folder_per_class(tmp_path):
     example = ROOT / "examples" / "new_motions.py"
     done = subprocess.run([sys.executable, str(example), str(tmp_path / "new")], capture_output=True, text=True)

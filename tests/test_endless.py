@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from paper import tables
 from paper.commands import app
 from paper.endless import OF_ALL_FRAMES, accuracies, world_streams
+from paper.forgetting import Forgetting
 from trecvit.errors import ConfigError
-from trecvit.evaluate.forgetting import Forgetting
 
 ON, ANEW, LESS = Forgetting(name="on"), Forgetting(name="anew", per_clip=0.0), Forgetting(name="less", per_frame=0.5)
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from trecvit.config import Preprocessing, model_config
+from trecvit.data.class_names import label_hash
 from trecvit.data.clips import Failure, evaluation_views
-from trecvit.data.manifest import Manifest, label_hash, read_manifest
+from trecvit.data.layouts import read_manifest
+from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.early import READOUTS, Readouts, evaluate_early
 from trecvit.evaluate.scores import Scores, calibration_error, confusion, figures, write_result

@@ -15,20 +15,20 @@ from typer.testing import CliRunner
 
 from paper import frozen
 from paper.commands import app
-from trecvit.baselines.mae import VideoMaeAutoencoder
-from trecvit.baselines.video_transformers import videomae_encoder
-from trecvit.config import PointReadoutConfig, Preprocessing, VideoMaeConfig, decoder_config, model_config
+from paper.point_probe import FrozenTracker, PointProbePlan, held_out_videos, point_probe, training_clips
+from paper.video_transformers import videomae_encoder
+from paper.videomae import VideoMaeAutoencoder, VideoMaeConfig
+from trecvit.config import Preprocessing, model_config
 from trecvit.errors import ConfigError, InputError
 from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
-from trecvit.model.mae import hidden_patches, targets
-from trecvit.model.readouts import RecurrentPointReadout
+from trecvit.model.mae import decoder_config, hidden_patches, targets
+from trecvit.model.readouts import PointReadoutConfig, RecurrentPointReadout
 from trecvit.model.trecvit import frames_of, patches_of
 from trecvit.synthetic.track_scenes import TrackSceneConfig
-from trecvit.train.initialise import load_trained
 from trecvit.train.loop import train
+from trecvit.train.networks import load_trained
 from trecvit.train.optimise import optimisers_of
-from trecvit.train.point_probe import FrozenTracker, PointProbePlan, held_out_videos, point_probe, training_clips
 from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import read_lines
 from trecvit.video.encode import VideoWriter
@@ -122,6 +122,7 @@ def test_a_videomae_is_saved_and_its_encoder_is_transformers_own(tmp_path):
         model(video[:, :2], visible)
 
 
+@pytest.mark.slow
 def test_a_videomae_is_trained_by_the_same_loop_and_goes_on_to_the_same_bit(recipe_path, tmp_path):
     recipe = load_recipe(recipe_path, VIDEOMAE)
     whole = train(recipe, tmp_path / "whole")
@@ -141,12 +142,12 @@ def test_a_videomae_is_trained_by_the_same_loop_and_goes_on_to_the_same_bit(reci
     resumed = train(recipe, tmp_path / "parts")
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
-    assert isinstance(load_trained(recipe.autoencoder, tmp_path / "parts" / "model"), VideoMaeAutoencoder)
+    assert isinstance(load_trained(recipe.architecture, tmp_path / "parts" / "model"), VideoMaeAutoencoder)
 
 
 def test_its_layers_linear_maps_are_moved_by_muon_and_its_embedding_slowly(recipe_path):
     recipe = load_recipe(recipe_path, [*VIDEOMAE, "optimisation.embedding_rate=0.1"])
-    model = VideoMaeAutoencoder(recipe.autoencoder)
+    model = VideoMaeAutoencoder(recipe.architecture)
     adam, muon = optimisers_of(model, recipe.optimisation)
     rates = {id(weight): group["peak_lr"] for group in adam.param_groups for weight in group["params"]}
     moved = {id(weight) for group in muon.param_groups for weight in group["params"]}
@@ -161,8 +162,8 @@ def test_its_layers_linear_maps_are_moved_by_muon_and_its_embedding_slowly(recip
     ("words", "said"),
     [
         (["mae.network=vit"], "network"),
-        ([*VIDEOMAE, "start.weights=motions"], "a VideoMAE begins from fresh weights"),
-        ([*VIDEOMAE, "start.whiten_grain_px=2"], "a VideoMAE begins from fresh weights"),
+        ([*VIDEOMAE, "start.weights=motions"], "a videomae starts from random weights"),
+        ([*VIDEOMAE, "start.whiten_grain_px=2"], "a videomae starts from random weights"),
         ([*VIDEOMAE, "preprocessing.num_frames=3"], "a multiple of temporal_patch_size=2"),
     ],
 )
@@ -187,6 +188,7 @@ def places(num_rows: int = 4) -> Encoder:
     return Encoder("places", nn.Linear(1, 1), {}, plan, features)
 
 
+@pytest.mark.slow
 def test_a_readout_learns_to_say_of_still_points_where_they_are():
     readout = PointReadoutConfig(width=32, depth=1, num_heads=2, mlp_width=32, num_bases=4)
     plan = PointProbePlan(
@@ -240,6 +242,7 @@ def write_videos(root: Path, seed: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_study_trains_both_probes_both_and_does_nothing_twice(recipe_path, tmp_path, monkeypatch):
     few = property(lambda self: PointProbePlan(scenes=STILL, train_scenes=2, test_scenes=1, num_steps=1, batch_size=1))
     monkeypatch.setattr(frozen.Plan, "points", few)

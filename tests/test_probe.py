@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from trecvit.cli import app
 from trecvit.config import Preprocessing, model_config
 from trecvit.data.clips import evaluation_views
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.evaluate import features as features_module
 from trecvit.evaluate.features import Features, cached_features, trecvit_encoder
@@ -286,7 +286,7 @@ def test_other_classes_and_impossible_plans_are_refused(tmp_path, train_data):
     (tmp_path / "other" / "grey").mkdir(parents=True)
     (tmp_path / "other" / "grey" / "a.mp4").write_bytes(b"x")
     encoder = trecvit_encoder(network(), "it")
-    with pytest.raises(DataError, match="not the same classes"):
+    with pytest.raises(DataError, match="do not have the same classes"):
         probe(
             encoder, lambda _: encoder, read_manifest(train_data), read_manifest(tmp_path / "other"), tmp_path,
             ProbePlan(),
@@ -312,7 +312,7 @@ def videomae(folder: Path) -> Path:
 
 
 def test_a_videomaes_tokens_are_told_frame_by_frame(tmp_path):
-    from trecvit.baselines.video_transformers import fresh_videomae, load_videomae, videomae_encoder
+    from paper.video_transformers import fresh_videomae, load_videomae, videomae_encoder
 
     model = load_videomae(videomae(tmp_path))
     encoder = videomae_encoder(model, "it")
@@ -347,7 +347,7 @@ def test_a_videomae_is_probed_as_a_trecvit_is(tmp_path, train_data):
 
 
 def test_what_is_no_videomae_is_refused(tmp_path):
-    from trecvit.baselines.video_transformers import load_videomae
+    from paper.video_transformers import load_videomae
 
     pytest.importorskip("transformers")
     with pytest.raises(CheckpointError, match="expected a folder with transformers'"):

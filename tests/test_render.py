@@ -1,4 +1,4 @@
-"""The world as files: the same whoever renders, easy where that was asked for, and what becomes of damaged ones."""
+"""The world as files: independent of the workers, easy scenes where requested, damaged files reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import DataError
 from trecvit.synthetic.render import render_data_set
 from trecvit.synthetic.world import World, WorldConfig
@@ -57,6 +57,7 @@ def group_exists(number: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_process_that_was_killed(tmp_path):
     words = [sys.executable, "-m", "trecvit", "data", "render", str(tmp_path / "world"), "--train", "4000"]
     process = subprocess.Popen(words, start_new_session=True)

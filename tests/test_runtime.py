@@ -53,11 +53,14 @@ def test_classify_averages_clips_spread_over_the_video():
     order = expected.argsort(descending=True)
     assert answer.labels == tuple("abcde"[index] for index in order)
     np.testing.assert_allclose(answer.probs, expected[order].numpy(), rtol=1e-4)
-    assert (answer.num_video_frames, answer.num_frames_used) == (20, 12)
+    assert answer.num_video_frames == 20
 
 
-def test_a_video_shorter_than_a_clip_is_looked_at_once():
-    assert classify(small_model(), noise(3), num_clips=4).num_frames_used == 4
+def test_a_video_shorter_than_a_clip_is_one_clip():
+    model, clips = small_model(), []
+    model.register_forward_hook(lambda _, inputs, __: clips.append(inputs[0].shape[:2]))
+    classify(model, noise(3), num_clips=4)
+    assert clips == [(1, 4)]
 
 
 @contextmanager
@@ -247,15 +250,17 @@ def test_the_doctor_finds_this_machine_well(processor):
         re.findall(pattern, findings["fastest here"].words) for pattern in (r"ms in (\w+)", r"no fast (\w+)")
     )
     assert sorted(timed + slow) == ["bfloat16", "float32", "int8"]
-    assert re.match(r"--mode eager --dtype (\w+),", findings["fastest here"].words).group(1) in timed
+    assert re.match(r"--mode eager --dtype (\w+) ", findings["fastest here"].words).group(1) in timed
     if processor != "this":
         assert timed == ["float32"]
-    has, _, has_not = findings["processor"].words.partition("has ")[2].partition("; has not ")
-    assert has == (", ".join(features()) or "no feature we use")
-    assert has_not == ", ".join(feature for feature in FEATURES if not supports(feature))
+    supported, _, missing = findings["processor"].words.partition("supports ")[2].partition("; lacks ")
+    assert supported == (", ".join(features()) or "no feature we use")
+    assert missing == ", ".join(feature for feature in FEATURES if not supports(feature))
 
 
-@pytest.mark.parametrize(("count", "words"), [(2, "2 of 2 run at once"), (1, "only 1 of 2 run at once, as other")])
+@pytest.mark.parametrize(
+    ("count", "words"), [(2, "2 of 2 run concurrently"), (1, "only 1 of 2 run concurrently while other")]
+)
 def test_the_doctor_says_how_many_threads_run_at_once(monkeypatch, count, words):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("trecvit.accelerate.threads.ThreadChoice", lambda most: SimpleNamespace(count=count))
@@ -268,9 +273,9 @@ def test_the_doctor_reports_what_is_broken_and_looks_at_the_rest(monkeypatch):
 
     monkeypatch.setattr(doctor, "_zoo", broken)
     monkeypatch.setattr(doctor, "_video", broken)
-    found = {finding.name: finding for finding in doctor.examine()}
-    assert (found["weights"].works, found["weights"].words) == (False, "OSError: no home")
-    assert (found["decoding and encoding"].works, found["bundled model"].works) == (False, True)
+    findings = {finding.name: finding for finding in doctor.examine()}
+    assert (findings["weights"].works, findings["weights"].words) == (False, "OSError: no home")
+    assert (findings["decoding and encoding"].works, findings["bundled model"].works) == (False, True)
 
 
 @pytest.mark.parametrize("error", [

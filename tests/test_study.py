@@ -17,7 +17,7 @@ from trecvit import config
 from trecvit.evaluate.point_baselines import static_points
 from trecvit.evaluate.point_comparison import compare_trackers
 from trecvit.evaluate.tapvid import evaluate_tapvid
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 
@@ -37,6 +37,7 @@ def vivit():
     return cost("ViViT-L", 32)
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_the_papers_table_3(ours, vivit):
     """Operations within the two counts' differences; memory is XLA's there and PyTorch's here."""
     for counted in (ours[32], vivit):
@@ -50,6 +51,7 @@ def test_costs_are_those_of_the_papers_table_3(ours, vivit):
     assert vivit.inference_bytes / ours[32].inference_bytes > 3
 
 
+@pytest.mark.slow
 def test_operations_of_vivit_equal_a_sum_by_hand(vivit):
     tokens, width, layers = 32 * 196 + 1, 1024, 24
     linear = 2 * tokens * width * 12 * width
@@ -59,6 +61,7 @@ def test_operations_of_vivit_equal_a_sum_by_hand(vivit):
     assert vivit.training_flop == pytest.approx(3 * vivit.inference_flop, rel=0.01)
 
 
+@pytest.mark.slow
 def test_fused_attention_saves_the_materialised_maps(vivit):
     one_map_bytes = 16 * (32 * 196 + 1) ** 2 * 4
     assert vivit.inference_bytes - vivit.fused_inference_bytes > one_map_bytes

@@ -122,6 +122,7 @@ def test_only_some_variants_and_their_lines():
         ABLATIONS.only(["no_gate"])
 
 
+@pytest.mark.slow
 @few_classes
 def test_a_study_trains_each_run_once_and_writes_its_results(recipe, tmp_path):
     folders = ["--runs", tmp_path / "runs", "--to", tmp_path / "to"]
@@ -163,6 +164,7 @@ def test_a_study_trains_each_run_once_and_writes_its_results(recipe, tmp_path):
         train_all(runs_of(ABLATIONS.only([OURS]), recipe, tmp_path / "runs", num_steps=3))
 
 
+@pytest.mark.slow
 @few_classes
 def test_models_of_the_flattened_video_are_trained_and_their_curves_drawn(recipe, tmp_path):
     study("from-scratch", recipe, "--runs", tmp_path / "runs", "--to", tmp_path, "--seeds", "3", "--steps", 2,

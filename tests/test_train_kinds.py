@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Kind:
     words: list[str] = field(default_factory=list)
 
 
+ROOT = Path(__file__).parents[1]
 TRACKED = ["average_pts_within_thresh", "occlusion_accuracy"]
 REMEMBERED = ["memory.validate_every=2", "optimisation.num_steps=6"]
 KINDS = {
@@ -103,6 +105,7 @@ def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, name):
     assert gradients[0].abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parallel"),
     [
@@ -119,10 +122,12 @@ def test_two_processes_train_what_one_does(tmp_path, name, parallel):
         words.append(f"videos.validation={videos}")
         near, nearest = 1e-3, 2e-4
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "paper",
         "train", str(path), *words, "--to", str(tmp_path / "both"), "--parallel", parallel,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    paths = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"  # for `paper`, which is not installed
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     train(load_recipe(path, words), tmp_path / "alone")
     both, alone = (read_lines(tmp_path / run / "metrics.jsonl") for run in ("both", "alone"))

@@ -17,7 +17,7 @@ def grey(height_px: int, width_px: int) -> np.ndarray:
 
 
 def panel(image: np.ndarray, drawn: np.ndarray) -> tuple[slice, slice]:
-    """Bounding box of what was drawn."""
+    """Bounding box of the drawn pixels."""
     rows, columns = np.nonzero((image != drawn).any(axis=2))
     return slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from trecvit.processes import Processes
-from trecvit.train.initialise import first_model
-from trecvit.train.loop import Loop, feed_of, objective_of
+from trecvit.train.initialise import initial_model
+from trecvit.train.loop import Loop
 from trecvit.train.recipe import Recipe
 
 
@@ -18,9 +18,9 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def loop_of(recipe: Recipe, folder: Path) -> Loop:
     torch.manual_seed(recipe.seed)
-    feed = feed_of(recipe)
-    model, _ = first_model(recipe, feed)
-    return Loop(recipe, folder, feed, objective_of(recipe), model, Processes(), "ddp", lambda _: None)
+    feed = recipe.feed()
+    model, _ = initial_model(recipe, feed)
+    return Loop(recipe, folder, feed, recipe.objective(), model, Processes(), "ddp", lambda _: None)
 
 
 def gradient(loop: Loop) -> torch.Tensor:

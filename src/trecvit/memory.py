@@ -1,4 +1,4 @@
-"""How much of the machine's memory this process has, and had at most."""
+"""Memory of this process, current and peak, in bytes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _STATM, _STATUS = Path("/proc/self/statm"), Path("/proc/self/status")
 
 
 def resident_bytes() -> int:
-    """What is resident now; where the system does not tell, the most that ever was."""
+    """Return the resident memory; the peak on systems without /proc."""
     if _STATM.exists():
         return int(_STATM.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     return peak_bytes()
 
 
 def peak_bytes() -> int:
-    """The most that ever was resident."""
+    """Return the peak of the resident memory."""
     if _STATUS.exists():
-        # Not getrusage's: that of a process begun by a large one starts at the large one's size.
+        # Not getrusage's: a child process inherits its parent's peak.
         lines = _STATUS.read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from trecvit.config import Preprocessing
+from trecvit.data.class_names import label_hash
 from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.data.manifest import Manifest, label_hash
+from trecvit.data.manifest import Manifest
 from trecvit.errors import DataError
 from trecvit.evaluate.videos import hash_of_weights, refuse_if_none, with_class
 from trecvit.files import write_text, write_whole

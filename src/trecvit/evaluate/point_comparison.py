@@ -20,7 +20,7 @@ from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.evaluate.track_pictures import saved_in
 from trecvit.model.tracker import PointTracker, Tracker
 from trecvit.synthetic.footage import moved_footage
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 METRICS = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy")

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Subset
 
+from trecvit.data.class_names import label_hash
 from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.data.manifest import Manifest, label_hash
+from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.scores import Scores
 from trecvit.model.trecvit import Output, TRecViT

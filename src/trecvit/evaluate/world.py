@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trecvit.config import Preprocessing
+from trecvit.draws import rng_without_stream
 from trecvit.errors import DataError
 from trecvit.evaluate.scores import Scores, figures
 from trecvit.model.trecvit import Output, TRecViT
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.video.decode import open_video
 from trecvit.video.frames import Image
@@ -181,7 +182,7 @@ def camera_clips(
     for first in range(0, num_clips // 2, batch_size // 2):
         videos, labels = [], []
         for index in range(first, min(first + batch_size // 2, num_clips // 2)):
-            forward, label = _camera_clip(footage, config, np.random.default_rng([seed, index]), index)
+            forward, label = _camera_clip(footage, config, rng_without_stream(seed, index), index)
             videos += [forward, forward.flip(0)]
             labels += [label, label ^ 1]
         yield torch.stack(videos), torch.tensor(labels)
