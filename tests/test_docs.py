@@ -59,7 +59,7 @@ def test_commands_in_documents_exist(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_only_what_is_there(path):
     for name in re.findall(
-        r"`((?:src|tests|docs|paper|scripts|benchmarks)/[\w./]+)`", path.read_text(encoding="utf-8")
+        r"`((?:src|tests|docs|paper|tools|scripts|benchmarks)/[\w./]+)`", path.read_text(encoding="utf-8")
     ):
         assert (ROOT / name).exists(), name
 
