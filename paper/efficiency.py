@@ -341,7 +341,7 @@ class _ShortScan(torch.autograd.Function):
         inputs = [x[:, first], input_gate[:, first], recurrence_gate[:, first], a_param, hidden]
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
-            states, _ = gated_scan(*inputs, fresh)
+            states, _ = gated_scan(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], fresh)
         *of_sequences, of_a_param, of_hidden = torch.autograd.grad(states, inputs, grad_outputs[0][:, first])
         for grad, part in zip(grads, of_sequences, strict=True):
             grad[:, first] = part

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from paper.memoriser import Memoriser
+from paper.memory_task import MemoryTask
 from paper.recurrence import radii
 from paper.results import empty_figure, heading, scale
 from paper.runs import train_once
@@ -56,7 +57,7 @@ class Plan:
         """
         words = [*self.overrides, "memory.network=trecvit", f"model.min_radius={min_radius}", f"seed={seed}"]
         plain = load_recipe(self.path, self.overrides)
-        if plain.memory is None:
+        if not isinstance(plain.task, MemoryTask):
             raise ConfigError(f"{self.path}: expected a recipe with `memory`")
         return load_recipe(self.path, words)
 

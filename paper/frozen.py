@@ -37,6 +37,7 @@ from trecvit.synthetic.track_scenes import TrackSceneConfig
 from trecvit.train.networks import load_trained
 from trecvit.train.probe import ProbePlan, Report, fresh_trecvit, probe
 from trecvit.train.recipe import Recipe, load_recipe
+from trecvit.train.tasks.mae import MaeTask
 
 OURS, VIDEOMAE = "TRecViT", "VideoMAE"
 MODELS = (OURS, VIDEOMAE)
@@ -78,7 +79,9 @@ class Plan:
             ConfigError: when it pre-trains no TRecViT.
         """
         base = load_recipe(self.path, self.overrides)
-        if base.mae is None or base.mae.network != "trecvit" or base.blocks.temporal_patch_size != 1:
+        task = base.task
+        ours = isinstance(task, MaeTask) and task.mae.network == "trecvit"
+        if not ours or base.blocks.temporal_patch_size != 1:
             raise ConfigError(f"{self.path}: expected a recipe with `mae` for a TRecViT with one frame per patch")
         return base
 

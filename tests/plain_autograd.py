@@ -13,8 +13,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from trecvit.bench.usage import peak_bytes
 from trecvit.config import Recompute
-from trecvit.memory import peak_bytes
 from trecvit.model import lru
 from trecvit.model.scan import gated_scan_reference
 from trecvit.model.trecvit import create_model

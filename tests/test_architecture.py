@@ -15,7 +15,7 @@ SOURCE = Path(trecvit.__file__).parent
 
 # Each room may import the rooms of the lines above its own, and itself. Rooms of one line are blind to each other.
 LINES = [
-    {"draws", "errors", "memory", "processor", "workers"},
+    {"draws", "errors", "processor", "workers"},
     {"config", "files", "processes"},
     {"labels"},
     {"pretrained", "video", "download"},
@@ -48,10 +48,25 @@ RESERVED = {
 }
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, also inside functions, by its full name."""
+def imports(path: Path, *, checked: bool = True) -> set[str]:
+    """Every module that a file imports, also inside functions, by its full name.
+
+    Args:
+        path: The file.
+        checked: Also those under `if TYPE_CHECKING`.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for statement in node.body
+        for part in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if not checked and node in for_types:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -71,6 +86,29 @@ def test_imports_go_one_way(path):
             other = name.split(".")[1]
             assert other == room or LINE_OF[other] < LINE_OF[room], f"{room} may not import {name}"
             assert (room, other) not in BLIND, f"{room} knows nothing of {other}"
+
+
+def _module(path: Path) -> str:
+    return ".".join(("trecvit", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Imports inside functions count too, but those under TYPE_CHECKING do not: they are for readers only."""
+    modules = {_module(path): path for path in FILES}
+    edges = {
+        name: {other for other in imports(path, checked=False) if other in modules} for name, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name, ())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -96,7 +96,7 @@ def test_the_paper_s_recipes_say_what_its_table_9_says():
 
 
 def test_the_paper_s_recipe_for_masked_autoencoding_says_what_its_table_10_says():
-    recipe = load_recipe(RECIPES[0].parent / "mae_k400.yaml")
+    recipe = load_recipe("mae_k400")
     plan, clips = recipe.optimisation, recipe.preprocessing
     assert (plan.learning_rate, plan.weight_decay, plan.epochs) == (3e-4, 0.05, 1600)
     assert (clips.num_frames, clips.frame_stride, clips.image_size) == (16, 2, (224, 224))

@@ -32,8 +32,8 @@ from video_fixtures import (
     painted,
 )
 
+from trecvit.bench.usage import resident_bytes
 from trecvit.errors import VideoError
-from trecvit.memory import resident_bytes
 from trecvit.video.decode import probe, read_frames, read_frames_at
 
 NUM_FRAMES = 12

@@ -91,7 +91,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         self.bias = linear.bias.detach()
-        self._then = ("none", [], "") if gelu is None else ("gelu", [], gelu.approximate)
+        self._then: tuple[str, list[object], str] = ("none", [], "") if gelu is None else ("gelu", [], gelu.approximate)
         self._linear: Callable[..., Any] = torch.ops.mkldnn._linear_pointwise.default
         self._linear_add: Callable[..., Any] = torch.ops.mkldnn._linear_pointwise.binary
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from trecvit.bench.usage import resident_bytes
 from trecvit.errors import InputError
-from trecvit.memory import resident_bytes
 from trecvit.model.trecvit import TRecViT
 
 _TOLERANCE_BYTES = 2 << 20  # allocators round up and keep pages; 9,000 kept frames would be hundreds of megabytes

@@ -32,9 +32,9 @@ from trecvit.accelerate.kernels import DTYPES, available_dtype
 from trecvit.accelerate.linears import QuantizedLinear, packed_linears
 from trecvit.accelerate.optimize import optimize
 from trecvit.accelerate.timing import CALLS_IN_TURN, timed_in_turns
+from trecvit.bench.usage import resident_bytes
 from trecvit.config import PRESETS
 from trecvit.errors import ConfigError, PrecisionWarning, TRecViTError
-from trecvit.memory import resident_bytes
 from trecvit.model.linear import Linear
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import flops_per_frame

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from trecvit.bench.usage import peak_bytes
 from trecvit.config import Recompute
 from trecvit.errors import ConfigError
-from trecvit.memory import peak_bytes
 from trecvit.processes import Processes, Share
 from trecvit.train.feed import Batch, Feed, LabelledBatch
 from trecvit.train.initialise import initial_model

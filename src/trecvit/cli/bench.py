@@ -22,6 +22,7 @@ from trecvit.cli.options import (
     fast,
     load_fast_tracker,
     load_model,
+    track_scenes_of,
 )
 from trecvit.cli.terminal import notify, print_facts, print_table, progress_bar
 from trecvit.files import check_output, write_json
@@ -172,22 +173,17 @@ def bench_slots(
     from dataclasses import asdict, replace
 
     from trecvit.bench.slots import slot_costs
-    from trecvit.errors import ConfigError
     from trecvit.runtime.doctor import load_average
     from trecvit.synthetic.pictures import photographs
     from trecvit.synthetic.track_scenes import TrackScenes
-    from trecvit.train.recipe import load_recipe
-    from trecvit.train.tasks.track import TrackTask
 
     check_output(save)
-    task = load_recipe(recipe).task
-    if not isinstance(task, TrackTask) or (tracks := task.tracks).scenes is None:
-        raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
+    scene_config = track_scenes_of(recipe)
     counts = sorted(set(empty or [1, 16, 64, 256]))
     trained = model != _UNTRAINED
     network = load_fast_tracker(model, "cpu", dtype, "eager") if trained else _untrained(dtype)
     size = network.preprocessing.image_size
-    look = replace(tracks.scenes, num_frames=num_frames, num_points=points, image_size=size)
+    look = replace(scene_config, num_frames=num_frames, num_points=points, image_size=size)
     videos = TrackScenes(look, seed=1, pictures=photographs("held_out")).videos(range(scenes))
     with progress_bar("frames", scenes * num_frames * (1 + len(counts))) as advance:
         costs = slot_costs(network, videos, empty_slots=counts, trained=trained, report=advance)
@@ -273,6 +269,6 @@ def bench_loader(
     with progress_bar("measurements", len(counts) + 1) as advance:
         speed = loader_speed(plan, workers=counts, num_steps=steps, device=device, report=advance)
     _save(save, {"made": speed.made, "used": speed.used})
-    how = "rendered" if plan.scenes else "decoded and augmented"
+    how = "decoded and augmented" if plan.task.origin else "rendered"
     facts = {f"{how}, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
     print_facts({**facts, "the model takes": f"{speed.used:.1f} clips/s"})

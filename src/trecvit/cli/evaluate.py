@@ -30,6 +30,7 @@ from trecvit.cli.options import (
     load_model,
     load_tracker,
     manifest_of,
+    track_scenes_of,
 )
 from trecvit.cli.sources import expand_paths
 from trecvit.cli.terminal import print_facts, print_json, print_table, progress_bar, progress_bars, report_failures
@@ -210,13 +211,9 @@ def eval_points(
     from dataclasses import replace
 
     from trecvit.evaluate.point_comparison import compare_trackers, to_dict
-    from trecvit.train.recipe import load_recipe
 
     check_output(save)
-    tracks = load_recipe(recipe).tracks
-    if tracks is None or tracks.scenes is None:
-        raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
-    look = replace(tracks.scenes, num_frames=num_frames)
+    look = replace(track_scenes_of(recipe), num_frames=num_frames)
     videos = expand_paths(footage)
     with progress_bar("scores", 9 if videos else 3) as advance:
         scores = compare_trackers(

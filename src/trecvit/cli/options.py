@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trecvit.data.manifest import Manifest
     from trecvit.model.tracker import PointTracker
     from trecvit.model.trecvit import TRecViT, VideoModel
+    from trecvit.synthetic.track_scenes import TrackSceneConfig
 
 _Model = TypeVar("_Model", bound="VideoModel")
 
@@ -109,6 +110,21 @@ def fast(network: _Model, dtype: str, mode: str) -> _Model:
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     return optimize(network, dtype=DTYPES[dtype], mode=mode)
+
+
+def track_scenes_of(recipe: str) -> TrackSceneConfig:
+    """Read the scenes of a recipe that trains a tracker.
+
+    Raises:
+        ConfigError: for another recipe.
+    """
+    from trecvit.train.recipe import load_recipe
+    from trecvit.train.tasks.track import TrackTask
+
+    task = load_recipe(recipe).task
+    if not isinstance(task, TrackTask) or task.tracks.scenes is None:
+        raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes, such as track_world")
+    return task.tracks.scenes
 
 
 def manifest_of(

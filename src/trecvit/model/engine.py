@@ -79,7 +79,10 @@ class Optimizable(Pretrained):
         """Convert or move the weights, for `to`, `half`, `cuda` and the like."""
         weight = torch.empty(0, dtype=self.dtype, device=self.device)
         self._check_not_optimized("to", fn(weight) is not weight)
-        return self if self.is_optimized else super()._apply(fn, recurse)
+        if self.is_optimized:
+            return self
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _check_can_be_loaded(self, weights: Mapping[str, Tensor], folder: Path) -> None:
         if self.is_optimized:

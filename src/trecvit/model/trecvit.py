@@ -531,15 +531,16 @@ def attend(heads: Float[Tensor, "3 S G N d"], *, max_plain_tokens: int) -> Float
     """Softmax attention: plain matrix multiplications for few tokens on the CPU, else PyTorch's fused kernel."""
     if heads.device.type != "cpu" or heads.shape[3] > max_plain_tokens:
         queries, keys, values = heads
-        return F.scaled_dot_product_attention(queries, keys, values)
+        fused: Tensor = F.scaled_dot_product_attention(queries, keys, values)
+        return fused
     if heads.dtype == torch.bfloat16:
         heads = heads.contiguous()  # one copy of all, where oneDNN's matrix multiplications would each make their own
     queries, keys, values = heads.flatten(1, 2)  # each [SG,N,d]
     # Not (queries * scale) @ keys, which is one pass over memory more.
     unread, scale = queries.new_empty(1, 1, 1), queries.shape[-1] ** -0.5
     scores = torch.baddbmm(unread, queries, keys.transpose(-2, -1), beta=0.0, alpha=scale)
-    mixed: Tensor = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values)
-    return mixed.unflatten(0, heads.shape[1:3])
+    mixed: Tensor = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).unflatten(0, heads.shape[1:3])
+    return mixed
 
 
 def init_lecun(linear: nn.Linear) -> None:
