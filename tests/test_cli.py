@@ -501,7 +501,7 @@ def test_finetune_takes_training_and_validation_of_a_folder_with_both(tmp_path, 
         words = ("finetune", "--to", tmp_path / "run", "--batch-size", 1, *words)
         result = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
         assert result.exit_code == 0
-        videos = recipes.pop().videos
+        videos = recipes.pop().task.videos
         return videos.train.path, videos.validation and videos.validation.path
 
     both = str(tmp_path / "d" / "train"), str(tmp_path / "d" / "val")

@@ -256,7 +256,7 @@ def test_weights_of_a_folder_alone_and_folders_of_others_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected the folder that holds model\.safetensors and config\.json"):
         load(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "vivit"}')
-    with pytest.raises(CheckpointError, match="expected the format 'trecvit-1', got None; it describes a 'vivit'"):
+    with pytest.raises(CheckpointError, match="expected the format 'trecvit-1', got None; it is the config of a 'vivit'"):
         load(tmp_path)
 
 

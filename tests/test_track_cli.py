@@ -139,7 +139,7 @@ def test_a_picture_painted_in_squares_is_the_picture_painted_whole(monkeypatch):
     image = rng.integers(0, 256, (150, 201, 3), np.uint8)
     trails = [Trail(rng.uniform(-20, 220, (5, 2)), rng.random(5) < 0.7, number / 12) for number in range(12)]
     pieces = draw_trails(image, trails)
-    monkeypatch.setattr(draw, "_SQUARE_PX", 1000)
+    monkeypatch.setattr(draw, "_TILE_PX", 1000)
     whole = draw_trails(image, trails)
     assert (whole != image).any()
     np.testing.assert_allclose(pieces.astype(int), whole, atol=1)  # Pillow rounds a little differently
@@ -224,7 +224,7 @@ def test_track_live_prints_a_json_line_per_frame(video, either):
 def test_track_says_what_it_cannot_do(video, tracker, tmp_path):
     for words, message in (
         ([], "expected an output"),
-        (["--live", "--tracks", tmp_path / "a.npz"], r"take a \.csv"),
+        (["--live", "--tracks", tmp_path / "a.npz"], r"expected a \.csv file"),
         (["--points", "3;4", "--live"], "expected x,y or x,y@frame"),
         (["--tracks", tmp_path / "a.txt"], r"\.npz or \.csv"),
         (["--points", "900,3", "--live"], r"x in 0\.\.64"),

@@ -277,7 +277,7 @@ def probe(
     to: Annotated[Path, typer.Option("--to", help="Folder for cached features and probe.json.")],
     model: ModelOption = "motions",
     videomae: Annotated[
-        Path | None, typer.Option(help="Folder of a Hugging Face VideoMAE; only in `scripts/paper probe`.")
+        Path | None, typer.Option(help="Instead of --model: folder of a Hugging Face VideoMAE (scripts/paper probe).")
     ] = None,
     stride: Annotated[int, typer.Option(min=1, help="Frame stride of a VideoMAE; a TRecViT stores its own.")] = 4,
     videos: VideosOption = None,
