@@ -20,7 +20,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 _TRACKERS = [f"trecvit.model.{name}" for name in ("tapnext", "tracker", "readouts", "readout_tracker")]
 _NETWORKS = ["trecvit.model.trecvit", "trecvit.model.mae", "paper.memoriser", *_TRACKERS]
 _MODEL = ["trecvit.model.lru", "trecvit.model.mixers", "trecvit.model.scan", "trecvit.model.state", *_NETWORKS]
-_CHECKED = [*_MODEL, "trecvit.train", "trecvit.evaluate", "trecvit.data"]
+_CHECKED = [*_MODEL, "trecvit.train", "trecvit.evaluate", "trecvit.data", "trecvit.synthetic"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -692,7 +692,7 @@ def test_shards_that_would_lose_a_video_are_refused(tmp_path, classes):
     video = read_manifest(classes).videos[0].source.read_bytes()
     for names, complaint in (
         (["a.mp4", "a.webm"], "expected one video per key"),
-        (["a.mp4", "a.cls"], "a.cls: expected a class index"),
+        (["a.mp4", "a.cls"], "as the class index in a.cls"),
     ):
         with tarfile.open(tmp_path / "x.tar", "w") as tar:
             for name in names:

@@ -87,7 +87,7 @@ def _take(
     elif suffix.lower() == "cls":
         content = _content(archive, member, 32)
         if not re.fullmatch(rb"\s*(-1|[0-9]+)\s*", content):
-            raise DataError(f"{path}, {name}: expected a class index, got {content!r}")
+            raise DataError(f"{path}: expected {_EXPECTED}, got {content!r} as the class index in {name}")
         tar.classes[stem] = int(content)
     elif is_video(name, _content(archive, member, 32) if suffix.lower() == "webp" else None):
         if stem in videos:
