@@ -27,7 +27,6 @@ from trecvit.train.networks import OTHER_NETWORKS
 GREY, SPREAD = 0.5, 0.25
 
 Clips = Shaped[Tensor, "B T 3 height width"]
-Frames = Shaped[Tensor, "B 3 height width"]
 
 
 def past_frame(video: Clips, offset: int) -> Float[Tensor, "B 3 height width"]:
