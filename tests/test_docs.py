@@ -22,7 +22,7 @@ from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
 BLOCKS = [
     pytest.param(block, id=f"{path.stem}-{number}")
     for path in DOCUMENTS

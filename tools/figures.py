@@ -23,6 +23,7 @@ from trecvit.files import write_text
 PAGE = "docs/results.md"
 DOCUMENTS: dict[str, Callable[[Path], dict[str, str]]] = {
     "README.md": measured.readme,
+    "docs/architecture.md": measured.architecture,
     "docs/performance.md": measured.performance,
     PAGE: report.texts,
     "docs/tracking.md": measured.tracking,

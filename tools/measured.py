@@ -1,10 +1,11 @@
-"""Texts of the measured figures in the README, the model cards and docs/, built from result files in `benchmarks/`.
+"""Texts between marks in the README, the model cards and docs/: figures of result files, and the file tree.
 
 The results page's are in `paper.report`.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from paper.tables import on, share, table
 from trecvit.errors import DataError
 
 _TRAINING = "benchmarks/training"
+_PACKAGE_ROOMS = "video model data synthetic weights evaluate train train/tasks accelerate runtime bench cli"
+_ROOMS = ("src/trecvit", *(f"src/trecvit/{room}" for room in _PACKAGE_ROOMS.split()))
 _COMPARED_FRAMES = (32, 64)  # the lengths in the paper's Table 3
 
 
@@ -33,6 +36,19 @@ def readme(root: Path) -> dict[str, str]:
         f"Trained for {_duration(training)} on {cpus} CPU cores."
     )
     return {"motions": text}
+
+
+def architecture(root: Path) -> dict[str, str]:
+    """The file tree: the first line of each module."""
+    lines = ["```"]
+    for room in (*_ROOMS, "paper", "tools"):
+        lines.append(f"{room}/")
+        for path in sorted((root / room).glob("*.py")):
+            names_rows = path.name != "__init__.py" or path.parent.name == "tasks"
+            if names_rows and path.name != "__main__.py":
+                summary = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+                lines.append(f"  {path.name:24}{summary.rstrip('.')}")
+    return {"files": "\n".join([*lines, "```"])}
 
 
 def motions_card(root: Path) -> dict[str, str]:
