@@ -345,7 +345,7 @@ def test_encoder_only_is_loaded_where_a_model_is_wanted(tmp_path, recipe_path):
         (["optimisation.beta2=1.0"], "beta2"),
         (
             ["scenes=null", "tracks={scenes: {}}", "model={blocks: {pooling: mean, num_classes: 0}}"],
-        (["scenes=null", "tracks={scenes: {}}"], "one of them, got tracks and mae"),
+            (["scenes=null", "tracks={scenes: {}}"], "one of them, got tracks and mae"),
         ),
     ],
 )
