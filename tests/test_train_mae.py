@@ -343,10 +343,8 @@ def test_encoder_only_is_loaded_where_a_model_is_wanted(tmp_path, recipe_path):
         (["scenes=null", "videos={train: x}", "mae.validate_every=2"], r"no videos\.validation"),
         (["scenes=null", "videos={train: x, validation: x, validate_every: 2}"], "task's own validate_every"),
         (["optimisation.beta2=1.0"], "beta2"),
-        (
-            ["scenes=null", "tracks={scenes: {}}", "model={blocks: {pooling: mean, num_classes: 0}}"],
-            (["scenes=null", "tracks={scenes: {}}"], "one of them, got tracks and mae"),
-        ),
+        (["scenes=null", "tracks={scenes: {}}"], "one of them, got tracks and mae"),
+        (["model={blocks: {pooling: mean, num_classes: 0}}"], "without `blocks`"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(recipe_path, words, complaint):
