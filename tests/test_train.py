@@ -16,6 +16,7 @@ import pytest
 import torch
 from command_line import trecvit, trecvit_process
 
+import paper  # noqa: F401 - its recipes
 from trecvit.bench.training import loader_speed, update_costs
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.model.trecvit import TRecViT
@@ -24,11 +25,12 @@ from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.train.checkpoints import Checkpoints
 from trecvit.train.initialise import initial_model, scale_initial_weights, whiten_patches
 from trecvit.train.loop import train
+from trecvit.train.networks import untrained
 from trecvit.train.optimise import optimisers_of, schedule
 from trecvit.train.recipe import load_recipe
 from trecvit.train.scenes import SceneFeed
 from trecvit.train.sections import Optimisation
-from trecvit.weights.load import build_untrained, load
+from trecvit.weights.load import load
 
 # Epochs, dropout of the head, RandAugment or not, and classes: where the paper's two data sets differ.
 PAPERS = {"kinetics400": (30, 0.0, False, 400), "something_something_v2": (35, 0.1, True, 174)}
@@ -68,7 +70,7 @@ def trained(tmp_path_factory) -> tuple[TRecViT, Path]:
 def test_every_shipped_recipe_loads_and_builds(path):
     recipe = load_recipe(path)
     with torch.device("meta"):
-        model = build_untrained(recipe.architecture, preprocessing=recipe.preprocessing)
+        model = untrained(recipe.architecture, preprocessing=recipe.preprocessing)
     count = sum(parameter.numel() for parameter in model.parameters())
     expected = {
         "world": 909_842, "world_files": 909_842, "kinetics400": 111_913_360, "something_something_v2": 111_218_862,
