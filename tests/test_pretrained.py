@@ -100,7 +100,7 @@ def test_from_pretrained_honours_or_refuses_every_argument(tmp_path, kind):
         "local_file_only": "did you mean 'local_files_only'",
         "subfolder": "unexpected argument 'subfolder'",
         **dict.fromkeys(
-            ("num_classes", "num_labels", "id2label", "image_size", "config", "labels"), "config.json says"
+            ("num_classes", "num_labels", "id2label", "image_size", "config", "labels"), "config.json determines"
         ),
     }.items():
         with pytest.raises(TypeError, match=f"{kind}.from_pretrained.*{words}"):
@@ -400,7 +400,7 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
     (tmp_path / "video.mp4").touch()
     with pytest.raises(CheckpointError, match=r"expected a folder with model\.safetensors"):
         load(tmp_path / "video.mp4")
-    with pytest.raises(CheckpointError, match=r"its own config\.json says what it is; got also width"):
+    with pytest.raises(CheckpointError, match=r"motions: expected no overrides, since it has a config.json; got width"):
         load("motions", width=3)
     for source in ("motions", tmp_path / "model.npz"):
         with pytest.raises(TypeError, match="load: unexpected argument 'torch_dtype', did you mean 'dtype'"):

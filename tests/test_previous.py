@@ -95,6 +95,9 @@ def test_a_run_has_the_losses_of_an_earlier_version_also_when_that_one_began_it(
     assert [line.step for line in lines] == list(range(done + 1, 7))
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
-    assert [line["loss"] for line in logged] == pytest.approx(json.loads((given / "losses.json").read_text()), rel=1e-4)
+    losses, expected = [line["loss"] for line in logged], json.loads((given / "losses.json").read_text())
+    assert losses[:done] == expected[:done]
+    # The earlier version drew masks from another stream: other tubes are hidden, of the same clips.
+    assert losses == pytest.approx(expected, rel=2e-2 if name == "mae" else 1e-4)
     trecvit.load(run / "model")
     assert (run / "evaluation" / "result.json").exists() == (name != "classify")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from paper.commands import app as paper_app
 from trecvit.cli import app
 from trecvit.config import Preprocessing, model_config
 from trecvit.data.clips import evaluation_views
@@ -138,13 +139,13 @@ def test_features_of_something_else_are_refused(tmp_path, train_data):
         (model, 2, "clips differ"),
         (network(depth=2), 1, "encoder, weights_sha256 differ"),
     ):
-        with pytest.raises(DataError, match=f"something else \\({words}"):
+        with pytest.raises(DataError, match=f"expected features of this encoder and data, got others \\({words}"):
             cached_features(trecvit_encoder(changed, "it"), manifest, tmp_path, num_clips=views)
     with torch.no_grad():
         model.head.classifier.bias.add_(1)  # which the features do not see
     cached_features(trecvit_encoder(model, "it"), manifest, tmp_path)
     (tmp_path / "key.json").write_text("[")
-    with pytest.raises(DataError, match="what the features beside it are of"):
+    with pytest.raises(DataError, match="expected the key of the features beside it"):
         cached_features(trecvit_encoder(model, "it"), manifest, tmp_path)
 
 
@@ -340,7 +341,7 @@ def test_a_videomae_is_probed_as_a_trecvit_is(tmp_path, train_data):
     folder = videomae(tmp_path / "videomae")
     words = ["probe", "--data", train_data, "--validation", train_data, "--videomae", folder, "--stride", 1]
     words += ["--to", tmp_path / "to", "--epochs", 1, "--seeds", 1]
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    done = CliRunner().invoke(paper_app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "to" / "probe.json").read_text())
     assert result["protocol"]["architecture"]["architecture"] == "VideoMAE"

@@ -401,7 +401,7 @@ def test_a_saved_tracker_loads(tmp_path):
     video = video_of()
     for name, part in tracker(video, QUERIES)._asdict().items():
         assert part is None or torch.equal(getattr(loaded(video, QUERIES), name), part)
-    with pytest.raises(CheckpointError, match="expected a TRecViT, this is a ReadoutTracker"):
+    with pytest.raises(CheckpointError, match="expected a TRecViT, got a ReadoutTracker"):
         load_as(TRecViT, tmp_path / "model")
 
 
