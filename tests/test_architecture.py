@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ RESERVED = {
 }
 
 
+@cache
 def imports(path: Path, *, checked: bool = True) -> set[str]:
     """Every module that a file imports, also inside functions, by its full name.
 
@@ -190,6 +192,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert heavy == "[]"
 
 
+@pytest.mark.slow
 def test_loading_imports_no_compiler():
     """It takes longer than all the rest, and a random number on the meta device is enough to have it imported."""
     code = "import sys, trecvit; [trecvit.load(name) for name in ('motions', 'points')]; "

@@ -45,6 +45,7 @@ def data(tmp_path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_everything_wrong_is_found_and_the_clean_list_is_good(tmp_path, data):
     seen = []
     report = check_videos(read_manifest(data), tmp_path / "out", min_frames=3, report=lambda *now: seen.append(now))
@@ -65,6 +66,7 @@ def test_everything_wrong_is_found_and_the_clean_list_is_good(tmp_path, data):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_was_looked_at_is_not_decoded_again_unless_it_changed(tmp_path, data, monkeypatch):
     manifest = read_manifest(data)
     first = check_videos(manifest, tmp_path / "out")
@@ -110,6 +112,7 @@ def test_a_killed_check_goes_on_where_it_was(tmp_path):
     assert report["good"] == 60
 
 
+@pytest.mark.slow
 def test_a_video_that_kills_its_process_is_named_and_the_others_are_checked(tmp_path, data):
     """A stand-in decoder that dies on one video, in a program of its own because workers are started afresh."""
     script = tmp_path / "die.py"
@@ -206,6 +209,7 @@ def test_odd_arguments_and_journals(tmp_path, data):
         check_videos(read_manifest(data), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_classes_that_there_are_not_are_reported_and_not_the_end(tmp_path, data):
     names = ["a/0.mp4 0", "a/1.mp4 2", "b/only.mp4 1", "a/2.mp4 -1"]
     (tmp_path / "list.txt").write_text("\n".join(names))

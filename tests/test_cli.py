@@ -60,6 +60,7 @@ def run_main(monkeypatch, *words: object) -> int | None:
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_help_is_quick_and_names_every_command():
     help_s, bare_s = [], []
     for _ in range(3):  # in turns, so that what else goes on slows both
@@ -124,6 +125,7 @@ def test_classify_prints_each_answer_when_it_is_there(video, tiny, tmp_path, mon
     assert len({cell_len(line[: line.index("%")]) for line in lines[1:]}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 @pytest.mark.parametrize(
     ("words", "texts"),
@@ -165,6 +167,7 @@ def test_outputs_may_be_closed(video, tiny, monkeypatch, capsys, name):
     assert ("none.mp4" in capsys.readouterr().err) == (name == "stdout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -224,6 +227,7 @@ def test_outputs_are_checked_before_the_work(video, tmp_path, monkeypatch, words
     assert sorted(os.listdir()) == before
 
 
+@pytest.mark.slow
 def test_patterns_that_no_shell_expanded_are_expanded(video, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -277,6 +281,7 @@ def test_what_was_exported_streams_as_the_model_does(video, tmp_path):
         assert line["top"][0]["probability"] == pytest.approx(reference["top"][0]["probability"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_stream_saves_an_annotated_video(video, tmp_path):
     out = tmp_path / "out.webm"
     done = trecvit("stream", video, "--save", out, "--json")
@@ -290,6 +295,7 @@ def test_stream_saves_an_annotated_video(video, tmp_path):
     assert float(frames[20].std()) > 5
 
 
+@pytest.mark.slow
 def test_stream_keeps_what_was_readable_of_a_damaged_file(tmp_path):
     path = tmp_path / "cut.webm"
     rng = np.random.default_rng(0)
@@ -332,6 +338,7 @@ def test_ctrl_c_and_sigterm_end_any_command_with_one_line_after_its_clean_up(mon
     assert (ended.value.code, capsys.readouterr().err, cleaned_up) == (code, f"trecvit: {line}\n", [True])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["-1", "0", "nan", "inf"])
 @pytest.mark.parametrize("command", ["finetune", "probe"])
 def test_a_learning_rate_is_a_number_above_0(tmp_path, command, rate):
@@ -341,6 +348,7 @@ def test_a_learning_rate_is_a_number_above_0(tmp_path, command, rate):
     assert str(done.exception).startswith("--lr: expected a number above 0, got ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -370,6 +378,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, words):
     assert re.search(r"to(\.part)?: could not be written: a part of the path is a file", str(done.exception))
 
 
+@pytest.mark.slow
 def test_a_users_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
     def run(*words: object) -> tuple[int | None, str]:
         """In this process: what `trecvit` would end with, and what it prints as errors."""
@@ -430,6 +439,7 @@ def test_a_stopped_recording_is_a_whole_video(tmp_path, sent, words):
     assert content.index(b"moov") < content.index(b"mdat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["stream", "demo"])
 def test_an_interrupt_inside_the_encoder_keeps_the_frames_before(video, tiny, tmp_path, monkeypatch, command):
     picture = VideoWriter._picture
@@ -447,6 +457,7 @@ def test_an_interrupt_inside_the_encoder_keeps_the_frames_before(video, tiny, tm
     assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == 9
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(video, tiny, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "trecvit", "stream", str(video), "-m", str(tiny), "--save", str(tmp_path / "out.mp4")],
@@ -465,6 +476,7 @@ def test_a_reader_that_goes_away_is_no_error(video, tiny, tmp_path):
     assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) > 0  # what was saved until then is kept
 
 
+@pytest.mark.slow
 def test_info_tells_the_facts():
     facts = json.loads(trecvit("info", "motions", "--json").stdout)
     assert facts["labels"] == list(LABELS)
@@ -480,6 +492,7 @@ def test_convert_there_and_back(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before.files)
 
 
+@pytest.mark.slow
 def test_train_runs_a_recipe(tmp_path):
     recipe = tmp_path / "small.yaml"
     recipe.write_text(SMALL)
@@ -606,6 +619,7 @@ def test_bench_stream_prints_both_peaks():
     assert re.search(r"^ +60 frames", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_eval_world_reports_every_test(video, tmp_path):
     done = trecvit("eval", "world", "--clips", 36, "--footage", video, "--save", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr
@@ -616,6 +630,7 @@ def test_eval_world_reports_every_test(video, tmp_path):
     assert "held-out scenes" in done.stdout
 
 
+@pytest.mark.slow
 def test_doctor_finds_nothing_wrong(tmp_path, monkeypatch):
     monkeypatch.setenv("TRECVIT_CACHE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
@@ -625,6 +640,7 @@ def test_doctor_finds_nothing_wrong(tmp_path, monkeypatch):
     assert "not downloaded" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_writes_a_video(tmp_path, video):
     done = trecvit("demo", video, "--save", tmp_path / "out.mp4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -659,6 +675,7 @@ def something(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_data_check_lists_what_is_wrong_and_what_is_left(something, tmp_path):
     done = trecvit(
         "data", "check", something / "validation.json", "--to", tmp_path / "out", "--min-frames", 4, "--workers", 1
@@ -692,6 +709,7 @@ def test_data_shard_and_eval_videos_agree_with_the_files(something, tmp_path):
     assert results["files"]["protocol"]["label_map_sha256"] == results["shards"]["protocol"]["label_map_sha256"]
 
 
+@pytest.mark.slow
 def test_eval_early_writes_a_result_for_each_readout_and_part(something, tmp_path):
     done = trecvit("eval", "early", something / "validation.json", "--to", tmp_path / "early", "--window", 4)
     assert done.returncode == 1  # the damaged file
@@ -702,6 +720,7 @@ def test_eval_early_writes_a_result_for_each_readout_and_part(something, tmp_pat
     assert (last["protocol"]["readout"], last["protocol"]["window"], last["good"]) == ("window", 4, 16)
 
 
+@pytest.mark.slow
 def test_data_of_other_classes_than_the_models_is_refused(video, tmp_path):
     (tmp_path / "list.txt").write_text(f"{video} 400\n")
     done = trecvit("eval", "videos", tmp_path / "list.txt", "--to", tmp_path / "out")
@@ -726,6 +745,7 @@ def in_terminal(*words: object, cwd: Path, seconds: float = 60) -> str:
     return seen.decode()
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_answers_are_drawn_live(video, tmp_path):
     (tmp_path / "[red]x[").mkdir()
     (tmp_path / "[red]x[" / "red] [bold].mp4").write_bytes(video.read_bytes())
@@ -809,6 +829,7 @@ def test_bench_loader_prints_both_speeds(tmp_path):
     assert set(json.loads((tmp_path / "speed.json").read_text())["made"]) == {"0", "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [["stream"], ["track", "--model", "points", "--json", "--grid", "1"], ["track", "-m", "points", "--live"]],

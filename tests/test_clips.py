@@ -63,6 +63,7 @@ def test_a_clip_is_the_same_again_for_the_same_epoch_and_index(data):
     assert any(not torch.equal(clips[epoch, 0].pixels, other[epoch, 0].pixels) for epoch in range(3))
 
 
+@pytest.mark.slow
 def test_training_clips_have_their_stride_and_stay_in_the_video(data):
     clips = TrainingClips(read_manifest(data), PLAN, Augmentation(), seed=0)
     begun = set()
@@ -90,6 +91,7 @@ def test_a_video_that_cannot_be_read_is_a_failure_and_never_another_video(data):
         assert "expected a video that FFmpeg can read" in item.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".webm", ".mkv", ".mp4"])
 def test_a_file_cut_short_is_a_failure_although_its_beginning_can_be_read(tmp_path, suffix):
     path = tmp_path / "resting" / f"cut{suffix}"

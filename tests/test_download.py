@@ -473,6 +473,7 @@ def test_a_corrupted_part_is_caught_by_the_digest_and_removed(server: Server, si
     assert_alone(target)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_whatever_breaks_the_file_is_whole_or_not_there(server: Server, data: st.DataObject) -> None:

@@ -55,6 +55,7 @@ def test_a_carried_state_differs_from_a_reset_one():
     assert rows[0].state_rms != rows[1].state_rms
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_result_and_its_table(tmp_path):
     words = ["endless", "--streams", "2", "--clips", "2", "--to", str(tmp_path)]
     result = CliRunner().invoke(app, words, catch_exceptions=False)

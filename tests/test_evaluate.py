@@ -110,6 +110,7 @@ def test_every_figure_can_be_computed_from_the_saved_scores(tmp_path):
         scores([], np.zeros((0, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views_at_once", [1, 5, 100])
 def test_a_videos_score_is_the_mean_over_its_views(data, views_at_once):
     model, manifest = network(), read_manifest(data)
@@ -142,6 +143,7 @@ def test_names_that_are_not_utf8_are_read_back_from_the_results(tmp_path, data):
     assert good in Scores.load(tmp_path / "result" / "scores.npz").names
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(data):
     model, manifest = network(), read_manifest(data)
     alone, _ = evaluate_videos(model, manifest, num_clips=2, num_crops=1)
@@ -184,6 +186,7 @@ def test_the_protocol_identifies_weights_data_and_views(data):
     assert json.loads(json.dumps(about)) == about
 
 
+@pytest.mark.slow
 def test_early_outputs_equal_those_of_the_stream(data):
     model, manifest = network(), read_manifest(data)
     found, failures = evaluate_early(model, manifest, parts=(0.5, 1.0))

@@ -424,6 +424,7 @@ def test_eager_inference_gives_the_models_outputs_and_states(variant, dtype, pro
         assert relative_error(carried._tensors()[name], tensor) < TOLERANCE[dtype], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("batch_size", "num_frames"), [(1, 20), (35, 2), (5, 10)])
 def test_many_frames_computed_in_pieces_give_the_models_outputs_and_states(
@@ -554,6 +555,7 @@ def other_models():
     yield autoencoder, lambda model: model(random_video(), torch.tensor([[0, 3], [1, 4]])).normalised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_other_models_give_the_same_outputs_in_every_dtype(dtype, processor):
     if dtype == torch.int8 and not supports("int8"):
@@ -590,6 +592,7 @@ def test_unknown_modes_and_dtypes_are_refused(words, complaint):
         optimize(tiny_model(), **words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_vnni)])
 def test_the_bound_has_the_models_own_matrix_multiplications(dtype, tmp_path):
     tiny_model(image_size=(64, 64)).save(tmp_path / "model")
@@ -605,6 +608,7 @@ def test_the_bound_has_the_models_own_matrix_multiplications(dtype, tmp_path):
     assert speed.to_dict()["times_the_bound"] == speed.times_the_bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_slow_dtype_is_timed_as_the_dtype_that_replaces_it(name, tmp_path, monkeypatch):
     pretend(name, monkeypatch.setattr)

@@ -119,6 +119,7 @@ def test_features_depend_on_the_place_in_the_clip(mixer):
         assert relative_error(unpositioned[:, 0], unpositioned[:, 5]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", FLATTENED)
 def test_they_take_whole_clips_and_refuse_to_stream(mixer):
     model, video = tiny_model(**fields(mixer)), random_video(2, 8)

@@ -78,6 +78,7 @@ def videomae() -> VideoMaeAutoencoder:
 # ---- VideoMAE ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_videomae_does_not_look_at_what_is_hidden_and_says_all_of_it():
     model, video = videomae(), torch.rand(2, 4, 3, 16, 24)
     visible = torch.tensor([[0, 4], [1, 2]])
@@ -95,6 +96,7 @@ def test_a_videomae_does_not_look_at_what_is_hidden_and_says_all_of_it():
     assert (model(first, visible).normalised - before.normalised)[:, 1].abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_videomae_restores_each_patch_at_its_place():
     """With biases alone the output is the same everywhere; `restore` puts it at the masked patches."""
     model, visible = videomae(), torch.tensor([[0, 4]])
@@ -217,6 +219,7 @@ def frozen_readout(plan: PointProbePlan) -> nn.Module:
     return RecurrentPointReadout(2, plan.readout)
 
 
+@pytest.mark.slow
 def test_held_out_scenes_are_none_of_those_learnt_from():
     plan = PointProbePlan(scenes=STILL, train_scenes=4, test_scenes=4)
     learnt = {clip.video.tobytes() for clip in training_clips(plan)}

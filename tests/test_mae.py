@@ -64,6 +64,7 @@ def test_masks_are_random_seeded_and_of_the_ratio(num_patches, ratio, kept):
         assert (counts - 200 * share).abs().max() < 5 * (200 * share * (1 - share)) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "no_head"])
 def test_the_encoder_with_all_patches_visible_is_the_model(variant):
     model = autoencoder(**VARIANTS[variant])

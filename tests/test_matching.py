@@ -126,6 +126,7 @@ def group_product(maps: Tensor, query: Tensor, group: int, place_xy: Tensor) -> 
     return total
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_refined_point():
     """With constant places of sampling; the first refinement is zero here."""
     matching = Matching(8, 16).double()

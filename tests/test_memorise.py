@@ -229,6 +229,7 @@ def test_impossible_scenery_is_refused():
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), (AS_VIVIT,)], ids=["trecvit", "vivit"])
 def test_a_run_leaves_model_figures_and_pictures(recipe_path, tmp_path, words):
     tested = ("memory.validate_every=2", *words)
@@ -271,6 +272,7 @@ def test_every_weight_is_moved_once_and_vivits_as_ours_are(vivit):
     assert {id(vivit.vivit.embeddings.position_embeddings), id(vivit.vivit.embeddings.cls_token)} <= set(kept)
 
 
+@pytest.mark.slow
 def test_both_begin_with_patches_whitened_alike(recipe_path):
     """Tokens before positions, of the training clips: uncorrelated and of equal variance."""
     tokens = []
@@ -303,6 +305,7 @@ def test_a_memory_of_one_frame_is_learnt(recipe_path, tmp_path):
     assert found["psnr_db"] > found["constant_psnr_db"] + 3
 
 
+@pytest.mark.slow
 def test_few_long_videos_are_enough(recipe_path, tmp_path):
     rng, files = np.random.default_rng(0), tmp_path / "videos"
     files.mkdir()
@@ -369,6 +372,7 @@ def test_recipes_that_do_not_fit_are_refused(recipe_path, tmp_path):
         load_recipe(recipe_path, ["optimisation.num_steps=0", "optimisation.epochs=1"])
 
 
+@pytest.mark.slow
 def test_the_package_alone_names_the_command_of_the_papers_tasks(recipe_path):
     code = f"""
 from pathlib import Path
@@ -541,6 +545,7 @@ def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
     assert (tmp_path / "to/eigenvalues.png").stat().st_size > 3_000
 
 
+@pytest.mark.slow
 def test_start_of_the_eigenvalues_is_that_of_the_run(recipe_path, tmp_path):
     """At a learning rate of 0 the weights do not change, so the counts before and after are the same."""
     from paper import eigenvalues

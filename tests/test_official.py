@@ -97,6 +97,7 @@ def test_what_the_official_format_has_no_place_for_is_refused(tmp_path, variant)
     assert not (tmp_path / "weights.npz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in _WITHOUT_A_PLACE])
 def test_every_architecture_survives_the_official_format(tmp_path, variant):
     model = tiny_model(**VARIANTS[variant])
@@ -192,6 +193,7 @@ def test_truncated_files_are_refused(tmp_path):
             load(path)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_or_read_right(tmp_path):
     """Bytes changed anywhere: an error of ours, or (in an unused byte of the archive) the right weights; no crash."""
     whole = bytearray((GOLDEN / "small_gap_clips.npz").read_bytes())

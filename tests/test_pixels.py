@@ -113,6 +113,7 @@ def cases():
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases())
 @torch.no_grad()
 def test_overshoot_is_clamped_in_every_model(case):
@@ -123,6 +124,7 @@ def test_overshoot_is_clamped_in_every_model(case):
     assert torch.equal(run(video), run(video.clamp(0.0, 1.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["0..255", "-1..1", "-0.5..0.5", "ImageNet"])
 @pytest.mark.parametrize("case", [name for name in cases() if name not in ("targets", "past frame")])
 @torch.no_grad()

@@ -84,6 +84,7 @@ def every_kind():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", every_kind())
 def test_from_pretrained_honours_or_refuses_every_argument(tmp_path, kind):
     model = every_kind()[kind].half()
@@ -140,6 +141,7 @@ def test_a_refused_save_leaves_the_folder_unchanged(tmp_path, model):
     assert_same(load(tmp_path), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", ["with a new bias", "of fewer rows"])
 @pytest.mark.parametrize("num_classes", [3, 5, 7])
 def test_a_replaced_head_is_saved_with_its_classes(tmp_path, model, num_classes, bias):
@@ -212,6 +214,7 @@ def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path, model, ch
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", every_kind())
 def test_saved_models_load_with_equal_weights(tmp_path, kind):
     model = every_kind()[kind]
@@ -251,6 +254,7 @@ def test_labels_can_be_given_when_converting(tmp_path, model):
         convert(tmp_path / "blind", tmp_path / "blind.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -290,6 +294,7 @@ def test_a_model_is_not_built_with_invalid_class_names(names):
         TRecViT(ModelConfig(**{**TINY, "num_classes": 3}), labels=names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [

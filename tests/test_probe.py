@@ -67,6 +67,7 @@ def _small_shards(monkeypatch):
 # ---- the cache -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_the_model_says(tmp_path, train_data):
     model, manifest = network(), read_manifest(train_data)
     found, failures = cached_features(
@@ -236,6 +237,7 @@ def test_the_linear_probe_tells_what_comes_first_and_the_mean_does_not(num_frame
 # ---- side by side --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_side_by_side_and_the_second_time_from_the_disk(tmp_path, train_data, test_data):
     model = network()
     train, test = read_manifest(train_data), read_manifest(test_data)
@@ -267,6 +269,7 @@ def test_everything_side_by_side_and_the_second_time_from_the_disk(tmp_path, tra
     assert [row["top1"] for row in again["rows"]] == [row["top1"] for row in result["rows"]]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, train_data, test_data):
     network().save(tmp_path / "model")
     words = ["probe", "--data", train_data, "--validation", test_data, "--model", tmp_path / "model"]
@@ -313,6 +316,7 @@ def videomae(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_videomaes_tokens_are_told_frame_by_frame(tmp_path):
     from paper.video_transformers import fresh_videomae, load_videomae, videomae_encoder
 
@@ -337,6 +341,7 @@ def test_a_videomaes_tokens_are_told_frame_by_frame(tmp_path):
     assert torch.equal(again.features(video), videomae_encoder(fresh_videomae(model, 0), "fresh").features(video))
 
 
+@pytest.mark.slow
 def test_a_videomae_is_probed_as_a_trecvit_is(tmp_path, train_data):
     folder = videomae(tmp_path / "videomae")
     words = ["probe", "--data", train_data, "--validation", train_data, "--videomae", folder, "--stride", 1]

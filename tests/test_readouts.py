@@ -200,6 +200,7 @@ def test_the_tracker_reads_the_backbones_features():
 # ---- a clip is a stream ----
 
 
+@pytest.mark.slow
 @given(places=st.lists(st.integers(1, NUM_FRAMES - 1), unique=True).map(sorted), seed=st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
 @pytest.mark.parametrize("pooling", ["cls", pytest.param("mean", marks=pytest.mark.slow)])

@@ -27,6 +27,7 @@ def gradients(model: TRecViT, video: torch.Tensor) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_value_and_every_gradient_are_those_of_plain_autograd(name):
     torch.manual_seed(0)

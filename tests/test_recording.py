@@ -68,6 +68,7 @@ def write_image(writer: VideoWriter, update: Update) -> None:
     writer.write(update.image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", SIGNALS)
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv"])
 @pytest.mark.parametrize("when", ["waiting", "waiting, swallowed", "waiting, converted", "writing", "finishing"])
@@ -148,6 +149,7 @@ def test_tracks_are_kept_too(tmp_path: Path, suffix: str) -> None:
             assert arrays["points_xy"].shape == (1, 7, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "raised"),
     [

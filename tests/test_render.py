@@ -31,6 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path):
     counts = {"train": 20, "validation": 4}
     for name, workers in (("here", 0), ("there", 2)):
@@ -74,6 +75,7 @@ def test_workers_end_with_a_process_that_was_killed(tmp_path):
     assert not group_exists(process.pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "workers"), [(KeyboardInterrupt(), 1), (OSError(errno.ENOSPC, "No space"), 0)])
 def test_what_was_stopped_leaves_an_empty_folder_and_no_workers(tmp_path, error, workers):
     def stop(_done: int) -> None:
@@ -86,6 +88,7 @@ def test_what_was_stopped_leaves_an_empty_folder_and_no_workers(tmp_path, error,
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_easy_scenes_are_in_the_training_split_only_and_keep_their_labels(tmp_path):
     counts = {"train": 16, "validation": 6}
     world = World(CONFIG, seed=0)
@@ -106,6 +109,7 @@ def test_easy_scenes_are_in_the_training_split_only_and_keep_their_labels(tmp_pa
         render_data_set(world, tmp_path / "x", num_clips=counts, easy_share=1.5)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_found(tmp_path):
     folder = render_data_set(World(CONFIG, seed=0), tmp_path / "world", num_clips={"train": 12})
     script = Path(__file__).parents[1] / "scripts" / "damage"

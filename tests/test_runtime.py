@@ -105,6 +105,7 @@ def test_a_stream_without_an_end_is_not_classified():
         classify(small_model(), f"{address}/video")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 def test_an_address_that_states_a_length_is_classified_as_its_file(tmp_path, suffix):
     path = tmp_path / f"video{suffix}"
@@ -174,6 +175,7 @@ def test_annotated_frames_show_something_and_are_large_enough_to_read():
     assert min(drawn.shape[:2]) >= 360
 
 
+@pytest.mark.slow
 def test_a_streams_memory_is_read_at_a_tenth_and_at_the_end():
     done = []
     memory = stream_memory(small_model(), num_frames=50, report=done.append)
@@ -194,6 +196,7 @@ def test_growth_is_noticed():
     assert not memory((500_000_000, 500_000_000), (80, 88)).is_flat
 
 
+@pytest.mark.slow
 def test_memory_of_a_leaking_model_is_seen():
     model = small_model()
     kept = []
@@ -207,6 +210,7 @@ def test_memory_of_a_leaking_model_is_seen():
     assert not stream_memory(model, num_frames=60).is_flat
 
 
+@pytest.mark.slow
 def test_descriptions_state_what_the_model_is():
     facts = describe(small_model())
     assert facts["parameters"] == sum(parameter.numel() for parameter in small_model().parameters())
@@ -214,6 +218,7 @@ def test_descriptions_state_what_the_model_is():
     assert facts["state bytes per stream"] == small_model().init_state(1).nbytes
 
 
+@pytest.mark.slow
 def test_operations_per_frame_are_those_of_the_matrix_products():
     config = tiny_model().config
     width, tokens, blocks = config.width, 7, config.num_heads
@@ -226,6 +231,7 @@ def test_operations_per_frame_are_those_of_the_matrix_products():
     assert flops_per_frame(small_model()) == 2 * multiply_adds
 
 
+@pytest.mark.slow
 def test_rendered_scenes_hold_one_scene_of_each_pair(tmp_path):
     truths = render_scenes(tmp_path / "scenes.mp4", seed=3)
     assert sorted(LABELS.index(truth) // 2 for truth in truths) == list(range(9))
@@ -234,6 +240,7 @@ def test_rendered_scenes_hold_one_scene_of_each_pair(tmp_path):
     assert sum(1 for _ in read_frames(tmp_path / "scenes.mp4")) == 9 * 16
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_this_machine_well(processor):
     findings = {finding.name: finding for finding in doctor.examine()}
     for name in (
@@ -267,6 +274,7 @@ def test_the_doctor_says_how_many_threads_run_at_once(monkeypatch, count, words)
     assert doctor._threads().startswith(words)
 
 
+@pytest.mark.slow
 def test_the_doctor_reports_what_is_broken_and_looks_at_the_rest(monkeypatch):
     def broken() -> None:
         raise OSError("no home")

@@ -129,6 +129,7 @@ def test_gated_scan_matches_the_oracle(gate, num_frames):
     assert torch.equal(last, states[:, -1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_frames", [1, 2, 17, 200])
 @pytest.mark.parametrize("gate", [-12.0, 0.0, 6.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -175,6 +176,7 @@ def test_complex_recurrence_matches_the_oracle():
     assert torch.equal(last, states[:, -1])
 
 
+@pytest.mark.slow
 def test_gated_scan_passes_gradcheck():
     tensors = gated_inputs(4, torch.float64, 0.0, width=2)
     assert torch.autograd.gradcheck(lambda *args: gated_scan(*args, FRESH), tensors)

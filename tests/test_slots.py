@@ -42,6 +42,7 @@ def videos_of(*videos: TrackedVideo) -> TrackedVideos:
     return TrackedVideos("noise", [(video.name, lambda video=video: video) for video in videos])
 
 
+@pytest.mark.slow
 def test_predictions_differ_as_those_of_clips_with_empty_queries():
     tracker, videos, reported = tiny_tracker(), [video_of(0), video_of(1)], []
     costs = slot_costs(tracker, videos_of(*videos), empty_slots=[9, 2, 9], report=reported.append)
@@ -71,6 +72,7 @@ def test_predictions_differ_as_those_of_clips_with_empty_queries():
     assert costs[2].answers.moved_most_px > 0.1
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_a_live_tracker_with_as_many_slots():
     tracker = tiny_tracker()
     costs = slot_costs(tracker, videos_of(video_of(0)), empty_slots=[1, 64], trained=False)
@@ -82,6 +84,7 @@ def test_costs_are_those_of_a_live_tracker_with_as_many_slots():
     assert all(cost.median_ms > 0 and cost.answers is None for cost in costs)
 
 
+@pytest.mark.slow
 def test_independent_points_do_not_move():
     costs = slot_costs(tiny_readout_tracker(), videos_of(video_of(0)), empty_slots=[8])
     assert costs[1].answers.moved_most_px < 0.01
@@ -98,6 +101,7 @@ def test_wrong_arguments_are_refused():
         slot_costs(tiny_tracker(), videos_of(), empty_slots=[1])
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_figures_of_the_page(tmp_path):
     tiny_tracker().save(tmp_path / "tracker")
     words = ["bench", "slots", "track_world", "--save", str(tmp_path / "slots.json")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,12 @@ def at_once_of(variant: str, seed: int) -> tuple[Output, State]:
     return model(video), run(model, video, [])[1]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+def _some_fast(*names: str) -> list[Any]:
+    """All variants, of which these are in the fast tier."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in VARIANTS]
+
+
+@pytest.mark.parametrize("variant", _some_fast("plain", "temporal_mlp", "lstm", "pairs_of_frames"))
 @given(places=cuts, seed=st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
 def test_any_cut_gives_the_clips_output(variant, places, seed):
@@ -76,6 +82,7 @@ def test_every_output_is_that_of_the_video_so_far():
         assert relative_error(answer, model(video[:, :length]).logits) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [name if name in CORE else pytest.param(name, marks=SLOW) for name in VARIANTS])
 @given(masks=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=4), seed=st.integers(0, 9))
 @settings(max_examples=10, deadline=None)
@@ -105,6 +112,7 @@ def test_a_reset_row_starts_as_a_new_video_and_the_others_continue(variant, mask
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=5))
 @settings(max_examples=10, deadline=None)
@@ -126,6 +134,7 @@ def test_rows_can_be_dropped_moved_repeated_and_joined_in_mid_stream(dtype, rows
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", ["plain", "complex", "patches_of_four_frames", "lstm", "full_conv"])
 def test_a_saved_state_resumes_bit_exactly(tmp_path, variant, dtype):
@@ -163,6 +172,7 @@ def test_methods_leave_the_state_as_it_is():
     assert all(torch.equal(tensor, copies[name]) for name, tensor in state._tensors().items())
 
 
+@pytest.mark.slow
 def test_the_size_of_a_state_does_not_depend_on_the_frames_seen():
     model = tiny_model()
     _, short = run(model, random_video(1, 1), [])
@@ -284,6 +294,7 @@ WHOLE_CLIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("variant", [*VARIANTS, *WHOLE_CLIPS])
 def test_no_stream_at_all_is_a_batch_like_any_other(variant, fast):
@@ -308,6 +319,7 @@ def test_negative_batch_sizes_are_refused():
         tiny_model().init_state(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [[32, 32], np.array([32, 32]), torch.Size([32, 32]), 32, np.int64(32)])
 def test_any_container_of_a_size_is_accepted(size):
     model, tracker = tiny_model(), tiny_readout_tracker()

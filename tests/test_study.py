@@ -68,6 +68,7 @@ def test_fused_attention_saves_the_materialised_maps(vivit):
     assert vivit.training_bytes - vivit.fused_training_bytes > 24 * one_map_bytes
 
 
+@pytest.mark.slow
 def test_cost_grows_with_the_frames_except_in_a_stream(ours):
     assert ours[32].inference_flop == pytest.approx(4 * ours[8].inference_flop, rel=0.01)
     new_frame, *windows = frame_costs([ours[8], ours[32]])
@@ -76,6 +77,7 @@ def test_cost_grows_with_the_frames_except_in_a_stream(ours):
     assert [window.flop for window in windows] == [ours[8].inference_flop, ours[32].inference_flop]
 
 
+@pytest.mark.slow
 def test_a_short_loop_costs_as_much_as_the_whole_loop(shallow, monkeypatch):
     few = cost(OURS, 5)
     assert few.training_bytes > few.fused_training_bytes > few.inference_bytes
@@ -83,6 +85,7 @@ def test_a_short_loop_costs_as_much_as_the_whole_loop(shallow, monkeypatch):
     assert few == cost(OURS, 5)
 
 
+@pytest.mark.slow
 def test_operations_of_the_other_temporal_parts_equal_sums_by_hand():
     """Of 12 temporal parts, 4 frames of 197 tokens: an LSTM's 8 D x D matrices, a convolution's 4."""
     product = 2 * 12 * 4 * 197 * 768 * 768
@@ -92,6 +95,7 @@ def test_operations_of_the_other_temporal_parts_equal_sums_by_hand():
     assert conv - cost(OURS, 4, training=False).inference_flop == round((4 - linear_and_gates) * product)
 
 
+@pytest.mark.slow
 def test_training_is_counted_for_the_papers_lengths_only():
     short, long = costs(["ViT-Conv1D"], [1, 128])
     assert short.training_flop > 2.9 * short.inference_flop
@@ -99,6 +103,7 @@ def test_training_is_counted_for_the_papers_lengths_only():
     assert long.training_flop is long.training_bytes is long.fused_training_bytes is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_to_compare_with_can_be_counted(name):
     few = cost(name, 2, training=False)
@@ -108,6 +113,7 @@ def test_every_model_to_compare_with_can_be_counted(name):
     assert few.training_flop is None
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures_and_pictures(shallow, tmp_path):
     words = ["efficiency", "--to", str(tmp_path), "--model", OURS, "--model", "ViViT-B", "--frames", "1"]
     result = CliRunner().invoke(app, words)
@@ -119,6 +125,7 @@ def test_the_command_writes_figures_and_pictures(shallow, tmp_path):
     assert "<svg" in (tmp_path / "efficiency.svg").read_text()
 
 
+@pytest.mark.slow
 def test_a_tracker_is_scored_beside_both_baselines(tmp_path):
     pytest.importorskip("cv2")
     scene = TrackSceneConfig(num_frames=4, image_size=(32, 32), num_points=6, min_things=1, max_things=2)

@@ -77,6 +77,7 @@ def test_every_model_is_in_the_paper_and_trained_once(plan):
     assert len(set(recipes)) == len(recipes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [SMALL, PAPERS], ids=lambda path: path.stem)
 @pytest.mark.parametrize(("plan", "variant"), VARIANTS)
 def test_every_variant_is_a_model_at_both_scales(path, plan, variant):
@@ -225,6 +226,7 @@ def test_updates_are_timed_in_turn(recipe, monkeypatch):
     assert {name: len(speeds) for name, speeds in timed.items()} == {"one": 2, "other": 2}
 
 
+@pytest.mark.slow
 def test_gates_and_eigenvalues_are_those_of_the_model(tmp_path):
     model = tiny_model()
     with torch.no_grad():

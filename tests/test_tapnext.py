@@ -49,6 +49,7 @@ def video_of(batch_size: int = 2, num_frames: int = NUM_FRAMES, seed: int = 0, s
 # ---- the originals' outputs ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tapnext_small.pt", "tapnext_small_jax.npz"])
 @pytest.mark.parametrize("online", [False, True], ids=["clip", "online"])
 def test_the_originals_are_matched(name, online):
@@ -173,6 +174,7 @@ def test_a_second_peak_far_away_does_not_pull():
 # ---- a clip is a stream ----
 
 
+@pytest.mark.slow
 @given(places=st.lists(st.integers(1, NUM_FRAMES - 1), unique=True).map(sorted), seed=st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
 def test_any_cut_gives_the_clips_points(tracker, places, seed):
@@ -215,6 +217,7 @@ def test_points_have_no_order(tracker):
     assert_close(swapped, of_each_part(lambda part: part[:, order], tracker(video, QUERIES)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_are_independent_and_can_be_moved_in_mid_stream(tracker, dtype):
     tracker = copy.deepcopy(tracker).to(dtype)
@@ -239,6 +242,7 @@ def test_a_reset_row_restarts_with_its_queries(tracker):
     assert_close(of_each_part(lambda part: part[:1], out), of_each_part(lambda part: part[:1], tracker(video, QUERIES)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_state_resumes_bit_exactly(tracker, tmp_path, dtype):
     tracker = copy.deepcopy(tracker).to(dtype)
@@ -253,6 +257,7 @@ def test_a_saved_state_resumes_bit_exactly(tracker, tmp_path, dtype):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_state_depends_on_the_points_alone(tracker):
     state = tracker.init_state(QUERIES)
     _, after = run(tracker, video_of(num_frames=30), state, list(range(1, 30)))
@@ -375,6 +380,7 @@ def loss_of(out: TrackerOutput) -> Tensor:
     return (points * is_after).sum() + (out.coordinate_logits.logsumexp(dim=-1).sum(dim=-1) * is_after).sum()
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_weight_and_are_the_same_for_pieces(tracker):
     tracker = copy.deepcopy(tracker).double()
     video = video_of().double() / 255
@@ -393,6 +399,7 @@ def test_gradients_reach_every_weight_and_are_the_same_for_pieces(tracker):
             assert relative_error(again, expected) < 1e-9, name
 
 
+@pytest.mark.slow
 def test_gradients_match_finite_differences(tracker):
     tracker = copy.deepcopy(tracker).double()
     video = video_of().double() / 255

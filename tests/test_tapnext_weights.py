@@ -99,6 +99,7 @@ def test_every_value_is_used_once(tmp_path):
     assert torch.equal(values, torch.arange(start, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_a_training_runs_checkpoint_is_read_past_everything_else(tmp_path):
     tensors = {f"tapnext.{name}": tensor for name, tensor in state_dict().items()}
     tensors["tapnext.query_pos_embed"] = query_positions()
@@ -116,6 +117,7 @@ def test_a_training_runs_checkpoint_is_read_past_everything_else(tmp_path):
     assert_same_weights(load(tmp_path / "nested.pth"), load(TORCH_FILE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new_format", [True, False])
 def test_torchs_old_format_and_half_precision_are_read_too(tmp_path, new_format):
     half = {name: tensor.bfloat16() for name, tensor in state_dict().items()}
@@ -180,6 +182,7 @@ def test_a_whole_layer_may_not_be_missing(tmp_path):
         load(rewrite_torch(tmp_path / "hole.pt", change))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -294,6 +297,7 @@ def test_no_code_of_a_hostile_file_runs(tmp_path, suffix):
 # ---- folders ----
 
 
+@pytest.mark.slow
 def test_a_trackers_folder_holds_everything(tmp_path):
     tracker = load(TORCH_FILE, image_size=(64, 96))
     folder = tracker.save(tmp_path / "tracker")
@@ -389,6 +393,7 @@ def test_what_else_a_file_leaves_open_is_nothing(tmp_path):
 # ---- the zoo ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_size"), [("bootstapnext", (256, 256)), ("tapnextpp", (256, 256)), ("tapnextpp_512", (512, 512))]
 )

@@ -87,6 +87,7 @@ def losses(task: str, folder: Path) -> list[float]:
     return [line["loss"] for line in read_lines(folder / "run" / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_ten_steps_have_the_recorded_losses(task, tmp_path):
     # Bit-equal on the machine that recorded them; other processors round otherwise.

@@ -170,6 +170,7 @@ def test_other_python_threads_keep_the_allowed_number() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_bench_measures_beside_busy_programs() -> None:
     [speed] = shared_speeds(["motions"], dtypes=["float32"], modes=["eager"], busy=1, seconds=0.1)
     assert isinstance(speed, SharedSpeed)

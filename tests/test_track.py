@@ -232,6 +232,7 @@ def test_a_coarse_model_can_be_live():
 # ---- the bundled tracker ----
 
 
+@pytest.mark.slow
 def test_the_bundled_tracker_is_small_and_far_better_than_standing_still():
     tracker = load("points")
     folder = files("trecvit.weights") / "points"

@@ -185,6 +185,7 @@ def test_only_the_last_places_are_remembered():
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_track_writes_a_video_and_tracks(video, either, tmp_path):
     out, npz = tmp_path / "out.mp4", tmp_path / "out.npz"
     points = ["--points", "20,10 64,40@2", "--points", "0,0"]
@@ -212,6 +213,7 @@ def test_track_writes_a_video_and_tracks(video, either, tmp_path):
         assert bool(int(line["visible"])) == arrays["visible"][place]
 
 
+@pytest.mark.slow
 def test_track_live_prints_a_json_line_per_frame(video, either):
     done = run("track", video, "--model", either, "--live", "--grid", 2)
     assert done.exit_code == 0, done.output
@@ -261,6 +263,7 @@ def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):
     assert all("removed point" in line for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_info_tells_of_trackers(either):
     tapnext._axis_positions.cache_clear()  # as in a process that has tracked nothing before
     done = run("info", either, "--json")
@@ -297,6 +300,7 @@ def test_eval_tapvid_scores_a_baseline_and_draws_it(tmp_path):
         assert picture.width > 4 * picture.height / 2
 
 
+@pytest.mark.slow
 def test_eval_tapvid_scores_a_tracker(either, tmp_path):
     write_track_file(tmp_path / "still.npz", still_video())
     done = run("eval", "tapvid", tmp_path, "--to", tmp_path, "--model", either, "--query-mode", "strided")

@@ -96,6 +96,7 @@ def as_maps(scene: Scene) -> Scene:
 # ---- exactness -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_visible_point_shows_the_same_place_of_the_same_surface(scenes: TrackScenes) -> None:
     """In every frame that shows a track, the queried point of the surface is drawn at its position."""
     checked = total = 0
@@ -122,6 +123,7 @@ def test_a_visible_point_shows_the_same_place_of_the_same_surface(scenes: TrackS
     assert checked > 500 > 0.2 * total  # the rest is at an edge, where colours mix
 
 
+@pytest.mark.slow
 def test_occlusion_is_what_the_map_of_layers_says(scenes: TrackScenes) -> None:
     checked = hidden = total = 0
     for index in range(6, 14):
@@ -156,6 +158,7 @@ def test_occlusion_at_pixel_centres_is_exact_to_the_pixel() -> None:
     assert len(np.unique(front)) > 4
 
 
+@pytest.mark.slow
 def test_queries_are_points_of_their_tracks(scenes: TrackScenes) -> None:
     for index in range(5):
         clip = scenes[index]
@@ -268,6 +271,7 @@ def test_pictures_are_used() -> None:
 # ---- the contract ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [
     TrackSceneConfig(num_frames=2, image_size=(32, 32), num_points=1),
     TrackSceneConfig(num_frames=33, image_size=(48, 72), num_points=200, min_things=0, max_things=0),
@@ -296,6 +300,7 @@ def digest(scenes: TrackScenes, index: int) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_clip_every_time(scenes: TrackScenes) -> None:
     forwards = [digest(scenes, index) for index in (0, 7, 3)]
     fresh = TrackScenes(SMALL, seed=4)

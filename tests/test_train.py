@@ -66,6 +66,7 @@ def trained(tmp_path_factory) -> tuple[TRecViT, Path]:
     return train(load_recipe(folder / "small.yaml"), folder / "run"), folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_builds(path):
     recipe = load_recipe(path)
@@ -117,6 +118,7 @@ def test_updates_are_measured_in_processes_of_their_own():
     assert all(cost.memory_bytes > 4 * 4 * 6_000_000 for cost in costs)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_a_log_and_the_resolved_recipe(tmp_path, recipe_path):
     lines = []
     model = train(load_recipe(recipe_path), tmp_path / "run", report=lines.append)
@@ -131,6 +133,7 @@ def test_a_run_leaves_a_model_a_log_and_the_resolved_recipe(tmp_path, recipe_pat
         assert torch.equal(again.state_dict()[name], tensor)
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_model(tmp_path, recipe_path, trained):
     first, second = trained[0], train(load_recipe(recipe_path), tmp_path / "two")
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -170,6 +173,7 @@ def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused(tmp_path, re
         train(load_recipe(recipe_path), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "cut short", "one bit", "no list"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, recipe_path, trained, damage):
     expected, run = trained
@@ -193,6 +197,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, reci
     assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_last_few_checkpoints_are_kept(tmp_path, recipe_path):
     words = ["optimisation.num_steps=6", "checkpoint_every=1", "keep_checkpoints=2"]
     train(load_recipe(recipe_path, words), tmp_path / "run")
@@ -217,6 +222,7 @@ def test_the_learning_rate_warms_up_and_decays_to_zero():
     assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
+@pytest.mark.slow
 def test_a_small_model_can_learn_a_few_clips_by_heart():
     torch.manual_seed(0)
     recipe = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 32, "head_width": 16, "patch_size": 8}
@@ -237,6 +243,7 @@ def test_a_small_model_can_learn_a_few_clips_by_heart():
     assert torch.equal(model(clips).logits.argmax(dim=1), classes)
 
 
+@pytest.mark.slow
 def test_whitened_patches_are_uncorrelated_and_of_one_size():
     from trecvit.config import model_config
 
@@ -330,6 +337,7 @@ def test_a_step_shows_the_same_clips_wherever_the_run_began(recipe_path):
         assert torch.equal(batch.labels[::2] ^ 1, batch.labels[1::2])
 
 
+@pytest.mark.slow
 def test_processes_share_every_step_without_overlap(recipe_path):
     feed = scene_feed(load_recipe(recipe_path, ["optimisation.batch_size=8", "scenes.views_per_scene=2"]))
     alone = list(feed.batches(0, Share()))
@@ -355,6 +363,7 @@ def test_easier_scenes_come_first(recipe_path):
     assert 0 < sum(easy[40:]) < sum(easy[:20])
 
 
+@pytest.mark.slow
 def test_muon_moves_the_linear_maps_of_the_blocks_and_nothing_else(tmp_path, recipe_path):
     still = ["optimisation.num_steps=1", "optimisation.learning_rate=0.0"]
     start = train(load_recipe(recipe_path, still), tmp_path / "start")
@@ -406,6 +415,7 @@ def test_weight_decay_is_on_matrices_only(recipe_path):
     assert {"blocks.0.temporal.lru.a_param", "tokenizer.positions", "blocks.0.temporal.norm.scale"} <= spared
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_and_labels_smoothed(tmp_path, recipe_path, monkeypatch):
     norms = []
     step = torch.optim.AdamW.step
@@ -434,6 +444,7 @@ def test_gradients_are_clipped_and_labels_smoothed(tmp_path, recipe_path, monkey
     assert first[0.5] == pytest.approx(float(0.5 * own + 0.5 * all_alike), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loaders_speed_is_measured_beside_the_models(recipe_path):
     done = []
     recipe = load_recipe(recipe_path, ["optimisation.num_steps=12"])

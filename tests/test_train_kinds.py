@@ -61,6 +61,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return {f"{path.parent.name}.{name}": weight for path in files for name, weight in load_file(path).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), [*((name, []) for name in KINDS), ("tracker", ["num_workers=0"])])
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, name, more):
     words = ["optimisation.ema_decay=0.9", "optimisation.accumulation=2", "optimisation.bf16=true"]
@@ -90,6 +91,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, name, more
         assert one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, name):
     path, gradients, sums = written(name, tmp_path), [], []

@@ -105,6 +105,7 @@ def test_a_small_autoencoder_learns_the_clips_it_is_shown(tmp_path, videos):
     assert lines[-1].loss < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.curves
 def test_a_run_leaves_the_encoder_its_decoder_pictures_and_the_best(tmp_path, recipe_path):
     run = tmp_path / "run"
@@ -207,6 +208,7 @@ def test_labels_play_no_part(recipe_path, tmp_path, videos):
     assert next(feed.batches(0, Share())).videos.shape == (3, 4, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_without_held_out_videos_nothing_is_tested(tmp_path, recipe_path, videos):
     train(from_videos(recipe_path, videos), tmp_path / "run")
     assert not (tmp_path / "run" / "evaluation").exists()
@@ -284,6 +286,7 @@ def test_pictures_show_what_went_in_what_was_visible_and_what_came_out(tmp_path,
     assert (pixels[title : title + 128, :margin] < 128).any(), "the first row has a title before it"
 
 
+@pytest.mark.slow
 def test_a_classifier_goes_on_from_the_encoder_and_an_autoencoder_from_a_classifier(tmp_path, recipe_path):
     encoder = train(load_recipe(recipe_path, ["optimisation.num_steps=1"]), tmp_path / "first")
     labelled = {name: part for name, part in SMALL.items() if name != "mae"}
@@ -316,11 +319,13 @@ def test_muon_moves_the_decoders_blocks_too_and_the_mask_token_does_not_decay(re
     assert all(group["betas"] == (0.9, 0.95) for group in adamw.param_groups)
 
 
+@pytest.mark.slow
 def test_the_loaders_speed_is_measured(recipe_path):
     speed = loader_speed(load_recipe(recipe_path, TESTED), workers=[0], num_steps=3)
     assert min(speed.made[0], speed.used) > 0
 
 
+@pytest.mark.slow
 def test_encoder_only_is_loaded_where_a_model_is_wanted(tmp_path, recipe_path):
     train(load_recipe(recipe_path, ["optimisation.num_steps=1"]), tmp_path / "run")
     assert isinstance(load(tmp_path / "run" / "model"), TRecViT)

@@ -79,6 +79,7 @@ def test_a_readout_learns_the_clips_it_is_shown(tmp_path, classifier):
     assert lines[0].figures["average_pts_within_thresh"] < 0.1
 
 
+@pytest.mark.slow
 def test_the_backbone_stays_what_it_was(tmp_path, recipe_path, classifier):
     words = ["tracks.validation_scenes=2", "tracks.validate_every=3", "optimisation.ema_decay=0.9"]
     recipe = load_recipe(recipe_path, [*words, "optimisation.accumulation=2", "optimisation.bf16=true"])
@@ -100,6 +101,7 @@ def test_the_backbone_stays_what_it_was(tmp_path, recipe_path, classifier):
     assert isinstance(load(tmp_path / "whole" / "best"), ReadoutTracker)
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_like_and_from_no_other_tracker(tmp_path, recipe_path):
     first = train(load_recipe(recipe_path, ["optimisation.num_steps=1"]), tmp_path / "first")
     words = [f"start.weights={tmp_path / 'first' / 'model'}", "optimisation.learning_rate=0.0"]

@@ -76,6 +76,7 @@ def test_a_small_tracker_learns_the_clips_it_is_shown(tmp_path):
     assert lines[0].figures["average_pts_within_thresh"] < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.curves
 def test_a_run_leaves_a_tracker_its_log_its_tests_and_the_best(tmp_path, recipe_path):
     run = tmp_path / "run"
@@ -210,6 +211,7 @@ def from_files(path: Path, files: Path, *words: str):
     return load_recipe(path, words)
 
 
+@pytest.mark.slow
 def test_a_tracker_learns_from_files(tmp_path, recipe_path, files):
     recipe = from_files(recipe_path, files, f"tracks.validation_files={files}")
     feed = recipe.feed()
@@ -233,6 +235,7 @@ def asked_for(batch) -> torch.Tensor:
     return batch.query_points_tyx[..., 0].isfinite().sum(dim=1)
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_counted_and_too_many_stop_the_run(tmp_path, recipe_path, files):
     (files / "3.npz").write_bytes(b"no file")
     short = TrackedVideo(
@@ -261,6 +264,7 @@ def first(tmp_path_factory) -> tuple[TAPNext, str]:
     return train(load_recipe(folder / "small.yaml"), folder / "run"), f"start.weights={folder / 'run' / 'model'}"
 
 
+@pytest.mark.slow
 def test_a_tracker_goes_on_from_another(tmp_path, recipe_path, first):
     first, start = first
     words = [start, "optimisation.learning_rate=0.0"]
@@ -292,6 +296,7 @@ def test_muon_and_weight_decay_are_for_a_trackers_matrices(recipe_path):
     assert all(name.startswith("blocks.") for name in moved)
 
 
+@pytest.mark.slow
 def test_the_loaders_speed_is_measured(recipe_path):
     speed = loader_speed(load_recipe(recipe_path, TESTED), workers=[0], num_steps=3)
     assert min(speed.made[0], speed.used) > 0

@@ -141,6 +141,7 @@ def test_processes_share_every_step_without_overlap(recipe_path):
     assert torch.equal(torch.cat([parts[0].videos, parts[1].videos]), whole.videos[[0, 2, 1, 3]])
 
 
+@pytest.mark.slow
 def test_a_video_that_cannot_be_read_is_left_out_counted_and_logged(tmp_path, data, recipe_path):
     broken = tmp_path / "some"
     for path in data.glob("*/*.mp4"):
@@ -171,6 +172,7 @@ def test_a_run_with_too_many_unreadable_videos_stops(tmp_path, data, recipe_path
         train(load_recipe(recipe_path, words), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_batches_of_which_nothing_can_be_read_move_nothing(tmp_path, data, recipe_path):
     broken = tmp_path / "all"
     for path in data.glob("*/*.mp4"):
@@ -235,6 +237,7 @@ def test_recomputing_changes_nothing(tmp_path, recipe_path, plain, what):
     assert same_weights(plain, again)
 
 
+@pytest.mark.slow
 def test_the_running_mean_is_what_it_is_said_to_be_and_is_what_is_saved(tmp_path, recipe_path, plain):
     model = torch.nn.Linear(3, 2)
     mean = RunningMean(model, decay=0.5)
@@ -359,7 +362,7 @@ def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, val
     assert stopped.value.signal_number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     step = {"before the first step": 0, "waiting for a batch": 3, "testing on the way": 2}.get(when, ended[-1])
-    assert f"at step {step} " in str(stopped.value)
+    assert f"at step {step};" in str(stopped.value)
     kept = [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
     assert kept == ([f"step-{step:08d}"] if step else [])
     monkeypatch.setattr(target, method, whole)
@@ -369,6 +372,7 @@ def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, val
     assert not (tmp_path / "run" / "tested").exists()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path, recipe_path, monkeypatch):
     update = Loop.update
     pauses_s = iter([0.0, 0.5])
@@ -388,6 +392,7 @@ def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path,
     assert [path.name for path in (tmp_path / "run").glob("checkpoints/*")] == ["step-00000001"]
 
 
+@pytest.mark.slow
 def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(tmp_path, recipe_path, monkeypatch):
     """Such as a background process of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -404,6 +409,7 @@ def test_a_run_is_of_one_process(tmp_path, recipe_path):
         another.submit(train, recipe, run).result()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("change", ["swapped", "one more", "another class", "validation"])
 def test_a_run_is_of_one_set_of_data(tmp_path, recipe_path, change, finished):
@@ -437,6 +443,7 @@ def test_a_run_is_of_one_set_of_data(tmp_path, recipe_path, change, finished):
         train(recipe, run)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_that_knew_no_data_goes_on(tmp_path, data, recipe_path):
     recipe, run = load_recipe(recipe_path), tmp_path / "run"
     expected = train(recipe, run)
@@ -451,6 +458,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "error", "named"),
     [
@@ -591,6 +599,7 @@ def test_a_run_keeps_its_precision_on_another_processor(
         claim(run, other, Processes())
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data, recipe_path):
     path = written(vit(), "timm", tmp_path)
     words = [
@@ -659,6 +668,7 @@ def test_a_model_goes_on_from_another_and_keeps_its_head_only_for_the_same_class
         load_weights_from(deeper, trained, source="x")
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_tested_on_its_validation_videos(tmp_path, data, recipe_path):
     words = [f"videos.validation={data}", "videos.eval_clips=2", "videos.eval_crops=1"]
     train(load_recipe(recipe_path, words), tmp_path / "run")
@@ -668,6 +678,7 @@ def test_a_trained_run_is_tested_on_its_validation_videos(tmp_path, data, recipe
     assert load(tmp_path / "run" / "model").labels == ("dark", "light")
 
 
+@pytest.mark.slow
 @pytest.mark.curves
 def test_a_run_keeps_the_model_that_did_best_and_draws_its_curves(tmp_path, data, recipe_path):
     words = [f"videos.validation={data}", "videos.validate_every=2", "videos.eval_clips=1", "videos.eval_crops=1"]
@@ -728,6 +739,7 @@ def test_head_dropout_hides_evidence_in_training_only():
     assert torch.equal(model.eval().head(evidence), torch.full((4000, 2), 8.0))
 
 
+@pytest.mark.slow
 def test_the_run_folder_says_what_it_ran_on(tmp_path, recipe_path):
     began = time.time()
     train(load_recipe(recipe_path), tmp_path / "run")

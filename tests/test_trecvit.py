@@ -55,6 +55,7 @@ def test_shapes_of_the_output(variant):
         assert out.probs is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_weight_matters(variant):
     model = tiny_model(**VARIANTS[variant])
@@ -67,6 +68,7 @@ def test_every_weight_matters(variant):
         assert torch.isfinite(gradient).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("changed", [1, 4, 7])
 def test_a_frame_changes_nothing_before_it(variant, changed):
@@ -253,6 +255,7 @@ def test_the_stride_follows_the_videos_rate():
 # ---- initialisation: each number of the paper and the code ----
 
 
+@pytest.mark.slow
 def test_initial_eigenvalues_are_uniform_on_the_ring():
     lru = RGLRU(ModelConfig(width=8192, num_heads=1, min_radius=0.6))
     radius = torch.sigmoid(-lru.a_param.detach().double())
@@ -278,6 +281,7 @@ def largest(weight: torch.Tensor) -> float:
     return float(weight.detach().abs().max())
 
 
+@pytest.mark.slow
 def test_initial_weights_have_the_codes_deviations():
     block = TemporalBlock(ModelConfig(depth=8, temporal_mlp=True))
     assert deviation(block.linear_x.weight) == pytest.approx(768**-0.5, rel=0.02)

@@ -170,6 +170,7 @@ def refused_sources(folder: Path) -> dict[str, tuple[object, str]]:
     }
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize(
     "name",

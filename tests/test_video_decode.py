@@ -63,6 +63,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], l
     return paths, [time_ms / 1000 for time_ms in times_ms]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODECS)
 def test_every_frame_comes_once_in_order_and_on_time(videos: dict[str, Path], name: str) -> None:
     frames = list(read_frames(videos[name]))
@@ -138,6 +139,7 @@ def test_the_display_matrix_is_applied(tmp_path: Path, degrees: int, mirrored: b
     assert read_frames_at(path, [0], short_side_px=32)[0].shape == (1, 64, 32, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "pixel_format", "size_px"),
     [
@@ -210,6 +212,7 @@ def test_resizing_keeps_the_aspect(videos: dict[str, Path]) -> None:
     assert next(iter(read_frames(videos["h264-b"], short_side_px=100))).image.shape == (100, 200, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODECS)
 def test_random_frames_are_exact(videos: dict[str, Path], name: str) -> None:
     chance = random.Random(name)
@@ -222,6 +225,7 @@ def test_random_frames_are_exact(videos: dict[str, Path], name: str) -> None:
         assert times_s.dtype == np.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("start", [1, 23, 24, 50, 74])
 def test_reading_from_a_frame_is_exact(videos: dict[str, Path], name: str, start: int) -> None:
@@ -231,6 +235,7 @@ def test_reading_from_a_frame_is_exact(videos: dict[str, Path], name: str, start
     assert frames[0].time_s == start / 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODECS)
 def test_reading_from_a_time_is_exact(videos: dict[str, Path], name: str) -> None:
     time_s = next(frame.time_s for frame in read_frames(videos[name]) if frame.index == 40)
@@ -239,6 +244,7 @@ def test_reading_from_a_time_is_exact(videos: dict[str, Path], name: str) -> Non
         assert (code_of(first.image), first.index, first.time_s) == (40, 40, pytest.approx(time_s))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["h264-b", "vp9", "ffv1"])
 def test_seeking_is_exact_at_a_variable_frame_rate(uneven: tuple[dict[str, Path], list[float]], name: str) -> None:
     paths, _ = uneven
@@ -365,6 +371,7 @@ print(frame.index, peak() - early)
     assert growth_mb < 16
 
 
+@pytest.mark.slow
 def test_a_lazy_consumer_makes_nothing_pile_up(tmp_path: Path) -> None:
     path = make_video(tmp_path / "long", MPEG4, num_frames=600)
     tracemalloc.start()
@@ -396,6 +403,7 @@ def test_probe_tells_what_the_file_states(videos: dict[str, Path]) -> None:
     assert probe(videos["h264-raw"]).duration_s is None
 
 
+@pytest.mark.slow
 def test_only_decode_and_encode_load_ffmpeg() -> None:
     program = (
         "import sys, trecvit.video, trecvit.video.frames, trecvit.video.stills, trecvit.video.sampling, "

@@ -82,6 +82,7 @@ def test_nothing_to_say_draws_nothing() -> None:
     assert not np.shares_memory(drawn, image)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 300),

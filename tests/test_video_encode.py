@@ -183,6 +183,7 @@ def test_times_must_rise(tmp_path: Path, times_s: tuple[float, ...]) -> None:
         writer.write(painted(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
     ("fps", "times_s", "expected_s"),

@@ -129,6 +129,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("seed", range(SEEDS_PER_KIND))
 @pytest.mark.parametrize(

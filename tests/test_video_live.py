@@ -88,6 +88,7 @@ def test_a_sender_with_one_client_is_connected_to_once(tmp_path: Path) -> None:
         assert sender.connections == 1
 
 
+@pytest.mark.slow
 def test_a_camera_without_time_stamps_has_those_of_arrival() -> None:
     picture = io.BytesIO()
     PIL.Image.fromarray(painted(5)).save(picture, "JPEG")

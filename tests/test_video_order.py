@@ -65,6 +65,7 @@ FLAGGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, True, False], ids=["true flags", "all key", "none key"])
 @pytest.mark.parametrize("name", FLAGGED)
 def test_every_frame_by_index_is_the_frame_of_the_sequence(tmp_path: Path, name: str, key: bool | None) -> None:

@@ -79,6 +79,7 @@ def test_a_raw_stream_has_the_rate_of_its_codec(tmp_path, codec, fps):
     assert length_and_rate(path) == (20, float(fps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [H264, VP8, VP9, MPEGTS], ids=["mp4", "vp8", "vp9", "ts"])
 def test_the_first_frames_do_not_decide_for_a_whole_file(tmp_path, codec):
     """A camera in the dark at 10 frames per second, then 300 frames at 30."""

@@ -56,6 +56,7 @@ def test_items_are_uint8_videos(world: World) -> None:
     assert np.array_equal(video.permute(0, 2, 3, 1).numpy(), frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [
     WorldConfig(num_frames=2, image_size=(32, 32)),
     WorldConfig(num_frames=5, image_size=(64, 112)),
@@ -76,6 +77,7 @@ def test_any_index_is_an_item(world: World) -> None:
         world.pair(-1)
 
 
+@pytest.mark.slow
 def test_every_block_of_items_holds_each_label_once(world: World) -> None:
     labels = [world.scene(index).label for index in range(18 * 6)]
     assert Counter(labels) == dict.fromkeys(range(18), 6)
@@ -134,6 +136,7 @@ def test_order_and_threads_do_not_matter(world: World) -> None:
     assert all(torch.equal(video, world[index][0]) for video, index in zip(videos, indices, strict=True))
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same(world: World) -> None:
     code = (
         "import hashlib; from trecvit.synthetic.world import *; w = World(WorldConfig(), seed=7)\n"
@@ -155,6 +158,7 @@ def test_seeds_and_indices_make_different_scenes(world: World) -> None:
 # ---- pairs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_partners_share_every_frame(scenes: dict[int, list[Scene]]) -> None:
     for one, two in PAIRS[:-1]:
         for first, second in zip(scenes[one][:3], scenes[two][:3], strict=True):
@@ -366,6 +370,7 @@ def test_passing(scenes: dict[int, list[Scene]]) -> None:
         assert np.hypot(*np.ptp(centres(rest), axis=0)) < 10 < np.hypot(*np.ptp(centres(mover), axis=0))
 
 
+@pytest.mark.slow
 def test_distractors_stay_where_they_are_and_out_of_the_way(scenes: dict[int, list[Scene]]) -> None:
     for label in range(0, 18, 2):
         for scene in scenes[label]:
@@ -379,6 +384,7 @@ def test_distractors_stay_where_they_are_and_out_of_the_way(scenes: dict[int, li
                     assert not any((mask & pixels(actor, frame, (96, 96))).any() for actor in actors)
 
 
+@pytest.mark.slow
 def test_movers_can_be_seen(scenes: dict[int, list[Scene]]) -> None:
     """Without its actors a scene looks different in every frame in which they should be seen."""
     for label in (0, 2, 4, 6, 12, 14, 16):
