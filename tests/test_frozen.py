@@ -110,6 +110,7 @@ def test_a_videomae_restores_each_patch_at_its_place():
     torch.testing.assert_close(model.restore(video, visible), frames_of(patches, model.config.blocks, (16, 24)))
 
 
+@pytest.mark.slow
 def test_a_videomae_is_saved_and_its_encoder_is_transformers_own(tmp_path):
     model, video = videomae(), torch.randint(0, 256, (1, 4, 3, 16, 24), dtype=torch.uint8)
     visible = torch.tensor([[1, 3, 5]])

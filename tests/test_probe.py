@@ -353,6 +353,7 @@ def test_a_videomae_is_probed_as_a_trecvit_is(tmp_path, train_data):
     assert result["protocol"]["preprocessing"]["frame_stride"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_no_videomae_is_refused(tmp_path):
     from paper.video_transformers import load_videomae
 

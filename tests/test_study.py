@@ -86,9 +86,9 @@ def test_a_short_loop_costs_as_much_as_the_whole_loop(shallow, monkeypatch):
 
 
 @pytest.mark.slow
-def test_operations_of_the_other_temporal_parts_equal_sums_by_hand():
-    """Of 12 temporal parts, 4 frames of 197 tokens: an LSTM's 8 D x D matrices, a convolution's 4."""
-    product = 2 * 12 * 4 * 197 * 768 * 768
+def test_operations_of_the_other_temporal_parts_equal_sums_by_hand(shallow):
+    """Of 3 temporal parts, 4 frames of 197 tokens: an LSTM's 8 D x D matrices, a convolution's 4."""
+    product = 2 * 3 * 4 * 197 * 768 * 768
     lstm, conv = (cost(name, 4, training=False).inference_flop for name in ("ViT-LSTM", "ViT-Conv1D"))
     assert lstm - conv == 4 * product
     linear_and_gates = 3 + 2 / 12  # of the LRU's block: three linear layers, two gates with 12 blocks each
@@ -96,7 +96,7 @@ def test_operations_of_the_other_temporal_parts_equal_sums_by_hand():
 
 
 @pytest.mark.slow
-def test_training_is_counted_for_the_papers_lengths_only():
+def test_training_is_counted_for_the_papers_lengths_only(shallow):
     short, long = costs(["ViT-Conv1D"], [1, 128])
     assert short.training_flop > 2.9 * short.inference_flop
     assert short.training_bytes >= short.fused_training_bytes > short.inference_bytes
@@ -104,8 +104,8 @@ def test_training_is_counted_for_the_papers_lengths_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_to_compare_with_can_be_counted(name):
+@pytest.mark.parametrize("name", sorted({*MODELS} - {OURS, "ViT-LSTM", "ViT-Conv1D", "ViViT-L", "ViViT-B"}))
+def test_every_other_model_to_compare_with_can_be_counted(name):
     few = cost(name, 2, training=False)
     assert few.parameters > 8e7
     assert few.inference_flop > 0

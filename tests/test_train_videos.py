@@ -332,13 +332,14 @@ def validated(tmp_path_factory, data) -> tuple[TRecViT, Path]:
     return train(recipe, folder / "run"), folder / "run" / "validation.jsonl"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "when",
     [
         "before the first step",
-        pytest.param("waiting for a batch", marks=pytest.mark.slow),
+        "waiting for a batch",
         "testing on the way",
-        pytest.param("testing at the end", marks=pytest.mark.slow),
+        "testing at the end",
     ],
 )
 def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, validated, monkeypatch, when):
