@@ -1,8 +1,8 @@
-"""Several videos at once in one batch, each with its own beginning and end.
+"""Classify several videos in one batch, each with its own start and end.
 
     python examples/many_streams.py a.mp4 b.mp4 ...
 
-Rows of the batch are independent: a video that ends is dropped, and the next in line begins in a fresh row.
+Rows of the batch are independent: a finished video is removed, and the next one starts in a new row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import trecvit
 from trecvit.video.decode import read_frames
 from trecvit.video.transforms import to_clip
 
-MOST_AT_ONCE = 2
+MAX_STREAMS = 2
 
 
 def frames(path: str, image_size: tuple[int, int]) -> Iterator[torch.Tensor]:
@@ -31,19 +31,20 @@ def main(paths: list[str]) -> None:
     running: list[tuple[str, Iterator[torch.Tensor]]] = []
     state, probs = model.init_state(0), torch.zeros(0, len(model.labels))
     while waiting or running:
-        while waiting and len(running) < MOST_AT_ONCE:
+        while waiting and len(running) < MAX_STREAMS:
             running.append(waiting.pop(0))
             state = trecvit.State.cat([state, model.init_state(1)])
             probs = torch.cat([probs, torch.zeros(1, len(model.labels))])
-        pictures = [next(stream, None) for _, stream in running]
-        for (path, _), picture, answer, seen in zip(running, pictures, probs, state.frames_seen, strict=True):
-            if picture is None:
-                print(f"{path}: {model.labels[answer.argmax()]} ({answer.max():.0%} after {int(seen)} frames)")
-        going = [row for row, picture in enumerate(pictures) if picture is not None]
-        running = [running[row] for row in going]
-        state = state.select(going)
-        if going:
-            out, state = model.step(torch.cat([pictures[row] for row in going]), state)
+        batch = [next(stream, None) for _, stream in running]
+        for (path, _), frame, row_probs, frames_seen in zip(running, batch, probs, state.frames_seen, strict=True):
+            if frame is None:
+                label = model.labels[row_probs.argmax()]
+                print(f"{path}: {label} ({row_probs.max():.0%} after {int(frames_seen)} frames)")
+        active = [row for row, frame in enumerate(batch) if frame is not None]
+        running = [running[row] for row in active]
+        state = state.select(active)
+        if active:
+            out, state = model.step(torch.cat([batch[row] for row in active]), state)
             probs = out.probs
 
 

@@ -1,10 +1,10 @@
-"""A small data set of motions that the bundled model never saw, to fine-tune it on.
+"""Render a small data set of six motions that are new to the bundled model, to fine-tune it on.
 
     python examples/new_motions.py new_motions
     trecvit finetune --data new_motions/train --validation new_motions/validation --to runs/new_motions
 
-Six classes, a folder of short videos for each: a few to learn from, more to test on. The things, their surfaces and the
-backgrounds differ from video to video; only the motion says which class it is.
+Each class is a folder of short videos: 12 for training, 40 for validation. Objects, textures and backgrounds differ
+from video to video; only the motion determines the class.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
+from trecvit.synthetic.outlines import SHAPES
 from trecvit.synthetic.scene import Layer, Scene, render
+from trecvit.synthetic.sprites import Supply
 from trecvit.synthetic.stage import Stage, WorldConfig
-from trecvit.synthetic.textures import SHAPES, Supply
 from trecvit.video.encode import VideoWriter
 
 SIZE, FRAMES, FPS = 64, 8, Fraction(6)
-CLIPS = {"train": 12, "validation": 40}  # of each class
+CLIPS = {"train": 12, "validation": 40}  # per class
 
-# Where the thing is (x, y, in shares of the frame about its place) and how large, for times from 0 to 1 and any phase.
+# Offset (x, y) in frame sizes and scale of the object, for times from 0 to 1 and a phase.
 Motion = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -69,17 +70,17 @@ def scene(motion: Motion, seed: tuple[int, ...], supply: Supply) -> Scene:
     stage = Stage(np.random.default_rng(seed), WorldConfig(num_frames=FRAMES, image_size=(SIZE, SIZE)), supply)
     background = supply.background(stage.rng, SIZE, SIZE)
     stage.colours.append(background[:3].mean(dim=(1, 2)).numpy())
-    still = np.tile(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), (FRAMES, 1, 1))
+    identity = np.tile(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), (FRAMES, 1, 1))
     x, y, scale = motion(np.linspace(0, 1, FRAMES, endpoint=False), stage.between(0.0, 1.0))
-    place = stage.centre + stage.rng.uniform(-0.08, 0.08, 2) * SIZE
-    thing = stage.place(
+    position = stage.centre + stage.rng.uniform(-0.08, 0.08, 2) * SIZE
+    mover = stage.place(
         stage.object(0.25, 0.4, SHAPES),
-        place + SIZE * np.stack([x, y], axis=1),
+        position + SIZE * np.stack([x, y], axis=1),
         role="mover",
         angle=stage.between(0.0, 2 * math.pi),
         scale=scale,
     )
-    layers = (Layer(texture=background, transforms=still, role="background", reflect=True), thing)
+    layers = (Layer(texture=background, transforms=identity, role="background", reflect=True), mover)
     light = np.tile(np.array([[1.0] * 3, [0.0] * 3]), (FRAMES, 1, 1))
     return Scene(
         layers=layers, image_size=(SIZE, SIZE), light=light, label=0, partner_label=0, noise_levels=3.0, noise_seed=seed
@@ -88,13 +89,13 @@ def scene(motion: Motion, seed: tuple[int, ...], supply: Supply) -> Scene:
 
 def main(folder: Path) -> None:
     supply = Supply(7, [], picture_share=0.0, plain_share=0.3, surface_px=128)
-    for number, (split, count) in enumerate(CLIPS.items()):
+    for split_index, (split, count) in enumerate(CLIPS.items()):
         for label, (name, motion) in enumerate(MOTIONS.items()):
             target = folder / split / name
             target.mkdir(parents=True, exist_ok=True)
             for clip in range(count):
                 with VideoWriter(target / f"{clip:02d}.mp4", FPS) as writer:
-                    for frame in render(scene(motion, (7, number, label, clip), supply)):
+                    for frame in render(scene(motion, (7, split_index, label, clip), supply)):
                         writer.write(frame)
     print(folder)
 

@@ -1,4 +1,4 @@
-"""Runs the commands: `python -m paper`, or `scripts/paper`."""
+"""Entry point of the commands: `python -m paper`, or `scripts/paper`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A plan carried out: every variant trained for every seed, and what came out beside what the paper says.
+"""Execution of a plan: every variant trained for every seed, and results beside the paper's.
 
-Runs are ordinary run folders, `{variant}-seed{seed}`. Those that are finished stay as they are, others go on from their
-last checkpoint, so a study may be stopped and started again at any moment.
+Runs are ordinary run folders, `{variant}-seed{seed}`. Finished ones are reused, others resume from their last
+checkpoint, so a study may be interrupted at any time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paper.plan import OURS, Plan, Row, Variant, recipe_for
+from paper.plan import FROM_SCRATCH, OURS, Plan, Row, Variant, recipe_for
 from paper.recurrence import Recurrence, draw_eigenvalues, draw_gates, held_out, look_at
 from paper.results import empty_figure, heading
 from paper.runs import train_once
@@ -28,18 +28,19 @@ from trecvit.train.loop import Progress
 from trecvit.train.recipe import Recipe
 from trecvit.train.run_folder import TESTED, outcome, read_lines
 
-_HELD_OUT_CLIPS = 32  # that gates are looked at on
+_HELD_OUT_CLIPS = 32  # that gates are averaged over
+_TIMED_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training.
+    """One training run.
 
     Attributes:
-        variant: Which model.
-        seed: Of weights, order and augmentation.
-        recipe: All of it.
-        folder: Where it lives.
+        variant: The model.
+        seed: Seed of weights, order and augmentation.
+        recipe: The complete recipe.
+        folder: The run folder.
     """
 
     variant: Variant
@@ -50,14 +51,14 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What came out for a variant.
+    """Results of a variant.
 
     Attributes:
-        name: The variant's.
-        parameters: Weights of the model.
-        top1: Of each seed, on all views of the validation videos after the last step, shares from 0 to 1.
-        curves: Of each seed, (step, top-1 on one view) of the tests on the way.
-        steps_per_s: Updates per second on clips that are ready, one number for each round of measurement.
+        name: The variant's name.
+        parameters: Number of weights.
+        top1: Seed -> final accuracy on all views of the validation videos, in [0, 1].
+        curves: Seed -> (step, top-1 on one view) of each validation during training.
+        steps_per_s: Updates per second without data loading, one number for each round of measurement.
     """
 
     name: str
@@ -76,10 +77,10 @@ def runs_of(
     seeds: Sequence[int] = (0, 1, 2),
     num_steps: int | None = None,
 ) -> list[Run]:
-    """All trainings of a plan, seed by seed, so that a study that is stopped has something of everything.
+    """List all runs of a plan, seed by seed, so that an interrupted study has results of all variants.
 
     Raises:
-        ConfigError: when the recipe does not fit the plan, see `recipe_for`.
+        ConfigError: see `recipe_for`.
     """
     return [
         Run(
@@ -94,10 +95,12 @@ def runs_of(
 
 
 def require_curves(runs: Sequence[Run]) -> None:
-    """Raises ConfigError unless the runs are tested on the way."""
+    """Raise ConfigError unless the runs are validated during training."""
     for run in runs:
-        if run.recipe.videos is None or not run.recipe.videos.validate_every:
-            raise ConfigError("videos.validate_every: a study of curves needs tests on the way; expected more than 0")
+        if not run.recipe.task.validate_every:
+            raise ConfigError(
+                "videos.validate_every: expected more than 0, as curves need validation during training, got 0"
+            )
 
 
 def train_all(
@@ -107,58 +110,65 @@ def train_all(
     report: Callable[[Run, Progress], None] = lambda *_: None,
     finished: Callable[[Run, float], None] = lambda *_: None,
 ) -> None:
-    """Trains what is not finished.
+    """Train all unfinished runs.
 
     Args:
-        runs: In this order.
-        processes: Those that share each training, and the device.
+        runs: The runs, in this order.
+        processes: Ranks that share each training, and their device.
         report: Called with a run and every line of its log.
-        finished: Called with every run that is done, and the seconds that it took now: 0 if it was done before.
+        finished: Called with every finished run and its duration in seconds, 0 if it was finished before.
 
     Raises:
         CheckpointError: when a folder holds a run of another recipe.
-        Interrupted: after SIGTERM; started again, the study goes on.
+        Interrupted: after SIGTERM; another call resumes.
     """
     processes = processes or Processes()
     for run in runs:
-        begun_s = time.perf_counter()
+        start_s = time.perf_counter()
         done = train_once(run.recipe, run.folder, processes=processes, report=partial(report, run))
         if processes.first:
-            finished(run, 0.0 if done else time.perf_counter() - begun_s)
+            finished(run, 0.0 if done else time.perf_counter() - start_s)
 
 
 def measure(
-    runs: Sequence[Run], *, processes: Processes | None = None, report: Callable[[int], None] = lambda _: None
+    runs: Sequence[Run], *, processes: Processes | None = None, report: Callable[[int, int], None] = lambda *_: None
 ) -> list[Measured]:
-    """Reads what finished runs say, and times the updates of all variants in turn.
+    """Read the results of finished runs, and time the updates of all variants in turn.
 
     Args:
-        runs: Of all variants and seeds.
-        processes: Those that train together, and the device, of the timing.
-        report: See `updates_in_turn`.
+        runs: The runs of all variants and seeds.
+        processes: Ranks and device of the timing.
+        report: Called with the number of timing rounds done, and of all.
 
     Raises:
-        DataError: when a run is not finished.
+        DataError: when a run is unfinished.
     """
     for run in runs:
         if not (run.folder / TESTED).exists():
-            raise DataError(f"{run.folder}: expected a finished run; start the study again to go on with it")
-    found: dict[str, Measured] = {}
-    speeds = updates_in_turn({run.variant.name: run.recipe for run in runs}, processes=processes, report=report)
+            raise DataError(
+                f"{run.folder}: expected a finished run, got an unfinished one; run the study again to resume it"
+            )
+    measured: dict[str, Measured] = {}
+    speeds = updates_in_turn(
+        {run.variant.name: run.recipe for run in runs},
+        num_rounds=_TIMED_ROUNDS,
+        processes=processes,
+        report=lambda done: report(done, _TIMED_ROUNDS + 1),  # the first is not timed
+    )
     for run in runs:
         name = run.variant.name
-        if name not in found:
+        if name not in measured:
             with torch.device("meta"):
                 parameters = sum(weight.numel() for weight in TRecViT(run.recipe.blocks).parameters())
-            found[name] = Measured(name=name, parameters=parameters, top1={}, steps_per_s=speeds[name])
-        found[name].top1[run.seed] = float(outcome(run.folder)["top1"])
+            measured[name] = Measured(name=name, parameters=parameters, top1={}, steps_per_s=speeds[name])
+        measured[name].top1[run.seed] = float(outcome(run.folder)["top1"])
         tests = read_lines(run.folder / "validation.jsonl")
-        found[name].curves[run.seed] = [(line["step"], line["top1"]) for line in tests]
-    return list(found.values())
+        measured[name].curves[run.seed] = [(line["step"], line["top1"]) for line in tests]
+    return list(measured.values())
 
 
 def look_at_ours(runs: Sequence[Run]) -> list[list[Recurrence]]:
-    """The recurrences of the plan's own model after training, of each seed, on held-out clips; none without it."""
+    """Measure the trained recurrences of the paper's model on held-out clips, for each seed; empty without it."""
     ours = [run for run in runs if run.variant.name == OURS]
     clips = held_out(ours[0].recipe, _HELD_OUT_CLIPS) if ours else []
     return [look_at(TRecViT.load(run.folder / "model"), clips) for run in ours]
@@ -171,16 +181,16 @@ def to_dict(
     of_seeds: Sequence[Sequence[Recurrence]],
     command: str,
 ) -> dict[str, Any]:
-    """As plain JSON values.
+    """Convert a study's results to plain JSON values.
 
     Args:
-        plan: What was to be done.
-        runs: What was done.
-        measured: What came out.
+        plan: The plan.
+        runs: Its runs.
+        measured: Their results.
         of_seeds: From `look_at_ours`.
-        command: The command line as it was run.
+        command: The study's command line.
     """
-    by_name = {one.name: one for one in measured}
+    by_name = {variant.name: variant for variant in measured}
     return {
         **heading(plan.name, command, scale(runs)),
         "rows": [_row(row, by_name[row.variant], _ours_of(row, plan, by_name)) for row in plan.rows],
@@ -192,7 +202,7 @@ def to_dict(
 
 
 def scale(runs: Sequence[Run]) -> str:
-    """In one line: model, frames, steps, classes, seeds."""
+    """Describe model, frames, steps, classes and seeds in a line."""
     ours = next((run for run in runs if run.variant.name == OURS), runs[0])
     model, clips, plan = ours.recipe.blocks, ours.recipe.preprocessing, ours.recipe.optimisation
     height, width = clips.image_size
@@ -204,8 +214,15 @@ def scale(runs: Sequence[Run]) -> str:
     )
 
 
+def draw(content: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw the picture of a study's result into a folder: curves from scratch, bars of ablations."""
+    if content["study"] == FROM_SCRATCH.name:
+        return [draw_accuracy_curves(content["rows"], folder / "from_scratch.png")]
+    return [draw_bars(content["rows"], folder / "ablations.png")]
+
+
 def draw_bars(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
-    """A panel per table, of `to_dict`'s rows: accuracy here with its deviation, beside the paper's."""
+    """Draw a panel per table of `to_dict`'s rows: accuracy here with its deviation, beside the paper's."""
     tables: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         tables.setdefault(row["table"], []).append(row)
@@ -225,15 +242,15 @@ def draw_bars(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
 
 
 def draw_accuracy_curves(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
-    """Accuracy over training, mean and deviation over the seeds, of `to_dict`'s rows."""
+    """Draw `to_dict`'s accuracy over training, mean and deviation over the seeds."""
     figure = empty_figure(7.5, 4.6)
     axes = figure.subplots()
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         steps = [point["step"] for point in row["curve"]]
         mean = np.array([100 * point["top1"] for point in row["curve"]])
         deviation = np.array([100 * (point["top1_deviation"] or 0.0) for point in row["curve"]])
-        axes.plot(steps, mean, color=f"C{number}", marker="o", markersize=3, label=row["label"])
-        axes.fill_between(steps, mean - deviation, mean + deviation, color=f"C{number}", alpha=0.2)
+        axes.plot(steps, mean, color=f"C{index}", marker="o", markersize=3, label=row["label"])
+        axes.fill_between(steps, mean - deviation, mean + deviation, color=f"C{index}", alpha=0.2)
     axes.set(xlabel="step", ylabel="top-1 on validation videos, %")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -243,7 +260,7 @@ def draw_accuracy_curves(rows: Sequence[Mapping[str, Any]], target: Path) -> Pat
 
 
 def draw_recurrence(runs: Sequence[Run], of_seeds: Sequence[Sequence[Recurrence]], folder: Path) -> list[Path]:
-    """`eigenvalues.png` and `gates.png`, if there is anything to draw."""
+    """Draw `eigenvalues.png` and `gates.png`, unless `of_seeds` is empty."""
     if not of_seeds:
         return []
     ours = next(run for run in runs if run.variant.name == OURS)
@@ -253,7 +270,7 @@ def draw_recurrence(runs: Sequence[Run], of_seeds: Sequence[Sequence[Recurrence]
 
 
 def _row(row: Row, measured: Measured, ours: tuple[Row, Measured] | None) -> dict[str, Any]:
-    """A line of the result: the plan's, what was measured, and how far both are from ours in the same table."""
+    """Make a row of the result: the plan's row, the measurement, and both differences from ours in the same table."""
     mean, deviation = _mean_and_deviation(list(measured.top1.values()))
     speed, speed_deviation = _mean_and_deviation(measured.steps_per_s)
     steps = [step for step, _ in next(iter(measured.curves.values()))]
@@ -263,9 +280,9 @@ def _row(row: Row, measured: Measured, ours: tuple[Row, Measured] | None) -> dic
     difference = paper_difference = None
     if ours is not None:
         line, other = ours
-        # Seed by seed: those of one number share their scenes' order.
-        both = [top1 - other.top1[seed] for seed, top1 in measured.top1.items() if seed in other.top1]
-        difference = _mean_and_deviation(both)
+        # Paired by seed, which decides the order of the clips.
+        differences = [top1 - other.top1[seed] for seed, top1 in measured.top1.items() if seed in other.top1]
+        difference = _mean_and_deviation(differences)
         if row.paper_top1 is not None and line.paper_top1 is not None:
             paper_difference = round(row.paper_top1 - line.paper_top1, 6)
     return {
@@ -286,11 +303,11 @@ def _row(row: Row, measured: Measured, ours: tuple[Row, Measured] | None) -> dic
 
 
 def _ours_of(row: Row, plan: Plan, by_name: Mapping[str, Measured]) -> tuple[Row, Measured] | None:
-    """The line of the same table that is ours, if this is another."""
+    """Return the paper's model in the same table, unless this row is that model."""
     lines = [other for other in plan.rows if other.table == row.table and other.variant == OURS]
     return (lines[0], by_name[OURS]) if lines and row.variant != OURS else None
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and the sample's standard deviation, which a single value has not."""
+    """Compute the mean and the sample standard deviation, None for a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

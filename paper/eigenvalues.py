@@ -1,8 +1,8 @@
-"""The recurrence's eigenvalues before and after learning to memorise (the paper's Figure 2), at a recipe's scale.
+"""Eigenvalues of the recurrence before and after training on memorisation (the paper's Figure 2).
 
-What the paper plots is called "eigenvalues of the recurrent matrix" and has the ranges of sigmoid(lambda), each
-channel's decay where the recurrence gate r is 1/c: see `paper.recurrence.radii`. At r = 1, the strongest that a
-channel can forget in one frame, the decay is its c-th power; both are in the results.
+The paper's "eigenvalues of the recurrent matrix" have the ranges of sigmoid(lambda), each channel's decay at recurrence
+gate r = 1/c (see `paper.recurrence.radii`). At r = 1, where a channel forgets most in one frame, the decay is the c-th
+power; both are in the results.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from paper.memoriser import Memoriser
+from paper.memory_task import MemoryTask
 from paper.recurrence import radii
 from paper.results import empty_figure, heading, scale
 from paper.runs import train_once
 from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU
-from trecvit.model.memorise import Memoriser
 from trecvit.model.scan import GATE_SHARPNESS
 from trecvit.processes import Processes
-from trecvit.train.initialise import first_model, load_trained
-from trecvit.train.loop import feed_of
+from trecvit.train.initialise import initial_model
+from trecvit.train.networks import load_trained
 from trecvit.train.recipe import Recipe, load_recipe
 
 RANGES = (0.9, 0.6)
-"""Least sigmoid(lambda) at initialisation (paper: Griffin's, and its own); the largest is the recipe's, 0.999."""
+"""Least initial sigmoid(lambda) (Griffin's, and the paper's); the largest is the recipe's, 0.999."""
 
 _EDGES = np.linspace(0.0, 1.0, 101)
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -36,12 +37,12 @@ _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What is trained.
+    """Plan of the study.
 
     Attributes:
         path: The recipe, with a memory.
-        overrides: Words that replace values of it.
-        runs: Folder of the training runs, `min_radius-R/seed-N` each.
+        overrides: Overrides of its values.
+        runs: Folder of the run folders, `min_radius-R/seed-N`.
     """
 
     path: Path
@@ -49,34 +50,34 @@ class Plan:
     runs: Path
 
     def recipe(self, min_radius: float, seed: int) -> Recipe:
-        """That of one run.
+        """Load the recipe of one run.
 
         Raises:
             ConfigError: when the recipe has no memory.
         """
         words = [*self.overrides, "memory.network=trecvit", f"model.min_radius={min_radius}", f"seed={seed}"]
         plain = load_recipe(self.path, self.overrides)
-        if plain.memory is None:
+        if not isinstance(plain.task, MemoryTask):
             raise ConfigError(f"{self.path}: expected a recipe with `memory`")
         return load_recipe(self.path, words)
 
     def folder(self, min_radius: float, seed: int) -> Path:
-        """That of one run."""
+        """Return the run folder."""
         return self.runs / f"min_radius-{min_radius:g}" / f"seed-{seed}"
 
 
 def run(
     plan: Plan, min_radius: float, seed: int, *, processes: Processes, report: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
-    """Trains one model, or goes on with it, or reads it; returns its rows: at the start and at the end.
+    """Train one model, or resume or read its run; return its rows for start and end of training.
 
     Raises:
         CheckpointError: when the folder holds a run of another recipe.
     """
     recipe, folder = plan.recipe(min_radius, seed), plan.folder(min_radius, seed)
     train_once(recipe, folder, processes=processes, report=lambda line: report(line.step, line.num_steps))
-    torch.manual_seed(seed)  # as `train` does before it makes the first model
-    first, _ = first_model(recipe, feed_of(recipe))
+    torch.manual_seed(seed)  # as `train` does before it makes the initial model
+    first, _ = initial_model(recipe, recipe.feed())
     rows = []
     for moment, model in (("start", first), ("end", load_trained(recipe.architecture, folder / "model"))):
         assert isinstance(model, Memoriser), "a TRecViT that memorises"
@@ -107,7 +108,7 @@ def _distribution(values: np.ndarray) -> dict[str, Any]:
 
 
 def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
-    """All that came out, as plain JSON values."""
+    """Convert the results to plain JSON values."""
     return {
         **heading("eigenvalues", command, scale(load_recipe(plan.path, plan.overrides))),
         "recipe": plan.path.name,
@@ -116,22 +117,23 @@ def to_dict(plan: Plan, rows: Sequence[dict[str, Any]], command: str) -> dict[st
     }
 
 
-def draw(content: dict[str, Any], path: Path) -> Path:
-    """A panel for each range: the eigenvalues of all blocks and seeds at the start and at the end."""
+def draw(content: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw a panel for each range: eigenvalues of all blocks and seeds at the start and at the end of training."""
     ranges = dict.fromkeys(row["min_radius"] for row in content["rows"])
     edges = np.array(content["bin_edges"])
     figure = empty_figure(10, 3.5)
     panels = figure.subplots(1, len(ranges), squeeze=False)[0]
     for panel, low in zip(panels, ranges, strict=True):
-        for moment, label, colour in (("start", "at first", "#c9c9c9"), ("end", "trained", "#2a6f97")):
+        for moment, label, colour in (("start", "at the start", "#c9c9c9"), ("end", "trained", "#2a6f97")):
             rows = [row for row in content["rows"] if (row["min_radius"], row["moment"]) == (low, moment)]
             counts = np.sum([row["bin_counts"] for row in rows], axis=0)
             panel.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colour, alpha=0.7, label=label)
         shown = edges[:-1][np.sum([row["bin_counts"] for row in content["rows"]], axis=0) > 0]
         panel.set(xlim=(float(shown.min()) - 0.02, 1.0), xlabel="σ(λ)", ylabel="channels")
-        panel.set_title(f"drawn from [{low:g}, {content['rows'][0]['max_radius']:g}]", fontsize=10)
+        panel.set_title(f"initialised in [{low:g}, {content['rows'][0]['max_radius']:g}]", fontsize=10)
         panel.axvline(low, color="#8a8a8a", linestyle=":", linewidth=1)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False)
+    path = folder / "eigenvalues.png"
     figure.savefig(path, dpi=130)
-    return path
+    return [path]

@@ -1,8 +1,8 @@
-"""What is compared with what: the models of the paper's Tables 1, 2, 13, 14 and 15 and of its Figure 4.
+"""Plans of the paper's comparisons: the models of Tables 1, 2, 13, 14 and 15 and of Figure 4.
 
-A variant is a recipe with some words changed, so the same plan runs at any scale: on the synthetic world, or as the
-paper did on Something-Something-v2. The paper's figures are top-1 in per cent on that data, base models, 32 frames. It
-prints 66.7 for its model in Tables 1 and 2 and 66.8 in the others (five seeds: 66.6 +- 0.2).
+A variant is a recipe with some values overridden, so the same plan runs at any scale: on the synthetic world, or on
+Something-Something-v2 as in the paper. The paper's figures are top-1 in percent on that data, base models, 32 frames.
+It prints 66.7 for its model in Tables 1 and 2 and 66.8 in the others (five seeds: 66.6 +- 0.2).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 from trecvit.config import ModelConfig, nearest
 from trecvit.errors import ConfigError
 from trecvit.train.recipe import Recipe, load_recipe
+from trecvit.train.tasks.classify import ClassifyTask
 
 OURS = "ours"
 
-# What every variant begins from, whatever the recipe says: the paper's model.
+# The paper's model: every variant overrides the recipe with these values first.
 _PAPERS_MODEL = (
     "model.temporal_mixer=lru",
     "model.temporal_skip=true",
@@ -36,8 +37,8 @@ class Variant:
     """A model to be trained.
 
     Attributes:
-        name: Of its run folders.
-        overrides: What of the recipe is changed, as words for `load_recipe`.
+        name: Name of its run folders.
+        overrides: Values of the recipe to change, as for `load_recipe`.
         rate: Factor on the learning rates.
     """
 
@@ -48,14 +49,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of one of the paper's tables, or of its figure.
+    """A row of one of the paper's tables, or of its figure.
 
     Attributes:
-        table: Which one: "Table 1" and so on.
-        label: What the line says.
-        variant: Name of the model; one may stand in several tables.
-        paper_top1: The paper's accuracy, where it prints one.
-        paper_steps_per_s: The paper's training steps per second, where it prints them; on what, it does not say.
+        table: Name of the table: "Table 1" and so on.
+        label: Label of the row.
+        variant: Name of the model, which may be in several tables.
+        paper_top1: The paper's accuracy, if printed.
+        paper_steps_per_s: The paper's training steps per second, if printed; on an unnamed machine.
     """
 
     table: str
@@ -67,12 +68,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A study: models, and where they stand in the paper.
+    """A study: models, and their rows in the paper.
 
     Attributes:
-        name: Of the study.
-        variants: Each is trained once for every seed.
-        rows: What is said of them.
+        name: Name of the study.
+        variants: Models, each trained once per seed.
+        rows: Their rows in the paper's tables.
     """
 
     name: str
@@ -80,15 +81,17 @@ class Plan:
     rows: tuple[Row, ...]
 
     def only(self, names: Collection[str]) -> Plan:
-        """The part of the plan that these variants are in.
+        """Restrict the plan to some variants.
 
         Raises:
-            ConfigError: for a name that is none, with the nearest one.
+            ConfigError: for an unknown name, with the nearest one.
         """
-        known = [variant.name for variant in self.variants]
+        variants = [variant.name for variant in self.variants]
         for name in names:
-            if name not in known:
-                raise ConfigError(f"{name!r} is no variant{nearest(name, known)}; they are {', '.join(known)}")
+            if name not in variants:
+                raise ConfigError(
+                    f"--only: expected one of {', '.join(variants)}, got {name!r}{nearest(name, variants)}"
+                )
         return Plan(
             self.name,
             tuple(variant for variant in self.variants if variant.name in names),
@@ -103,7 +106,7 @@ ABLATIONS = Plan(
         Variant("radius_0.7", ("model.min_radius=0.7",)),
         Variant("radius_0.8", ("model.min_radius=0.8",)),
         Variant("radius_0.9", ("model.min_radius=0.9",)),
-        # The paper: "no skip (lower lr)". How much lower it does not say; a tenth is our choice.
+        # The paper: "no skip (lower lr)", without a value; a tenth is our choice.
         Variant("no_skip", ("model.temporal_skip=false",), rate=0.1),
         Variant("no_gates", ("model.lru_gates=false",)),
         Variant("no_conv", ("model.conv_width=0",)),
@@ -140,15 +143,15 @@ ABLATIONS = Plan(
     ),
 )
 
-# The paper's Figure 4 is a picture without numbers. The causal one is the paper's cViViT, of which Table 3 has an
-# accuracy after ImageNet, 64.4 for the large model, and nothing from scratch.
+# The paper's Figure 4 is a picture without numbers. The causal model is the paper's cViViT, for which Table 3 has only
+# an accuracy after ImageNet, 64.4 for the large model.
 FROM_SCRATCH = Plan(
     name="from-scratch",
     variants=(
         Variant(OURS, ("start.vit=''",)),
         Variant("full_attention", ("start.vit=''", "model.temporal_mixer=full_attention")),
         Variant("causal_attention", ("start.vit=''", "model.temporal_mixer=causal_attention")),
-        # Griffin's blocks, as large as TRecViT's; a class token would see nothing of its own frame.
+        # Griffin's blocks, as large as TRecViT's; a class token would not see its own frame.
         Variant(
             "pure_lru",
             ("start.vit=''", "model.temporal_mixer=flat_lru", "model.temporal_mlp=true", "model.pooling=mean"),
@@ -162,25 +165,27 @@ FROM_SCRATCH = Plan(
     ),
 )
 
+PLANS = {plan.name: plan for plan in (ABLATIONS, FROM_SCRATCH)}
+
 
 def recipe_for(
     variant: Variant, path: str | Path, overrides: Collection[str] = (), *, seed: int = 0, num_steps: int | None = None
 ) -> Recipe:
-    """The recipe by which a variant is trained.
+    """Load the recipe that trains a variant.
 
     Args:
-        variant: What is special about it; goes before all else.
+        variant: The variant, which takes precedence over all else.
         path: The recipe's file.
-        overrides: The user's words.
-        seed: Of the run.
-        num_steps: Updates, if not as the recipe says.
+        overrides: The user's overrides.
+        seed: Seed of the run.
+        num_steps: Updates, instead of the recipe's.
 
     Raises:
-        ConfigError: when the recipe is none of a classifier with videos to test it on, or the words do not fit.
+        ConfigError: for invalid overrides, or a recipe that trains no classifier or has no validation videos.
     """
     length = () if num_steps is None else (f"optimisation.num_steps={num_steps}", "optimisation.epochs=0")
     recipe = load_recipe(path, [*overrides, *length, *_PAPERS_MODEL, *variant.overrides, f"seed={seed}"])
-    if recipe.videos is None or recipe.videos.validation is None or recipe.mae is not None:
+    if not isinstance(recipe.task, ClassifyTask) or not recipe.task.evaluates:
         raise ConfigError(
             f"{path}: expected a recipe that trains a classifier on `videos` and has `videos.validation`; "
             "`trecvit data render` makes videos of the synthetic world"
@@ -195,7 +200,7 @@ def recipe_for(
 
 
 def _of_the_clips_length(recipe: Recipe) -> ModelConfig:
-    """The model with as many positions in time, if it has any, as a training clip has tokens."""
+    """Give a flattened model as many positions in time as a training clip has tokens."""
     model = recipe.blocks
     if model.can_stream:
         return model

@@ -1,4 +1,4 @@
-"""What a trained recurrence looks like: its eigenvalues, and how far its gates are open on clips it has not seen."""
+"""Statistics of a trained recurrence: eigenvalues, and gates on held-out clips."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from torch import Tensor, nn
 
 from paper.results import empty_figure
 from trecvit.config import ModelConfig
-from trecvit.data.clips import EvaluationViews
-from trecvit.data.manifest import read_manifest
 from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU
 from trecvit.model.trecvit import TRecViT
 from trecvit.train.recipe import Recipe
+from trecvit.train.tasks.classify import ClassifyTask
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recurrence:
-    """Of one block of a model with gates.
+    """Statistics of one block with gates.
 
     Attributes:
-        block: Its number from 0 on.
+        block: Its index.
         radii: Eigenvalues sigmoid(lambda), before the gate's power, in (0, 1).
         input_gate: Mean and deviation of the input gate over clips, frames, tokens and channels, in [0, 1].
-        recurrence_gate: The same of the recurrence gate r; an eigenvalue's power is 8 r.
+        recurrence_gate: The same for the recurrence gate r; an eigenvalue's power is 8 r.
     """
 
     block: int
@@ -42,7 +41,7 @@ class Recurrence:
     recurrence_gate: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values, of the radii some quantiles."""
+        """Convert to plain JSON values, with quantiles of the radii."""
         quantiles = np.quantile(self.radii.double().numpy(), _QUANTILES)
         return {
             "block": self.block,
@@ -53,17 +52,17 @@ class Recurrence:
 
 
 def radii(lru: RGLRU) -> Float[Tensor, " E"]:
-    """sigmoid(lambda) of a block's channels: the eigenvalues where the recurrence gate is 1/c."""
+    """Compute sigmoid(lambda) of a block's channels: the eigenvalues at recurrence gate 1/c."""
     return torch.sigmoid(-lru.a_param.detach().float()).cpu()
 
 
 @torch.inference_mode()
 def look_at(model: TRecViT, clips: Sequence[UInt8[Tensor, "T 3 H W"]]) -> list[Recurrence]:
-    """Block by block.
+    """Measure eigenvalues and gates of each block.
 
     Args:
-        model: With gated recurrences.
-        clips: What it is shown, one after the other.
+        model: A model with gated recurrences.
+        clips: Clips to run it on, one after the other.
 
     Raises:
         ConfigError: when the model has no gates, or there is no clip.
@@ -75,7 +74,7 @@ def look_at(model: TRecViT, clips: Sequence[UInt8[Tensor, "T 3 H W"]]) -> list[R
             f"lru_gates={model.config.lru_gates} and {len(clips)} clips"
         )
     sums = {gate: torch.zeros(3, dtype=torch.float64) for lru in lrus for gate in (lru.input_gate, lru.a_gate)}
-    hooks = [gate.register_forward_hook(partial(_add, found)) for gate, found in sums.items()]
+    hooks = [gate.register_forward_hook(partial(_add, of_gate)) for gate, of_gate in sums.items()]
     try:
         for clip in clips:
             model.eval()(clip[None].to(model.device))
@@ -84,52 +83,50 @@ def look_at(model: TRecViT, clips: Sequence[UInt8[Tensor, "T 3 H W"]]) -> list[R
             hook.remove()
     return [
         Recurrence(
-            block=number,
+            block=index,
             radii=radii(lru),
             input_gate=_mean_and_deviation(sums[lru.input_gate]),
             recurrence_gate=_mean_and_deviation(sums[lru.a_gate]),
         )
-        for number, lru in enumerate(lrus)
+        for index, lru in enumerate(lrus)
     ]
 
 
 def held_out(recipe: Recipe, count: int) -> list[UInt8[Tensor, "T 3 H W"]]:
-    """The middle clip of so many of a recipe's validation videos, spread evenly over their list.
+    """Read the middle clip of `count` validation videos, spread evenly over the list.
 
     Raises:
-        DataError: when none of them can be read.
+        DataError: when none is readable.
     """
-    assert recipe.videos is not None, "a study's recipe has videos"
-    assert recipe.videos.validation is not None, "and some to test on"
-    manifest = read_manifest(recipe.videos.validation).spread(count)
-    clips, _ = EvaluationViews(manifest, recipe.preprocessing, num_clips=1, num_crops=1).first_views()
+    assert isinstance(recipe.task, ClassifyTask), "a study's recipe classifies"
+    clips, _ = recipe.task.clips.held_out(recipe, count=count, seed=0).read()
     return clips
 
 
 def draw_eigenvalues(of_seeds: Sequence[Sequence[Recurrence]], config: ModelConfig, target: Path) -> None:
-    """Histograms of sigmoid(lambda), a panel per block, all seeds together; dashed, how they were drawn at first."""
+    """Draw histograms of sigmoid(lambda), a panel per block, over all seeds; dashed: the initial distribution."""
     figure, panels = _panels(len(of_seeds[0]))
     low, high = config.min_radius, config.max_radius
-    for number, axes in enumerate(panels):
-        trained = torch.cat([blocks[number].radii for blocks in of_seeds]).numpy()
+    for index, axes in enumerate(panels):
+        trained = torch.cat([blocks[index].radii for blocks in of_seeds]).numpy()
         edges = np.linspace(min(float(trained.min()), low) - 0.01, 1.0, 41)
         axes.hist(trained, bins=edges, density=True, color="C0", alpha=0.7, label="trained")
-        first = np.linspace(low, high, 100)
+        initial = np.linspace(low, high, 100)
         # a^2 and not a is uniform, see lru._on_the_ring.
-        axes.plot(first, 2 * first / (high**2 - low**2), "k--", label="at the start")
-        axes.set(title=f"block {number + 1}", xlabel="eigenvalue σ(λ)")
+        axes.plot(initial, 2 * initial / (high**2 - low**2), "k--", label="at the start")
+        axes.set(title=f"block {index + 1}", xlabel="eigenvalue σ(λ)")
     panels[0].set_ylabel("density")
     panels[0].legend()
     figure.savefig(target, dpi=100)
 
 
 def draw_gates(of_seeds: Sequence[Sequence[Recurrence]], target: Path) -> None:
-    """Mean gates of each block, as bars over which the deviation within a model stands; means over the seeds."""
+    """Draw bars of each block's mean gates, with the deviation within a model; averaged over seeds."""
     figure, (axes,) = _panels(1)
     blocks = np.arange(len(of_seeds[0]))
-    for number, (name, label) in enumerate((("input_gate", "input gate"), ("recurrence_gate", "recurrence gate"))):
-        found = np.array([[getattr(block, name) for block in blocks_of] for blocks_of in of_seeds]).mean(axis=0)
-        axes.bar(blocks + 1 + 0.4 * (number - 0.5), found[:, 0], 0.38, yerr=found[:, 1], capsize=3, label=label)
+    for side, (name, label) in ((-0.2, ("input_gate", "input gate")), (0.2, ("recurrence_gate", "recurrence gate"))):
+        gates = np.array([[getattr(block, name) for block in of_seed] for of_seed in of_seeds]).mean(axis=0)
+        axes.bar(blocks + 1 + side, gates[:, 0], 0.38, yerr=gates[:, 1], capsize=3, label=label)
     axes.set(xlabel="block", xticks=blocks + 1, ylabel="mean over held-out clips", ylim=(0, 1))
     axes.axhline(0.5, color="k", linestyle="--", linewidth=0.8)
     axes.legend()

@@ -1,40 +1,32 @@
-"""The results page: every table and figure of the paper, what it says, and what was measured here.
+"""Blocks of the results page: a row for every table and figure of the paper, and the measurements made here.
 
-The page's words are written by hand. Between marks stand what was measured, by which command, when, and on what: each
-is rebuilt from its result file, so a figure that is in none of them does not stay. Outside the marks a figure may
-stand only in a paragraph that begins with "The paper", which is about what the paper says.
+The page's prose is written by hand; `scripts/figures` fills in these blocks, each built from its result file.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paper import comparison, efficiency, eigenvalues, endless, frozen, memory, tables
+from paper.results import read_result
 from paper.sources import ITEMS, Item
 from paper.tables import NOT_MEASURED, Build, on, table
 from trecvit.errors import DataError
-from trecvit.files import write_text
-
-PAGE = Path("docs/results.md")
-COMMAND = "scripts/paper report"
-_END = "<!-- end of figures -->"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """What writes a result file.
+    """A measurement and its result file.
 
     Attributes:
-        file: Its result, from the folder that holds docs/.
-        command: That writes it, unless the file says which one it was.
-        scale: At which scale, in a few words.
-        details: More of that, from the file.
-        draw: Draws pictures into a folder from nothing but the file.
+        file: The result file, relative to the checkout.
+        command: The command that writes it, unless the file holds its own.
+        scale: Scale in a few words.
+        details: Function from the file's content to more about the scale.
+        draw: Function that draws pictures into a folder from the file's content alone.
     """
 
     file: str
@@ -51,21 +43,21 @@ STUDIES = {
         command="scripts/paper ablations paper/recipes/study_world.yaml videos.validate_every=0 --runs runs/ablations "
         "--to benchmarks/ablations",
         scale=_WORLD,
-        draw=lambda content, folder: [comparison.draw_bars(content["rows"], folder / "ablations.png")],
+        draw=comparison.draw,
     ),
     "from scratch": Study(
         file="benchmarks/from_scratch/result.json",
         command="scripts/paper from-scratch paper/recipes/study_world.yaml --runs runs/from_scratch "
         "--to benchmarks/from_scratch",
         scale=_WORLD,
-        draw=lambda content, folder: [comparison.draw_accuracy_curves(content["rows"], folder / "from_scratch.png")],
+        draw=comparison.draw,
     ),
     "costs": Study(
         file="benchmarks/efficiency/efficiency.json",
         command="scripts/paper efficiency --to benchmarks/efficiency",
         scale="the paper's, counted",
         details=lambda content: f"One clip of {content['image_px']} × {content['image_px']} pixels, float32",
-        draw=lambda content, folder: efficiency.draw([efficiency.Cost(**one) for one in content["costs"]], folder),
+        draw=lambda content, folder: efficiency.draw([efficiency.Cost(**cost) for cost in content["costs"]], folder),
     ),
     "speed": Study(
         file="benchmarks/speed.json",
@@ -78,7 +70,7 @@ STUDIES = {
         command="scripts/paper frozen paper/recipes/frozen_world.yaml --data data/frozen_train/train.json "
         "--validation data/frozen_test/train.json --runs runs/frozen --to benchmarks/frozen",
         scale=_WORLD,
-        draw=lambda content, folder: [frozen.draw(content, folder / "frozen.png")],
+        draw=frozen.draw,
     ),
     "memory": Study(
         file="benchmarks/memory/result.json",
@@ -91,13 +83,13 @@ STUDIES = {
         command="scripts/paper eigenvalues paper/recipes/memory_world.yaml --runs runs/eigenvalues "
         "--to benchmarks/eigenvalues",
         scale=_WORLD,
-        draw=lambda content, folder: [eigenvalues.draw(content, folder / "eigenvalues.png")],
+        draw=eigenvalues.draw,
     ),
     "endless": Study(
         file="benchmarks/endless/result.json",
         command="scripts/paper endless --to benchmarks/endless",
         scale=_WORLD,
-        draw=lambda content, folder: [endless.draw(content, folder / "endless.png")],
+        draw=endless.draw,
     ),
     "points": Study(
         file="benchmarks/points.json",
@@ -137,123 +129,47 @@ TABLES: dict[str, tuple[str, Build]] = {
     "Past the trained length, named": ("endless", tables.named_beyond),
     "Section 1": ("speed", tables.streaming_speed),
 }
-"""What stands between the marks of a name: which study's result, and what makes a table of it."""
+"""Name of a block -> the study with its result, and the function that builds its text."""
 
 
-def rebuilt(page: str, root: Path) -> str:
-    """The page with all that stands between marks written anew.
+def texts(root: Path) -> dict[str, str]:
+    """Build the text of every block of the page.
 
     Args:
-        page: Its text.
-        root: Folder that holds docs/ and benchmarks/.
+        root: The checkout, with `benchmarks/`.
 
     Raises:
-        DataError: when a mark is not there or is no study's, a result file is not what its study writes, or a figure
-            stands outside the marks and is not the paper's.
+        DataError: when a result file does not hold what its study writes.
     """
-    contents = {name: _read(root / study.file) for name, study in STUDIES.items()}
-    texts = {"overview": _overview(contents)}
+    contents = {name: read_result(root / study.file) for name, study in STUDIES.items()}
+    blocks = {"overview": _overview(contents)}
     for name, study in STUDIES.items():
-        texts[f"study: {name}"] = _provenance(name, contents[name]) + _pictures(root / study.file, root)
+        blocks[f"study: {name}"] = _provenance(name, contents[name]) + _pictures(root / study.file, root)
     for name, (study_name, build) in TABLES.items():
         content = contents[study_name]
-        texts[name] = f"{name}: {NOT_MEASURED}." if content is None else _built(study_name, build, content)
-    for name, text in texts.items():
-        page = fill(page, name, text, by=COMMAND)
-    for number, line in _figures_by_hand(page):
-        raise DataError(
-            f"line {number} says {line!r}: expected figures between marks, from result files, or in a paragraph that "
-            'begins with "The paper"'
-        )
-    return page
+        blocks[name] = f"{name}: {NOT_MEASURED}." if content is None else _built(study_name, build, content)
+    return blocks
 
 
 def draw_pictures(root: Path) -> list[Path]:
-    """Draws again the pictures whose figures are all in a result file; those of frames and weights stay as they are."""
+    """Redraw the pictures that need only a result file; those of frames and weights stay as they are."""
     drawn: list[Path] = []
     for study in STUDIES.values():
         path = root / study.file
-        content = _read(path)
+        content = read_result(path)
         if study.draw is not None and content is not None:
             drawn += study.draw(content, path.parent)
     return drawn
-
-
-def write_page(root: Path) -> bool:
-    """Rebuilds the page; says whether anything on it changed.
-
-    Raises:
-        DataError: see `rebuilt`.
-    """
-    before = read_page(root)
-    after = rebuilt(before, root)
-    write_text(root / PAGE, after)
-    return after != before
-
-
-def read_page(root: Path) -> str:
-    """The page's text.
-
-    Raises:
-        DataError: when it is not there.
-    """
-    path = root / PAGE
-    if not path.exists():
-        raise DataError(f"{path}: expected the results page; run this in the repository, or say --root")
-    return path.read_text(encoding="utf-8")
-
-
-def fill(page: str, name: str, text: str, *, by: str) -> str:
-    """The page with another text between the marks of that name.
-
-    Args:
-        page: The whole page.
-        name: Of the marks.
-        text: What goes between them.
-        by: The command that the opening mark names.
-
-    Raises:
-        DataError: when there is not exactly one pair of such marks.
-    """
-    marks = rf"(<!-- {re.escape(by)}: {re.escape(name)} -->\n).*?\n?({re.escape(_END)})"
-    filled, count = re.subn(marks, lambda found: found[1] + text + "\n" + found[2], page, flags=re.DOTALL)
-    if count != 1:
-        raise DataError(f"expected one pair of marks `<!-- {by}: {name} -->` … `{_END}`, found {count}")
-    return filled
-
-
-def first_difference(page: str, other: str) -> str:
-    """The first line that two versions of a page do not share, as words."""
-    ours, theirs = page.split("\n"), other.split("\n")
-    number = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
-    said, expected = (lines[number] if number < len(lines) else "nothing" for lines in (ours, theirs))
-    return f"line {number + 1} says {said!r}, the result files {expected!r}"
-
-
-# ---- what stands between the marks ---------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected an object with a study's results, got {type(content).__name__}")
-    run = path.with_name(path.name.replace(".result.json", ".run.json"))
-    if run != path and run.exists():  # a training's test has no date of its own
-        content.setdefault("date", json.loads(run.read_text(encoding="utf-8")).get("date"))
-    return content
 
 
 def _built(study: str, build: Build, content: dict[str, Any]) -> str:
     try:
         return build(content)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise DataError(f"{STUDIES[study].file}: expected what `{_command(study, None)}` writes; {said}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{STUDIES[study].file}: expected the result of `{_command(study, None)}`, got {reason}; run it again"
+        ) from error
 
 
 def _command(study: str, content: dict[str, Any] | None) -> str:
@@ -262,7 +178,7 @@ def _command(study: str, content: dict[str, Any] | None) -> str:
     command = STUDIES[study].command
     if isinstance(command, str):
         return command
-    return f"scripts/paper {study}" if content is None else _built(study, command, content)
+    return f"trecvit eval {study}" if content is None else _built(study, command, content)
 
 
 def _when(content: dict[str, Any]) -> str:
@@ -272,31 +188,25 @@ def _when(content: dict[str, Any]) -> str:
 
 
 def _provenance(study: str, content: dict[str, Any] | None) -> str:
-    """By which command, when, at which scale, on what."""
+    """Name the command, scale, machine and date of a result."""
     about = STUDIES[study]
     if content is None:
-        command = _command(study, None)
-        return f"{NOT_MEASURED.capitalize()}: `{command}` is to write {about.file}."
-    words = [f"Measured by `{_command(study, content)}`."]
+        return f"{NOT_MEASURED.capitalize()}: `{_command(study, None)}` writes {about.file}."
+    sentences = [f"Measured by `{_command(study, content)}`."]
     if "scale" in content:
-        words.append(f"{_listed(content['scale'])}.")
+        sentences.append(f"{content['scale']}.")
     elif about.details is not None:
-        words.append(f"{_built(study, about.details, content)}.")
+        sentences.append(f"{_built(study, about.details, content)}.")
     if isinstance(machine := content.get("machine"), dict):
-        words.append(f"{_built(study, lambda found: on(found['machine']), content)}.")
+        sentences.append(f"{_built(study, lambda content: on(content['machine']), content)}.")
     else:
         torch = content.get("torch") and f"torch {content['torch']}"
-        words.append(f"{', '.join(part for part in (machine, torch, _when(content)) if part)}.")
-    link = Path("..") / about.file
-    return " ".join(words) + f" [{about.file}]({link.as_posix()})"
-
-
-def _listed(scale: object) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in scale.items()) if isinstance(scale, dict) else str(scale)
+        sentences.append(f"{', '.join(part for part in (machine, torch, _when(content)) if part)}.")
+    return " ".join(sentences) + f" [{about.file}](../{about.file})"
 
 
 def _pictures(result: Path, root: Path) -> str:
-    """Links to the pictures beside a result file that has a folder of its own."""
+    """Link the pictures beside a result file in a folder of its own."""
     if result.parent.parent == root or not result.exists():
         return ""
     pictures = sorted(result.parent.glob("*.png"))
@@ -306,44 +216,17 @@ def _pictures(result: Path, root: Path) -> str:
 
 def _overview(contents: dict[str, dict[str, Any] | None]) -> str:
     lines = [_row(item, contents) for item in ITEMS]
-    return table(("in the paper", "the paper says", "here", "scale", "command", "when"), lines)
+    return table(("table or figure", "in the paper", "here", "scale", "command", "date"), lines)
 
 
 def _row(item: Item, contents: dict[str, dict[str, Any] | None]) -> list[str]:
     here = [item.here] if item.here else []
-    scale, commands, when = [], [], []
+    scales, commands, dates = [], [], []
     for study in item.studies:
         content = contents[study]
         here.append(f"[{study}]({item.anchor})" if content is not None else f"{study}: {NOT_MEASURED}")
-        scale.append(STUDIES[study].scale)
-        command = _command(study, content)
-        commands.append(f"`{command}`")
-        when.append("" if content is None else _when(content))
-    cells = (here, scale, commands, when)
-    return [item.name, item.says, *("<br>".join(part for part in cell if part) for cell in cells)]
-
-
-# ---- figures that stand elsewhere ----------------------------------------------------------------------------------
-
-_FIGURE = re.compile(r"\d\.\d|\d ?(?:%|×|GB|dB|fps|frames/s|steps/s)")
-_NO_FIGURES = re.compile(r"`[^`]*`|\]\([^)]*\)")  # code, and where links lead
-
-
-def _figures_by_hand(page: str) -> list[tuple[int, str]]:
-    """Lines with figures outside the marks, in paragraphs that are not about what the paper says."""
-    found = []
-    marked = code = of_the_paper = False
-    for number, line in enumerate(page.split("\n"), start=1):
-        if line.startswith("```"):
-            code = not code
-        elif line.startswith(f"<!-- {COMMAND}: "):
-            marked = True
-        elif line == _END:
-            marked = False
-        elif line.startswith("The paper"):
-            of_the_paper = True
-        elif not line:
-            of_the_paper = False
-        if not (marked or code or of_the_paper) and _FIGURE.search(_NO_FIGURES.sub("", line)):
-            found.append((number, line))
-    return found
+        scales.append(STUDIES[study].scale)
+        commands.append(f"`{_command(study, content)}`")
+        dates.append("" if content is None else _when(content))
+    cells = (here, scales, commands, dates)
+    return [item.name, item.content, *("<br>".join(part for part in cell if part) for cell in cells)]

@@ -1,4 +1,4 @@
-"""The training runs of a study: ordinary run folders, each begun, gone on with, or left as it is."""
+"""Training runs of a study, in ordinary run folders."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from trecvit.train.run_folder import TESTED, claim
 def train_once(
     recipe: Recipe, folder: Path, *, processes: Processes, report: Callable[[Progress], None] = lambda _: None
 ) -> bool:
-    """Trains what has not been trained and tested before; says whether it had been.
+    """Train and test a recipe, or resume its run, unless the run has finished; return whether it had.
 
     Args:
-        recipe: What is trained.
+        recipe: The recipe.
         folder: Its run folder.
-        processes: Those that share the training, and the device.
-        report: Called with every line of the log, by the first process.
+        processes: Ranks that share the training, and their device.
+        report: Called with every line of the log, in the first rank.
 
     Raises:
         CheckpointError: when the folder holds a run of another recipe.
-        Interrupted: after Ctrl-C or SIGTERM; called again, it goes on.
+        Interrupted: after Ctrl-C or SIGTERM; another call resumes.
     """
     if processes.first:
         claim(folder, recipe, processes)

@@ -1,4 +1,4 @@
-"""The paper's tables and figures (arXiv:2412.14294, version 2): what each says, and where its answer is here."""
+"""The paper's tables and figures (arXiv:2412.14294, version 2), their statements, and where they are reproduced."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ class Item:
     """A table or figure of the paper.
 
     Attributes:
-        name: In the paper.
-        anchor: Where on the results page, or in which document, it is dealt with.
-        studies: Which of the report's studies measure it.
-        says: What it says, in short; figures are top-1 in percent if nothing else is said.
-        here: What there is here other than measurements, or why nothing can be measured.
+        name: Its name in the paper.
+        anchor: Its section on the results page, or in another document.
+        studies: The studies that measure it.
+        content: Its content in short; figures are top-1 in percent by default.
+        here: Notes beside the measurements, or the reason why there are none.
     """
 
     name: str
     anchor: str
     studies: tuple[str, ...]
-    says: str
+    content: str
     here: str = ""
 
 
@@ -71,7 +71,7 @@ ITEMS = (
          "least eigenvalue at the start, SSv2: 0.6: 66.8, 0.7: 66.6, 0.8: 66.5, 0.9: 66.2"),
     Item("Figure 1", "model.md", (),
          "the architecture",
-         "nothing to measure: [equation by equation](model.md); equal to the original code on fixtures "
+         "not a measurement: [equation by equation](model.md); equal to the original code on fixtures "
          "(`tests/test_official.py`)"),
     Item("Figure 2", "#figure-2-eigenvalues", ("eigenvalues",),
          "eigenvalues before and after training on memorisation: from [0.9, 0.999] they are pushed towards the least"),
@@ -91,7 +91,7 @@ ITEMS = (
     Item("Figure 8", "#figures-8-and-9-recalled-frames", ("memory",), "recalled frames: pictures"),
     Item("Figure 9", "#figures-8-and-9-recalled-frames", ("memory",), "recalled frames: pictures"),
     Item("Section 1", "#section-1-frames-per-second", ("speed",),
-         "about 300 frames/s in point tracking; on what, it does not say",
+         "about 300 frames/s in point tracking, on an unnamed machine",
          "no GPU was at hand"),
 )
 # fmt: on

@@ -1,4 +1,4 @@
-"""Result files as tables in Markdown: what was measured here, beside what the paper says of the same."""
+"""Markdown tables of result files, beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Build = Callable[[dict[str, Any]], str]
-"""Makes a table of a result file's content."""
+"""Function from a result file's content to the text of a block."""
 
 NOT_MEASURED = "not measured yet"
 METRICS = {
@@ -16,8 +16,8 @@ METRICS = {
 }
 
 # Figures 3 and 5 as the authors drew them for the reviewers (github.com/Karami-m/TRecViT-Submission), read off the
-# pictures: operations to about 0.1 TFLOP, memory to about 1 GB, worse where curves lie on each other. They are of a
-# training step: three times the operations of Table 3. Of the LSTM, XLA counts one turn of the loop and not all.
+# pictures: operations to about 0.1 TFLOP, memory to about 1 GB, less exact where curves overlap. They are of a training
+# step, with three times the operations of Table 3. XLA counts only one turn of the LSTM's loop.
 _READ_OFF: dict[tuple[str, int], tuple[str, str]] = {
     ("TRecViT-B", 32): ("4.3", "14"),
     ("TRecViT-B", 64): ("8.5", "24"),
@@ -32,6 +32,7 @@ _READ_OFF: dict[tuple[str, int], tuple[str, str]] = {
     ("ViT-Conv1D", 32): ("4.4", ""),
     ("ViT-Conv1D", 64): ("8.9", "15"),
 }
+_TRACKERS = {"still points": "static baseline"}  # name in result files -> in tables
 FIGURE_3 = (
     "TRecViT-B",
     "ViViT-L",
@@ -44,28 +45,24 @@ _FIGURE_FRAMES = (32, 64)
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
+    """Format a Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def share(value: float, digits: int = 1) -> str:
-    """Of 1, in percent."""
+    """Format a share of 1 in percent."""
     return f"{100 * value:.{digits}f} %"
 
 
 def on(machine: dict[str, Any]) -> str:
-    """Where and when something was measured."""
+    """Name the machine and date of a measurement."""
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     return f"{machine['processor']}, {threads}, torch {machine['torch']}, {machine['date']}"
 
 
-def _not_among(name: str) -> str:
-    return f"{name}: {NOT_MEASURED}, the study has been run in part."
-
-
 def comparison(name: str) -> Build:
-    """One of the paper's comparisons, from what `scripts/paper ablations` or `from-scratch` writes."""
+    """Make the table of one of the paper's comparisons, from the result of `ablations` or `from-scratch`."""
 
     def build(content: dict[str, Any]) -> str:
         lines, paper_timed = [], name == "Table 2"
@@ -78,23 +75,24 @@ def comparison(name: str) -> Build:
                 lines.append([*line, f"{row['steps_per_s']:.1f}"])
         titles = ["", "paper, top-1 on SSv2", "here, top-1 of 18", "here, parameters"]
         titles += ["paper, steps/s"] if paper_timed else []
-        return table([*titles, "here, steps/s"], lines) if lines else _not_among(name)
+        return (
+            table([*titles, "here, steps/s"], lines) if lines else f"{name}: {NOT_MEASURED}; the study was run in part."
+        )
 
     return build
 
 
 def inference_costs(content: dict[str, Any]) -> str:
-    """The cost columns of the paper's Table 3."""
+    """Make the cost columns of the paper's Table 3."""
     costs = {(cost["model"], cost["num_frames"]): cost for cost in content["costs"]}
     lines = []
-    for said in content["paper"]:
-        cost = costs[said["model"], said["num_frames"]]
+    for printed in content["paper"]:
+        cost = costs[printed["model"], printed["num_frames"]]
         ours = (cost["parameters"] / 1e6, cost["inference_flop"] / 1e12, cost["inference_bytes"] / 1e9)
-        pairs = zip((said["parameters_m"], said["tflop"], said["gb"]), ours, strict=True)
-        lines.append(
-            [said["model"], said["num_frames"], *(cell for paper, here in pairs for cell in (paper, _rounded(here)))]
-        )
-    columns = [f"{what}, {who}" for what in ("M parameters", "TFLOP", "GB") for who in ("paper", "here")]
+        pairs = zip((printed["parameters_m"], printed["tflop"], printed["gb"]), ours, strict=True)
+        cells = (cell for paper, here in pairs for cell in (paper, _rounded(here)))
+        lines.append([printed["model"], printed["num_frames"], *cells])
+    columns = [f"{unit}, {source}" for unit in ("M parameters", "TFLOP", "GB") for source in ("paper", "here")]
     return table(["model", "frames", *columns], lines)
 
 
@@ -103,7 +101,7 @@ def _rounded(value: float) -> str:
 
 
 def training_costs(models: Sequence[str]) -> Build:
-    """What the paper's Figures 3 and 5 draw, at two of its lengths."""
+    """Make the table of the paper's Figure 3 or 5, at two of its lengths."""
 
     def build(content: dict[str, Any]) -> str:
         costs = {(cost["model"], cost["num_frames"]): cost for cost in content["costs"]}
@@ -122,15 +120,15 @@ def training_costs(models: Sequence[str]) -> Build:
 
 
 def cost_ratios(content: dict[str, Any]) -> str:
-    """What the paper's text says of Figure 3: how many times what TRecViT needs ViViT-L needs."""
+    """Make the ratios of ViViT-L's costs to TRecViT's that the paper's text gives for Figure 3."""
     costs = {(cost["model"], cost["num_frames"]): cost for cost in content["costs"]}
     lines = []
-    for said in content["paper_ratios"]:
-        theirs, ours = (costs[model, said["num_frames"]] for model in ("ViViT-L", "TRecViT-B"))
+    for printed in content["paper_ratios"]:
+        theirs, ours = (costs[model, printed["num_frames"]] for model in ("ViViT-L", "TRecViT-B"))
         times = {key: f"{theirs[key] / ours[key]:.1f}" for key in theirs if key in _COMPARED}
         lines.append([
-            said["num_frames"], times["inference_flop"], said["operations"], times["training_bytes"], said["memory"],
-            times["fused_training_bytes"], times["parameters"],
+            printed["num_frames"], times["inference_flop"], printed["operations"], times["training_bytes"],
+            printed["memory"], times["fused_training_bytes"], times["parameters"],
         ])  # fmt: skip
     titles = (
         "frames", "ViViT-L's operations over ours", "paper, about", "its training memory over ours", "paper, about",
@@ -143,16 +141,21 @@ _COMPARED = ("inference_flop", "training_bytes", "fused_training_bytes", "parame
 
 
 def points(content: dict[str, Any]) -> str:
-    """A tracker beside two baselines."""
+    """Make the table of a tracker beside two baselines."""
     lines = [
-        (one["test"], one["num_videos"], one["tracker"], *(share(one["metrics"][metric]) for metric in METRICS))
-        for one in content["scores"]
+        (
+            line["test"],
+            line["num_videos"],
+            _TRACKERS.get(line["tracker"], line["tracker"]),
+            *(share(line["metrics"][metric]) for metric in METRICS),
+        )
+        for line in content["scores"]
     ]
     return table(("videos", "number", "tracker", *METRICS.values()), lines)
 
 
 def points_command(content: dict[str, Any]) -> str:
-    """The command line that a file of trackers' scores was written by."""
+    """Reconstruct the command line that wrote a file of trackers' scores."""
     scores, num_footage = content["scores"], len(content["footage"])
     line = f"trecvit eval points track_world --scenes {scores[0]['num_videos']} "
     if num_footage:
@@ -161,7 +164,7 @@ def points_command(content: dict[str, Any]) -> str:
 
 
 def points_scale(content: dict[str, Any]) -> str:
-    """What was tracked, in words."""
+    """Describe the videos of a file of trackers' scores."""
     height, width = content["scenes"]["image_size"]
     return (
         f"Clips of {content['scenes']['num_frames']} frames, scenes of {height} × {width}, "
@@ -170,24 +173,24 @@ def points_scale(content: dict[str, Any]) -> str:
 
 
 def slots(contents: Sequence[dict[str, Any]]) -> str:
-    """Trackers with empty slots beside the same without."""
+    """Make the table of trackers with and without empty slots."""
     lines = []
     for content in contents:
         for cost in content["costs"]:
             line = [content["model"], cost["empty_slots"], f"{cost['times_as_long']:.2f} ×", f"{cost['gflop']:.2f}"]
             line += [f"{cost['state_bytes'] / 1e6:.2f} MB"]
-            if (told := cost["answers"]) is None:
+            if (predictions := cost["answers"]) is None:
                 lines.append([*line, "", "", ""])
                 continue
-            moved = (told[f"moved_{which}_px"] for which in ("median", "p99", "most"))
-            line += [" / ".join(f"{px:.2f}" for px in moved) + " px", share(told["seen_otherwise"], 2)]
-            lines.append([*line, share(told["average_jaccard"])])
-    titles = ("model", "empty slots", "time of a frame", "GFLOP", "state", "points moved: median / 99 % / most")
+            moved = (predictions[f"moved_{quantile}_px"] for quantile in ("median", "p99", "most"))
+            line += [" / ".join(f"{px:.2f}" for px in moved) + " px", share(predictions["seen_otherwise"], 2)]
+            lines.append([*line, share(predictions["average_jaccard"])])
+    titles = ("model", "empty slots", "time per frame", "GFLOP", "state", "points moved: median / 99 % / most")
     return table((*titles, "visibility differs", "average Jaccard"), lines)
 
 
 def slots_scale(content: dict[str, Any]) -> str:
-    """What a file of slots' costs was measured on, in words."""
+    """Describe the scenes and the machine of a file of slots' costs."""
     scenes = content["scenes"]
     height, width = scenes["image_size"]
     return (
@@ -199,35 +202,35 @@ def slots_scale(content: dict[str, Any]) -> str:
 
 
 def streaming_speed(content: dict[str, Any]) -> str:
-    """Frames per second, one frame after another."""
+    """Make the table of frames per second in one stream, of the paper's size."""
     lines = [
-        (one["model"], one["dtype"], one["mode"], f"{one['frames_per_s']:.1f}")
-        for one in content["speeds"]
-        if one["model"].startswith("base") and (one["batch_size"], one["num_frames"]) == (1, 1)
+        (line["model"], line["dtype"], line["mode"], f"{line['frames_per_s']:.1f}")
+        for line in content["speeds"]
+        if line["model"].startswith("base") and (line["batch_size"], line["num_frames"]) == (1, 1)
     ]
     return table(("model", "dtype", "mode", "here, frames/s"), lines)
 
 
 def classified(content: dict[str, Any]) -> str:
-    """What `trecvit eval videos` found of a trained classifier."""
+    """Make the table of a classifier's accuracy, from the result of `trecvit eval videos`."""
     views = content["protocol"]
     line = [f"{content['videos']:,}", f"{views['clips']} × {views['crops']}", share(content["top1"])]
     return table(("held-out videos", "clips × crops", "here, top-1"), [line])
 
 
 def probed(content: dict[str, Any]) -> str:
-    """What frozen features tell of videos, pre-trained beside random ones."""
+    """Make the table of classifying probes on pre-trained and random features."""
     lines = []
     for row in content["rows"]:
         paper = row.get("paper_top1", ("", ""))
-        found = [_spread(row[name]) for name in ("linear", "k-NN", "attention")]
-        lines.append([row["model"], row["features"], f"{row['parameters'] / 1e6:.2f} M", *paper, *found])
+        here = [_spread(row[name]) for name in ("linear", "k-NN", "attention")]
+        lines.append([row["model"], row["features"], f"{row['parameters'] / 1e6:.2f} M", *paper, *here])
     titles = ("model", "features", "here, parameters", "paper, K400", "paper, SSv2", "here, linear probe", "here, k-NN")
     return table((*titles, "here, attention readout"), lines)
 
 
 def pretrained(content: dict[str, Any]) -> str:
-    """How the encoders were made, and what they cost."""
+    """Make the table of pre-training quality and speed."""
     lines = [
         (
             row["model"],
@@ -238,27 +241,27 @@ def pretrained(content: dict[str, Any]) -> str:
         for row in content["rows"]
         if row["features"] == "pretrained"
     ]
-    return table(("model", "explained of what was hidden", "pre-training, steps/s", "features, clips/s"), lines)
+    return table(("model", "explained share of hidden patches", "pre-training, steps/s", "features, clips/s"), lines)
 
 
 def probed_points(content: dict[str, Any]) -> str:
-    """What a recurrent readout tells of points, from the same features."""
+    """Make the table of points tracked by a recurrent readout of the same features."""
     lines = []
     for row in content["rows"]:
         paper = row.get("paper_average_jaccard", ("", ""))
         lines.append([row["model"], row["features"], *paper, *(_spread(row[metric]) for metric in METRICS)])
-    lines.append(["still points", "", "", "", *(share(content["still_points"][metric]) for metric in METRICS)])
+    lines.append(["static baseline", "", "", "", *(share(content["still_points"][metric]) for metric in METRICS)])
     return table(("model", "features", "paper, DAVIS", "paper, Perception Test", *METRICS.values()), lines)
 
 
 def _spread(value: dict[str, Any]) -> str:
-    """A mean over seeds, and the deviation if there were several."""
+    """Format a mean over seeds, and the deviation if there are several."""
     deviation = "" if value["deviation"] is None else f" ± {share(value['deviation'])}"
     return share(value["mean"]) + deviation
 
 
 def recalled(content: dict[str, Any]) -> str:
-    """A frame of the past, trained on clips of one length or another and tested on the longer."""
+    """Make the table of recalled frames, for both training lengths, tested at the longer one."""
     lines = [
         (
             row["model"],
@@ -270,11 +273,11 @@ def recalled(content: dict[str, Any]) -> str:
         for row in _of_part(content, "Table 6")
     ]
     titles = ("model", "trained on", "tested on", "paper, dB", "here, dB")
-    return table((*titles, "the last frame instead", "the mean frame"), lines)
+    return table((*titles, "last-frame baseline", "mean-frame baseline"), lines)
 
 
 def recalled_over_distance(content: dict[str, Any]) -> str:
-    """How well, and how fast the training is, by how far back the frame lies."""
+    """Make the table of recall and training speed over the distance of the recalled frame."""
     lines = [
         (
             row["offset"],
@@ -285,12 +288,12 @@ def recalled_over_distance(content: dict[str, Any]) -> str:
         )
         for row in _of_part(content, "Figure 7")
     ]
-    titles = ("frames back", "model", "parameters", "PSNR, dB", "the last frame instead", "the mean frame")
+    titles = ("frames back", "model", "parameters", "PSNR, dB", "last-frame baseline", "mean-frame baseline")
     return table((*titles, "training steps/s"), lines)
 
 
 def recalled_beyond(content: dict[str, Any]) -> str:
-    """What streams are worth after the length that was trained."""
+    """Make the table of recall in streams past the trained length."""
     lines = [
         (
             row["forgetting"],
@@ -302,22 +305,22 @@ def recalled_beyond(content: dict[str, Any]) -> str:
     ]
     behind = content["trained_on"] - content["frame"]
     titles = ("states are", "frames seen", f"PSNR, {behind} frames back", f"PSNR, frame {content['frame']}")
-    return table((*titles, "the mean frame", "states, rms"), lines)
+    return table((*titles, "mean-frame baseline", "states, rms"), lines)
 
 
 def named_beyond(content: dict[str, Any]) -> str:
-    """How many clips of endless streams a classifier names right."""
+    """Make the table of a classifier's accuracy in endless streams."""
     names = dict.fromkeys(row["forgetting"] for row in content["rows"])
     lines = []
     for name in names:
         rows = [row for row in content["rows"] if row["forgetting"] == name]
         lines.append([name, *(share(row["top1"]) for row in rows), f"{rows[-1]['state_rms']:.2f}"])
     seen = [f"{row['first_clip']} to {row['last_clip']}" for row in content["rows"] if row["forgetting"] == name]
-    return table(("states are", *(f"clips {clips}" for clips in seen), "states in the end, rms"), lines)
+    return table(("states are", *(f"clips {clips}" for clips in seen), "final states, rms"), lines)
 
 
 def eigenvalues(content: dict[str, Any]) -> str:
-    """Distributions at the start and at the end of training."""
+    """Make the table of eigenvalues at the start and at the end of training."""
     lines = [
         (
             f"{row['min_radius']:g} to {row['max_radius']:g}",
@@ -329,7 +332,7 @@ def eigenvalues(content: dict[str, Any]) -> str:
         )
         for row in content["rows"]
     ]
-    titles = ("drawn from", "seed", "of training", "mean", "least", "5 %", "median", "95 %", "below the range")
+    titles = ("initial range", "seed", "of training", "mean", "least", "5 %", "median", "95 %", "below the range")
     return table(titles, lines)
 
 
@@ -342,8 +345,8 @@ def _decibels(row: dict[str, Any], *names: str) -> list[str]:
 
 
 def restored(content: dict[str, Any]) -> str:
-    """How well an autoencoder restores what is hidden."""
+    """Make the table of a masked autoencoder's restored patches."""
     line = [content["clips"], share(content["protocol"]["mask_ratio"], 0), share(content["explained"])]
     line += [f"{content[key]:.1f} dB" for key in ("psnr_db", "flat_psnr_db")]
-    flat = "the same of flat patches with their true means"
-    return table(("held-out clips", "hidden", "here, explained of it", "here, PSNR", flat), [line])
+    flat = "PSNR of flat patches with their true means"
+    return table(("held-out clips", "hidden", "here, explained share", "here, PSNR", flat), [line])

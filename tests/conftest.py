@@ -1,22 +1,26 @@
-"""Shapes are checked while the tests run, memory never written is NaN, and each test begins with the same seed."""
+"""Checks of shapes, NaN in uninitialised memory, one seed for each test, and fixtures for all of them."""
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 import processors
 import pytest
 
-# Before anything imports torch: tests run side by side, and one thread each is faster than many that wait.
+# Before anything imports torch: tests run in parallel, and one thread each is faster than many that wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Before anything imports Triton, whose own functions look at it too: GPU kernels are run by its interpreter.
+# Before anything imports Triton, whose functions read it too: its interpreter runs the GPU kernels.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# All that computes but the Triton kernels, which Triton reads as source.
+# All modules that compute but the Triton kernels, which Triton reads as source.
 _TRACKERS = [f"trecvit.model.{name}" for name in ("tapnext", "tracker", "readouts", "readout_tracker")]
-_NETWORKS = ["trecvit.model.trecvit", "trecvit.model.mae", "trecvit.model.memorise", *_TRACKERS]
+_NETWORKS = ["trecvit.model.trecvit", "trecvit.model.mae", "paper.memoriser", *_TRACKERS]
 _MODEL = ["trecvit.model.lru", "trecvit.model.mixers", "trecvit.model.scan", "trecvit.model.state", *_NETWORKS]
-_CHECKED = [*_MODEL, "trecvit.train", "trecvit.evaluate", "trecvit.data"]
+_CHECKED = [*_MODEL, "trecvit.train", "trecvit.evaluate", "trecvit.data", "trecvit.synthetic"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if name := os.environ.get("TRECVIT_TEST_PROCESSOR"):
         processors.pretend(name)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background; tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
 
@@ -41,9 +47,26 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty `curves.png`, which takes half of the time of a small training, but for tests marked `curves`."""
+    figure: Any = sys.modules.get("matplotlib.figure")
+    if figure is None or request.node.get_closest_marker("curves"):
+        return
+    draw = figure.Figure.savefig
+
+    def savefig(self: Any, target: Any, **options: Any) -> None:
+        if isinstance(target, Path) and target.name == "curves.png":
+            target.touch()
+        else:
+            draw(self, target, **options)
+
+    monkeypatch.setattr(figure.Figure, "savefig", savefig)
+
+
 @pytest.fixture(params=["this", *processors.FEATURES])
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """This processor, and those that it can pretend to be."""
+    """This processor, and the simulated ones."""
     name: str = request.param
     if name != "this":
         processors.pretend(name, monkeypatch.setattr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trecvit.config import ModelConfig, PointReadoutConfig, ReadoutTrackerConfig, TrackerConfig
-from trecvit.model.readout_tracker import ReadoutTracker
-from trecvit.model.tapnext import TAPNext
+from trecvit.config import ModelConfig
+from trecvit.model.readout_tracker import ReadoutTracker, ReadoutTrackerConfig
+from trecvit.model.readouts import PointReadoutConfig
+from trecvit.model.tapnext import TAPNext, TrackerConfig
 from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
 from trecvit.model.trecvit import TRecViT
 
@@ -47,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(**overrides: Any) -> TRecViT:
-    """The same small model every time; no weight has its initial value, so that one which is not read shows."""
+    """Build the same small model every time; no weight has its initial value, so that an unread weight shows."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)
         model = TRecViT(ModelConfig(**{**TINY, **overrides}))
@@ -58,13 +60,13 @@ def tiny_model(**overrides: Any) -> TRecViT:
 
 
 def random_video(batch_size: int = 2, num_frames: int = 6, height: int = 16, width: int = 24, seed: int = 0) -> Tensor:
-    """uint8 noise [B,T,3,H,W]."""
+    """Draw uint8 noise [B,T,3,H,W]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (batch_size, num_frames, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected value."""
+    """Divide the largest difference by the largest expected value."""
     assert got.shape == expected.shape
     wide = torch.complex128 if expected.is_complex() else torch.float64
     got, expected = got.detach().to(wide), expected.detach().to(wide)
@@ -74,7 +76,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 def tiny_tracker(**overrides: Any) -> TAPNext:
-    """The same small tracker every time, for frames of 32 x 32 that its raster divides finer than its patches."""
+    """Build the same small TAPNext every time, for frames of 32 x 32; its raster is finer than its patches."""
     blocks = {**TINY, "image_size": (32, 32), "temporal_mlp": True, "pooling": "mean", "num_classes": 0}
     del blocks["head_width"]
     with torch.random.fork_rng(), torch.no_grad():
@@ -88,7 +90,7 @@ def tiny_tracker(**overrides: Any) -> TAPNext:
 
 
 def tiny_readout_tracker(pooling: str = "cls", **readout: int) -> ReadoutTracker:
-    """The same small tracker of the paper's kind every time, for frames of 32 x 32."""
+    """Build the same small tracker of the paper's kind every time, for frames of 32 x 32."""
     blocks = {**TINY, "image_size": (32, 32), "pooling": pooling, "num_classes": 0}
     sizes = {"num_bases": 5, "width": 24, "depth": 2, "num_heads": 3, "mlp_width": 20, **readout}
     with torch.random.fork_rng(), torch.no_grad():
@@ -103,7 +105,7 @@ def tiny_readout_tracker(pooling: str = "cls", **readout: int) -> ReadoutTracker
 
 
 def of_each_part(function: Callable[..., Tensor], *outs: TrackerOutput) -> TrackerOutput:
-    """An output made of what a function makes of each part of others; a part that there is not stays away."""
+    """Apply a function to each part of some outputs; absent parts stay absent."""
     parts = {name: [getattr(out, name) for out in outs] for name in TrackerOutput._fields}
     return TrackerOutput(**{name: function(*some) for name, some in parts.items() if some[0] is not None})
 
@@ -111,7 +113,7 @@ def of_each_part(function: Callable[..., Tensor], *outs: TrackerOutput) -> Track
 def run_tracker(
     tracker: PointTracker, video: Tensor, state: TrackerState, places: list[int]
 ) -> tuple[TrackerOutput, TrackerState]:
-    """Streams a video cut at these places: what is said of all its frames, and the last state."""
+    """Stream a video cut at these frames; return the output over all frames, and the last state."""
     outs = []
     for start, end in pairwise([0, *places, video.shape[1]]):
         out, state = tracker.step(video[:, start:end], state)
@@ -120,8 +122,15 @@ def run_tracker(
 
 
 def assert_same_tracks(got: TrackerOutput, expected: TrackerOutput, tolerance: float = 1e-5) -> None:
-    """Float32's tolerance by default: the same sums in another order."""
+    """Compare two outputs; the default tolerance is that of float32 sums in another order."""
     for name, part in expected._asdict().items():
         assert (getattr(got, name) is None) == (part is None), name
         if part is not None:
             assert relative_error(getattr(got, name), part) < tolerance, name
+
+
+def unchecked(kind: type[Any], **fields: Any) -> Any:
+    """`kind(**fields)` without the tests' own type checks, which refuse wrong types before `kind` can."""
+    made = object.__new__(kind)
+    inspect.unwrap(kind.__init__)(made, **fields)
+    return made

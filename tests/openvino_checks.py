@@ -1,14 +1,17 @@
-"""OpenVINO's answers and states against the model's; `test_fast.py` runs this file in a process of its own."""
+"""OpenVINO's outputs and states against the model's; `test_fast.py` runs this file in a separate process."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import openvino
 import pytest
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model
 from processors import pretend
+from safetensors.torch import load_file
 from test_fast import TOLERANCE, assert_checks_pixels, assert_refuses_changes, streamed
 
 import trecvit.accelerate.openvino as export_module
@@ -18,19 +21,18 @@ from trecvit.errors import ConfigError
 from trecvit.model.state import State
 
 
-# Every graph takes some seconds to convert, by its number of blocks: one block, but for the first of these, and each
-# of these sees two graphs, of one frame and of two.
+# Converting a graph takes some seconds per block: one block, except in the first case; each case has two graphs, of one
+# frame and of two, or one of a patch of two frames.
 @pytest.mark.parametrize(
     ("variants", "dtype"),
     [
         (["plain"], torch.bfloat16),
-        (["pairs_of_frames"], torch.float32),
-        (["no_conv_fixed_positions", "temporal_mlp", "no_head"], torch.float32),
+        (["pairs_of_frames", "no_conv_fixed_positions", "temporal_mlp", "no_head"], torch.float32),
         (["lstm"], torch.float32),
         (["full_conv"], torch.float32),
     ],
 )
-def test_openvino_gives_the_models_answers_and_states(variants, dtype):
+def test_openvino_gives_the_models_outputs_and_states(variants, dtype):
     fields = {name: value for variant in variants for name, value in VARIANTS[variant].items()}
     model, video = tiny_model(**{"depth": 2 if variants == ["plain"] else 1, **fields}), random_video(2, 6)
     fast = optimize(model, dtype=dtype, mode="openvino")
@@ -47,7 +49,7 @@ def test_openvino_gives_the_models_answers_and_states(variants, dtype):
         assert relative_error(fast(video[:, :2]).logits, model(video[:, :2]).logits) < TOLERANCE[dtype]
 
 
-def test_a_state_is_a_value_whoever_computes_it(tmp_path):
+def test_states_are_exchangeable_between_engines(tmp_path):
     model, video = tiny_model(depth=1), random_video(3, 6)
     fast = optimize(model, mode="openvino")
     assert_refuses_changes(fast)
@@ -56,7 +58,7 @@ def test_a_state_is_a_value_whoever_computes_it(tmp_path):
         before = {name: tensor.clone() for name, tensor in state._tensors().items()}
         _, other = fast.step(video[:, 1:2], state)
         assert all(torch.equal(tensor, before[name]) for name, tensor in state._tensors().items())
-        # Saved by one and read by the other, rows dropped, one begun anew.
+        # Saved by one and loaded by the other, with rows dropped and one reset.
         other.save(tmp_path / "state")
         mixed = State.load(tmp_path / "state").select([2, 0]).reset(torch.tensor([False, True]))
         got, _ = fast.step(video[[2, 0], 2:3], mixed)
@@ -64,13 +66,13 @@ def test_a_state_is_a_value_whoever_computes_it(tmp_path):
     assert relative_error(got.logits, expected.logits) < 1e-5
 
 
-def test_what_openvino_cannot_convert_is_said_in_one_line():
+def test_an_unsupported_model_gives_a_one_line_error():
     with pytest.raises(ConfigError, match=r"OpenVINO cannot convert this model .*; take mode='compile' or 'eager'"):
         optimize(tiny_model(depth=1, lru_complex=True), mode="openvino")(random_video())
 
 
 def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
-    """As OpenVINO 2026.4 does with ONNX's Scan: no warning, another number."""
+    """OpenVINO 2026.4 does so with ONNX's Scan, without a warning."""
     run = export_module.OpenVINORun.__call__
 
     def wrong(self, frames, state):
@@ -85,14 +87,17 @@ def test_a_graph_that_computes_wrong_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("has_head", [True, False])
-def test_exported_files_give_the_models_answers(has_head, tmp_path, monkeypatch):
+def test_exported_files_give_the_models_outputs(has_head, tmp_path, monkeypatch):
     model = tiny_model(depth=1) if has_head else tiny_model(depth=1, num_classes=0)
     video = random_video(1, 4).float() / 255
     pretend("avx2", monkeypatch.setattr)  # where bfloat16 is slow
-    folder = export(model, tmp_path / "fast", mode="openvino", dtype=torch.bfloat16, frames=(1, 2))
+    frames, cuts = ((1, 2), [1, 2, 1]) if has_head else ((1,), 1)
+    folder = export(model, tmp_path / "fast", mode="openvino", dtype=torch.bfloat16, frames=frames)
     description = json.loads((folder / "exported.json").read_text())
     assert description["dtype"] == "float32"
-    (folder / "exported.json").write_text(json.dumps({**description, "dtype": "bfloat16"}))  # made elsewhere
+    (folder / "exported.json").write_text(
+        json.dumps({**description, "dtype": "bfloat16"})
+    )  # exported on another machine
     loaded = load_exported(folder)
     assert_checks_pixels(loaded)
     core = openvino.Core()
@@ -100,8 +105,8 @@ def test_exported_files_give_the_models_answers(has_head, tmp_path, monkeypatch)
     assert [port.get_any_name() for port in stream.inputs] == ["frames"]
     request = stream.create_infer_request()
     with torch.inference_mode():
-        expected, after = streamed(model, video, cuts=[1, 2, 1])
-        got, carried = streamed(loaded, video, cuts=[1, 2, 1])
+        expected, after = streamed(model, video, cuts=cuts)
+        got, carried = streamed(loaded, video, cuts=cuts)
         assert relative_error(got.features, expected.features) < 1e-5
         for name, tensor in after._tensors().items():
             assert relative_error(carried._tensors()[name], tensor) < 1e-5, name
@@ -109,6 +114,18 @@ def test_exported_files_give_the_models_answers(has_head, tmp_path, monkeypatch)
             state = model.init_state(1)
             for frame in video.split(1, dim=1):
                 out, state = model.step(frame, state)
-                said = request.infer({"frames": frame.numpy()})["probs" if has_head else "features"]
-                assert relative_error(torch.from_numpy(said), out.probs if has_head else out.features) < 1e-5
+                result = request.infer({"frames": frame.numpy()})["probs" if has_head else "features"]
+                assert relative_error(torch.from_numpy(result), out.probs if has_head else out.features) < 1e-5
             request.reset_state()
+
+
+def test_an_exported_folder_of_an_earlier_version_runs(tmp_path):
+    previous = Path(__file__).parent / "golden" / "previous"
+    shutil.unpack_archive(previous / "exported.zip", tmp_path)
+    description = json.loads((tmp_path / "exported.json").read_text())
+    here = {"made_for": {"openvino": openvino.__version__}}  # which `load_exported` insists on
+    (tmp_path / "exported.json").write_text(json.dumps({**description, **here}))
+    model, expected = load_exported(tmp_path), load_file(previous / "expected.safetensors")
+    _, state = model.step(expected["video"][:, :2], model.init_state(1))
+    out, _ = model.step(expected["video"][:, 2:], state)
+    assert relative_error(out.logits, expected["lru.logits"]) < 1e-5

@@ -1,6 +1,6 @@
-"""The model as autograd alone would train it: every operation written out, everything that it needs kept.
+"""The reference for training steps: autograd alone, without hand-written gradients or recomputation.
 
-What training steps are held against. As a program it prints the peak memory in bytes of one step at 32 frames.
+As a program it prints the peak memory in bytes of one step at 32 frames.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from trecvit.bench.usage import peak_bytes
 from trecvit.config import Recompute
-from trecvit.memory import peak_bytes
 from trecvit.model import lru
 from trecvit.model.scan import gated_scan_reference
 from trecvit.model.trecvit import create_model
 
-SIZE, DEPTH, IMAGE_PX, NUM_FRAMES = "small", 12, 112, 32  # with fewer blocks, one block's own would count too much
+SIZE, DEPTH, IMAGE_PX, NUM_FRAMES = "small", 12, 112, 32  # with fewer, a single block would count too much
 
 
 @contextmanager
 def plain_autograd() -> Iterator[None]:
-    """Convolution and recurrence without hand-written gradients."""
+    """Compute convolution and recurrence without hand-written gradients."""
     with (
         patch.object(lru, "gated_scan", gated_scan_reference),
         patch.object(lru.CausalConv, "forward", _convolve),
@@ -39,11 +39,11 @@ def _convolve(conv: lru.CausalConv, x: Tensor, taps: Tensor) -> tuple[Tensor, Te
 
 
 def _step_bytes(recompute: Recompute) -> int:
-    """Peak of this process's memory above what it had with the model."""
+    """Peak of this process's memory above that with the model loaded."""
     model = create_model(SIZE, num_classes=4, depth=DEPTH, image_size=(IMAGE_PX, IMAGE_PX)).train()
     model.recompute = recompute
     video = torch.randint(0, 256, (1, NUM_FRAMES, 3, *model.config.image_size), dtype=torch.uint8)
-    model(video[:, :1]).logits.sum().backward()  # whatever is set up only once
+    model(video[:, :1]).logits.sum().backward()  # one-time set-up
     before_bytes = peak_bytes()
     model(video).logits.sum().backward()
     return peak_bytes() - before_bytes

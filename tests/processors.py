@@ -1,4 +1,4 @@
-"""Processors that the tests pretend to run on, by what `trecvit.processor` answers."""
+"""Simulated processors: what `trecvit.processor` detects is replaced."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ FEATURES = {"avx2": {"onednn", "mkl"}, "bare": set[str]()}  # "bare": also an AR
 
 
 def pretend(name: str, setattr: Callable[[Any, str, Any], Any] = setattr) -> None:
-    """Answers as a processor of this name would.
+    """Let the package detect the features of the processor of this name.
 
     Args:
         name: Of `FEATURES`.
-        setattr: `monkeypatch.setattr`, to be on this processor again after a test.
+        setattr: `monkeypatch.setattr`, which undoes it after a test.
     """
     from trecvit import processor
 
-    setattr(processor, "_ask", FEATURES[name].__contains__)
+    setattr(processor, "_is_supported", FEATURES[name].__contains__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,15 @@ SOURCE = Path(trecvit.__file__).parent
 
 # Each room may import the rooms of the lines above its own, and itself. Rooms of one line are blind to each other.
 LINES = [
-    {"draws", "errors", "memory", "processor", "workers"},
+    {"draws", "errors", "processor", "workers"},
     {"config", "files", "processes"},
+    {"labels"},
     {"pretrained", "video", "download"},
     {"model"},
     {"data"},
     {"synthetic"},
     {"weights"},
     {"evaluate"},
-    {"baselines"},
     {"train"},
     {"accelerate"},
     {"runtime"},
@@ -39,25 +40,42 @@ RESERVED = {
     "av": {"video/container.py", "video/order.py", "video/decode.py", "video/encode.py", "runtime/doctor.py"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "skimage": {"synthetic/textures.py"},
+    "skimage": {"synthetic/pictures.py"},
     "openvino": {"accelerate/openvino.py"},
     "cv2": {"evaluate/point_baselines.py"},
-    "transformers": {"baselines/video_transformers.py"},
+    "transformers": set(),
     "triton": {"model/scan_triton.py"},
-    "fla": {"model/scan_fla.py"},
     "huggingface_hub": {"pretrained.py"},
 }
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, also inside functions, by its full name."""
+@cache
+def imports(path: Path, *, checked: bool = True) -> set[str]:
+    """Every module that a file imports, also inside functions, by its full name.
+
+    Args:
+        path: The file.
+        checked: Also those under `if TYPE_CHECKING`.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for statement in node.body
+        for part in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if not checked and node in for_types:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names.add(node.module or "")
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {part for part in parts if (SOURCE.parent / f"{part.replace('.', '/')}.py").exists()}
     return names
 
 
@@ -74,12 +92,41 @@ def test_imports_go_one_way(path):
             assert (room, other) not in BLIND, f"{room} knows nothing of {other}"
 
 
+def _module(path: Path) -> str:
+    return ".".join(("trecvit", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Imports inside functions count too, but those under TYPE_CHECKING do not: they are for readers only."""
+    modules = {_module(path): path for path in FILES}
+    edges = {
+        name: {other for other in imports(path, checked=False) if other in modules and other != name}
+        for name, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name, ())
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_reserved_packages_are_touched_in_their_places_only(path):
     for name in imports(path):
         allowed = RESERVED.get(name.split(".")[0])
         here = path.relative_to(SOURCE)
         assert allowed is None or {str(here), here.parts[0]} & allowed, f"{name} in {path.name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_package_does_not_import_the_papers_comparisons(path):
+    assert not any(name.split(".")[0] == "paper" for name in imports(path))
 
 
 def test_only_the_command_line_prints_or_exits():
@@ -89,6 +136,41 @@ def test_only_the_command_line_prints_or_exits():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"print", "exit", "quit", "input"}, f"{path}:{node.lineno}"
+
+
+PUBLIC = [
+    "PRESETS",
+    "LiveTracker",
+    "ModelConfig",
+    "Output",
+    "PointReadoutConfig",
+    "PointTracker",
+    "Preprocessing",
+    "ReadoutState",
+    "ReadoutTracker",
+    "ReadoutTrackerConfig",
+    "State",
+    "TAPNext",
+    "TRecViT",
+    "TRecViTError",
+    "TrackState",
+    "TrackerConfig",
+    "TrackerOutput",
+    "World",
+    "WorldConfig",
+    "class_names",
+    "convert",
+    "create_model",
+    "export",
+    "load",
+    "load_exported",
+    "optimize",
+    "track_both_ways",
+]
+
+
+def test_the_public_names_are_these():
+    assert trecvit.__all__ == PUBLIC
 
 
 def test_public_names_exist_and_are_sorted():
@@ -110,11 +192,12 @@ def test_importing_the_package_imports_nothing_heavy():
     assert heavy == "[]"
 
 
-@pytest.mark.parametrize("name", ["motions", "points"])
-def test_loading_imports_no_compiler(name):
+@pytest.mark.slow
+def test_loading_imports_no_compiler():
     """It takes longer than all the rest, and a random number on the meta device is enough to have it imported."""
-    code = "import sys, trecvit; trecvit.load('{}'); print([m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
-    assert run_python(code.format(name)) == "[]"
+    code = "import sys, trecvit; [trecvit.load(name) for name in ('motions', 'points')]; "
+    code += "print([m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
+    assert run_python(code) == "[]"
 
 
 def test_the_models_need_no_video_library_and_no_command_line():

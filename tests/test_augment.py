@@ -87,13 +87,13 @@ def test_crops_reach_every_corner():
 
 def test_only_classes_without_sides_are_mirrored():
     names = class_names("something_something_v2")
-    assert Augmentation().in_mirror(names) == (None,) * len(names)
-    in_mirror = Augmentation(flip=True).in_mirror(names)
-    sided = [name for name, mirrored in zip(names, in_mirror, strict=True) if mirrored is None]
+    assert Augmentation().mirrored_labels(names) == (None,) * len(names)
+    mirrored_labels = Augmentation(flip=True).mirrored_labels(names)
+    sided = [name for name, mirrored in zip(names, mirrored_labels, strict=True) if mirrored is None]
     assert len(sided) == sum(bool({"left", "right"} & set(name.lower().split())) for name in names) > 0
     assert "Pushing something from left to right" in sided
     assert "Putting something upright on the table" not in sided  # "right" within a word is no side
-    assert all(mirrored in (None, number) for number, mirrored in enumerate(in_mirror))
+    assert all(mirrored in (None, number) for number, mirrored in enumerate(mirrored_labels))
     frames = np.arange(8, dtype=np.uint8)[None, None, :, None].repeat(8, 1).repeat(3, 3)
     plan = Augmentation(flip=True)
     for may_flip, ways in ((False, {False}), (True, {False, True})):
@@ -107,12 +107,12 @@ def test_only_classes_without_sides_are_mirrored():
 
 def test_a_class_with_an_opposite_becomes_it_in_a_mirror_if_that_is_asked_for():
     labels = ("moving left", "moving right", "turning clockwise", "Turning counter-clockwise", "jumping", "going left")
-    mirrored = Augmentation(flip=True, flip_sided=True).in_mirror(labels)
+    mirrored = Augmentation(flip=True, flip_sided=True).mirrored_labels(labels)
     # The opposite of the third is named otherwise, and the last has none: neither may be mirrored.
     assert mirrored == (1, 0, None, None, 4, None)
     assert opposite("Turning counter-clockwise, from left to Right") == "Turning clockwise, from right to Left"
-    assert Augmentation(flip=True, flip_sided=True).in_mirror(LABELS)[:8] == (1, 0, 2, 3, 4, 5, 7, 6)
-    with pytest.raises(ConfigError, match="flip is off"):
+    assert Augmentation(flip=True, flip_sided=True).mirrored_labels(LABELS)[:8] == (1, 0, 2, 3, 4, 5, 7, 6)
+    with pytest.raises(ConfigError, match="flip=false"):
         Augmentation(flip_sided=True)
 
 
@@ -139,10 +139,15 @@ def test_impossible_augmentations_are_refused(fields):
     "label", ["swipe_left", "TurnRight", "moving leftwards", "rotate_clockwise", "LEFT", "turnleft"]
 )
 def test_a_side_is_noticed_however_it_is_written(label):
-    assert Augmentation(flip=True).in_mirror([label, "bright", "standing upright", "leftovers"]) == (None, 1, 2, 3)
+    assert Augmentation(flip=True).mirrored_labels([label, "bright", "standing upright", "leftovers"]) == (
+        None,
+        1,
+        2,
+        3,
+    )
 
 
 def test_opposites_are_found_however_they_are_written():
     labels = ["swipe_left", "swipe_right", "TurnLeft", "TurnRight", "anticlockwise", "clockwise"]
     # Of clockwise and anticlockwise only one way leads to a name that is there; the other is not guessed.
-    assert Augmentation(flip=True, flip_sided=True).in_mirror(labels) == (1, 0, 3, 2, 5, None)
+    assert Augmentation(flip=True, flip_sided=True).mirrored_labels(labels) == (1, 0, 3, 2, 5, None)

@@ -1,4 +1,4 @@
-"""Baselines of point tracking: what they answer, and when they give a point up."""
+"""Baselines of point tracking: their predictions, and when a point is lost."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 from trecvit.data.tracked import TrackedVideo, TrackedVideos
 from trecvit.errors import MissingPackageError
-from trecvit.evaluate.point_baselines import LucasKanade, still_points
+from trecvit.evaluate.point_baselines import LucasKanade, static_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.synthetic.footage import moved_picture
-from trecvit.synthetic.textures import surface
+from trecvit.synthetic.surfaces import surface
 
 QUERIES = torch.tensor([[[0.0, 10, 20], [2, 5.5, 6.5], [3, 30, 1]]])
 
@@ -29,7 +29,7 @@ def numbered(num_frames: int = 6, batch_size: int = 1) -> torch.Tensor:
 
 
 class FakeOpenCV:
-    """Knows how far everything moves between two frames of `numbered`, and can be made to fail."""
+    """Moves all points by a constant per frame of `numbered`; can be made to fail."""
 
     TERM_CRITERIA_EPS, TERM_CRITERIA_COUNT, COLOR_RGB2GRAY = 2, 1, 7
 
@@ -65,26 +65,26 @@ def opencv(monkeypatch: pytest.MonkeyPatch) -> FakeOpenCV:
     return fake
 
 
-def test_still_points() -> None:
-    tracks = still_points(numbered(), QUERIES)
+def test_static_points() -> None:
+    tracks = static_points(numbered(), QUERIES)
     assert tracks.points_xy.shape == (1, 3, 6, 2)
     assert tracks.points_xy[0, 1].tolist() == [[6.5, 5.5]] * 6
     assert (tracks.visible_logits > 0).all()
     assert tracks.visible_logits.shape == tracks.certainty.shape == (1, 3, 6)
 
 
-def test_flow_is_added_up_from_the_query_on(opencv: FakeOpenCV) -> None:
+def test_flow_is_summed_from_the_query(opencv: FakeOpenCV) -> None:
     tracks = LucasKanade()(numbered(), QUERIES)
     assert tracks.points_xy.dtype == torch.float32
     assert tracks.points_xy[0, 0].tolist() == [[20 + 2 * t, 10 - t] for t in range(6)]
     assert tracks.points_xy[0, 1, 2:].tolist() == [[6.5 + 2 * t, 5.5 - t] for t in range(4)]
     assert (tracks.visible_logits[0, 0] > 0).all()
     assert torch.equal(tracks.certainty > 0.5, tracks.visible_logits > 0)
-    # Nothing is asked of a point before its query.
+    # A point is not tracked before its query.
     assert opencv.calls[:6] == [(0, 1, 1), (1, 0, 1), (1, 2, 1), (2, 1, 1), (2, 3, 2), (3, 2, 2)]
 
 
-def test_videos_of_a_batch_are_apart(opencv: FakeOpenCV) -> None:
+def test_videos_of_a_batch_are_independent(opencv: FakeOpenCV) -> None:
     queries = torch.cat([QUERIES, QUERIES + torch.tensor([1.0, 0, 0])])
     tracks = LucasKanade()(numbered(batch_size=2), queries)
     assert tracks.points_xy[1, 0, 1:].tolist() == [[20 + 2 * t, 10 - t] for t in range(5)]
@@ -108,14 +108,14 @@ def test_a_point_that_leaves_the_frame_is_hidden(opencv: FakeOpenCV) -> None:
     assert (tracks.visible_logits[0, 0] > 0).tolist() == [True, True, True, False, False, False]
 
 
-def test_a_query_that_never_comes(opencv: FakeOpenCV) -> None:
+def test_a_query_after_the_end(opencv: FakeOpenCV) -> None:
     tracks = LucasKanade()(numbered(), torch.tensor([[[math.inf, 0.0, 0.0], [0, 20, 20]]]))
     assert (tracks.visible_logits[0, 0] < 0).all()
     assert (tracks.visible_logits[0, 1] > 0).all()
     assert torch.isfinite(tracks.points_xy).all()
 
 
-def test_without_opencv_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opencv_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 
     def no_opencv(name: str, *rest: object, **named: object) -> object:
@@ -133,10 +133,10 @@ def textured(number: int, **options) -> TrackedVideo:
     return moved_picture(picture, name=f"{number}", seed=(number,), num_frames=12, image_size=(128, 128), **options)
 
 
-def test_still_points_are_worth_little_where_things_move() -> None:
+def test_static_points_score_low_where_things_move() -> None:
     clips = [textured(number) for number in range(3)]
     data = TrackedVideos("moved", [(clip.name, lambda clip=clip: clip) for clip in clips])
-    scores, _ = evaluate_tapvid(still_points, data)
+    scores, _ = evaluate_tapvid(static_points, data)
     assert scores.means()["average_jaccard"] < 0.5
 
 
@@ -146,6 +146,6 @@ def test_real_flow_follows_a_moving_picture() -> None:
     data = TrackedVideos("moved", [(clip.name, lambda clip=clip: clip) for clip in clips])
     for mode in ("first", "strided"):
         flow, _ = evaluate_tapvid(LucasKanade(), data, query_mode=mode, image_size=(128, 128))
-        still, _ = evaluate_tapvid(still_points, data, query_mode=mode, image_size=(128, 128))
+        still, _ = evaluate_tapvid(static_points, data, query_mode=mode, image_size=(128, 128))
         assert flow.means()["average_jaccard"] > still.means()["average_jaccard"] + 0.2
         assert flow.means()["pts_within_4"] > 0.8

@@ -15,11 +15,11 @@ import pytest
 
 import trecvit.data.check as check_module
 from trecvit.data.check import check_videos, decode_whole
-from trecvit.data.manifest import DataSource, read_manifest
+from trecvit.data.layouts import DataSource, read_manifest
 from trecvit.data.shards import write_shards
 from trecvit.errors import DataError
-from trecvit.video.decode import FilePart
 from trecvit.video.encode import VideoWriter
+from trecvit.video.sources import FilePart
 
 
 def write_video(path: Path, shade: int, frames: int = 6) -> None:
@@ -45,13 +45,14 @@ def data(tmp_path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_everything_wrong_is_found_and_the_clean_list_is_good(tmp_path, data):
     seen = []
     report = check_videos(read_manifest(data), tmp_path / "out", min_frames=3, report=lambda *now: seen.append(now))
     assert seen[-1] == (11, 3)
     assert (report["listed"], report["found"], report["good"]) == (11, 11, 8)
     assert [entry["name"] for entry in report["failed"]] == ["b/cut.mp4", "b/empty.mp4", "b/text.mp4"]
-    assert "empty (0 bytes)" in report["failed"][1]["reason"]
+    assert "got an empty file" in report["failed"][1]["reason"]
     assert report["too_short"] == [{"name": "b/short.mp4", "frames": 2}]
     assert report["duplicates"] == [
         {"names": ["a/3.mp4", "b/other.mp4"], "agree": False},
@@ -65,6 +66,7 @@ def test_everything_wrong_is_found_and_the_clean_list_is_good(tmp_path, data):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_was_looked_at_is_not_decoded_again_unless_it_changed(tmp_path, data, monkeypatch):
     manifest = read_manifest(data)
     first = check_videos(manifest, tmp_path / "out")
@@ -83,11 +85,12 @@ def test_what_was_looked_at_is_not_decoded_again_unless_it_changed(tmp_path, dat
     assert again["good"] == first["good"] + 1
 
 
+@pytest.mark.slow
 def test_a_killed_check_goes_on_where_it_was(tmp_path):
     for number in range(60):
         write_video(tmp_path / "data" / "a" / f"{number:02d}.mp4", number)
     code = (
-        "import sys; from trecvit.data.check import check_videos; from trecvit.data.manifest import read_manifest\n"
+        "import sys; from trecvit.data.check import check_videos; from trecvit.data.layouts import read_manifest\n"
         "if __name__ == '__main__': check_videos(read_manifest(sys.argv[1]), sys.argv[2], num_workers=1)"
     )
     script = tmp_path / "check.py"
@@ -109,13 +112,14 @@ def test_a_killed_check_goes_on_where_it_was(tmp_path):
     assert report["good"] == 60
 
 
+@pytest.mark.slow
 def test_a_video_that_kills_its_process_is_named_and_the_others_are_checked(tmp_path, data):
     """A stand-in decoder that dies on one video, in a program of its own because workers are started afresh."""
     script = tmp_path / "die.py"
     script.write_text(
         "import os, sys, json\n"
         "import trecvit.data.check as check\n"
-        "from trecvit.data.manifest import read_manifest\n"
+        "from trecvit.data.layouts import read_manifest\n"
         "real = check.decode_whole\n"
         "def dying(video):\n"
         "    if video.name == 'a/1.mp4': os.kill(os.getpid(), 9)\n"
@@ -167,7 +171,7 @@ def test_what_was_passed_over_is_in_the_report(tmp_path):
 
 
 def test_large_files_are_hashed_in_blocks(tmp_path):
-    """What is hashed is what was hashed when files were read whole, so that journals stay good."""
+    """Hashes read in blocks equal those of whole files, so that old journals stay valid."""
     content = bytes(range(256)) * 40_000
     path, frames = tmp_path / "x.mp4", tmp_path / "frames"
     path.write_bytes(content)
@@ -181,10 +185,10 @@ def test_large_files_are_hashed_in_blocks(tmp_path):
     }
     for source, expected in sources.items():
         tracemalloc.start()
-        found = check_module._hash(source)
+        digest = check_module._hash(source)
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert found == hashlib.blake2b(expected, digest_size=16).hexdigest()
+        assert digest == hashlib.blake2b(expected, digest_size=16).hexdigest()
         assert peak_bytes < 3_000_000
 
 
@@ -201,10 +205,11 @@ def test_odd_arguments_and_journals(tmp_path, data):
         check_videos(read_manifest(data), tmp_path / "out", min_frames=0)
     (tmp_path / "out" / "journal.jsonl").parent.mkdir(exist_ok=True)
     (tmp_path / "out" / "journal.jsonl").write_text("something else\n")
-    with pytest.raises(DataError, match="not the journal of a check"):
+    with pytest.raises(DataError, match="expected the journal of a check"):
         check_videos(read_manifest(data), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_classes_that_there_are_not_are_reported_and_not_the_end(tmp_path, data):
     names = ["a/0.mp4 0", "a/1.mp4 2", "b/only.mp4 1", "a/2.mp4 -1"]
     (tmp_path / "list.txt").write_text("\n".join(names))
@@ -220,12 +225,12 @@ def test_classes_that_there_are_not_are_reported_and_not_the_end(tmp_path, data)
     (tmp_path / "train.json").write_text(json.dumps(entries))
     (tmp_path / "labels.json").write_text(json.dumps({"Something a": "0"}))
     unknown.clear()
-    found = read_manifest(DataSource(path=str(tmp_path / "train.json"), videos=str(data)), unknown=unknown)
-    assert ([video.name for video in found.videos], unknown) == (["0"], [("only", "Something else")])
+    manifest = read_manifest(DataSource(path=str(tmp_path / "train.json"), videos=str(data)), unknown=unknown)
+    assert ([video.name for video in manifest.videos], unknown) == (["0"], [("only", "Something else")])
     unknown.clear()
-    found = read_manifest(DataSource(path=str(data), labels=str(one_class(tmp_path))), unknown=unknown)
+    manifest = read_manifest(DataSource(path=str(data), labels=str(one_class(tmp_path))), unknown=unknown)
     assert {label for _, label in unknown} == {"b"}
-    assert {video.label for video in found.videos} == {0}
+    assert {video.label for video in manifest.videos} == {0}
 
 
 def one_class(folder: Path) -> Path:

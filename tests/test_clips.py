@@ -9,7 +9,7 @@ import torch
 from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
 from trecvit.data.clips import EvaluationViews, Failure, Sample, TrainingClips, evaluation_views
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import VideoError
 from trecvit.runtime.predict import classify
 from trecvit.video.decode import length_and_rate, read_frames
@@ -20,7 +20,7 @@ PLAN = Preprocessing(image_size=(32, 32), num_frames=4, frame_stride=2)
 
 
 def write_numbered(path: Path, frames: int, size: tuple[int, int] = (48, 64)) -> None:
-    """Frame i is of shade 8 i, so that a clip tells which frames it is made of."""
+    """Frame i has the shade 8 i, which identifies the frames of a clip."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, 12) as writer:
         for number in range(frames):
@@ -63,6 +63,7 @@ def test_a_clip_is_the_same_again_for_the_same_epoch_and_index(data):
     assert any(not torch.equal(clips[epoch, 0].pixels, other[epoch, 0].pixels) for epoch in range(3))
 
 
+@pytest.mark.slow
 def test_training_clips_have_their_stride_and_stay_in_the_video(data):
     clips = TrainingClips(read_manifest(data), PLAN, Augmentation(), seed=0)
     begun = set()
@@ -90,6 +91,7 @@ def test_a_video_that_cannot_be_read_is_a_failure_and_never_another_video(data):
         assert "expected a video that FFmpeg can read" in item.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".webm", ".mkv", ".mp4"])
 def test_a_file_cut_short_is_a_failure_although_its_beginning_can_be_read(tmp_path, suffix):
     path = tmp_path / "resting" / f"cut{suffix}"
@@ -97,7 +99,7 @@ def test_a_file_cut_short_is_a_failure_although_its_beginning_can_be_read(tmp_pa
     whole = path.read_bytes()
     assert length_and_rate(path)[0] == 60
     path.write_bytes(whole[: len(whole) * 6 // 10])
-    if suffix != ".mp4":  # an mp4's table of contents is at its end, without which nothing can be read
+    if suffix != ".mp4":  # an mp4's index is at its end, and it cannot be read without it
         with pytest.raises(VideoError, match="truncated"):
             sum(1 for _ in read_frames(path))
     manifest = read_manifest(tmp_path)

@@ -112,7 +112,7 @@ def test_one_frame_gives_the_vit_s_features(tmp_path, names):
     expected = features(network, pictures)
     got = model(patchwise(pictures, PATCH).clamp(0, 1)[:, None]).features[:, 0]
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
-    assert not any(name.startswith("blocks") for name in initialised.fresh)
+    assert not any(name.startswith("blocks") for name in initialised.initial)
 
 
 @torch.no_grad()

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 from paper.commands import app as paper_app
 from trecvit.cli import app
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.runtime.stream import stream
 from trecvit.video.decode import read_frames
 from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
 BLOCKS = [
     pytest.param(block, id=f"{path.stem}-{number}")
     for path in DOCUMENTS
@@ -59,7 +59,7 @@ def test_commands_in_documents_exist(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_only_what_is_there(path):
     for name in re.findall(
-        r"`((?:src|tests|docs|paper|scripts|benchmarks)/[\w./]+)`", path.read_text(encoding="utf-8")
+        r"`((?:src|tests|docs|paper|tools|scripts|benchmarks)/[\w./]+)`", path.read_text(encoding="utf-8")
     ):
         assert (ROOT / name).exists(), name
 
@@ -74,6 +74,7 @@ def test_the_models_equations_lead_to_code_that_is_there():
         assert re.search(rf"^(class|def) {name}\b", code, re.MULTILINE), name
 
 
+@pytest.mark.slow
 def test_the_example_with_many_streams_gives_each_video_its_own_answer(tmp_path):
     videos = []
     rng = np.random.default_rng(0)
@@ -91,6 +92,7 @@ def test_the_example_with_many_streams_gives_each_video_its_own_answer(tmp_path)
         assert f"{video}: {best[0]} ({best[1]:.0%} after {length} frames)" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_example_with_new_motions_writes_a_folder_per_class(tmp_path):
     example = ROOT / "examples" / "new_motions.py"
     done = subprocess.run([sys.executable, str(example), str(tmp_path / "new")], capture_output=True, text=True)

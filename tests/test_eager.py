@@ -1,4 +1,4 @@
-"""A block's parts in fewer operations are the parts that they replace."""
+"""The parts of eager inference equal the parts that they replace."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from models import random_video, relative_error, tiny_model
 
 from trecvit.accelerate.eager import EagerConv, EagerRGLRU, UnitNorm, fold_norms
+from trecvit.accelerate.gates import JoinedRGLRU
 from trecvit.accelerate.optimize import for_inference, optimize
 from trecvit.config import ModelConfig
 from trecvit.model.lru import RGLRU, CausalConv, LayerState, TemporalBlock
@@ -25,7 +26,7 @@ def trained(module):
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-def test_folded_norms_divide_as_before_and_multiply_in_the_maps(size):
+def test_folded_norms_and_the_layers_after_them_give_the_same_results(size):
     block = trained(TemporalBlock(CONFIG))
     folded = copy.deepcopy(block)
     fold_norms(folded)
@@ -50,7 +51,7 @@ def test_a_unit_norm_of_bfloat16_rounds_only_its_result():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_taps", [1, 2, 4])
-def test_the_convolution_without_a_window_is_the_one_with_it_bit_for_bit(num_taps, dtype):
+def test_the_convolution_without_a_window_is_bit_exact(num_taps, dtype):
     conv = trained(CausalConv(24, num_taps)).to(dtype)
     fast = EagerConv(conv)
     taps = torch.randn(2, num_taps - 1, 5, 24).to(dtype)
@@ -66,31 +67,32 @@ def test_the_convolution_without_a_window_is_the_one_with_it_bit_for_bit(num_tap
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("num_frames", [1, 3])
-def test_the_recurrence_to_the_base_2_is_the_recurrence(num_frames, dtype):
+def test_the_recurrence_to_the_base_2_equals_the_recurrence(num_frames, dtype):
     lru = trained(RGLRU(CONFIG))
     exact = copy.deepcopy(lru).double()
     lru.to(getattr(torch, dtype)).a_param.data = exact.a_param.float()
-    lru.join_gates()
     x, hidden = torch.randn(3, num_frames, 5, CONFIG.lru_width), torch.randn(3, 5, CONFIG.lru_width)
     x, before = x.to(getattr(torch, dtype)), hidden.clone()
     for fresh in (torch.tensor([True, False, True]), torch.zeros(3, dtype=torch.bool)):
         expected, last = exact(x.double(), hidden.double(), fresh)
-        found, found_last = EagerRGLRU(lru)(x, hidden, fresh)
+        found, found_last = EagerRGLRU(JoinedRGLRU(lru))(x, hidden, fresh)
         assert (found.dtype, found_last.dtype) == (x.dtype, torch.float32)
         assert relative_error(found, expected) < RECURRENT[dtype]
         assert relative_error(found_last, last) < RECURRENT[dtype]
         assert torch.equal(hidden, before)
 
 
-def test_no_digits_are_lost_where_almost_nothing_is_forgotten():
+def test_no_digits_are_lost_for_decays_near_one():
     lru = RGLRU(CONFIG).requires_grad_(False)
     lru.a_param.data = torch.linspace(-16.0, -8.0, CONFIG.lru_width)  # a between 1 - 1e-6 and 1 - 3e-3
     exact = copy.deepcopy(lru).double()
-    lru.join_gates()
     x, hidden = torch.randn(1, 1, 5, CONFIG.lru_width), torch.zeros(1, 5, CONFIG.lru_width)
     fresh = torch.zeros(1, dtype=torch.bool)
-    (found, _), (expected, _) = EagerRGLRU(lru)(x, hidden, fresh), exact(x.double(), hidden.double(), fresh)
-    # Of each number by itself: 1 - a^2 as it is written would be wrong by a tenth in the first channels.
+    (found, _), (expected, _) = (
+        EagerRGLRU(JoinedRGLRU(lru))(x, hidden, fresh),
+        exact(x.double(), hidden.double(), fresh),
+    )
+    # Relative to each value: computing 1 - a^2 as written would be wrong by a tenth in the first channels.
     assert ((found - expected) / expected).abs().max() < 1e-5
 
 

@@ -1,4 +1,4 @@
-"""A classifier in streams that go on past the length of its training clips."""
+"""A classifier in streams longer than its training clips."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typer.testing import CliRunner
 
 from paper import tables
 from paper.commands import app
-from paper.endless import OF_ALL_FRAMES, answers, world_streams
+from paper.endless import OF_ALL_FRAMES, accuracies, world_streams
+from paper.forgetting import Forgetting
 from trecvit.errors import ConfigError
-from trecvit.evaluate.forgetting import Forgetting
 
 ON, ANEW, LESS = Forgetting(name="on"), Forgetting(name="anew", per_clip=0.0), Forgetting(name="less", per_frame=0.5)
 
 
-def test_each_way_is_told_by_what_the_state_then_holds():
+def test_each_way_is_scored_by_the_content_of_its_state():
     model = tiny_model()
     size = model.config.image_size
     clips = [torch.randint(0, 256, (3, 4, 3, *size), dtype=torch.uint8) for _ in range(3)]
 
-    def named(videos):
-        """Of each clip by itself."""
+    def predicted(videos):
+        """Classify each clip alone."""
         return model(videos).logits.argmax(dim=-1)
 
-    # Classes are what the model says of each clip by itself, so that beginning anew is always right.
-    pairs = [(videos, named(videos)) for videos in clips]
+    # The classes are the model's predictions for each clip alone, so that a reset state is always right.
+    pairs = [(videos, predicted(videos)) for videos in clips]
     seen = []
-    rows = list(answers(model, pairs, [ON, ANEW, LESS], ends=[1, 3], report=seen.append))
+    rows = list(accuracies(model, pairs, [ON, ANEW, LESS], ends=[1, 3], report=seen.append))
     assert seen == [1, 2, 3]
     assert [(row.forgetting, row.first_clip, row.last_clip, row.clips) for row in rows] == [
         (name, first, last, 3 * (last - first + 1))
@@ -40,20 +40,23 @@ def test_each_way_is_told_by_what_the_state_then_holds():
     by_way = {(row.forgetting, row.last_clip): row for row in rows}
     assert by_way["anew", 1].top1 == by_way["anew", 3].top1 == by_way["on", 1].top1 == 1.0
     assert by_way["less", 3].state_rms < by_way["on", 3].state_rms
-    # What `step` says in the end is the model's answer to all clips as one video.
+    # The last output of `step` is the model's prediction for all clips as one video.
     whole = model(torch.cat(clips, dim=1)).logits.argmax(dim=-1)
-    told = [(model(torch.cat(clips[:2], dim=1)).logits.argmax(dim=-1) == pairs[1][1]), whole == pairs[2][1]]
-    assert by_way[OF_ALL_FRAMES, 3].top1 == pytest.approx(float(torch.cat(told).double().mean()))
+    right = [(model(torch.cat(clips[:2], dim=1)).logits.argmax(dim=-1) == pairs[1][1]), whole == pairs[2][1]]
+    assert by_way[OF_ALL_FRAMES, 3].top1 == pytest.approx(float(torch.cat(right).double().mean()))
 
 
-def test_a_state_that_is_carried_on_is_not_one_that_begins_anew():
+def test_a_carried_state_differs_from_a_reset_one():
     model = tiny_model()
     videos = [torch.randint(0, 256, (4, 4, 3, *model.config.image_size), dtype=torch.uint8) for _ in range(2)]
-    rows = list(answers(model, [(one, torch.zeros(4, dtype=torch.long)) for one in videos], [ON, ANEW], ends=[2]))
+    rows = list(
+        accuracies(model, [(clips, torch.zeros(4, dtype=torch.long)) for clips in videos], [ON, ANEW], ends=[2])
+    )
     assert rows[0].state_rms != rows[1].state_rms
 
 
-def test_the_command_writes_what_the_page_shows(tmp_path):
+@pytest.mark.slow
+def test_the_command_writes_the_result_and_its_table(tmp_path):
     words = ["endless", "--streams", "2", "--clips", "2", "--to", str(tmp_path)]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0
@@ -62,7 +65,7 @@ def test_the_command_writes_what_the_page_shows(tmp_path):
     assert [row["last_clip"] for row in content["rows"] if row["forgetting"] == "carried on"] == [1, 2]
     assert (tmp_path / "endless.png").stat().st_size > 5000
     lines = tables.named_beyond(content).splitlines()
-    assert lines[0] == "| states are | clips 1 to 1 | clips 2 to 2 | states in the end, rms |"
+    assert lines[0] == "| states are | clips 1 to 1 | clips 2 to 2 | final states, rms |"
     assert len(lines) == 2 + len({row["forgetting"] for row in content["rows"]})
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from trecvit.config import Preprocessing, model_config
+from trecvit.data.class_names import label_hash
 from trecvit.data.clips import Failure, evaluation_views
-from trecvit.data.manifest import Manifest, label_hash, read_manifest
+from trecvit.data.layouts import read_manifest
+from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.early import READOUTS, Readouts, evaluate_early
 from trecvit.evaluate.scores import Scores, calibration_error, confusion, figures, write_result
@@ -52,23 +54,23 @@ def scores(classes, probs, labels=()) -> Scores:
     return Scores(names, np.array(classes, np.int64), np.array(probs, np.float32), labels)
 
 
-def test_figures_of_a_case_worked_by_hand():
+def test_figures_equal_those_by_hand():
     probs = [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7]]
-    found = figures(scores([0, 1, 1, 1], probs, ("a", "b", "c")))
-    assert found["videos"] == 4
-    assert found["top1"] == 0.5
-    assert found["top5"] == 1.0
-    assert found["mean_class_accuracy"] == pytest.approx((1 + 1 / 3) / 2)
-    assert found["per_class"] == [
+    metrics = figures(scores([0, 1, 1, 1], probs, ("a", "b", "c")))
+    assert metrics["videos"] == 4
+    assert metrics["top1"] == 0.5
+    assert metrics["top5"] == 1.0
+    assert metrics["mean_class_accuracy"] == pytest.approx((1 + 1 / 3) / 2)
+    assert metrics["per_class"] == [
         {"class": "a", "videos": 1, "top1": 1.0, "most_taken_for": ""},
         {"class": "b", "videos": 3, "top1": pytest.approx(1 / 3), "most_taken_for": "a"},
     ]
     assert confusion(scores([0, 1, 1, 1], probs)).tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
 
 
-def test_a_model_that_says_the_same_of_all_classes_is_never_right():
-    found = figures(scores([0, 1, 2], np.full((3, 10), 0.1)))
-    assert (found["top1"], found["top5"]) == (0.0, 0.0)
+def test_equal_probabilities_are_never_right():
+    metrics = figures(scores([0, 1, 2], np.full((3, 10), 0.1)))
+    assert (metrics["top1"], metrics["top5"]) == (0.0, 0.0)
 
 
 def test_top5_counts_the_five_likeliest():
@@ -104,10 +106,11 @@ def test_every_figure_can_be_computed_from_the_saved_scores(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"x")
     with pytest.raises(DataError, match="expected the scores"):
         Scores.load(tmp_path / "bad.npz")
-    with pytest.raises(DataError, match="not one could be read"):
+    with pytest.raises(DataError, match="expected at least one readable video"):
         scores([], np.zeros((0, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views_at_once", [1, 5, 100])
 def test_a_videos_score_is_the_mean_over_its_views(data, views_at_once):
     model, manifest = network(), read_manifest(data)
@@ -125,21 +128,22 @@ def test_a_videos_score_is_the_mean_over_its_views(data, views_at_once):
         np.testing.assert_allclose(found.probs[number], expected, rtol=1e-5)
 
 
-def test_names_that_are_no_utf8_come_back_from_the_results(tmp_path, data):
+def test_names_that_are_not_utf8_are_read_back_from_the_results(tmp_path, data):
     good, bad = os.fsdecode(b"dark/\xe9.mp4"), os.fsdecode(b"light/\xe9.mp4")
     root = data.rename(tmp_path / os.fsdecode(b"d\xe4ta"))
     next((root / "dark").glob("*.mp4")).rename(root / good)
     (root / bad).write_bytes(b"no video")
     model, manifest = network(), read_manifest(root)
     scores, failures = evaluate_videos(model, manifest, num_clips=1, num_crops=1)
-    said = protocol(model, manifest, checkpoint="x", looked_at=views_protocol(1, 1))
-    result = write_result(tmp_path / "result", scores, said, failures)
+    about = protocol(model, manifest, checkpoint="x", looked_at=views_protocol(1, 1))
+    result = write_result(tmp_path / "result", scores, about, failures)
     assert json.loads((tmp_path / "result" / "result.json").read_bytes()) == result
     assert bad in {entry["name"] for entry in result["failed"]}
     assert result["protocol"]["data"] == str(root)
     assert good in Scores.load(tmp_path / "result" / "scores.npz").names
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(data):
     model, manifest = network(), read_manifest(data)
     alone, _ = evaluate_videos(model, manifest, num_clips=2, num_crops=1)
@@ -149,38 +153,41 @@ def test_workers_change_nothing(data):
     assert len(failures) == 1
 
 
-def test_checkpoints_that_cannot_speak_of_the_data_are_refused(data):
+def test_checkpoints_of_other_classes_are_refused(data):
     manifest = read_manifest(data)
     with pytest.raises(ConfigError, match="no head"):
         check_labels(TRecViT(model_config("tiny", num_classes=0)), manifest)
-    with pytest.raises(DataError, match="same classes in another order: class 0 is 'light' for the model and 'dark'"):
+    with pytest.raises(
+        DataError, match="model's order of classes, got class 0 'dark' in the data and 'light' in the model"
+    ):
         check_labels(network(("light", "dark")), manifest)
-    with pytest.raises(DataError, match="'dark' is known to one only"):
+    with pytest.raises(DataError, match="'dark' is in only one"):
         check_labels(network(("light", "grey", "black")), manifest)
     nameless = Manifest(manifest.videos, (), (), "list.txt")
     check_labels(network(), nameless)
-    with pytest.raises(DataError, match="has 2 classes, the model only 1"):
+    with pytest.raises(DataError, match="expected the model's 1 classes, got 2"):
         check_labels(network(("one",)), nameless)
 
 
-def test_the_protocol_names_what_must_be_known(data):
-    said = protocol(network(), read_manifest(data), checkpoint="x", looked_at=views_protocol(4, 3))
-    assert said["clips"] == 4
-    assert said["crops"] == 3
-    assert said["label_map_sha256"] == label_hash(LABELS)
-    assert len(said["weights_sha256"]) == 64
+def test_the_protocol_identifies_weights_data_and_views(data):
+    about = protocol(network(), read_manifest(data), checkpoint="x", looked_at=views_protocol(4, 3))
+    assert about["clips"] == 4
+    assert about["crops"] == 3
+    assert about["label_map_sha256"] == label_hash(LABELS)
+    assert len(about["weights_sha256"]) == 64
     other = network()
     torch.nn.init.ones_(other.head.classifier.bias)
     again, changed = (
         protocol(model, read_manifest(data), checkpoint="y", looked_at=views_protocol(4, 3))["weights_sha256"]
         for model in (network(), other)
     )
-    assert again == said["weights_sha256"] != changed
-    assert said["decoder"].startswith("PyAV ")
-    assert json.loads(json.dumps(said)) == said
+    assert again == about["weights_sha256"] != changed
+    assert about["decoder"].startswith("PyAV ")
+    assert json.loads(json.dumps(about)) == about
 
 
-def test_early_answers_are_those_of_the_stream(data):
+@pytest.mark.slow
+def test_early_outputs_equal_those_of_the_stream(data):
     model, manifest = network(), read_manifest(data)
     found, failures = evaluate_early(model, manifest, parts=(0.5, 1.0))
     assert len(failures) == 1
@@ -194,20 +201,20 @@ def test_early_answers_are_those_of_the_stream(data):
         np.testing.assert_allclose(found["mean", 0.5].probs[number], half, atol=1e-5)
 
 
-def test_data_of_which_nothing_can_be_asked_are_refused_alike(tmp_path):
+def test_unreadable_and_unlabelled_data_are_refused(tmp_path):
     from trecvit.data.manifest import Video
 
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     unreadable = Manifest((Video("broken", tmp_path / "broken.mp4", 0),), LABELS, (), "x")
     unlabelled = Manifest((Video("broken", tmp_path / "broken.mp4", -1),), LABELS, (), "x")
-    for ask in (evaluate_videos, evaluate_early):
+    for evaluate in (evaluate_videos, evaluate_early):
         with pytest.raises(DataError, match="none of 1 videos could be read; the first, broken"):
-            ask(network(), unreadable)
-        with pytest.raises(DataError, match="no video has a class"):
-            ask(network(), unlabelled)
+            evaluate(network(), unreadable)
+        with pytest.raises(DataError, match="expected labelled videos, got 1 without a class"):
+            evaluate(network(), unlabelled)
 
 
-def test_readouts_are_what_they_are_said_to_be():
+def test_readouts_equal_their_definitions():
     evidence = torch.randn(40, 5, dtype=torch.float64)
     readouts = Readouts(half_life=4.0, window=6)
     running = torch.zeros(5, dtype=torch.float64)

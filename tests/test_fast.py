@@ -1,4 +1,4 @@
-"""Faster ways of running a model are the same model: clips, streams, rows, states."""
+"""Optimised models give the model's results: clips, streams, rows, states."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,24 @@ from processors import FEATURES, pretend
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from trecvit.accelerate import optimize as fast_modes
+from paper.memoriser import Memoriser, MemoriserConfig
+from trecvit.accelerate import kernels as kernels_module
 from trecvit.accelerate.exported import export
-from trecvit.accelerate.optimize import FLOATS, available_dtype, optimize
-from trecvit.bench.speed import Speed, measure, products, speeds
+from trecvit.accelerate.kernels import FLOATS, available_dtype
+from trecvit.accelerate.linears import (
+    FusedLinear,
+    FusedQuantizedLinear,
+    PackedLinear,
+    QuantizedLinear,
+    packed_linears,
+)
+from trecvit.accelerate.optimize import for_inference, optimize, quantize
+from trecvit.bench.speed import Speed, matmuls, measure, speeds
 from trecvit.cli import app
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from trecvit.config import ModelConfig
 from trecvit.errors import ConfigError, InputError, MissingPackageError, PrecisionWarning
-from trecvit.model.linear import FusedLinear, FusedQuantizedLinear, Linear, PackedLinear, QuantizedLinear, packed_maps
-from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.memorise import Memoriser
+from trecvit.model.linear import GELU, Linear
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config
 from trecvit.model.trecvit import create_model
 from trecvit.processor import supports
 from trecvit.runtime.describe import flops_per_frame
@@ -47,7 +56,7 @@ def streamed(model, video, *, cuts):
 
 
 def assert_checks_pixels(fast, batch_size=1):
-    """A model for inference refuses the same pixels as a plain one."""
+    """An optimised model refuses the same pixels as a plain one."""
     frames, state = random_video(batch_size, 2).float(), fast.init_state(batch_size)
     for wrong in (frames, frames / 255 - 0.5, frames.mul(torch.nan)):
         with pytest.raises(InputError, match=r"pixels in \[0,1\]"):
@@ -57,7 +66,7 @@ def assert_checks_pixels(fast, batch_size=1):
 
 
 def assert_refuses_changes(fast, batch_size=1):
-    """What would miss the packed or compiled weights is refused, and what changes nothing is not."""
+    """Calls that would miss the packed or compiled weights are refused; calls that change nothing are not."""
     other = torch.float32 if fast.dtype == torch.bfloat16 else torch.bfloat16
     video = random_video(batch_size, 2)
     answer = fast(video).features
@@ -82,8 +91,8 @@ def assert_refuses_changes(fast, batch_size=1):
 
 
 @pytest.mark.slow
-def test_openvino_gives_the_models_answers_and_states():
-    # In a process of its own: pytest's worker was seen to die some time after OpenVINO's work in it was done.
+def test_openvino_gives_the_models_outputs_and_states():
+    # In a separate process: pytest's worker was seen to crash some time after OpenVINO had run in it.
     checks = Path(__file__).with_name("openvino_checks.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -91,7 +100,7 @@ def test_openvino_gives_the_models_answers_and_states():
     assert "10 passed" in done.stdout
 
 
-def test_without_openvino_the_message_says_what_to_install(monkeypatch):
+def test_without_openvino_the_error_has_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'trecvit\[openvino\]'"):
         optimize(tiny_model(), mode="openvino")
@@ -107,15 +116,16 @@ import torch
 from models import random_video, tiny_model
 from test_fast import streamed
 from torch._inductor.utils import run_and_get_code
-from trecvit.accelerate import optimize as modes
+from trecvit.accelerate import compile as compile_module
+from trecvit.accelerate.optimize import optimize
 
-modes._is_faster_with_onednn = lambda model: True  # inductor's own choice is MKL
-model, video = tiny_model(), random_video(1, 4)
-fast = modes.optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
+compile_module.is_faster_with_onednn = lambda model: True  # inductor's own choice is MKL
+model, video = tiny_model(depth=1), random_video(1, 4)
+fast = optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
 with torch.inference_mode():
     expected, after = streamed(model, video, cuts=1)
     (got, carried), code = run_and_get_code(streamed, fast, video, cuts=1)
-assert len(code) == 1  # a state that was made in inference mode does not need a graph of its own
+assert len(code) == 1  # a state made in inference mode needs no separate graph
 if sys.argv[1] == "float32":
     assert "linear_pointwise" in code[0] and "mkl_linear" not in code[0]
 if sys.argv[1] == "int8":  # weights are packed once, and not at each call
@@ -126,14 +136,14 @@ pairs += [(carried._tensors()[name], tensor) for name, tensor in after._tensors(
 print(max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs if b.numel()))
 """
 
-# Without inductor, whose compiling takes its time: what is looked up, and in how many graphs, is not its affair.
+# Without inductor, which is slow: lookups and numbers of graphs do not depend on it.
 COMPILED_BESIDE_EACH_OTHER = """
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model, tiny_readout_tracker, tiny_tracker
 from processors import FEATURES, pretend
 from test_fast import assert_checks_pixels, assert_refuses_changes
 from trecvit import processor
-from trecvit.model.linear import QuantizedLinear
+from trecvit.accelerate.linears import QuantizedLinear
 from trecvit.accelerate.optimize import optimize
 
 compile = torch.compile
@@ -141,14 +151,14 @@ torch.compile = lambda function, **options: compile(function, **options | {"back
 models = [tiny_model(**VARIANTS[variant]) for variant in ("plain", "plain", "complex", "lstm")]
 with torch.no_grad():
     models[1].blocks[0].spatial.qkv.weight.mul_(2.0)
-this_processor = processor._ask
+this_processor = processor._is_supported
 for name in FEATURES:  # other processors, on which bfloat16 is slow
     pretend(name)
     for dtype in (torch.float32, torch.bfloat16):
         one = optimize(models[0], dtype=dtype, mode="compile")
         assert (one.dtype, one.init_state(1).dtype) == (torch.float32, torch.float32)
         assert relative_error(one(random_video(1, 1)).logits, models[0](random_video(1, 1)).logits) < 1e-5
-processor._ask = this_processor
+processor._is_supported = this_processor
 fast = [optimize(model, mode="compile") for model in models]
 with torch.inference_mode():
     for video in (random_video(1, 1), random_video(2, 3)):
@@ -158,7 +168,7 @@ with torch.inference_mode():
             assert relative_error(one(video).features, answer) < 1e-5, model.config
     assert_checks_pixels(fast[0])
     assert_refuses_changes(fast[0])
-    for batch_size in range(2, 10):  # more shapes than dynamo compiles unless told to
+    for batch_size in range(2, 10):  # more shapes than Dynamo's default limit
         fast[0](random_video(batch_size, 1))
     queries = torch.tensor([[[0.0, 5.0, 6.0], [2.0, 20.0, 9.0]]] * 2)
     for tracker in (tiny_tracker(), tiny_readout_tracker()):
@@ -173,8 +183,8 @@ print("all well")
 
 
 @pytest.mark.slow
-def test_what_is_compiled_for_one_model_is_not_found_by_another():
-    # In a process of its own, for the same reason as below.
+def test_compiled_graphs_are_not_shared_between_models():
+    # In a separate process, for the same reason as below.
     command = [sys.executable, "-c", COMPILED_BESIDE_EACH_OTHER]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -190,32 +200,32 @@ def test_what_is_compiled_for_one_model_is_not_found_by_another():
         pytest.param("int8", 0.05, marks=needs_vnni),
     ],
 )
-def test_a_compiled_model_gives_the_models_answers_and_states(dtype, tolerance):
-    # In a process of its own: the compiler cannot see through the checks of shapes that the tests add.
+def test_a_compiled_model_gives_the_models_outputs_and_states(dtype, tolerance):
+    # In a separate process: the compiler cannot trace the checks of shapes that the tests add.
     command = [sys.executable, "-W", "error::UserWarning", "-c", COMPILED, dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout) < tolerance
-    assert not done.stderr  # what the compiler tried is nothing for the terminal
+    assert not done.stderr  # no log of autotuning
 
 
 @pytest.mark.parametrize(("slower", "chosen"), [("mkl", True), ("onednn", False)])
 def test_float32_is_compiled_for_the_kernels_that_are_faster_here(slower, chosen, monkeypatch):
-    asked_for = []
+    shapes_timed = []
 
     def pretended(x, weight, bias):
-        asked_for.append((len(x), *weight.shape))
+        shapes_timed.append((len(x), *weight.shape))
         return {name: (lambda: time.sleep(2e-3)) if name == slower else (lambda: None) for name in ("onednn", "mkl")}
 
-    monkeypatch.setattr(fast_modes, "packed_maps", pretended)
+    monkeypatch.setattr(kernels_module, "packed_linears", pretended)
     model = tiny_model()
-    monkeypatch.setattr("trecvit.processor._ask", {"onednn", "mkl"}.__contains__)
-    assert fast_modes._is_faster_with_onednn(model) == chosen
+    monkeypatch.setattr("trecvit.processor._is_supported", {"onednn", "mkl"}.__contains__)
+    assert kernels_module.is_faster_with_onednn(model) == chosen
     shapes = {(module.out_features, module.in_features) for module in model.modules() if isinstance(module, Linear)}
-    assert sorted(asked_for) == sorted((model.tokenizer.config.num_patches, *shape) for shape in shapes)
+    assert sorted(shapes_timed) == sorted((model.tokenizer.config.num_patches, *shape) for shape in shapes)
     for has in ({"onednn"}, {"mkl"}, set()):
-        monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
-        assert fast_modes._is_faster_with_onednn(model) == ("onednn" in has)
+        monkeypatch.setattr("trecvit.processor._is_supported", has.__contains__)
+        assert kernels_module.is_faster_with_onednn(model) == ("onednn" in has)
 
 
 @pytest.mark.parametrize(
@@ -228,28 +238,26 @@ def test_float32_is_compiled_for_the_kernels_that_are_faster_here(slower, chosen
         (set(), None, "float32"),
     ],
 )
-def test_bfloat16_is_computed_in_what_is_faster_here(has, slower, chosen, monkeypatch):
+def test_bfloat16_is_computed_in_the_faster_dtype(has, slower, chosen, monkeypatch):
     def pretended(x, weight, bias):
         assert slower, "timed where the processor decides"
         return {"onednn": (lambda: time.sleep(2e-3)) if x.dtype == FLOATS[slower] else (lambda: None)}
 
-    monkeypatch.setattr(fast_modes, "packed_maps", pretended)
-    monkeypatch.setattr("trecvit.processor._ask", has.__contains__)
-    fast_modes._is_faster_in_bfloat16.cache_clear()
+    monkeypatch.setattr(kernels_module, "packed_linears", pretended)
+    monkeypatch.setattr("trecvit.processor._is_supported", has.__contains__)
+    kernels_module._is_faster_in_bfloat16.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert available_dtype(tiny_model(), torch.bfloat16) == FLOATS[chosen]
         assert [warning.category for warning in caught] == [PrecisionWarning] * (chosen == "float32")
         assert available_dtype(tiny_model(), torch.float32) == torch.float32
-        assert (
-            available_dtype(tiny_model().to("meta"), torch.bfloat16) == torch.bfloat16
-        )  # of another device we know nothing
+        assert available_dtype(tiny_model().to("meta"), torch.bfloat16) == torch.bfloat16  # not timed on other devices
     finally:
-        fast_modes._is_faster_in_bfloat16.cache_clear()
+        kernels_module._is_faster_in_bfloat16.cache_clear()
 
 
-def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, tmp_path):
+def test_without_a_compiler_the_error_asks_to_install_one(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     for compile in (lambda: optimize(tiny_model(), mode="compile"), lambda: export(tiny_model(), tmp_path / "fast")):
         with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler, got no no-such-compiler; install it"):
@@ -257,7 +265,7 @@ def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, tmp_pa
     assert not (tmp_path / "fast").exists()
 
 
-def test_another_dtype_than_asked_for_is_said_in_one_line_where_optimize_was_called(monkeypatch):
+def test_a_replaced_dtype_gives_one_warning_at_the_call_of_optimize(monkeypatch):
     pretend("avx2", monkeypatch.setattr)
     with pytest.warns(
         PrecisionWarning, match=r"^this processor multiplies float32 faster .* computing in float32$"
@@ -266,12 +274,12 @@ def test_another_dtype_than_asked_for_is_said_in_one_line_where_optimize_was_cal
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_packed_maps_are_the_map(processor):
+def test_packed_linears_are_the_linear_layer(processor):
     torch.manual_seed(0)
     x, linear = torch.randn(10, 24), Linear(24, 40)
     for bias in (linear.bias.detach(), None):
         expected = torch.nn.functional.linear(x, linear.weight.detach(), bias)
-        kernels = packed_maps(x, linear.weight.detach(), bias)
+        kernels = packed_linears(x, linear.weight.detach(), bias)
         assert kernels.keys() == {name for name in ("onednn", "mkl") if supports(name)}
         for kernel in kernels.values():
             torch.testing.assert_close(kernel(), expected)
@@ -291,11 +299,11 @@ from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.accelerate.exported import export, load_exported
 
 folder = Path(sys.argv[1])
-model, video = tiny_model(temporal_patch_size=2), random_video(2, 8)
+model, video = tiny_model(temporal_patch_size=2, depth=1), random_video(2, 8)
 export(model, folder, batch_size=2, frames=(2, 4))
 loaded = load_exported(folder)
 with torch.inference_mode():
-    for cuts in (4, 2, 1, [3, 1, 2, 2]):  # with patches of two frames, every one of them gives passes of 2 or 4
+    for cuts in (4, 2, 1, [3, 1, 2, 2]):  # with patches of two frames each gives passes of 2 or 4
         expected, after = streamed(model, video, cuts=cuts)
         got, carried = streamed(loaded, video, cuts=cuts)
         assert relative_error(got.logits, expected.logits) < 1e-5
@@ -304,22 +312,22 @@ with torch.inference_mode():
     assert relative_error(loaded(video[:, :4]).logits, model(video[:, :4]).logits) < 1e-5
 assert_checks_pixels(loaded, batch_size=2)
 assert_refuses_changes(loaded, batch_size=2)
-with pytest.raises(InputError, match=r"is for 2 x 2 frames of .*; 2 x 4 frames of .*; got 1 x 4 frames"):
+with pytest.raises(InputError, match=r"takes 2 x 2 frames of .*; 2 x 4 frames of .*, got 1 x 4 frames"):
     loaded(video[:1, :4])
 with pytest.raises(ConfigError, match="save the model that it was made of"):
     loaded.save(folder / "again")
 with pytest.raises(ConfigError, match="expected a new or empty folder"):
     export(model, folder, frames=(2,))
 description = folder / "exported.json"
-said = json.loads(description.read_text())
-here = said["made_for"]
+facts = json.loads(description.read_text())
+here = facts["made_for"]
 for instructions, features in (("VAX", here["features"]), (here["instructions"], ["no such"])):
     other = {**here, "instructions": instructions, "features": features}
-    description.write_text(json.dumps({**said, "made_for": other}))
+    description.write_text(json.dumps({**facts, "made_for": other}))
     with pytest.raises(CheckpointError, match="export the model again here"):
         load_exported(folder)
-del here["features"]  # as it was written before
-description.write_text(json.dumps(said))
+del here["features"]  # as earlier versions wrote it
+description.write_text(json.dumps(facts))
 assert relative_error(load_exported(folder)(video[:, :4]).logits, model(video[:, :4]).logits) < 1e-5
 description.write_text("{}")
 with pytest.raises(CheckpointError, match="damaged"):
@@ -331,7 +339,7 @@ print("all well")
 
 
 @pytest.mark.slow
-def test_an_exported_model_gives_the_models_answers_and_states(tmp_path):
+def test_an_exported_model_gives_the_models_outputs_and_states(tmp_path):
     command = [sys.executable, "-c", EXPORTED, str(tmp_path / "fast")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -349,7 +357,7 @@ def test_an_exported_model_gives_the_models_answers_and_states(tmp_path):
         ({"batch_size": 0}, "a batch of 1 or more"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_before_anything_is_written(words, complaint, tmp_path):
+def test_unsupported_exports_are_refused_before_writing(words, complaint, tmp_path):
     with pytest.raises(ConfigError, match=complaint):
         export(tiny_model(temporal_patch_size=2), tmp_path / "fast", **{"frames": (2,), **words})
     with pytest.raises(ConfigError, match="not a result of optimize"):
@@ -360,7 +368,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(words, co
 def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
     model = tiny_model()
     fast = optimize(model, dtype=torch.bfloat16)
-    rounded = fast_modes.for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
+    rounded = for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
     assert torch.equal(rounded.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert torch.equal(fast.blocks[0].temporal.lru.a_param, model.blocks[0].temporal.lru.a_param)
     assert fast.blocks[0].temporal.lru.a_param.dtype == torch.float32
@@ -368,7 +376,7 @@ def test_eigenvalues_are_not_rounded_and_a_result_is_not_optimised_again():
         optimize(fast)
 
 
-def test_a_result_is_not_saved_as_if_it_were_the_model(tmp_path):
+def test_a_result_cannot_be_saved(tmp_path):
     with pytest.raises(ConfigError, match="save the model that it was made of"):
         optimize(tiny_model()).save(tmp_path / "model")
     with pytest.raises(ConfigError, match="save the model that it was made of"):
@@ -376,27 +384,32 @@ def test_a_result_is_not_saved_as_if_it_were_the_model(tmp_path):
     assert not any(tmp_path.rglob("*.safetensors"))
 
 
+def gelu_named(name):
+    return None if name is None else torch.nn.GELU(approximate=GELU[name])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gelu", [None, "tanh", "erf"])
 @pytest.mark.parametrize("adds", [False, True])
-@pytest.mark.parametrize("faster", [lambda linear: PackedLinear(linear, rows=6), FusedLinear], ids=["packed", "fused"])
-def test_a_faster_map_is_the_map_and_what_follows_it(dtype, gelu, adds, faster):
+@pytest.mark.parametrize("faster", [partial(PackedLinear, rows=6), FusedLinear], ids=["packed", "fused"])
+def test_a_faster_layer_equals_the_linear_layer_and_gelu(dtype, gelu, adds, faster):
     if faster is not FusedLinear and not PackedLinear.is_available(dtype):
         pytest.skip(f"oneDNN packs no {dtype} here")
-    linear = Linear(48, 40).to(dtype)
-    fast = faster(linear)
+    linear, then = Linear(48, 40).to(dtype), gelu_named(gelu)
+    fast = faster(linear, then)
     for shape in [(2, 3, 6), (1, 1, 1)]:  # the second are not the rows it was packed for
         x, add = torch.randn(*shape, 48).to(dtype), torch.randn(*shape, 40).to(dtype) if adds else None
-        exact = copy.deepcopy(linear).double()(x.double(), gelu=gelu, add=add.double() if adds else None)
+        exact = copy.deepcopy(linear).double()(x.double())
+        exact = (then(exact) if then else exact) + (add.double() if adds else 0.0)
         with torch.inference_mode():
-            found = fast(x, gelu=gelu, add=add)
+            found = fast(x, add=add)
         assert found.dtype == dtype
         assert relative_error(found, exact) < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_eager_inference_gives_the_models_answers_and_states(variant, dtype, processor):
+def test_eager_inference_gives_the_models_outputs_and_states(variant, dtype, processor):
     model, video = tiny_model(**VARIANTS[variant]), random_video(2, 6)
     fast = optimize(model, dtype=dtype)
     assert fast.dtype == available_dtype(model, dtype)
@@ -411,26 +424,29 @@ def test_eager_inference_gives_the_models_answers_and_states(variant, dtype, pro
         assert relative_error(carried._tensors()[name], tensor) < TOLERANCE[dtype], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("batch_size", "num_frames"), [(1, 20), (35, 2), (5, 10)])
-def test_more_frames_than_go_at_once_give_the_models_answers_and_states(variant, batch_size, num_frames, monkeypatch):
+def test_many_frames_computed_in_pieces_give_the_models_outputs_and_states(
+    variant, batch_size, num_frames, monkeypatch
+):
     model, video = tiny_model(**VARIANTS[variant]), random_video(batch_size, 2 * num_frames)
     fast = optimize(model)
-    at_once: list[torch.Size] = []
-    in_one = fast._advance._advance
-    monkeypatch.setattr(fast._advance, "_advance", lambda *args: at_once.append(args[0].shape[:2]) or in_one(*args))
+    sizes: list[torch.Size] = []
+    engine = fast.engine.engine
+    monkeypatch.setattr(fast.engine, "engine", lambda *args: sizes.append(args[0].shape[:2]) or engine(*args))
     with torch.inference_mode():
         expected, after = streamed(model, video, cuts=num_frames)
         got, carried = streamed(fast, video, cuts=num_frames)
-    assert max(length for _, length in at_once) <= 8
-    assert max(rows * length for rows, length in at_once) <= 32
+    assert max(length for _, length in sizes) <= 8
+    assert max(rows * length for rows, length in sizes) <= 32
     for one, other in zip(got, expected, strict=True):
         assert other is None or relative_error(one, other) < 1e-5
     for name, tensor in after._tensors().items():
         assert relative_error(carried._tensors()[name], tensor) < 1e-5, name
 
 
-def test_a_model_that_looks_at_whole_clips_is_given_whole_clips():
+def test_a_model_that_cannot_stream_computes_whole_clips():
     model, video = tiny_model(temporal_mixer="attention"), random_video(3, 10)
     with torch.inference_mode():
         assert relative_error(optimize(model)(video).logits, model(video).logits) < 1e-5
@@ -440,12 +456,13 @@ def test_a_model_that_looks_at_whole_clips_is_given_whole_clips():
 @pytest.mark.parametrize("gelu", [None, "tanh", "erf"])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("kind", [QuantizedLinear, FusedQuantizedLinear])
-def test_a_quantized_map_is_the_map_but_for_rounding(kind, gelu, adds):
-    linear = Linear(48, 40)
-    quantized = kind(linear, rows=6)
+def test_a_quantized_layer_equals_the_linear_layer_up_to_rounding(kind, gelu, adds):
+    linear, then = Linear(48, 40), gelu_named(gelu)
+    quantized = kind(linear, then, rows=6)
     for shape in [(2, 3, 6), (1, 1, 1), (1, 0, 6)]:  # the last two are not the rows it was packed for
         x, add = torch.randn(*shape, 48), torch.randn(*shape, 40) if adds else None
-        exact, found = (one(x, gelu=gelu, add=add) for one in (linear, quantized))
+        exact, found = linear(x), quantized(x, add=add)
+        exact = (then(exact) if then else exact) + (add if adds else 0.0)
         assert found.dtype == torch.float32
         assert found.shape == exact.shape
         assert x.numel() == 0 or relative_error(found, exact) < 0.01
@@ -453,10 +470,10 @@ def test_a_quantized_map_is_the_map_but_for_rounding(kind, gelu, adds):
 
 @needs_vnni
 @pytest.mark.parametrize("kind", [QuantizedLinear, FusedQuantizedLinear])
-def test_a_quantized_vector_knows_nothing_of_the_vectors_beside_it(kind):
+def test_quantized_vectors_do_not_depend_on_each_other(kind):
     quantized = kind(Linear(48, 40), rows=6)
     x = torch.randn(5, 48)
-    x[1] *= 1e6  # would leave nothing of the others if they had one scale
+    x[1] *= 1e6  # with a common scale the others would round to 0
     x[2] = 0.0
     found = quantized(x)
     assert all(torch.equal(quantized(x[row : row + 1]), found[row : row + 1]) for row in range(5))
@@ -465,14 +482,14 @@ def test_a_quantized_vector_knows_nothing_of_the_vectors_beside_it(kind):
 
 @needs_vnni
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_int8_gives_nearly_the_models_answers_and_states(variant):
+def test_int8_gives_nearly_the_models_outputs_and_states(variant):
     model, video = tiny_model(**VARIANTS[variant]), random_video(2, 6)
     fast = optimize(model, dtype=torch.int8)
     assert any(isinstance(module, QuantizedLinear) for module in fast.modules())
     with torch.inference_mode():
         expected, after = streamed(model, video, cuts=[1, 1, 2, 1, 1])
         got, carried = streamed(fast, video, cuts=[1, 1, 2, 1, 1])
-        clip = fast(video) if model.config.temporal_patch_size == 1 else None  # of a clip, patches are whole
+        clip = fast(video) if model.config.temporal_patch_size == 1 else None  # clips have whole patches only
     assert relative_error(got.features, expected.features) < 0.05
     for name, tensor in after._tensors().items():
         assert relative_error(carried._tensors()[name], tensor) < 0.05, name
@@ -480,23 +497,32 @@ def test_int8_gives_nearly_the_models_answers_and_states(variant):
 
 
 @needs_vnni
-def test_int8_gives_up_less_of_a_trained_models_answers_than_bfloat16():
+def test_int8_is_closer_to_a_trained_models_logits_than_bfloat16():
     model, world = load("motions"), World(WorldConfig(image_size=(64, 64)), seed=12_345)
     clips = torch.stack([world[index][0] for index in range(36)])
-    in_bfloat16 = fast_modes.for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
+    in_bfloat16 = for_inference(model, torch.bfloat16, "eager")  # also where float32 is faster
     with torch.inference_mode():
         exact, bytewise, halved = (one(clips).logits for one in (model, optimize(model, dtype=torch.int8), in_bfloat16))
     assert relative_error(bytewise, exact) < min(0.01, relative_error(halved, exact))
     assert torch.equal(bytewise.argmax(-1), exact.argmax(-1))
-    compiled = fast_modes.for_inference(model, torch.bfloat16, "compile")  # as it is before it is compiled
-    fast_modes._quantize(compiled, model)
+    compiled = for_inference(model, torch.bfloat16, "compile")  # before compilation
+    quantize(compiled, model)
     with torch.inference_mode():
         bytewise = compiled(clips).logits
     assert relative_error(bytewise, exact) < 1.5 * relative_error(halved, exact)
     assert torch.equal(bytewise.argmax(-1), exact.argmax(-1))
 
 
-def test_int8_is_refused_where_it_cannot_be(monkeypatch):
+def test_for_a_compiler_every_linear_layer_of_the_blocks_is_quantized():
+    model = tiny_model(temporal_mlp=True)
+    fast = for_inference(model, torch.float32, "compile")
+    quantize(fast, model)
+    names = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    quantized = [name for name in names if isinstance(fast.get_submodule(name), FusedQuantizedLinear)]
+    assert quantized == [name for name in names if name.startswith("blocks.")]
+
+
+def test_int8_is_refused_where_it_is_not_available(monkeypatch):
     with pytest.raises(ConfigError, match=r"is for mode='eager' or 'compile' .* got mode='openvino'"):
         optimize(tiny_model(), dtype=torch.int8, mode="openvino")
     for name in FEATURES:
@@ -507,7 +533,7 @@ def test_int8_is_refused_where_it_cannot_be(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.int8, marks=needs_vnni)])
-def test_a_result_checks_pixels_and_refuses_what_its_weights_would_miss(dtype, processor):
+def test_a_result_checks_pixels_and_refuses_changes(dtype, processor):
     if dtype == torch.int8 and processor != "this":
         return
     fast = optimize(tiny_model(), dtype=dtype)
@@ -516,7 +542,7 @@ def test_a_result_checks_pixels_and_refuses_what_its_weights_would_miss(dtype, p
 
 
 def other_models():
-    """All that `optimize` takes beside a TRecViT, by what they answer for."""
+    """Every other kind of model that `optimize` takes, each with a call that returns a tensor."""
     blocks = ModelConfig(**{**TINY, "num_classes": 0, "pooling": "mean"})
     queries = torch.tensor([[[0.0, 5.0, 6.0], [2.0, 20.0, 9.0]]] * 2)
     video = random_video(2, 4, 32, 32)
@@ -529,8 +555,9 @@ def other_models():
     yield autoencoder, lambda model: model(random_video(), torch.tensor([[0, 3], [1, 4]])).normalised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-def test_other_models_are_the_same_in_every_dtype(dtype, processor):
+def test_other_models_give_the_same_outputs_in_every_dtype(dtype, processor):
     if dtype == torch.int8 and not supports("int8"):
         pytest.skip("no AVX-512 VNNI here")
     for model, answer in other_models():
@@ -560,18 +587,19 @@ def test_eager_copies_and_leaves_the_model_alone():
     ("words", "complaint"),
     [({"mode": "onnx"}, "expected one of eager, compile, openvino, got 'onnx'"), ({"dtype": torch.float16}, "float32")],
 )
-def test_what_cannot_be_is_refused(words, complaint):
+def test_unknown_modes_and_dtypes_are_refused(words, complaint):
     with pytest.raises(ConfigError, match=complaint):
         optimize(tiny_model(), **words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_vnni)])
-def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
+def test_the_bound_has_the_models_own_matrix_multiplications(dtype, tmp_path):
     tiny_model(image_size=(64, 64)).save(tmp_path / "model")
     speed = measure(str(tmp_path / "model"), dtype, "eager", 2, 1, seconds=0.05)
     assert speed.frames_per_s > 0
     model = load(str(tmp_path / "model")).to(FLOATS.get(dtype, torch.float32))
-    calls = products(model, random_video(2, 1, 64, 64))
+    calls = matmuls(model, random_video(2, 1, 64, 64))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for func, args, kwargs in calls:
             func(*args, **kwargs)
@@ -580,8 +608,9 @@ def test_the_bound_is_made_of_the_models_own_products(dtype, tmp_path):
     assert speed.to_dict()["times_the_bound"] == speed.times_the_bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEATURES)
-def test_a_dtype_that_is_slow_here_is_timed_as_what_it_is_computed_in(name, tmp_path, monkeypatch):
+def test_a_slow_dtype_is_timed_as_the_dtype_that_replaces_it(name, tmp_path, monkeypatch):
     pretend(name, monkeypatch.setattr)
     tiny_model().save(tmp_path / "model")
     speed = measure(str(tmp_path / "model"), "bfloat16", "eager", 1, 1, seconds=0.02)
@@ -591,7 +620,7 @@ def test_a_dtype_that_is_slow_here_is_timed_as_what_it_is_computed_in(name, tmp_
         measure(str(tmp_path / "model"), "int8", "eager", 1, 1, seconds=0.02)
 
 
-def test_bench_speed_says_what_was_computed_in_another_dtype_and_what_was_not_measured(tmp_path, monkeypatch):
+def test_bench_speed_prints_replaced_dtypes_and_unmeasured_cases(tmp_path, monkeypatch):
     fields = {field.name: 1 for field in dataclasses.fields(Speed)}
     speed = Speed(**{**fields, "model": "tiny", "dtype": "bfloat16", "computed_in": "float32", "mode": "eager"})
     monkeypatch.setattr("trecvit.bench.speed.speeds", lambda *_, **__: iter([speed, "no VNNI"]))
@@ -617,7 +646,7 @@ def test_bench_speed_says_what_was_computed_in_another_dtype_and_what_was_not_me
 
 
 def times_faster(one, than, at_least):
-    """How much sooner a streamed frame is done, the best of each, in turns so that whatever else goes on slows both.
+    """Ratio of the best latencies of a streamed frame, measured in turns so that other load slows both.
 
     Beside other work it may take many rounds until both have had a moment to themselves.
     """
@@ -634,11 +663,11 @@ def times_faster(one, than, at_least):
     return best_s[than] / best_s[one]
 
 
-@pytest.mark.skipif(not supports("onednn"), reason="nothing is packed here")
+@pytest.mark.skipif(not supports("onednn"), reason="no oneDNN here")
 @pytest.mark.slow
-def test_packed_weights_have_not_become_slower_than_plain_ones():
+def test_packed_weights_are_faster_than_plain_ones():
     model = create_model("tiny", depth=2, width=384, mlp_width=1536, num_classes=0, num_heads=6).eval()
-    # What it is worth depends on the machine's MKL: the same code was measured at 1.77, and on another at 1.13 to 1.16.
+    # The gain depends on the machine's MKL: measured at 1.77 on one, at 1.13 to 1.16 on another.
     assert times_faster(optimize(model), model, 1.05) > 1.05
 
 
@@ -651,7 +680,7 @@ def test_int8_is_faster_than_float32():
 
 
 @pytest.mark.slow
-def test_every_combination_is_measured_and_what_cannot_be_says_why(tmp_path):
+def test_every_combination_is_measured_or_yields_its_reason(tmp_path):
     tiny_model(image_size=(32, 32)).save(tmp_path / "model")
     refused, *found = speeds([str(tmp_path / "model")], dtypes=["float8"], seconds=0.02)
     assert "expected one of float32, bfloat16, int8" in refused

@@ -1,4 +1,4 @@
-"""Output files and folders: whole or not there, one writer at a time, errors that name them."""
+"""Output files and folders: atomic writes, one writer at a time, errors that name the path."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_written_is_named_with_what_to_do_and_leaves_nothing(tmp_path, error, words):
+def test_failed_writes_are_named_with_what_to_do_and_leave_no_file(tmp_path, error, words):
     def write(part):
         part.write_text("half")
         raise error
@@ -62,7 +62,7 @@ def test_other_errors_are_left_as_they_are(error):
     with pytest.raises(type(error)) as raised, writing("somewhere"):
         raise error
     assert raised.value is error
-    # Without a file that was being written, what reading can cause as well is none of ours.
+    # Without a path, errors that reading can cause too are left as they are.
     assert storage_error(PermissionError(errno.EACCES, "no")) is None
     assert storage_error(FULL) is not None
 
@@ -96,7 +96,7 @@ with only_writer(sys.argv[1]):
 """
 
 
-def test_a_folder_is_held_by_one_process_and_free_again_however_that_ends(tmp_path):
+def test_a_folder_is_locked_by_one_process_and_free_after_its_end(tmp_path):
     folder = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -112,7 +112,7 @@ def test_a_folder_is_held_by_one_process_and_free_again_however_that_ends(tmp_pa
     assert [path.name for path in folder.iterdir()] == ["result.json"]
 
 
-def test_a_thread_may_hold_its_folder_again_and_another_thread_may_not(tmp_path):
+def test_a_thread_may_lock_its_folder_again_and_another_thread_may_not(tmp_path):
     def hold():
         with only_writer(tmp_path / "run"):
             time.sleep(0.01)
@@ -139,7 +139,7 @@ def test_a_folder_that_could_not_be_filled_is_empty_again(tmp_path):
     assert is_empty(tmp_path)
 
 
-def test_links_and_pipes_stay_what_they_are(tmp_path):
+def test_links_and_pipes_are_kept(tmp_path):
     real, link, pipe = tmp_path / "real.json", tmp_path / "link.json", tmp_path / "pipe"
     real.write_text("old")
     link.symlink_to(real)
@@ -155,6 +155,6 @@ def test_links_and_pipes_stay_what_they_are(tmp_path):
     assert pipe.is_fifo()
 
 
-def test_full_shared_memory_is_no_full_disk():
+def test_full_shared_memory_is_not_a_full_disk():
     error = RuntimeError("unable to write to file </torch_12_34_5>: No space left on device (28)")
     assert "shared memory (/dev/shm) is full" in str(storage_error(error))

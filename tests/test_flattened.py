@@ -1,4 +1,4 @@
-"""The flattened models of the paper's Figure 4: a clip's tokens as one sequence, in place of time and space apart."""
+"""The flattened models of the paper's Figure 4: a clip's tokens as one sequence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from test_imagenet import network, vit, written
 from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
-from trecvit.config import ModelConfig, TemporalMixer, TrackerConfig
+from trecvit.config import ModelConfig, TemporalMixer
 from trecvit.errors import CheckpointError, ConfigError, StateError
 from trecvit.model.lru import LayerState, TemporalBlock
 from trecvit.model.mixers import FlatLRU
 from trecvit.model.state import empty_layers
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.model.trecvit import SpatialBlock
 from trecvit.runtime.describe import describe
 from trecvit.weights.imagenet import initialise_from_vit
@@ -28,7 +29,7 @@ def fields(mixer: TemporalMixer) -> dict[str, object]:
 
 
 def attention_by_hand(block: SpatialBlock, x: Tensor, causal: bool) -> Tensor:
-    """One token at a time over all tokens it may see."""
+    """Attention over all tokens that a token may attend to, frame by frame."""
     normed = torch.nn.functional.layer_norm(x, (D,), block.attention_norm.weight, block.attention_norm.bias, 1e-6)
     queries, keys, values = (normed @ block.qkv.weight.T + block.qkv.bias).chunk(3, dim=-1)
     width = D // block.num_heads
@@ -49,7 +50,7 @@ def attention_by_hand(block: SpatialBlock, x: Tensor, causal: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("mixer", ["full_attention", "causal_attention"])
-def test_attention_over_a_clip_is_its_equation_with_every_gradient(mixer):
+def test_attention_over_a_clip_equals_its_equation_with_every_gradient(mixer):
     block = SpatialBlock(ModelConfig(**{**TINY, **fields(mixer)})).double()
     with torch.no_grad():
         for parameter in block.parameters():
@@ -65,7 +66,7 @@ def test_attention_over_a_clip_is_its_equation_with_every_gradient(mixer):
 
 @pytest.mark.parametrize("overrides", [{}, {"lru_gates": False}, {"conv_width": 0}, {"temporal_mlp": True}], ids=str)
 def test_the_flat_lru_is_one_recurrence_along_all_tokens(overrides):
-    """Beside the block of the LRU on a video of T * N frames of one token each, with every gradient."""
+    """It equals the LRU's block on a video of T * N frames of one token each, with every gradient."""
     config = ModelConfig(**{**TINY, **fields("flat_lru"), **overrides})
     by_place = config.replace(temporal_mixer="lru")
     flat, plain = FlatLRU(config).double(), TemporalBlock(by_place).double()
@@ -73,13 +74,13 @@ def test_the_flat_lru_is_one_recurrence_along_all_tokens(overrides):
     x = torch.randn(B, T, N, D, dtype=torch.float64, requires_grad=True)
     fresh = torch.ones(B, dtype=torch.bool)
     where, dtype = torch.device("cpu"), torch.float64
-    nothing = empty_layers(config, B, N, device=where, dtype=dtype)[0]
-    begin = empty_layers(by_place, B, 1, device=where, dtype=dtype)[0]
-    y, after = flat(x, nothing, fresh)
-    assert after is nothing
+    empty = empty_layers(config, B, N, device=where, dtype=dtype)[0]
+    initial = empty_layers(by_place, B, 1, device=where, dtype=dtype)[0]
+    y, after = flat(x, empty, fresh)
+    assert after is empty
     assert not any(tensor.numel() for tensor in after)
     rows = x.reshape(B, T * N, 1, D)
-    expected = plain(rows, begin, fresh)[0].reshape(B, T, N, D)
+    expected = plain(rows, initial, fresh)[0].reshape(B, T, N, D)
     results = [
         [out, *torch.autograd.grad(out.square().sum(), [x, *module.parameters()])]
         for out, module in ((y, flat), (expected, plain))
@@ -88,8 +89,8 @@ def test_the_flat_lru_is_one_recurrence_along_all_tokens(overrides):
         assert relative_error(one, other) < 1e-10
 
 
-def test_what_each_may_see():
-    """How far a change of one patch in the middle of a clip reaches."""
+def test_each_attends_to_the_tokens_it_may():
+    """The features that change with one patch in the middle of a clip."""
     video = random_video(1, 5)
     other = video.clone()
     other[:, 2, :, :8, 8:16] = 255 - other[:, 2, :, :8, 8:16]  # the second of six patches
@@ -106,24 +107,25 @@ def test_what_each_may_see():
 
 
 @pytest.mark.parametrize("mixer", FLATTENED)
-def test_they_know_where_in_a_clip_a_token_is(mixer):
+def test_features_depend_on_the_place_in_the_clip(mixer):
     model, video = tiny_model(**fields(mixer)), random_video(1, 6)
     still = video[:, :1].expand(-1, 6, -1, -1, -1).contiguous()
-    told = model(still).features
+    positioned = model(still).features
     with torch.no_grad():
         model.tokenizer.time.positions.zero_()
-    untold = model(still).features
-    assert relative_error(told[:, 0], told[:, 5]) > 1e-3
+    unpositioned = model(still).features
+    assert relative_error(positioned[:, 0], positioned[:, 5]) > 1e-3
     if mixer != "flat_lru":
-        assert relative_error(untold[:, 0], untold[:, 5]) < 1e-5
+        assert relative_error(unpositioned[:, 0], unpositioned[:, 5]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", FLATTENED)
-def test_they_take_whole_clips_and_refuse_to_go_on(mixer):
+def test_they_take_whole_clips_and_refuse_to_stream(mixer):
     model, video = tiny_model(**fields(mixer)), random_video(2, 8)
     out, state = model.step(video, model.init_state(2))
     assert torch.equal(out.logits, model(video).logits)
-    with pytest.raises(StateError, match=f"'{mixer}' looks at whole clips"):
+    with pytest.raises(StateError, match=f"'{mixer}' needs whole clips"):
         model.step(video, state)
     clips = model(video, frames_per_clip=4)
     torch.testing.assert_close(clips.logits, (model(video[:, :4]).logits + model(video[:, 4:]).logits) / 2)
@@ -132,7 +134,7 @@ def test_they_take_whole_clips_and_refuse_to_go_on(mixer):
 
 @pytest.mark.parametrize("mixer", FLATTENED)
 @pytest.mark.parametrize("recompute", ["cheap", "blocks"])
-def test_what_is_computed_again_changes_no_gradient(mixer, recompute):
+def test_recomputation_changes_no_gradient(mixer, recompute):
     video, gradients = random_video(1, 4), []
     for what in ("nothing", recompute):
         model = tiny_model(**fields(mixer), temporal_mlp=mixer == "flat_lru")
@@ -145,13 +147,13 @@ def test_what_is_computed_again_changes_no_gradient(mixer, recompute):
 
 
 @pytest.mark.parametrize("mixer", FLATTENED)
-def test_saved_and_optimised_they_give_the_same_answers(mixer, tmp_path):
+def test_saved_and_optimised_they_give_the_same_outputs(mixer, tmp_path):
     model, video = tiny_model(**fields(mixer)), random_video(2, 4)
     loaded = load(model.save(tmp_path / "model"))
     for one in (loaded, optimize(loaded)):
         with torch.inference_mode():
             assert relative_error(one(video).logits, model(video).logits) < 1e-5
-    with pytest.raises(CheckpointError, match=f"knows no temporal_mixer='{mixer}'"):
+    with pytest.raises(CheckpointError, match=f"does not support temporal_mixer='{mixer}'"):
         convert(tmp_path / "model", tmp_path / "model.npz")
 
 
@@ -160,12 +162,12 @@ def test_temporal_patches_shorten_the_sequence():
     assert model(random_video(1, 6)).features.shape[1:3] == (3, 6)
 
 
-def test_only_what_attends_can_begin_with_a_vit(tmp_path):
+def test_only_attention_can_be_initialised_from_a_vit(tmp_path):
     path = written(vit(), "timm", tmp_path)
     model = network(temporal_mixer="full_attention")
     initialise_from_vit(model, path)
     assert torch.equal(model.blocks[0].spatial.qkv.weight, vit()["blocks.0.attn.qkv.weight"])
-    with pytest.raises(CheckpointError, match="no place in a model of temporal_mixer='flat_lru'"):
+    with pytest.raises(CheckpointError, match="expected a model with spatial blocks, got temporal_mixer='flat_lru'"):
         initialise_from_vit(network(**fields("flat_lru")), path)
 
 
@@ -178,14 +180,14 @@ def test_only_what_attends_can_begin_with_a_vit(tmp_path):
         ({"temporal_mixer": "full_attention", "temporal_mlp": True}, "temporal_mlp: expected false"),
     ],
 )
-def test_impossible_ones_are_refused_in_words(given, words):
+def test_impossible_combinations_are_refused(given, words):
     with pytest.raises(ConfigError, match=words):
         ModelConfig(**given)
     with pytest.raises(ConfigError, match="a temporal_mixer that can stream"):
         TrackerConfig(blocks=TrackerConfig().blocks.replace(temporal_mixer="full_attention", temporal_mlp=False))
 
 
-def test_the_state_of_a_flattened_model_holds_nothing_of_its_tokens():
+def test_the_state_of_a_flattened_model_is_empty():
     for mixer in FLATTENED:
         state = tiny_model(**fields(mixer)).init_state(3)
         assert all(isinstance(layer, LayerState) and not sum(t.numel() for t in layer) for layer in state.layers)

@@ -14,7 +14,7 @@ from trecvit.video.encode import VideoWriter
 
 
 def ramps(height: int = 90, width: int = 160) -> np.ndarray:
-    """Red says how far right, green how far down; no blue."""
+    """Red encodes x, green y; no blue."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 255 / (width - 1), y * 255 / (height - 1), 0 * x], axis=-1).round().astype(np.uint8)
 

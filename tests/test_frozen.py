@@ -1,4 +1,4 @@
-"""A VideoMAE trained as a TRecViT is, points read off anybody's frozen features, and the study that compares both."""
+"""VideoMAE in the training loop, point probes on frozen features of any encoder, and the study of both."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typer.testing import CliRunner
 
 from paper import frozen
 from paper.commands import app
-from trecvit.baselines.mae import VideoMaeAutoencoder
-from trecvit.baselines.video_transformers import videomae_encoder
-from trecvit.config import PointReadoutConfig, Preprocessing, VideoMaeConfig, decoder_config, model_config
+from paper.point_probe import FrozenTracker, PointProbePlan, held_out_videos, point_probe, training_clips
+from paper.video_transformers import videomae_encoder
+from paper.videomae import VideoMaeAutoencoder, VideoMaeConfig
+from trecvit.config import Preprocessing, model_config
 from trecvit.errors import ConfigError, InputError
 from trecvit.evaluate.features import Encoder
 from trecvit.evaluate.tapvid import evaluate_tapvid
-from trecvit.model.mae import hidden_patches, targets
-from trecvit.model.readouts import RecurrentPointReadout
+from trecvit.model.mae import decoder_config, hidden_patches, targets
+from trecvit.model.readouts import PointReadoutConfig, RecurrentPointReadout
 from trecvit.model.trecvit import frames_of, patches_of
 from trecvit.synthetic.track_scenes import TrackSceneConfig
-from trecvit.train.initialise import load_trained
 from trecvit.train.loop import train
+from trecvit.train.networks import load_trained
 from trecvit.train.optimise import optimisers_of
-from trecvit.train.point_probe import FrozenTracker, PointProbePlan, held_out_videos, point_probe, training_clips
 from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import read_lines
 from trecvit.video.encode import VideoWriter
@@ -60,7 +60,7 @@ def recipe_path(tmp_path) -> Path:
 
 
 def videomae() -> VideoMaeAutoencoder:
-    """Two frames a tubelet, 6 patches; no weight has its initial value."""
+    """Two frames per tubelet, 6 patches; no weight has its initial value."""
     blocks = model_config(
         "tiny", width=16, depth=2, num_heads=2, mlp_width=24, patch_size=8, image_size=(16, 24), num_classes=0,
         temporal_patch_size=2, pooling="mean",
@@ -78,6 +78,7 @@ def videomae() -> VideoMaeAutoencoder:
 # ---- VideoMAE ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_videomae_does_not_look_at_what_is_hidden_and_says_all_of_it():
     model, video = videomae(), torch.rand(2, 4, 3, 16, 24)
     visible = torch.tensor([[0, 4], [1, 2]])
@@ -95,8 +96,9 @@ def test_a_videomae_does_not_look_at_what_is_hidden_and_says_all_of_it():
     assert (model(first, visible).normalised - before.normalised)[:, 1].abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_videomae_restores_each_patch_at_its_place():
-    """Given biases alone, its answer is the same everywhere; `restore` puts it where something was hidden."""
+    """With biases alone the output is the same everywhere; `restore` puts it at the masked patches."""
     model, visible = videomae(), torch.tensor([[0, 4]])
     with torch.no_grad():
         model.network.decoder.head.weight.zero_()
@@ -108,6 +110,7 @@ def test_a_videomae_restores_each_patch_at_its_place():
     torch.testing.assert_close(model.restore(video, visible), frames_of(patches, model.config.blocks, (16, 24)))
 
 
+@pytest.mark.slow
 def test_a_videomae_is_saved_and_its_encoder_is_transformers_own(tmp_path):
     model, video = videomae(), torch.randint(0, 256, (1, 4, 3, 16, 24), dtype=torch.uint8)
     visible = torch.tensor([[1, 3, 5]])
@@ -122,6 +125,7 @@ def test_a_videomae_is_saved_and_its_encoder_is_transformers_own(tmp_path):
         model(video[:, :2], visible)
 
 
+@pytest.mark.slow
 def test_a_videomae_is_trained_by_the_same_loop_and_goes_on_to_the_same_bit(recipe_path, tmp_path):
     recipe = load_recipe(recipe_path, VIDEOMAE)
     whole = train(recipe, tmp_path / "whole")
@@ -141,12 +145,12 @@ def test_a_videomae_is_trained_by_the_same_loop_and_goes_on_to_the_same_bit(reci
     resumed = train(recipe, tmp_path / "parts")
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
-    assert isinstance(load_trained(recipe.autoencoder, tmp_path / "parts" / "model"), VideoMaeAutoencoder)
+    assert isinstance(load_trained(recipe.architecture, tmp_path / "parts" / "model"), VideoMaeAutoencoder)
 
 
 def test_its_layers_linear_maps_are_moved_by_muon_and_its_embedding_slowly(recipe_path):
     recipe = load_recipe(recipe_path, [*VIDEOMAE, "optimisation.embedding_rate=0.1"])
-    model = VideoMaeAutoencoder(recipe.autoencoder)
+    model = VideoMaeAutoencoder(recipe.architecture)
     adam, muon = optimisers_of(model, recipe.optimisation)
     rates = {id(weight): group["peak_lr"] for group in adam.param_groups for weight in group["params"]}
     moved = {id(weight) for group in muon.param_groups for weight in group["params"]}
@@ -161,8 +165,8 @@ def test_its_layers_linear_maps_are_moved_by_muon_and_its_embedding_slowly(recip
     ("words", "said"),
     [
         (["mae.network=vit"], "network"),
-        ([*VIDEOMAE, "start.weights=motions"], "a VideoMAE begins from fresh weights"),
-        ([*VIDEOMAE, "start.whiten_grain_px=2"], "a VideoMAE begins from fresh weights"),
+        ([*VIDEOMAE, "start.weights=motions"], "a videomae starts from random weights"),
+        ([*VIDEOMAE, "start.whiten_grain_px=2"], "a videomae starts from random weights"),
         ([*VIDEOMAE, "preprocessing.num_frames=3"], "a multiple of temporal_patch_size=2"),
     ],
 )
@@ -177,7 +181,7 @@ STILL = TrackSceneConfig(num_frames=4, image_size=(32, 32), num_points=8, speed=
 
 
 def places(num_rows: int = 4) -> Encoder:
-    """Features that say of each of 4 x 4 patches where it is, and nothing of the pixels; one row of them for all."""
+    """Features with the position of each of 4 x 4 patches, independent of the pixels; the same for all clips."""
     grid = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"), dim=-1).reshape(16, 2)
 
     def features(video: torch.Tensor) -> torch.Tensor:
@@ -187,6 +191,7 @@ def places(num_rows: int = 4) -> Encoder:
     return Encoder("places", nn.Linear(1, 1), {}, plan, features)
 
 
+@pytest.mark.slow
 def test_a_readout_learns_to_say_of_still_points_where_they_are():
     readout = PointReadoutConfig(width=32, depth=1, num_heads=2, mlp_width=32, num_bases=4)
     plan = PointProbePlan(
@@ -215,6 +220,7 @@ def frozen_readout(plan: PointProbePlan) -> nn.Module:
     return RecurrentPointReadout(2, plan.readout)
 
 
+@pytest.mark.slow
 def test_held_out_scenes_are_none_of_those_learnt_from():
     plan = PointProbePlan(scenes=STILL, train_scenes=4, test_scenes=4)
     learnt = {clip.video.tobytes() for clip in training_clips(plan)}
@@ -240,6 +246,7 @@ def write_videos(root: Path, seed: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_study_trains_both_probes_both_and_does_nothing_twice(recipe_path, tmp_path, monkeypatch):
     few = property(lambda self: PointProbePlan(scenes=STILL, train_scenes=2, test_scenes=1, num_steps=1, batch_size=1))
     monkeypatch.setattr(frozen.Plan, "points", few)

@@ -146,8 +146,8 @@ def test_frame_by_frame_the_model_is_the_vit(tmp_path, dialect):
     torch.testing.assert_close(model(video).features, expected, rtol=1e-4, atol=1e-4)
     assert len(report.unused) == 2
     assert all("head" in name or "classifier" in name for name in report.unused)
-    assert all(".temporal." in name or name.startswith("head.") for name in report.fresh)
-    assert set(report.taken) | set(report.fresh) == set(model.state_dict())
+    assert all(".temporal." in name or name.startswith("head.") for name in report.initial)
+    assert set(report.loaded) | set(report.initial) == set(model.state_dict())
     assert "2 of the file unused" in str(report)
 
 
@@ -156,7 +156,7 @@ def test_what_is_fresh_is_left_alone(tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = initialise_from_vit(model, written(vit(), "timm", tmp_path))
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]) == (name in report.fresh), name
+        assert torch.equal(tensor, before[name]) == (name in report.initial), name
 
 
 def test_positions_are_resized_to_another_grid(tmp_path):
@@ -173,7 +173,7 @@ def test_without_a_class_token_of_its_own_the_model_takes_the_patches_only(tmp_p
     model = network(pooling="mean")
     report = initialise_from_vit(model, written(tensors, "timm", tmp_path))
     torch.testing.assert_close(model.tokenizer.positions.detach(), tensors["pos_embed"][0, 1:])
-    assert "tokenizer.cls" not in report.taken
+    assert "tokenizer.cls" not in report.loaded
 
 
 def test_with_temporal_patches_the_embedding_sees_the_middle_frame(tmp_path):
@@ -190,9 +190,9 @@ def test_with_temporal_patches_the_embedding_sees_the_middle_frame(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"depth": 3}, "depth: 2 there, 3 here"),
-        ({"mlp_width": 48}, r"mlp_up.weight: \[40, 24\] there, \[48, 24\] here"),
-        ({"patch_size": 16}, "8 pixels wide"),
+        ({"depth": 3}, "depth: expected 3, got 2"),
+        ({"mlp_width": 48}, r"mlp_up.weight: expected \[48, 24\], got \[40, 24\]"),
+        ({"patch_size": 16}, "expected patches of 16 pixels and 3 colours, got 8 pixels"),
     ],
 )
 @pytest.mark.parametrize("dialect", DIALECTS[:3])
@@ -210,7 +210,7 @@ def test_files_that_are_no_vit_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"'blocks.1.mlp.fc2.bias' is missing"):
         initialise_from_vit(network(), written(tensors, "timm", tmp_path))
     save_file({"something": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="found names such as something"):
+    with pytest.raises(CheckpointError, match="got names such as something"):
         initialise_from_vit(network(), tmp_path / "other.safetensors")
     for name, content in (("a.npz", b"PK nothing"), ("b.safetensors", b"nothing"), ("c.npz", b"")):
         (tmp_path / name).write_bytes(content)

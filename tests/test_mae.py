@@ -1,4 +1,4 @@
-"""Masked autoencoding: masks, what the encoder sees and costs, targets, the decoder, and what is saved."""
+"""Masked autoencoding: masks, the encoder's inputs and cost, targets, the decoder, and saving."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from models import TINY, VARIANTS, random_video, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from trecvit.config import AutoencoderConfig, ModelConfig, decoder_config, model_config
+from trecvit.config import ModelConfig, model_config
 from trecvit.errors import CheckpointError, ConfigError, InputError
-from trecvit.model.mae import MaskedAutoencoder, hidden_patches, targets, tube_masks
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config, hidden_patches, targets, tube_masks
 from trecvit.model.state import empty_layers
 from trecvit.model.trecvit import TRecViT, frames_of, patches_of
 from trecvit.weights.load import load
 
-SAME = 1e-5  # float32, relative to the largest value: other sizes of products add in other orders
+SAME = 1e-5  # float32, relative to the largest value: matrix multiplications of other sizes add in other orders
 SMALL_DECODER = {"width": 8, "depth": 2, "num_heads": 2, "mlp_width": 12}
 
 
 def autoencoder(mask_ratio: float = 0.5, decoder: dict | None = None, **overrides) -> MaskedAutoencoder:
-    """The same small one every time, no weight of which has its initial value."""
+    """The same small model every time, without weights at their initial values."""
     blocks = ModelConfig(**{**TINY, "pooling": "mean", **overrides, "num_classes": 0})
     config = AutoencoderConfig(
         blocks=blocks, decoder=decoder_config(blocks, **(decoder or SMALL_DECODER)), mask_ratio=mask_ratio
@@ -64,8 +64,9 @@ def test_masks_are_random_seeded_and_of_the_ratio(num_patches, ratio, kept):
         assert (counts - 200 * share).abs().max() < 5 * (200 * share * (1 - share)) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "no_head"])
-def test_the_encoder_that_sees_everything_is_the_model(variant):
+def test_the_encoder_with_all_patches_visible_is_the_model(variant):
     model = autoencoder(**VARIANTS[variant])
     video, everything = random_video(2, 8), torch.arange(6).expand(2, -1)
     features = encoder_of(model)(video).features[:, :, -6:]
@@ -76,8 +77,8 @@ def test_the_encoder_that_sees_everything_is_the_model(variant):
 
 
 @pytest.mark.parametrize("variant", ["plain", "no_conv_fixed_positions", "pairs_of_frames", "complex"])
-def test_visible_tokens_are_encoded_as_if_the_others_were_not_there(variant):
-    """Beside the plain way: all tokens, of which each clip's visible ones are picked, through the blocks by itself."""
+def test_visible_tokens_are_encoded_independently_of_hidden_ones(variant):
+    """Against a plain reference: embed all tokens, select each clip's visible ones, run the blocks clip by clip."""
     model, video = autoencoder(**VARIANTS[variant]), random_video(3, 8)
     visible = masks(3, 6, 0.5)
     got = model.encode(video, visible)
@@ -94,7 +95,7 @@ def test_visible_tokens_are_encoded_as_if_the_others_were_not_there(variant):
         assert relative_error(got[clip : clip + 1], expected) <= SAME
 
 
-def test_nothing_but_the_visible_tubes_is_seen_and_the_loss_reaches_every_weight():
+def test_only_visible_tubes_are_used_and_every_weight_has_a_gradient():
     model, video, visible = autoencoder(), random_video(2, 4), masks(2, 6, 0.5)
     before = model(video, visible)
     others = model.with_patches(video, before.hidden, torch.rand(2, 4, 3, 192))
@@ -108,7 +109,7 @@ def test_nothing_but_the_visible_tubes_is_seen_and_the_loss_reaches_every_weight
 
 
 def test_the_whole_is_causal():
-    """Decoder too: what is restored of a frame does not depend on the frames to come."""
+    """The decoder too: the reconstruction of a frame does not depend on later frames."""
     model, video, visible = autoencoder(), random_video(1, 6), masks(1, 6, 0.5)
     late = torch.cat([video[:, :4], random_video(1, 2, seed=9)], dim=1)
     both = [model(clip, visible).normalised for clip in (video, late)]
@@ -116,7 +117,8 @@ def test_the_whole_is_causal():
     assert not torch.equal(both[0][:, 4:], both[1][:, 4:])
 
 
-def test_the_encoders_cost_falls_with_what_it_does_not_see():
+@pytest.mark.slow
+def test_the_encoders_cost_falls_with_the_mask_ratio():
     """Counted by PyTorch, for the paper's base model: a tenth of the tubes costs a tenth, attention still less."""
     blocks = model_config("base", num_classes=0, pooling="mean")
     with torch.device("meta"):
@@ -135,7 +137,7 @@ def test_the_encoders_cost_falls_with_what_it_does_not_see():
 
 
 def test_targets_are_videomaes():
-    """Beside transformers' VideoMAEForPreTraining: if its decoder says 0, its loss is the mean of squared targets."""
+    """Against transformers' VideoMAEForPreTraining: for outputs of 0 its loss is the mean of squared targets."""
     transformers = pytest.importorskip("transformers")
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     decoder = {f"decoder_{name}": value for name, value in size.items()}
@@ -162,7 +164,7 @@ def test_targets_are_videomaes():
     torch.testing.assert_close(colours.std(dim=4), torch.ones(colours.shape[:4]), atol=1e-4, rtol=0)
 
 
-def test_a_patch_of_one_colour_has_a_target_of_nothing():
+def test_a_patch_of_one_colour_has_zero_targets():
     blocks = ModelConfig(**{**TINY, "num_classes": 0})
     black = torch.full((1, 2, 3, 16, 24), 17, dtype=torch.uint8)
     config = AutoencoderConfig(blocks=blocks, decoder=decoder_config(blocks))
@@ -188,7 +190,7 @@ def test_patches_and_frames_are_the_same_pixels(extent):
     assert torch.equal(patches[1, 1, 4].view(3, extent, 8, 8)[:, 0], video[1, extent, :, 8:16, 8:16])
 
 
-def test_what_was_seen_is_in_the_picture_and_the_rest_has_its_own_mean_and_contrast():
+def test_visible_patches_are_kept_and_hidden_ones_get_their_true_mean_and_contrast():
     model, video, visible = autoencoder(), random_video(2, 4), masks(2, 6, 0.5)
     restored = model.restore(video, visible)
     assert restored.shape == (2, 4, 3, 16, 24)
@@ -240,7 +242,7 @@ def test_recomputing_gives_the_same_gradients():
         assert torch.equal(gradient, gradients[2][name]), name
 
 
-def test_a_decoder_without_time_sees_each_frame_by_itself():
+def test_a_decoder_without_time_treats_frames_separately():
     model = autoencoder(decoder={**SMALL_DECODER, "temporal_mixer": "none"})
     assert not any("temporal" in name for name, _ in model.decoder.named_parameters())
     features, visible = torch.randn(1, 3, 3, 16), torch.tensor([[0, 2, 3]])
@@ -278,12 +280,12 @@ def test_impossible_autoencoders_are_refused(change, complaint):
         AutoencoderConfig(**{"mask_ratio": config.mask_ratio, **parts, **change})
 
 
-def test_a_description_keeps_everything_and_refuses_what_it_does_not_know():
+def test_a_config_survives_json_and_refuses_unknown_fields():
     config = autoencoder(mask_ratio=0.75).config
     assert AutoencoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ConfigError, match="did you mean 'mask_ratio'"):
         AutoencoderConfig.from_dict({**config.to_dict(), "mask_rato": 0.5})
-    with pytest.raises(ConfigError, match="decoder: expected a ModelConfig's fields, got None"):
+    with pytest.raises(ConfigError, match="decoder: expected the fields of a ModelConfig, got None"):
         AutoencoderConfig.from_dict({"blocks": config.blocks.to_dict()})
 
 

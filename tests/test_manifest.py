@@ -15,24 +15,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from trecvit.data.class_names import class_names
+from trecvit.data.class_names import class_names, label_hash, read_labels
 from trecvit.data.folders import split_folders
-from trecvit.data.manifest import (
-    NO_LABEL,
-    DataSource,
-    label_hash,
-    read_labels,
-    read_list,
-    read_manifest,
-    shard_paths,
-    split_of,
-    write_list,
-)
+from trecvit.data.layouts import DataSource, read_list, read_manifest, shard_paths, split_of
+from trecvit.data.manifest import NO_LABEL
+from trecvit.data.path_lists import write_list
 from trecvit.data.shards import write_shards
 from trecvit.errors import ConfigError, DataError, StorageError
 from trecvit.files import write_json
-from trecvit.video.decode import FilePart, read_frames
+from trecvit.video.decode import read_frames
 from trecvit.video.encode import VideoWriter
+from trecvit.video.sources import FilePart
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -81,7 +74,7 @@ def test_kinetics_with_other_classes_and_without_any(tmp_path):
     manifest = read_manifest(csv)
     assert manifest.labels == ("archery", "walking my cat")
     assert [label for _, label in as_pairs(manifest)] == [1, 0]
-    with pytest.raises(DataError, match="'walking my cat' is none of the 400 classes"):
+    with pytest.raises(DataError, match="expected one of 400 classes, got 'walking my cat'"):
         read_manifest(DataSource(path=str(csv), labels="kinetics400"))
     csv.write_text("youtube_id,time_start,time_end,split\na,0,10,test\n")
     assert as_pairs(read_manifest(csv)) == [("a_000000_000010", NO_LABEL)]
@@ -117,7 +110,7 @@ def test_something_something_with_labels_of_its_own(tmp_path):
     assert manifest.labels == ("turning this", "rising")
     assert as_pairs(manifest) == [("1", 0), ("2", 1)]
     (tmp_path / "train.json").write_text(json.dumps([{"id": "1", "template": "risin"}]))
-    with pytest.raises(DataError, match="entry 0: 'risin' is none of the 2 classes, did you mean 'rising'"):
+    with pytest.raises(DataError, match="entry 0: expected one of 2 classes, got 'risin', did you mean 'rising'"):
         read_manifest(tmp_path / "train.json")
 
 
@@ -145,10 +138,10 @@ def test_lists_keep_their_paths_whole(tmp_path):
 def test_lists_that_are_no_lists(tmp_path):
     touch(tmp_path / "a.mp4")
     (tmp_path / "list.txt").write_text("a.mp4 0\na.mp4\n")
-    with pytest.raises(DataError, match=r"line 2: expected a path and the number of its class, got 'a\.mp4'"):
+    with pytest.raises(DataError, match=r"line 2: expected a path and a class index, got 'a\.mp4'"):
         read_manifest(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("a.mp4 0\na.mp4 1\n")
-    with pytest.raises(DataError, match=r"'a\.mp4' is listed 2 times"):
+    with pytest.raises(DataError, match=r"expected unique names, got 'a\.mp4' 2 times"):
         read_manifest(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("b.mp4 0\n")
     with pytest.raises(DataError, match=r"found none: 1 are listed without a file, such as b.mp4"):
@@ -186,7 +179,7 @@ def test_a_folder_of_videos_without_classes(tmp_path):
 
 
 def plant(root: Path, layout: str) -> None:
-    """Makes files, "a/x.mp4", and links, "a/up -> ..", whose targets are given as in the link's folder."""
+    """Make files, "a/x.mp4", and links, "a/up -> ..", with targets relative to the link's folder."""
     for line in layout.split(", "):
         name, _, target = line.partition(" -> ")
         path = root / name
@@ -200,7 +193,7 @@ def plant(root: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "found", "skipped"),
+    ("layout", "expected", "skipped"),
     [
         ("cat/up -> ..", "", "read_already: cat/up"),
         ("cat/self -> ., cat/dogs -> ../dog", "", "read_already: cat/dogs cat/self"),
@@ -225,14 +218,16 @@ def plant(root: Path, layout: str) -> None:
         ("train/1.mp4, bus/1.mp4", "train/1.mp4:3 bus/1.mp4:0", ""),
     ],
 )  # fmt: skip
-def test_each_real_folder_is_read_once_and_what_is_passed_over_is_named(tmp_path, layout, found, skipped):
+def test_each_real_folder_is_read_once_and_what_is_passed_over_is_named(tmp_path, layout, expected, skipped):
     root = tmp_path / "data"
     plant(root, "cat/1.mp4, dog/1.mp4, " + layout)
     manifest = read_manifest(root)
     shift = "bus" in layout
     pairs = {("cat/1.mp4", int(shift)), ("dog/1.mp4", 1 + shift)}
-    assert set(as_pairs(manifest)) == pairs | {(pair.split(":")[0], int(pair.split(":")[1])) for pair in found.split()}
-    assert len(manifest.videos) == 2 + len(found.split())
+    assert set(as_pairs(manifest)) == pairs | {
+        (pair.split(":")[0], int(pair.split(":")[1])) for pair in expected.split()
+    }
+    assert len(manifest.videos) == 2 + len(expected.split())
     reason, _, names = skipped.partition(": ")
     names = tuple(names.split("|") if "|" in names else names.split())
     if reason == "missing":
@@ -281,7 +276,7 @@ def test_folders_of_splits_are_no_classes(tmp_path, layout, splits):
     plant(tmp_path, layout)
     assert split_folders(tmp_path) == {split: tmp_path / name for split, name in splits.items()}
     if splits:
-        with pytest.raises(DataError, match=r"one for each split; give one of them: .*\(train\)"):
+        with pytest.raises(DataError, match=r"one for each split; choose one: .*\(train\)"):
             read_manifest(tmp_path)
         assert read_manifest(DataSource(path=str(tmp_path), format="folders")).num_classes >= len(splits)
     else:
@@ -328,19 +323,19 @@ def test_a_classifier_needs_two_classes(tmp_path):
         ("list.json", '\ufeff["cat", "dog "]', "cat dog"),
         ("map.json", '{"dog": 1, "cat": "0"}', "cat dog"),
         ("map.json", '{"1": "dog", "0": "cat"}', "cat dog"),
-        ("middle.txt", "cat\n\ndog\n", r"line 2: expected the name of a class, got ''"),
-        ("first.txt", "\ncat\n", r"line 1: expected the name of a class, got ''"),
-        ("twice.txt", "cat\ndog\ncat \n", r"line 3: 'cat' is the name of a class already \(.*line 1\)"),
-        ("tab.txt", "cat\t0\ndog\t1\n", r"line 1: expected the name of a class, got .*(control|Unicode)"),
+        ("middle.txt", "cat\n\ndog\n", r"line 2: expected a class name, got ''"),
+        ("first.txt", "\ncat\n", r"line 1: expected a class name, got ''"),
+        ("twice.txt", "cat\ndog\ncat \n", r"line 3: expected unique class names, got 'cat' again \(.*line 1\)"),
+        ("tab.txt", "cat\t0\ndog\t1\n", r"line 1: expected a class name, got .*(control|Unicode)"),
         ("empty.txt", "\n\n", "got an empty file"),
         ("gap.json", '{"cat": 0, "dog": 2}', "numbers from 0 to 1, got none for 1"),
         ("ones.json", '{"1": "cat", "2": "dog"}', "got none for 0"),
         ("twice.json", '{"cat": 0, "dog": 0}', "each number once, got 0 for 'cat' and for 'dog'"),
-        ("keys.json", '{"cat": 0, "cat": 1}', "the key 'cat' stands there twice"),
-        ("twice.json", '["cat", "cat"]', "entry 1: 'cat' is the name of a class already"),
-        ("blank.json", '["cat", ""]', "entry 1: expected the name of a class"),
+        ("keys.json", '{"cat": 0, "cat": 1}', "duplicate key 'cat'"),
+        ("twice.json", '["cat", "cat"]', "entry 1: expected unique class names, got 'cat' again"),
+        ("blank.json", '["cat", ""]', "entry 1: expected a class name"),
         ("float.json", '{"cat": 0.0, "dog": true}', "expected a list of names"),
-        ("half.json", '["\\udce9"]', "entry 0: expected the name of a class, got .*(control|Unicode)"),
+        ("half.json", '["\\udce9"]', "entry 0: expected a class name, got .*(control|Unicode)"),
         ("gap.csv", "id,name\n0,cat\n2,dog\n", "got none for 1"),
     ],
 )  # fmt: skip
@@ -359,7 +354,7 @@ def test_what_is_no_file_of_class_names(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"cat\r\ndog\r\ncaf\xe9\r\n")
     with pytest.raises(DataError, match=r"latin.txt, line 3: expected one class name per line in UTF-8.*e9"):
         read_labels(tmp_path / "latin.txt")
-    with pytest.raises(DataError, match=r"nofile.txt: expected a file with the names.*there is no such file"):
+    with pytest.raises(DataError, match=r"nofile.txt: expected a file of class names.*got no such file"):
         read_labels("nofile.txt")
     with pytest.raises(DataError, match="did you mean 'kinetics400'"):
         read_labels("kinetics40")
@@ -409,7 +404,7 @@ def test_names_that_are_no_utf8(tmp_path):
     (shard,) = write_shards(read_manifest(tmp_path / "data"), tmp_path / "shards")
     assert [video.label for video in read_manifest(shard).videos] == [0, 1]
     plant(tmp_path, f"data/{odd}/1.mp4")
-    with pytest.raises(DataError, match=r"data/caf.*expected the name of a class, got .*(control|Unicode)") as error:
+    with pytest.raises(DataError, match=r"data/caf.*expected a class name, got .*(control|Unicode)") as error:
         read_manifest(tmp_path / "data")
     assert odd in str(error.value)
 
@@ -443,7 +438,7 @@ def test_json_keeps_names_that_are_no_utf8_and_is_valid(tmp_path):
         ("empty/", None, "found no folder in it"),
         ("one/data.zip", b"PK", r"found no folder in it; passed over 1 file that is no video: \.zip \(1\)"),
         ("frames/cat/v1/0001.jpg", b"x", "as folders of frames, such as cat/v1/0001.jpg, give a list"),
-        ("nowhere", None, "there is no such file or folder"),
+        ("nowhere", None, "got no such file or folder"),
     ],
 )
 def test_what_is_no_data_set_is_called_what_it_is(tmp_path, name, content, words):
@@ -463,7 +458,7 @@ def test_two_files_for_one_video_are_an_error(tmp_path):
     touch(tmp_path / "videos" / "1.gif")  # a preview
     assert read_manifest(path).videos[0].source.name == "1.webm"
     touch(tmp_path / "videos" / "more" / "1.mp4")
-    with pytest.raises(DataError, match="two files for one video"):
+    with pytest.raises(DataError, match="expected one file for each video"):
         read_manifest(path)
 
 
@@ -523,7 +518,7 @@ def test_shards_hold_the_same_videos_byte_by_byte(tmp_path, classes):
     assert [video.source.read() for video in read_manifest(tmp_path / "again").videos] == [
         video.source.read_bytes() for video in plain.videos
     ]
-    with pytest.raises(DataError, match="a new or an empty folder"):
+    with pytest.raises(DataError, match="a new or empty folder"):
         write_shards(plain, tmp_path / "shards")
 
 
@@ -551,7 +546,7 @@ def test_shards_by_number_and_by_address(tmp_path, classes, monkeypatch):
     pattern = str(tmp_path / "shards" / "shard-{000001..000003}.tar")
     assert [path.name for path in shard_paths(pattern)] == [f"shard-{n:06d}.tar" for n in (1, 2, 3)]
     assert len(read_manifest(pattern).videos) == 3
-    with pytest.raises(DataError, match=r"shard-000005.tar: there is no such shard"):
+    with pytest.raises(DataError, match=r"shard-000005.tar: expected a shard"):
         shard_paths(pattern.replace("000003", "000005"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "shards")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -613,7 +608,7 @@ SAMPLES = (("0.mp4", b"zero"), ("0.cls", b"1"), ("1.mp4", b"one"), ("1.cls", b"0
 
 
 @pytest.mark.parametrize(
-    ("members", "found", "skipped"),
+    ("members", "expected", "skipped"),
     [
         (
             [("._0.mp4", b"x"), ("._0.cls", b"\0\5"), ("__MACOSX/0.mp4", b"x"), ("PaxHeaders.7/0.mp4", b"x")],
@@ -629,10 +624,10 @@ SAMPLES = (("0.mp4", b"zero"), ("0.cls", b"1"), ("1.mp4", b"one"), ("1.cls", b"0
         ([("2.webp", b"RIFF....WEBPVP8 ....")], "", "not_videos"),
     ],
 )
-def test_members_that_are_no_samples_are_passed_over(tmp_path, members, found, skipped):
+def test_members_that_are_no_samples_are_passed_over(tmp_path, members, expected, skipped):
     write_tar(tmp_path / "x.tar", *SAMPLES, *members)
     manifest = read_manifest(tmp_path / "x.tar")
-    pairs = [(pair.split(":")[0], int(pair.split(":")[1])) for pair in found.split()]
+    pairs = [(pair.split(":")[0], int(pair.split(":")[1])) for pair in expected.split()]
     assert as_pairs(manifest) == [("0", 1), ("1", 0), *pairs]
     assert manifest.videos[1].source.read() == b"one"
     assert {reason: len(names) for reason, names in manifest.skipped.items()} == (
@@ -671,7 +666,7 @@ def test_stray_tars_in_a_folder_are_passed_over(tmp_path):
     }
     (tmp_path / "0.tar").unlink()
     assert as_pairs(read_manifest(tmp_path)) == [("cat/7", NO_LABEL)]
-    plant(tmp_path, "cat/1.mp4, dog/1.mp4")  # and now the tars are what lies beside the classes
+    plant(tmp_path, "cat/1.mp4, dog/1.mp4")  # now the tars are beside the classes
     assert as_pairs(read_manifest(tmp_path)) == [("cat/1.mp4", 0), ("dog/1.mp4", 1)]
     touch(tmp_path / "only" / "odd.tar")
     with pytest.raises(DataError, match=r"found none; passed over 1 tar that is no shard of the data set: odd\.tar"):
@@ -687,7 +682,7 @@ def test_of_a_damaged_tar_the_whole_videos_are_read(tmp_path, cut, whole, noise)
     (tmp_path / "x.tar").write_bytes(content[:cut] + noise * 4)
     manifest = read_manifest(tmp_path / "x.tar")
     shown = [video.source.read() for video in manifest.videos]
-    # Noise in the place of a content cannot be noticed here: that is what `data check` is for.
+    # Noise within a video is left to `data check`.
     assert shown[0] == b"zero"
     assert len(shown) == whole + bool(noise and cut == 3260)
     assert manifest.skipped["cut_short"] == ["x.tar"]
@@ -696,8 +691,8 @@ def test_of_a_damaged_tar_the_whole_videos_are_read(tmp_path, cut, whole, noise)
 def test_shards_that_would_lose_a_video_are_refused(tmp_path, classes):
     video = read_manifest(classes).videos[0].source.read_bytes()
     for names, complaint in (
-        (["a.mp4", "a.webm"], "a second video of its key"),
-        (["a.mp4", "a.cls"], "the number of a"),
+        (["a.mp4", "a.webm"], "expected one video per key"),
+        (["a.mp4", "a.cls"], "as the class index in a.cls"),
     ):
         with tarfile.open(tmp_path / "x.tar", "w") as tar:
             for name in names:

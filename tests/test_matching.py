@@ -1,5 +1,5 @@
-"""Matching looks: what is the same is found where it went, guesses are made better as the slow reading says, and only
-what was asked for and is seen is learnt from. That a clip is a stream, slots and gradients: tests/test_tapnext.py.
+"""Matching by appearance: shifted pictures match where they moved, refinement equals a slow reference, and only visible
+queried points have a loss. Streams, slots and gradients: tests/test_tapnext.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from models import assert_same_tracks, random_video, relative_error, run_tracker
 from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
-from trecvit.model.matching import Looks, Matching, Similarity
-from trecvit.train.initialise import go_on_from
+from trecvit.model.matching import Descriptors, Matching, Similarity
+from trecvit.train.initialise import load_weights_from
 from trecvit.train.track_loss import MATCHING_WEIGHT, matching_loss
 
 SIZE = 64
@@ -34,20 +34,24 @@ def shifted_video(columns: int, rows: int) -> Tensor:
     return torch.cat([frame, frame.roll((rows, columns), (-2, -1))], dim=1)
 
 
-def looks_and_queries(video: Tensor, places_xy: Tensor) -> tuple[Looks, Tensor]:
+def descriptors_and_queries(video: Tensor, places_xy: Tensor) -> tuple[Descriptors, Tensor]:
     with torch.no_grad():
-        looks = MATCHING.look(video)
-        return looks, MATCHING.find_queries(looks, places_xy, NOW, torch.zeros(1, 3, MATCHING.look_width))
+        descriptors = MATCHING.describe(video)
+        return descriptors, MATCHING.describe_queries(
+            descriptors, places_xy, NOW, torch.zeros(1, 3, MATCHING.descriptor_width)
+        )
 
 
 @pytest.mark.parametrize("shift", [(8, 4), (-4, 12), (0, 0)])
 @pytest.mark.parametrize("level", [0, 1], ids=["coarse", "fine"])
-def test_what_has_moved_looks_the_same_where_it_went(level, shift):
-    """By whole coarse places, so that random convolutions see exactly the same."""
+def test_shifted_pictures_match_where_they_moved(level, shift):
+    """Shifts by whole coarse places, so that random convolutions give equal descriptors."""
     places_xy = MIDDLES_XY[level]
-    looks, queries = looks_and_queries(shifted_video(*shift), places_xy / SIZE)
+    descriptors, queries = descriptors_and_queries(shifted_video(*shift), places_xy / SIZE)
     with torch.no_grad():
-        _, scores = copy.deepcopy(MATCHING).train().tell(looks, queries, torch.ones(1, 2, 3, dtype=torch.bool))
+        _, scores = (
+            copy.deepcopy(MATCHING).train().condition(descriptors, queries, torch.ones(1, 2, 3, dtype=torch.bool))
+        )
     maps, sharpness = scores[level][0], MATCHING.sharpness[-2:].detach().exp()[level]
     side = SIZE // maps.shape[-1]
     for frame, moved in enumerate(((0, 0), shift)):
@@ -57,56 +61,60 @@ def test_what_has_moved_looks_the_same_where_it_went(level, shift):
         assert torch.allclose(cosines, torch.ones(3), atol=1e-5)
 
 
-def test_a_token_is_told_the_sines_and_cosines_of_a_place(monkeypatch):
-    """When all but the right place is out of the question."""
-    looks, queries = looks_and_queries(shifted_video(8, 4), MIDDLES_XY[1] / SIZE)
-    matching, told = copy.deepcopy(MATCHING), []
-    monkeypatch.setattr(matching, "into_token", _Spy(told, matching.into_token))
+def test_a_match_is_embedded_as_sines_and_cosines_of_its_position(monkeypatch):
+    """With a softmax so sharp that only the best place counts."""
+    descriptors, queries = descriptors_and_queries(shifted_video(8, 4), MIDDLES_XY[1] / SIZE)
+    matching, inputs = copy.deepcopy(MATCHING), []
+    monkeypatch.setattr(matching, "into_token", _Spy(inputs, matching.into_token))
     with torch.no_grad():
         matching.sharpness.fill_(math.log(1e5))
-        matching.tell(looks, queries, torch.ones(1, 2, 3, dtype=torch.bool))
+        matching.condition(descriptors, queries, torch.ones(1, 2, 3, dtype=torch.bool))
     x, y = (MIDDLES_XY[1][0] + torch.tensor([8.0, 4.0]) - 0.5).unbind(dim=-1)  # the first pixel's middle is 0
     frequencies = torch.tensor([10_000.0 ** (-i / 3) for i in range(4)])  # a quarter of 16 channels
     waves = [wave(axis[:, None] * frequencies) for axis in (x, y) for wave in (torch.sin, torch.cos)]
-    of_fine = told[0][0, 1, :, -17:]
-    assert torch.allclose(of_fine, torch.cat([*waves, torch.ones(3, 1)], dim=1), atol=1e-4)  # at last, how alike
+    of_fine = inputs[0][0, 1, :, -17:]
+    assert torch.allclose(
+        of_fine, torch.cat([*waves, torch.ones(3, 1)], dim=1), atol=1e-4
+    )  # the last is the similarity
 
 
 class _Spy(torch.nn.Module):
-    def __init__(self, heard: list[Tensor], inner: torch.nn.Linear) -> None:
+    def __init__(self, inputs: list[Tensor], inner: torch.nn.Linear) -> None:
         super().__init__()
-        self.heard, self.inner, self.weight = heard, inner, inner.weight
+        self.inputs, self.inner, self.weight = inputs, inner, inner.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        self.heard.append(x)
+        self.inputs.append(x)
         return self.inner(x)
 
 
-def test_guesses_become_better_as_the_slow_reading_says():
-    looks, queries = looks_and_queries(shifted_video(2, -2), torch.rand(1, 3, 2))
+def test_refinement_equals_a_slow_reference():
+    descriptors, queries = descriptors_and_queries(shifted_video(2, -2), torch.rand(1, 3, 2))
     features = torch.randn(1, 2, 3, TRACKER.config.blocks.width)
     guesses = torch.rand(1, 2, 3, 2) * 0.5 + 0.25
-    asked = torch.tensor([[[True, True, False], [True, True, True]]])
-    got = MATCHING.refine(looks, queries, asked, features, guesses)
+    is_queried = torch.tensor([[[True, True, False], [True, True, True]]])
+    got = MATCHING.refine(descriptors, queries, is_queried, features, guesses)
     for frame in range(2):
         for point in range(3):
             place = guesses[0, frame, point]
-            for number, step_px in enumerate((2.0, 0.75)):
+            for index, step_px in enumerate((2.0, 0.75)):
                 costs = [
                     4
-                    * group_product(looks.fine[0, frame], queries[0, point, 64:], group, place + step_px / 64 * offset)
-                    if asked[0, frame, point]
+                    * group_product(
+                        descriptors.fine[0, frame], queries[0, point, 64:], group, place + step_px / 64 * offset
+                    )
+                    if is_queried[0, frame, point]
                     else torch.zeros(())
                     for group in range(4)
                     for offset in (torch.tensor([x, y]) for y in range(-4, 5) for x in range(-4, 5))
                 ]
-                hidden = F.gelu(MATCHING.guess_in[number](torch.cat([torch.stack(costs), features[0, frame, point]])))
-                place = place + MATCHING.guess_out[number](hidden) * step_px / TRACKER.config.raster_px
+                hidden = F.gelu(MATCHING.guess_in[index](torch.cat([torch.stack(costs), features[0, frame, point]])))
+                place = place + MATCHING.guess_out[index](hidden) * step_px / TRACKER.config.raster_px
             assert relative_error(got[0, frame, point], place) < 1e-5
 
 
 def group_product(maps: Tensor, query: Tensor, group: int, place_xy: Tensor) -> Tensor:
-    """Of 8 channels, bilinearly between the middles of places; there is nothing outside of the picture."""
+    """Scalar product of 8 channels, bilinear between the centres of places; zero outside the picture."""
     channels = slice(8 * group, 8 * group + 8)
     x, y = (place_xy * maps.shape[-1] - 0.5).tolist()
     total = torch.zeros(())
@@ -118,32 +126,33 @@ def group_product(maps: Tensor, query: Tensor, group: int, place_xy: Tensor) -> 
     return total
 
 
-def test_the_gradient_of_a_guess_is_the_slope():
-    """With the places where it looks held fast; the first guess does not move here."""
+@pytest.mark.slow
+def test_the_gradient_of_a_refined_point():
+    """With constant places of sampling; the first refinement is zero here."""
     matching = Matching(8, 16).double()
     torch.nn.init.normal_(matching.guess_out[1].weight)
-    asked = torch.ones(1, 1, 2, dtype=torch.bool)
+    is_queried = torch.ones(1, 1, 2, dtype=torch.bool)
     guesses, features = torch.rand(1, 1, 2, 2).double(), torch.randn(1, 1, 2, 8).double()
 
     def refined(fine: Tensor, queries: Tensor, features: Tensor) -> Tensor:
-        return matching.refine(Looks(fine[:, :, :64], fine), queries, asked, features, guesses)
+        return matching.refine(Descriptors(fine[:, :, :64], fine), queries, is_queried, features, guesses)
 
     fine = torch.randn(1, 1, 32, 4, 4).double().requires_grad_()
     queries = torch.randn(1, 2, 96).double().requires_grad_()
     assert torch.autograd.gradcheck(refined, (fine, queries, features.requires_grad_()))
 
 
-def test_clips_longer_than_what_is_compared_at_once_are_streams_too():
+def test_clips_longer_than_one_piece_are_streams_too():
     video = random_video(1, 19, 32, 32)
     queries = torch.tensor([[[0, 5.0, 20.0], [9, 30.5, 1.0], [17, 16.0, 16.0]]])
     got, _ = run_tracker(TRACKER, video, TRACKER.init_state(queries), list(range(1, 19)))
     assert_same_tracks(got, TRACKER(video, queries))
 
 
-def test_a_tracker_without_goes_on_as_it_was():
-    """What is new says nothing at first, and what was learnt is kept."""
+def test_matching_added_to_a_trained_tracker_changes_no_prediction():
+    """New parts are initially neutral, trained weights are kept."""
     trained, model = tiny_tracker(), type(TRACKER)(TRACKER.config).eval()
-    words = go_on_from(model, trained, source="x")
+    words = load_weights_from(model, trained, source="x")
     assert "matching.first.weight" in words
     video, queries = random_video(1, 5, 32, 32), torch.tensor([[[0, 5.0, 20.0], [2, 30.0, 1.0]]])
     assert_same_tracks(model(video, queries), trained(video, queries))
@@ -157,10 +166,10 @@ def test_bfloat16_and_packed_weights_stay_near():
     assert relative_error(got.points_xy, exact.points_xy) < 0.1
 
 
-# ---- what is learnt ----
+# ---- the loss ----
 
 
-def test_scores_are_there_in_training_only():
+def test_scores_are_returned_in_training_only():
     video, queries = random_video(1, 3, 32, 32), torch.zeros(1, 2, 3)
     assert TRACKER(video, queries).similarity is None
     tracker = tiny_tracker(matching=True).train()
@@ -169,8 +178,8 @@ def test_scores_are_there_in_training_only():
     assert scores.fine.shape == (1, 2, 3, 16, 16)
 
 
-def test_the_loss_worked_by_hand():
-    """Without preference log 16 and log 64; a truth in the middle of a place is that place, else it is shared out."""
+def test_the_loss_computed_by_hand():
+    """Uniform scores cost log 16 and log 64; a target at a place's centre is that place, else shared between places."""
     none = Similarity(torch.zeros(1, 1, 1, 4, 4), torch.zeros(1, 1, 1, 8, 8))
     seen = {"visible": torch.ones(1, 1, 1).bool(), "counted": torch.ones(1, 1, 1).bool(), "image_size": (16, 16)}
     middle = torch.tensor([[[[6.0, 10.0]]]])
@@ -184,7 +193,7 @@ def test_the_loss_worked_by_hand():
     assert between == pytest.approx(MATCHING_WEIGHT * (math.log(64) + 25), rel=1e-4)
 
 
-def test_what_is_not_seen_teaches_nothing():
+def test_invisible_points_have_no_gradient():
     coarse, fine = torch.randn(1, 2, 3, 4, 4, requires_grad=True), torch.randn(1, 2, 3, 8, 8, requires_grad=True)
     visible = torch.tensor([[[True, True, False], [True, True, True]]])
     counted = torch.tensor([[[True, True, True], [False, True, True]]])

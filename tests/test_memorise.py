@@ -1,9 +1,11 @@
-"""Returning a frame of the past: models, scenery, training, streams that go on, and the two studies."""
+"""Long-video memorisation: models, scenery, training, longer streams, and the two studies."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,19 +18,18 @@ from typer.testing import CliRunner
 
 from paper import memory, tables
 from paper.commands import app
+from paper.forgetting import FORGETTINGS, Forgetting
+from paper.memoriser import Memoriser, MemoriserConfig, past_frame
 from paper.memory import OURS, VIVIT, Plan
-from trecvit.baselines.memorise import VivitMemoriser
-from trecvit.config import MemoriserConfig, VivitMemoriserConfig, model_config
+from paper.recall import evaluate_memory, recall_in_streams
+from paper.scenery import Scenery, SceneryConfig
+from paper.vivit import VivitMemoriser, VivitMemoriserConfig
+from trecvit.config import model_config
 from trecvit.errors import CheckpointError, ConfigError, InputError
-from trecvit.evaluate.forgetting import FORGETTINGS, Forgetting
-from trecvit.evaluate.memorise import evaluate_memory, recall_in_streams
-from trecvit.model.memorise import Memoriser, past_frame
 from trecvit.model.scan import GATE_SHARPNESS
 from trecvit.processes import Processes, Share
-from trecvit.synthetic.scenery import Scenery, SceneryConfig
-from trecvit.train.initialise import first_model
-from trecvit.train.loop import feed_of, objective_of, train
-from trecvit.train.memorise import HeldOutMemory
+from trecvit.train.initialise import initial_model
+from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of
 from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import outcome, read_lines
@@ -100,7 +101,7 @@ def test_a_stream_is_answered_as_the_clip_is(memoriser):
 
 @torch.no_grad()
 def test_the_answer_is_read_off_the_tokens_patch_by_patch(memoriser):
-    """A reader that says a patch's own number everywhere paints it where the patch lies."""
+    """A reader that outputs each patch's index in all its pixels puts it at the patch's place."""
     video = torch.rand(1, 2, 3, 32, 32)
     tokens = memoriser.tokenizer(video)
     state = memoriser.init_state(1, image_size=(32, 32))
@@ -120,6 +121,7 @@ def test_a_class_token_is_not_a_patch():
     assert model(torch.rand(2, 3, 3, 32, 32)).shape == (2, 3, 32, 32)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_vivit_sees_all_frames_and_puts_each_patch_in_its_place(vivit):
     video = torch.rand(1, 4, 3, 32, 32)
@@ -227,6 +229,7 @@ def test_impossible_scenery_is_refused():
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), (AS_VIVIT,)], ids=["trecvit", "vivit"])
 def test_a_run_leaves_model_figures_and_pictures(recipe_path, tmp_path, words):
     tested = ("memory.validate_every=2", *words)
@@ -242,8 +245,8 @@ def test_a_run_leaves_model_figures_and_pictures(recipe_path, tmp_path, words):
 
 def test_the_loss_is_the_frames_mean_squared_error(recipe_path):
     recipe = load_recipe(recipe_path)
-    batch = next(iter(feed_of(recipe).batches(0, Share())))
-    objective = objective_of(recipe)
+    batch = next(iter(recipe.feed().batches(0, Share())))
+    objective = recipe.objective()
     true = batch.videos[:, 1].float() / 255  # frame 4 - 2, from 1
     out = torch.rand_like(true)
     total, shares = objective.loss(out, batch)
@@ -269,14 +272,15 @@ def test_every_weight_is_moved_once_and_vivits_as_ours_are(vivit):
     assert {id(vivit.vivit.embeddings.position_embeddings), id(vivit.vivit.embeddings.cls_token)} <= set(kept)
 
 
+@pytest.mark.slow
 def test_both_begin_with_patches_whitened_alike(recipe_path):
-    """Tokens before positions, of the clips that both are shown: uncorrelated and of one size."""
+    """Tokens before positions, of the training clips: uncorrelated and of equal variance."""
     tokens = []
     for words in ((), (AS_VIVIT,)):
         recipe = load_recipe(recipe_path, ["start.whiten_grain_px=1", "start.positions_scale=0", *words])
         torch.manual_seed(0)
-        feed = feed_of(recipe)
-        model, _ = first_model(recipe, feed)
+        feed = recipe.feed()
+        model, _ = initial_model(recipe, feed)
         video = feed.examples().float() / 255
         if isinstance(model, VivitMemoriser):
             tokens.append(model.embedding(2 * video.transpose(1, 2) - 1).flatten(2).transpose(1, 2).flatten(0, 1))
@@ -289,8 +293,9 @@ def test_both_begin_with_patches_whitened_alike(recipe_path):
         assert some.mean(dim=0).abs().max() < 0.01
 
 
+@pytest.mark.slow
 def test_a_memory_of_one_frame_is_learnt(recipe_path, tmp_path):
-    """The frame before the last, much better than the mean of all frames, after some seconds."""
+    """The frame before the last, much better than the mean frame, after some seconds."""
     words = ["memory.offset=1", "preprocessing.num_frames=2", "optimisation.num_steps=60", "model.width=64"]
     words += ["model.mlp_width=64", "model.depth=1", "optimisation.batch_size=8", "log_every=60"]
     words += ["optimisation.learning_rate=0.005", "optimisation.warmup_steps=5", "memory.validation_clips=16"]
@@ -300,6 +305,7 @@ def test_a_memory_of_one_frame_is_learnt(recipe_path, tmp_path):
     assert found["psnr_db"] > found["constant_psnr_db"] + 3
 
 
+@pytest.mark.slow
 def test_few_long_videos_are_enough(recipe_path, tmp_path):
     rng, files = np.random.default_rng(0), tmp_path / "videos"
     files.mkdir()
@@ -316,18 +322,18 @@ def test_few_long_videos_are_enough(recipe_path, tmp_path):
     path = tmp_path / "videos.yaml"
     path.write_text(yaml.safe_dump(content))
     recipe = load_recipe(path)
-    feed = feed_of(recipe)
+    feed = recipe.feed()
     assert feed.num_steps == 3
     clips = torch.cat([batch.videos for batch in feed.batches(0, Share())])
     assert len({clip.numpy().tobytes() for clip in clips}) > 8  # cut elsewhere each time
     train(recipe, tmp_path / "run")
     found = json.loads((tmp_path / "run/evaluation/result.json").read_text())
     assert (found["clips"], found["failed"]) == (2, 1)
-    tested_on = HeldOutMemory(recipe)
+    tested_on = recipe.task.held_out(recipe)
     frames = [frame for frame, cuts in tested_on.streams(3) if not cuts.any()]
     assert len(frames) == 20
     assert frames[0].shape == (2, 3, 32, 32)  # of those that can be read
-    assert not tested_on.knows_cuts
+    assert not tested_on.has_cuts
 
 
 def test_clips_go_to_where_the_model_is(recipe_path, tmp_path, monkeypatch):
@@ -338,10 +344,8 @@ def test_clips_go_to_where_the_model_is(recipe_path, tmp_path, monkeypatch):
             assert video.device.type == "meta"
             return torch.zeros(len(video), *video.shape[2:])
 
-    objective = objective_of(load_recipe(recipe_path))
-    monkeypatch.setattr(
-        "trecvit.train.memorise.load_trained", lambda config, folder, device: Elsewhere(config).to(device)
-    )
+    objective = load_recipe(recipe_path).objective()
+    monkeypatch.setattr("paper.memory_task.load_trained", lambda config, folder, device: Elsewhere(config).to(device))
     processes = Processes()
     monkeypatch.setattr(processes, "device", torch.device("meta"))
     objective.evaluate(tmp_path, tmp_path / "evaluation", processes)
@@ -351,10 +355,10 @@ def test_clips_go_to_where_the_model_is(recipe_path, tmp_path, monkeypatch):
 def test_recipes_that_do_not_fit_are_refused(recipe_path, tmp_path):
     refused = {
         "memory.offset=4": "memory.offset: expected 0 to 3 in clips of 4 frames",
-        "memory.validation_seed=0": "expected another than scenery_seed=0",
+        "memory.validation_seed=0": "expected a seed other than scenery_seed=0",
         "memory.ofset=4": "did you mean 'offset'",
-        "memory.scenery=null": "expected `tracks`, `scenes`, `videos` or `memory.scenery`",
-        "scenes={}": "expected `tracks`, `scenes`, `videos` or `memory.scenery`",
+        "memory.scenery=null": "expected `videos` or `memory.scenery`, one of them",
+        "scenes={}": "expected `tracks`, `scenes` or `videos`, one of them, got scenes and memory",
         "memory.scenery.image_size=[48, 48]": "leave it out",
         "model.num_classes=4": "num_classes=0",
         "memory.scenery.max_pan=7": "min_pan and max_pan",
@@ -362,10 +366,33 @@ def test_recipes_that_do_not_fit_are_refused(recipe_path, tmp_path):
     for word, words in refused.items():
         with pytest.raises(ConfigError, match=words):
             load_recipe(recipe_path, [word])
-    with pytest.raises(ConfigError, match="a ViViT begins with fresh weights"):
+    with pytest.raises(ConfigError, match="a ViViT starts from random weights"):
         load_recipe(recipe_path, [AS_VIVIT, "start.weights=motions"])
-    with pytest.raises(ConfigError, match="say num_steps and not epochs"):
+    with pytest.raises(ConfigError, match="give num_steps, not epochs"):
         load_recipe(recipe_path, ["optimisation.num_steps=0", "optimisation.epochs=1"])
+
+
+@pytest.mark.slow
+def test_the_package_alone_names_the_command_of_the_papers_tasks(recipe_path):
+    code = f"""
+from pathlib import Path
+from trecvit.cli.evaluate import _videomae
+from trecvit.errors import ConfigError
+from trecvit.train.recipe import load_recipe
+for load in (
+    lambda: load_recipe({str(recipe_path)!r}),
+    lambda: load_recipe("mae_world", ["mae.network=videomae"]),
+    lambda: _videomae(Path(), 4, "cpu"),
+):
+    try:
+        load()
+    except ConfigError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    commands = ["`scripts/paper train`", "`scripts/paper train`", "`scripts/paper probe --videomae FOLDER`"]
+    lines = done.stdout.splitlines()
+    assert [command for command, line in zip(commands, lines, strict=True) if command in line] == commands
 
 
 @pytest.mark.parametrize("name", ["memory_world.yaml", "memory_walking_tours.yaml"])
@@ -373,7 +400,7 @@ def test_the_recipes_are_read_and_both_models_can_be_made(name):
     plan = Plan(path=ROOT / "paper" / "recipes" / name, overrides=(), runs=Path("runs"), seeds=(0,))
     for model, _, _ in plan.runs_for(plan.offsets()):
         recipe = plan.recipe(model, plan.lengths[1], 0)
-        assert recipe.preprocessing.num_frames - recipe.memory.offset == plan.frame
+        assert recipe.preprocessing.num_frames - recipe.task.memory.offset == plan.frame
         assert isinstance(recipe.architecture, {OURS: MemoriserConfig, VIVIT: VivitMemoriserConfig}[model])
 
 
@@ -393,7 +420,7 @@ def test_figures_are_those_worked_out_by_hand():
 
 
 def test_forgetting_in_streams_is_what_it_says(memoriser):
-    """Against the model run by hand on the frames that count."""
+    """Against the model on the frames since the last reset."""
     generator = torch.Generator().manual_seed(1)
     frames = torch.randint(0, 256, (9, 2, 3, 32, 32), dtype=torch.uint8, generator=generator)
     cuts = torch.zeros(9, 2, dtype=torch.bool)
@@ -436,6 +463,7 @@ def test_forgetting_in_streams_is_what_it_says(memoriser):
 # ---- studies -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, monkeypatch):
     words = ["memory", str(recipe_path), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
     words += ["--streams", "1", "--offset", "2", "--offset", "4", "optimisation.num_steps=1"]
@@ -496,6 +524,7 @@ def test_study_memory_refuses_a_recipe_without_memory(tmp_path):
         CliRunner().invoke(app, words, catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
     words = ["eigenvalues", str(recipe_path), "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "to")]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
@@ -516,8 +545,9 @@ def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
     assert (tmp_path / "to/eigenvalues.png").stat().st_size > 3_000
 
 
+@pytest.mark.slow
 def test_start_of_the_eigenvalues_is_that_of_the_run(recipe_path, tmp_path):
-    """With no rate the weights at the end are the first ones, so both moments must count the same."""
+    """At a learning rate of 0 the weights do not change, so the counts before and after are the same."""
     from paper import eigenvalues
 
     plan = eigenvalues.Plan(path=recipe_path, overrides=("optimisation.learning_rate=0",), runs=tmp_path)

@@ -1,4 +1,4 @@
-"""The paper's other temporal parts and ablations, each beside its equations; streaming is tested in test_streaming."""
+"""The paper's other temporal mixers and ablations against their equations; test_streaming tests their streaming."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
 from trecvit.bench.speed import measure
-from trecvit.config import ModelConfig, TrackerConfig
+from trecvit.config import ModelConfig
 from trecvit.errors import CheckpointError, ConfigError, StateError
 from trecvit.model.lru import LayerState, TemporalBlock, UngatedLRU
 from trecvit.model.mixers import TemporalAttention, TemporalConv, TemporalLSTM, TemporalPositions, temporal_part
 from trecvit.model.scan import linear_scan_reference
 from trecvit.model.state import State, empty_layers
+from trecvit.model.tapnext import TrackerConfig
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.runtime.describe import describe, flops_per_frame
 from trecvit.weights.load import convert, load
@@ -29,7 +30,7 @@ B, T, N, D = 2, 5, 3, 16
 
 
 def part(mixer: str, **overrides: object) -> tuple[torch.nn.Module, Tensor, LayerState]:
-    """A temporal part with weights that all matter, some frames for it, and a past, in float64."""
+    """A temporal mixer without zero weights, input frames and a non-zero state, in float64."""
     config = ModelConfig(**{**TINY, "temporal_mixer": mixer, **overrides})
     module = temporal_part(config).double()
     with torch.no_grad():
@@ -77,7 +78,7 @@ def attention_by_hand(module: TemporalAttention, x: Tensor, state: LayerState) -
 @pytest.mark.parametrize(
     ("mixer", "by_hand"), [("lstm", lstm_by_hand), ("conv", conv_by_hand), ("attention", attention_by_hand)]
 )
-def test_each_part_is_its_equations_with_every_gradient(mixer, by_hand):
+def test_each_mixer_equals_its_equations_with_every_gradient(mixer, by_hand):
     module, x, state = part(mixer)
     results = []
     for compute in (
@@ -96,7 +97,7 @@ def test_each_part_is_its_equations_with_every_gradient(mixer, by_hand):
 
 
 def test_the_lstms_kernel_for_float32_has_the_same_gradients():
-    """oneDNN's, which float64 does not reach."""
+    """oneDNN's kernel, which does not take float64."""
     module, x, state = part("lstm")
     module, x, state = module.float(), x.float(), LayerState(state.hidden.float(), state.taps.float())
     fresh = torch.zeros(B, dtype=torch.bool)
@@ -107,7 +108,7 @@ def test_the_lstms_kernel_for_float32_has_the_same_gradients():
         assert relative_error(one, other) < 1e-5
 
 
-def test_without_gates_it_is_the_plain_recurrence_with_every_gradient():
+def test_without_gates_it_equals_the_plain_recurrence_with_every_gradient():
     lru = UngatedLRU(ModelConfig(**TINY)).double()
     x, hidden = torch.randn(B, T, N, D).double().requires_grad_(), torch.randn(B, N, D).double().requires_grad_()
     fresh = torch.tensor([True, False])
@@ -145,7 +146,7 @@ def test_without_the_skip_the_input_is_not_added(mixer):
     assert not temporal_part(ModelConfig(temporal_mixer=mixer, temporal_skip=False)).skip
 
 
-def test_attention_looks_at_later_frames_and_knows_their_order():
+def test_attention_depends_on_later_frames_and_their_order():
     model, video = tiny_model(temporal_mixer="attention"), random_video(1, 6)
     other = video.clone()
     other[:, 5] = 255 - other[:, 5]
@@ -157,7 +158,7 @@ def test_attention_looks_at_later_frames_and_knows_their_order():
     assert relative_error(model(backwards).logits, model(video).logits) < 1e-5
 
 
-def test_positions_of_a_clip_of_another_length_lie_between_the_learned_ones():
+def test_positions_of_a_clip_of_another_length_are_interpolated():
     time = TemporalPositions(ModelConfig(width=4, num_heads=1, temporal_positions=3))
     ramp = torch.tensor([0.0, 1.0, 2.0])[:, None].expand(3, 4)
     with torch.no_grad():
@@ -169,11 +170,11 @@ def test_positions_of_a_clip_of_another_length_lie_between_the_learned_ones():
     assert time(torch.zeros(1, 1, 1, 4))[0, 0, 0, 0] == 1.0
 
 
-def test_attention_takes_whole_clips_and_refuses_to_go_on():
+def test_attention_takes_whole_clips_and_refuses_to_stream():
     model, video = tiny_model(temporal_mixer="attention"), random_video(2, 8)
     out, state = model.step(video, model.init_state(2))
     assert torch.equal(out.logits, model(video).logits)
-    with pytest.raises(StateError, match=r"'attention' looks at whole clips.*fresh state"):
+    with pytest.raises(StateError, match=r"'attention' needs whole clips.*new state"):
         model.step(video, state)
     with pytest.raises(StateError, match="whole clips"):
         model.step(video, state.reset([True, False]))
@@ -183,7 +184,7 @@ def test_attention_takes_whole_clips_and_refuses_to_go_on():
     torch.testing.assert_close(clips.logits, (model(video[:, :4]).logits + model(video[:, 4:]).logits) / 2)
 
 
-def test_a_state_holds_what_its_part_needs():
+def test_a_state_has_the_sizes_of_its_mixer():
     sizes = {}
     for mixer in MIXERS:
         state = tiny_model(temporal_mixer=mixer).init_state(1)
@@ -199,7 +200,7 @@ def test_a_state_holds_what_its_part_needs():
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_optimised_model_gives_the_answers_and_the_states(mixer, dtype):
+def test_an_optimised_model_gives_the_outputs_and_states(mixer, dtype):
     model, video = tiny_model(temporal_mixer=mixer), random_video(2, 4)
     fast = optimize(model, dtype=dtype)
     with torch.inference_mode():
@@ -246,8 +247,8 @@ for name, tensor in after._tensors().items():
 
 
 @pytest.mark.slow
-def test_an_exported_lstm_gives_the_answers_and_the_states(tmp_path):
-    # In a process of its own: the compiler cannot see through the checks of shapes that the tests add.
+def test_an_exported_lstm_gives_the_outputs_and_states(tmp_path):
+    # In a separate process: the compiler cannot trace the checks of shapes that the tests add.
     command = [sys.executable, "-c", EXPORTED, str(tmp_path / "fast")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -266,19 +267,19 @@ def test_an_exported_lstm_gives_the_answers_and_the_states(tmp_path):
         ({"lru_gates": 1}, "lru_gates: expected true or false"),
     ],
 )
-def test_impossible_temporal_parts_are_refused_in_words(fields, words):
+def test_impossible_temporal_mixers_are_refused(fields, words):
     with pytest.raises(ConfigError, match=words):
         ModelConfig(**fields)
 
 
-def test_a_tracker_cannot_look_at_whole_clips():
+def test_a_tracker_needs_a_mixer_that_can_stream():
     blocks = TrackerConfig().blocks
     TrackerConfig(blocks=dataclasses.replace(blocks, temporal_mixer="lstm", temporal_mlp=False))
     with pytest.raises(ConfigError, match="a temporal_mixer that can stream"):
         TrackerConfig(blocks=dataclasses.replace(blocks, temporal_mixer="attention", temporal_mlp=False))
 
 
-def test_a_description_from_before_these_fields_still_loads():
+def test_a_description_without_these_fields_still_loads():
     written = ModelConfig().to_dict()
     for field in ("temporal_skip", "temporal_positions", "lru_gates"):
         del written[field]
@@ -288,7 +289,7 @@ def test_a_description_from_before_these_fields_still_loads():
 @pytest.mark.parametrize(
     "fields", [*({"temporal_mixer": mixer} for mixer in MIXERS), {"lru_gates": False, "temporal_skip": False}], ids=str
 )
-def test_a_saved_model_is_the_model(fields, tmp_path):
+def test_a_loaded_model_equals_the_saved_one(fields, tmp_path):
     model, video = tiny_model(**fields), random_video(1, 4)
     loaded = load(model.save(tmp_path / "model"))
     assert loaded.config == model.config
@@ -296,14 +297,15 @@ def test_a_saved_model_is_the_model(fields, tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{"temporal_mixer": "lstm"}, {"lru_gates": False}, {"temporal_skip": False}])
-def test_the_original_format_has_no_place_for_them(fields, tmp_path):
+def test_the_original_format_cannot_hold_them(fields, tmp_path):
     tiny_model(**fields).save(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=f"knows no {next(iter(fields))}"):
+    with pytest.raises(CheckpointError, match=f"does not support {next(iter(fields))}"):
         convert(tmp_path / "model", tmp_path / "model.npz")
 
 
-def test_sizes_and_operations_are_those_worked_out_by_hand():
-    """Of one temporal part of width D = 768 and of one frame's tokens in all twelve."""
+@pytest.mark.slow
+def test_sizes_and_operations_equal_those_by_hand():
+    """Weights of one mixer of width D = 768; operations of one frame in all twelve blocks."""
     width, tokens = 768, 197
     weights = {
         "attention": 4 * width * width + 4 * width + 2 * width,
@@ -320,7 +322,7 @@ def test_sizes_and_operations_are_those_worked_out_by_hand():
             assert flops_per_frame(model) - plain == pytest.approx(12 * tokens * operations[mixer], rel=1e-9)
 
 
-def test_what_is_told_of_a_model_says_whether_it_can_stream():
+def test_a_models_facts_include_whether_it_can_stream():
     with torch.device("meta"):
         clips, streams = (
             describe(TRecViT(ModelConfig(**TINY, temporal_mixer=mixer))) for mixer in ("attention", "lstm")
@@ -331,14 +333,14 @@ def test_what_is_told_of_a_model_says_whether_it_can_stream():
     assert streams["state bytes per stream"] == tiny_model(temporal_mixer="lstm").init_state(1).nbytes
 
 
-def test_no_bound_is_claimed_where_matrix_products_are_not_all(tmp_path):
+def test_speed_is_refused_where_the_bound_does_not_hold(tmp_path):
     tiny_model(temporal_mixer="conv").save(tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"temporal_mixer='conv'.*matrix products only"):
+    with pytest.raises(ConfigError, match=r"temporal_mixer='conv'.*matrix multiplications only"):
         measure(str(tmp_path / "model"), "float32", "eager", 1, 1, seconds=0.01)
 
 
 @pytest.mark.parametrize("fields", [{"temporal_mixer": "lstm"}, {"temporal_mixer": "conv"}, {"lru_gates": False}])
-def test_presets_take_them_and_a_state_moves_between_files_and_rows(fields, tmp_path):
+def test_presets_take_them_and_a_state_survives_files_and_row_selection(fields, tmp_path):
     model, video = create_model("tiny", depth=1, num_classes=3, image_size=32, **fields), random_video(3, 4, 32, 32)
     _, state = model.step(video[:, :2], model.init_state(3))
     state.select([2, 0]).save(tmp_path / "state")

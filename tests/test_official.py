@@ -92,11 +92,12 @@ _WITHOUT_A_PLACE = {"no_temporal_part", "lstm", "full_conv", "no_gates", "no_ski
 @pytest.mark.parametrize("variant", sorted(_WITHOUT_A_PLACE - {"no_temporal_part"}))
 def test_what_the_official_format_has_no_place_for_is_refused(tmp_path, variant):
     folder = tiny_model(**VARIANTS[variant]).save(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"the original format knows no (temporal_|lru_)"):
+    with pytest.raises(CheckpointError, match=r"the official format does not support (temporal_|lru_)"):
         convert(folder, tmp_path / "weights.npz")
     assert not (tmp_path / "weights.npz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in _WITHOUT_A_PLACE])
 def test_every_architecture_survives_the_official_format(tmp_path, variant):
     model = tiny_model(**VARIANTS[variant])
@@ -177,7 +178,7 @@ def test_other_files_are_refused_with_the_reason(tmp_path):
     def flatten_grid(arrays):
         arrays["tokenizer/pos_embedding"] = np.zeros((1, 15, 48), np.float32)
 
-    with pytest.raises(CheckpointError, match="15 positions are not a square grid: say image_size"):
+    with pytest.raises(CheckpointError, match="expected a square grid of positions, got 15; give image_size"):
         load(rewrite(tmp_path / "grid.npz", flatten_grid))
     config, _ = read_official(rewrite(tmp_path / "grid.npz", flatten_grid), image_size=(48, 80))
     assert config.num_patches == 15
@@ -192,6 +193,7 @@ def test_truncated_files_are_refused(tmp_path):
             load(path)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_or_read_right(tmp_path):
     """Bytes changed anywhere: an error of ours, or (in an unused byte of the archive) the right weights; no crash."""
     whole = bytearray((GOLDEN / "small_gap_clips.npz").read_bytes())
@@ -244,7 +246,7 @@ def test_a_file_that_promises_too_much_allocates_nothing(tmp_path):
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tokenizer/embedding/kernel.npy", bytes(50_000_000))
-    with pytest.raises(CheckpointError, match="hundredfold"):
+    with pytest.raises(CheckpointError, match="expands more than 100-fold"):
         load(path)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -252,7 +254,7 @@ def test_a_file_that_promises_too_much_allocates_nothing(tmp_path):
     )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tokenizer/embedding/kernel.npy", header.getvalue() + bytes(64))
-    with pytest.raises(CheckpointError, match="promises float32"):
+    with pytest.raises(CheckpointError, match=r"float32 .* is larger than the file"):
         load(path)
 
 

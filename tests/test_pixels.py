@@ -1,4 +1,4 @@
-"""Which floating-point pixels are taken: all that a resize gives, and none that are on another scale."""
+"""Accepted floating-point pixels: all results of a resize, none on another scale."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from models import random_video, tiny_model, tiny_readout_tracker, tiny_tracker
 
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, decoder_config
+from paper.memoriser import Memoriser, MemoriserConfig, past_frame
+from trecvit.config import ModelConfig
 from trecvit.errors import InputError
-from trecvit.model.mae import MaskedAutoencoder, targets, tube_masks
-from trecvit.model.memorise import Memoriser, past_frame
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config, targets, tube_masks
 from trecvit.model.pixels import check_pixels, unit_pixels
 
 SIZES = [(16, 24), (32, 32), (64, 64), (97, 150)]
@@ -76,7 +76,7 @@ def test_any_resize_of_valid_pixels_is_valid(library, arguments):
             assert torch.equal(unit[inside], got[inside])
 
 
-def test_the_antialiased_resize_of_a_white_caption_is_answered():
+def test_an_antialiased_resize_of_a_white_caption_is_accepted():
     video = random_video(1, 4, 72, 128).float() / 255
     video[..., 30:40, 30:90] = 1.0
     video = torch.stack([F.interpolate(frame, size=(16, 24), mode="bilinear", antialias=True) for frame in video])
@@ -113,6 +113,7 @@ def cases():
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases())
 @torch.no_grad()
 def test_overshoot_is_clamped_in_every_model(case):
@@ -123,6 +124,7 @@ def test_overshoot_is_clamped_in_every_model(case):
     assert torch.equal(run(video), run(video.clamp(0.0, 1.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["0..255", "-1..1", "-0.5..0.5", "ImageNet"])
 @pytest.mark.parametrize("case", [name for name in cases() if name not in ("targets", "past frame")])
 @torch.no_grad()
@@ -141,7 +143,7 @@ def test_pixels_on_another_scale_are_refused_in_every_model(case, scale):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("value", "other"), [(1.85, -0.2), (-0.85, 1.2), (1.44, 0.5), (-0.44, 0.5)])
-def test_the_limit_is_said_with_all_its_figures(device, value, other):
+def test_the_message_gives_the_limits_exactly(device, value, other):
     for dtype in (torch.float32, torch.float64):
         at_limit = torch.tensor(value, dtype=dtype)
         at_limit = torch.nextafter(at_limit, torch.tensor(0.5, dtype=dtype))  # 1.85 - 1 is not 0.85
@@ -205,7 +207,8 @@ for run in (compiled, program):
 """
 
 
+@pytest.mark.slow
 def test_compiled_models_and_exported_programs_refuse_and_clamp_as_the_model_does():
-    # In a process of its own: the compiler cannot see through the checks of shapes that the tests add.
+    # In a separate process: the compiler cannot trace the shape checks that the tests add.
     done = subprocess.run([sys.executable, "-c", IN_GRAPHS], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A model's folder: nothing lost on the way, nothing loaded half, no code run."""
+"""Saved models: lossless, loaded completely or not at all, no code run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 from models import TINY, random_video, tiny_model, tiny_readout_tracker, tiny_tracker
 
-from trecvit.config import AutoencoderConfig, MemoriserConfig, ModelConfig, Preprocessing, decoder_config
+from paper.memoriser import Memoriser, MemoriserConfig
+from trecvit.config import ModelConfig, Preprocessing
 from trecvit.data.class_names import class_names
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.memorise import Memoriser
+from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config
 from trecvit.model.trecvit import TRecViT, create_model
 from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from trecvit.weights.load import convert, load
@@ -84,6 +84,7 @@ def every_kind():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", every_kind())
 def test_from_pretrained_honours_or_refuses_every_argument(tmp_path, kind):
     model = every_kind()[kind].half()
@@ -100,7 +101,7 @@ def test_from_pretrained_honours_or_refuses_every_argument(tmp_path, kind):
         "local_file_only": "did you mean 'local_files_only'",
         "subfolder": "unexpected argument 'subfolder'",
         **dict.fromkeys(
-            ("num_classes", "num_labels", "id2label", "image_size", "config", "labels"), "config.json says"
+            ("num_classes", "num_labels", "id2label", "image_size", "config", "labels"), "config.json determines"
         ),
     }.items():
         with pytest.raises(TypeError, match=f"{kind}.from_pretrained.*{words}"):
@@ -130,7 +131,7 @@ def test_save_pretrained_honours_or_refuses_every_argument(tmp_path, model):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_cannot_be_saved_leaves_the_folder_as_it_was(tmp_path, model):
+def test_a_refused_save_leaves_the_folder_unchanged(tmp_path, model):
     model.save_pretrained(tmp_path)
     other = tiny_model()
     other.norm = torch.nn.Identity()
@@ -140,9 +141,10 @@ def test_what_cannot_be_saved_leaves_the_folder_as_it_was(tmp_path, model):
     assert_same(load(tmp_path), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", ["with a new bias", "of fewer rows"])
 @pytest.mark.parametrize("num_classes", [3, 5, 7])
-def test_a_head_that_was_swapped_is_saved_as_what_it_is(tmp_path, model, num_classes, bias):
+def test_a_replaced_head_is_saved_with_its_classes(tmp_path, model, num_classes, bias):
     old, new = model.head.classifier, torch.nn.Linear(model.config.head_width, num_classes)
     if bias == "of fewer rows":
         old.weight, old.bias = torch.nn.Parameter(new.weight), torch.nn.Parameter(new.bias)
@@ -162,7 +164,7 @@ def test_a_head_that_was_swapped_is_saved_as_what_it_is(tmp_path, model, num_cla
     assert_same(load(model.save(tmp_path)), model)
 
 
-def test_a_head_that_was_taken_away_is_saved_as_none(tmp_path, model):
+def test_a_removed_head_is_saved_as_none(tmp_path, model):
     model.relabel([])
     model.head = None
     got = load(model.save(tmp_path))
@@ -212,8 +214,9 @@ def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path, model, ch
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", every_kind())
-def test_whatever_is_saved_is_loaded_with_equal_weights(tmp_path, kind):
+def test_saved_models_load_with_equal_weights(tmp_path, kind):
     model = every_kind()[kind]
     model.blocks[1].spatial = model.blocks[0].spatial  # tied
     model.blocks[0].spatial.mlp_up.to(torch.bfloat16)  # of two dtypes
@@ -230,7 +233,7 @@ def test_whatever_is_saved_is_loaded_with_equal_weights(tmp_path, kind):
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
-def test_weights_come_back_as_float32_unless_asked_otherwise(tmp_path, model, stored):
+def test_weights_load_as_float32_by_default(tmp_path, model, stored):
     model.to(stored).save(tmp_path)
     assert load(tmp_path).dtype == torch.float32
     assert load(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
@@ -251,6 +254,7 @@ def test_labels_can_be_given_when_converting(tmp_path, model):
         convert(tmp_path / "blind", tmp_path / "blind.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -260,7 +264,7 @@ def test_labels_can_be_given_when_converting(tmp_path, model):
         ({"cat": 0, "dog": 1, "cow": 2}, "a mapping from 0 ... 2 to names, got a mapping with the keys 'cat', 'dog'"),
         ({1: "cat", 2: "dog", 3: "cow"}, "a mapping with the keys 1, 2, 3"),
         ({"cat", "dog", "cow"}, "a set, which has no order"),
-        (range(3), "expected a text as the name of class 0, got int 0"),
+        (range(3), "expected text as the name of class 0, got int 0"),
         (["cat", None, "cow"], "class 1, got NoneType None"),
         (np.array(["cat", "dog", "cow"]).astype(np.bytes_), "class 0, got bytes_"),
         (["cat", "dog", "cat"], "expected each name once, got 'cat' for classes 0 and 2"),
@@ -274,7 +278,7 @@ def test_labels_can_be_given_when_converting(tmp_path, model):
         (["cat", "dog"], "expected 3 labels, one per class, got 2"),
     ],
 )
-def test_what_are_no_names_of_classes_is_refused_before_anything_is_saved(names, words):
+def test_invalid_class_names_are_refused_before_saving(names, words):
     named = create_model("tiny", depth=1, labels=["a", "b", "c"])
     for give in (named.relabel, lambda names: setattr(named, "labels", names)):
         with pytest.raises(ConfigError, match=words):
@@ -283,13 +287,14 @@ def test_what_are_no_names_of_classes_is_refused_before_anything_is_saved(names,
 
 
 @pytest.mark.parametrize("names", ["abc", ["a", "a", "c"], {"a": 0, "b": 1, "c": 2}])
-def test_a_model_is_not_made_with_what_are_no_names(names):
+def test_a_model_is_not_built_with_invalid_class_names(names):
     with pytest.raises(ConfigError, match="labels: expected"):
         create_model("tiny", depth=1, labels=names)
     with pytest.raises(ConfigError, match="labels: expected"):
         TRecViT(ModelConfig(**{**TINY, "num_classes": 3}), labels=names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -310,7 +315,7 @@ def test_names_of_classes_become_plain_strings_in_order(tmp_path, names):
     assert load(model.save(tmp_path)).labels == ("cat", "dog")
 
 
-def test_names_that_were_saved_before_there_was_a_rule_still_load(tmp_path, model):
+def test_duplicate_names_of_earlier_releases_still_load(tmp_path, model):
     model.save(tmp_path)
     old = ["a", "a", "", " b", "\ufeffc"]
     change_description(tmp_path, lambda d: d.update(labels=old))
@@ -338,7 +343,7 @@ def change_description(folder, change) -> None:
         (lambda d: d["model"].update(width=32), "of another shape or type"),
         (lambda d: d["model"].update(depth=3), r"missing: blocks\.2\."),
         (lambda d: d["model"].update(depth=1), r"left over: blocks\.1\."),
-        (lambda d: d.update(labels=["a"]), "1 labels for 5 classes"),
+        (lambda d: d.update(labels=["a"]), "expected 5 labels, one per class, got 1"),
         (lambda d: d.update(labels=[1, 2, 3, 4, 5]), "every label to be text"),
         (lambda d: d.pop("preprocessing"), "expected 'preprocessing' to be a dict"),
         (lambda d: d["preprocessing"].update(num_frames=0), "num_frames: expected a whole number >= 1"),
@@ -351,7 +356,7 @@ def test_descriptions_that_do_not_fit_are_refused(tmp_path, model, change, words
         load(tmp_path)
 
 
-def test_a_description_that_asks_for_too_much_allocates_nothing(tmp_path, model):
+def test_huge_sizes_in_a_config_allocate_no_memory(tmp_path, model):
     model.save(tmp_path)
     change_description(tmp_path, lambda d: d["model"].update(width=2**22, mlp_width=2**22, head_width=2**22))
     with pytest.raises(CheckpointError, match="of another shape"):
@@ -400,7 +405,7 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
     (tmp_path / "video.mp4").touch()
     with pytest.raises(CheckpointError, match=r"expected a folder with model\.safetensors"):
         load(tmp_path / "video.mp4")
-    with pytest.raises(CheckpointError, match=r"its own config\.json says what it is; got also width"):
+    with pytest.raises(CheckpointError, match=r"motions: expected no overrides, since it has a config.json; got width"):
         load("motions", width=3)
     for source in ("motions", tmp_path / "model.npz"):
         with pytest.raises(TypeError, match="load: unexpected argument 'torch_dtype', did you mean 'dtype'"):
@@ -457,7 +462,7 @@ def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path, model):
     assert_same(TRecViT.from_pretrained("someone/trecvit", cache_dir=tmp_path, local_files_only=True), model)
 
 
-def test_a_device_that_there_is_not_is_refused(tmp_path, model):
+def test_an_unavailable_device_is_refused(tmp_path, model):
     for name in ("foo", "cuda:7"):
         with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here"):
             load(model.save(tmp_path), device=name)
@@ -472,5 +477,7 @@ def test_a_description_that_could_not_be_read_is_not_saved(tmp_path, provenance)
     with torch.no_grad():
         model.norm.weight.add_(1.0)
     with pytest.raises(CheckpointError, match=r"provenance|plain JSON values"):
-        model._save(tmp_path, model.state_dict())  # `save` first makes a skeleton, where the tests check its types
+        model._save(
+            tmp_path, model.state_dict()
+        )  # `save` first builds a model on the meta device, where the tests check its types
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

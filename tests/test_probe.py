@@ -11,10 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from paper.commands import app as paper_app
 from trecvit.cli import app
 from trecvit.config import Preprocessing, model_config
 from trecvit.data.clips import evaluation_views
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import CheckpointError, ConfigError, DataError
 from trecvit.evaluate import features as features_module
 from trecvit.evaluate.features import Features, cached_features, trecvit_encoder
@@ -66,6 +67,7 @@ def _small_shards(monkeypatch):
 # ---- the cache -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_the_model_says(tmp_path, train_data):
     model, manifest = network(), read_manifest(train_data)
     found, failures = cached_features(
@@ -100,7 +102,7 @@ def test_what_is_there_is_not_computed_again_and_what_is_missing_is(tmp_path, tr
         assert torch.equal(other.per_frame, first.per_frame)
         assert torch.equal(other.tokens([7, 4], 0), first.tokens([7, 4], 0))
     (tmp_path / "shard-00000.safetensors").write_bytes(b"x" * 99)
-    with pytest.raises(DataError, match=r"shard-00000\.safetensors: damaged; remove it"):
+    with pytest.raises(DataError, match=r"shard-00000\.safetensors: expected a shard of features; remove it"):
         cached_features(encoder, manifest, tmp_path)
 
 
@@ -138,13 +140,13 @@ def test_features_of_something_else_are_refused(tmp_path, train_data):
         (model, 2, "clips differ"),
         (network(depth=2), 1, "encoder, weights_sha256 differ"),
     ):
-        with pytest.raises(DataError, match=f"something else \\({words}"):
+        with pytest.raises(DataError, match=f"expected features of this encoder and data, got others \\({words}"):
             cached_features(trecvit_encoder(changed, "it"), manifest, tmp_path, num_clips=views)
     with torch.no_grad():
         model.head.classifier.bias.add_(1)  # which the features do not see
     cached_features(trecvit_encoder(model, "it"), manifest, tmp_path)
     (tmp_path / "key.json").write_text("[")
-    with pytest.raises(DataError, match="what the features beside it are of"):
+    with pytest.raises(DataError, match="expected the key of the features beside it"):
         cached_features(trecvit_encoder(model, "it"), manifest, tmp_path)
 
 
@@ -188,6 +190,7 @@ def test_the_probes_find_what_is_in_the_mean(tmp_path):
     assert accuracy(attention_probe(train, test, 3, plan, seed=0), test) > 0.9
 
 
+@pytest.mark.slow
 def test_only_attention_finds_what_one_token_says(tmp_path):
     train, test = made_up(tmp_path, "train", 240, 0, hidden=True), made_up(tmp_path, "test", 60, 1, hidden=True)
     plan = ProbePlan(epochs=20, learning_rate=3e-3, width=24)
@@ -234,6 +237,7 @@ def test_the_linear_probe_tells_what_comes_first_and_the_mean_does_not(num_frame
 # ---- side by side --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_side_by_side_and_the_second_time_from_the_disk(tmp_path, train_data, test_data):
     model = network()
     train, test = read_manifest(train_data), read_manifest(test_data)
@@ -265,6 +269,7 @@ def test_everything_side_by_side_and_the_second_time_from_the_disk(tmp_path, tra
     assert [row["top1"] for row in again["rows"]] == [row["top1"] for row in result["rows"]]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, train_data, test_data):
     network().save(tmp_path / "model")
     words = ["probe", "--data", train_data, "--validation", test_data, "--model", tmp_path / "model"]
@@ -286,7 +291,7 @@ def test_other_classes_and_impossible_plans_are_refused(tmp_path, train_data):
     (tmp_path / "other" / "grey").mkdir(parents=True)
     (tmp_path / "other" / "grey" / "a.mp4").write_bytes(b"x")
     encoder = trecvit_encoder(network(), "it")
-    with pytest.raises(DataError, match="not the same classes"):
+    with pytest.raises(DataError, match="do not have the same classes"):
         probe(
             encoder, lambda _: encoder, read_manifest(train_data), read_manifest(tmp_path / "other"), tmp_path,
             ProbePlan(),
@@ -311,8 +316,9 @@ def videomae(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_videomaes_tokens_are_told_frame_by_frame(tmp_path):
-    from trecvit.baselines.video_transformers import fresh_videomae, load_videomae, videomae_encoder
+    from paper.video_transformers import fresh_videomae, load_videomae, videomae_encoder
 
     model = load_videomae(videomae(tmp_path))
     encoder = videomae_encoder(model, "it")
@@ -335,19 +341,21 @@ def test_a_videomaes_tokens_are_told_frame_by_frame(tmp_path):
     assert torch.equal(again.features(video), videomae_encoder(fresh_videomae(model, 0), "fresh").features(video))
 
 
+@pytest.mark.slow
 def test_a_videomae_is_probed_as_a_trecvit_is(tmp_path, train_data):
     folder = videomae(tmp_path / "videomae")
     words = ["probe", "--data", train_data, "--validation", train_data, "--videomae", folder, "--stride", 1]
     words += ["--to", tmp_path / "to", "--epochs", 1, "--seeds", 1]
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    done = CliRunner().invoke(paper_app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "to" / "probe.json").read_text())
     assert result["protocol"]["architecture"]["architecture"] == "VideoMAE"
     assert result["protocol"]["preprocessing"]["frame_stride"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_no_videomae_is_refused(tmp_path):
-    from trecvit.baselines.video_transformers import load_videomae
+    from paper.video_transformers import load_videomae
 
     pytest.importorskip("transformers")
     with pytest.raises(CheckpointError, match="expected a folder with transformers'"):

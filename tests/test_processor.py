@@ -1,4 +1,4 @@
-"""Features of the processor are asked for in one place, which answers on every machine."""
+"""Features of the processor: queried in one module, on every machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import trecvit
 from trecvit import processor
 
 
-def test_only_one_file_asks():
+def test_only_one_file_queries():
     queries = r"torch\.cpu\.(_is|get_cap)|get_cpu_capability|_is_mkldnn|backends\.(mkl|mkldnn)\.is_available|_is_amx"
     source = Path(trecvit.__file__).parent
     asking = {path.name for path in source.rglob("*.py") if re.search(queries, path.read_text(encoding="utf-8"))}
     assert asking == {"processor.py"}
 
 
-def test_what_is_reported_is_what_is_supported():
+def test_features_lists_what_supports_confirms():
     assert processor.features() == [feature for feature in processor.FEATURES if processor.supports(feature)]
 
 
@@ -39,13 +39,13 @@ def test_a_build_without_kernels_has_no_feature(feature, monkeypatch):
 
 
 @pytest.mark.parametrize("library", ["mkldnn", "mkl"])
-def test_operations_that_are_missing_are_not_there(library, monkeypatch):
+def test_missing_operations_are_unsupported(library, monkeypatch):
     monkeypatch.setattr(torch.ops, library, torch.ops.no_such_library)
     assert processor._try({"mkldnn": "onednn", "mkl": "mkl"}[library]) is False
 
 
-def test_sums_that_overflow_are_no_int8(monkeypatch):
-    """oneDNN without VNNI saturates; the processor's own flag does not know what oneDNN was limited to."""
+def test_sums_that_overflow_are_not_int8(monkeypatch):
+    """oneDNN without VNNI saturates; the processor's own flag ignores limits set for oneDNN."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
     linear = torch.ops.onednn.qlinear_pointwise
 
@@ -58,7 +58,7 @@ def test_sums_that_overflow_are_no_int8(monkeypatch):
     assert processor._try("int8") is False
 
 
-def test_an_instruction_set_that_nobody_tells_is_unknown(monkeypatch):
+def test_an_instruction_set_without_a_query_is_unknown(monkeypatch):
     assert processor.instruction_set() == torch.backends.cpu.get_cpu_capability()
     monkeypatch.delattr(torch.backends.cpu, "get_cpu_capability")
     assert processor.instruction_set() == "unknown"

@@ -1,4 +1,4 @@
-"""Training with less memory: the same values and gradients as plain autograd, of which much less is kept."""
+"""Training with less memory: the values and gradients of plain autograd with fewer saved activations."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def gradients(model: TRecViT, video: torch.Tensor) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_value_and_every_gradient_are_those_of_plain_autograd(name):
     torch.manual_seed(0)
@@ -37,11 +38,11 @@ def test_value_and_every_gradient_are_those_of_plain_autograd(name):
     for what in WAYS:
         model.recompute = what
         names = ["loss", *(name for name, _ in model.named_parameters())]
-        for name, wanted, got in zip(names, expected, gradients(model, video), strict=True):
-            if wanted is None:  # the class token's position in what has no class token, and the like
+        for name, reference, got in zip(names, expected, gradients(model, video), strict=True):
+            if reference is None:  # parameters that this variant does not use
                 assert got is None, name
             else:
-                torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12, msg=f"{what}: {name}")
+                torch.testing.assert_close(got, reference, rtol=1e-9, atol=1e-12, msg=f"{what}: {name}")
 
 
 @pytest.mark.parametrize("what", WAYS[1:])
@@ -56,7 +57,7 @@ def test_in_bfloat16_recomputing_gives_the_same_bits(what):
     assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True))
 
 
-def test_a_stage_is_computed_again_but_not_the_linear_map_at_its_end():
+def test_a_stage_is_recomputed_but_not_the_linear_layer_at_its_end():
     torch.manual_seed(0)
     model = TRecViT(ModelConfig(**TINY))
     video = torch.rand(1, 4, 3, 16, 24)
@@ -67,7 +68,7 @@ def test_a_stage_is_computed_again_but_not_the_linear_map_at_its_end():
         "down": block.spatial.mlp_down,
         "out": block.temporal.linear_out,
     }
-    # Of a map that ends a stage the product is not reached again, and its hook neither.
+    # Recomputation ends before the matrix multiplication of a layer that ends a stage, and so before its hook.
     counts = dict.fromkeys(parts, 0)
     for name, module in parts.items():
         module.register_forward_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
@@ -77,8 +78,8 @@ def test_a_stage_is_computed_again_but_not_the_linear_map_at_its_end():
 
 
 def peak_of_a_step(what: str) -> int:
-    """Bytes of all live tensors, followed on tensors without content."""
-    config = model_config("small", num_classes=4, depth=5)  # with fewer, one block's own would count too much
+    """Peak bytes of all live tensors, counted on fake tensors."""
+    config = model_config("small", num_classes=4, depth=5)  # with fewer, a single block would count too much
     with torch.device("meta"):
         model = TRecViT(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -94,12 +95,14 @@ def peak_of_a_step(what: str) -> int:
     return int(sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values()))
 
 
+@pytest.mark.slow
 def test_a_training_step_needs_less_than_half_of_plain_autograds_memory():
     with plain_autograd():
         plain_bytes = peak_of_a_step("nothing")
     assert peak_of_a_step("cheap") < 0.5 * plain_bytes
 
 
+@pytest.mark.slow
 def test_less_than_half_is_measured_too():
     program = Path(__file__).parent / "plain_autograd.py"
     measured = {
@@ -109,8 +112,9 @@ def test_less_than_half_is_measured_too():
     assert measured["cheap"] < 0.5 * measured["plain"], measured
 
 
-def test_what_is_recomputed_is_one_of_three():
-    # In a process of its own, whose types nobody checks.
+@pytest.mark.slow
+def test_recompute_is_one_of_three_values():
+    # In a separate process, without the tests' type checks.
     program = "from trecvit.train.sections import Optimisation; Optimisation(num_steps=1, recompute='all')"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ConfigError: optimisation.recompute: expected one of nothing, cheap, blocks, got 'all'" in run.stderr

@@ -68,6 +68,7 @@ def write_image(writer: VideoWriter, update: Update) -> None:
     writer.write(update.image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", SIGNALS)
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv"])
 @pytest.mark.parametrize("when", ["waiting", "waiting, swallowed", "waiting, converted", "writing", "finishing"])
@@ -90,7 +91,7 @@ def test_a_signal_leaves_a_whole_file(tmp_path: Path, monkeypatch, capsys, sent:
                     send(sent)
                 except KeyboardInterrupt as stop:  # as destructors and FFmpeg do
                     if "converted" in when:
-                        raise VideoError("camera", "FFmpeg says: Immediate exit requested") from stop
+                        raise VideoError("camera", "FFmpeg: Immediate exit requested") from stop
             yield update
 
     monkeypatch.setattr(VideoWriter, "_mux", muxed)
@@ -117,7 +118,7 @@ def test_a_signal_before_the_first_frame_writes_nothing(tmp_path: Path, capsys, 
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("error", [None, OSError("FFmpeg says: Immediate exit requested")])
+@pytest.mark.parametrize("error", [None, OSError("FFmpeg: Immediate exit requested")])
 def test_a_source_that_is_being_opened_is_interrupted_too(error: OSError | None) -> None:
     def opened() -> None:
         with Recording():
@@ -148,6 +149,7 @@ def test_tracks_are_kept_too(tmp_path: Path, suffix: str) -> None:
             assert arrays["points_xy"].shape == (1, 7, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "raised"),
     [

@@ -1,4 +1,4 @@
-"""The world as files: the same whoever renders, easy where that was asked for, and what becomes of damaged ones."""
+"""The world as files: independent of the workers, easy scenes where requested, damaged files reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import DataError
 from trecvit.synthetic.render import render_data_set
 from trecvit.synthetic.world import World, WorldConfig
@@ -31,6 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path):
     counts = {"train": 20, "validation": 4}
     for name, workers in (("here", 0), ("there", 2)):
@@ -57,6 +58,7 @@ def group_exists(number: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_process_that_was_killed(tmp_path):
     words = [sys.executable, "-m", "trecvit", "data", "render", str(tmp_path / "world"), "--train", "4000"]
     process = subprocess.Popen(words, start_new_session=True)
@@ -73,6 +75,7 @@ def test_workers_end_with_a_process_that_was_killed(tmp_path):
     assert not group_exists(process.pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "workers"), [(KeyboardInterrupt(), 1), (OSError(errno.ENOSPC, "No space"), 0)])
 def test_what_was_stopped_leaves_an_empty_folder_and_no_workers(tmp_path, error, workers):
     def stop(_done: int) -> None:
@@ -85,6 +88,7 @@ def test_what_was_stopped_leaves_an_empty_folder_and_no_workers(tmp_path, error,
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_easy_scenes_are_in_the_training_split_only_and_keep_their_labels(tmp_path):
     counts = {"train": 16, "validation": 6}
     world = World(CONFIG, seed=0)
@@ -105,6 +109,7 @@ def test_easy_scenes_are_in_the_training_split_only_and_keep_their_labels(tmp_pa
         render_data_set(world, tmp_path / "x", num_clips=counts, easy_share=1.5)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_found(tmp_path):
     folder = render_data_set(World(CONFIG, seed=0), tmp_path / "world", num_clips={"train": 12})
     script = Path(__file__).parents[1] / "scripts" / "damage"

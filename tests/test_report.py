@@ -1,4 +1,4 @@
-"""The results page: a row for everything in the paper, and no figure that is in no result file."""
+"""Measured figures in documents: each is in a result file; everything in the paper has a row on the results page."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ import pytest
 from typer.testing import CliRunner
 
 from paper.commands import app
-from paper.report import PAGE, STUDIES, TABLES, fill, rebuilt
+from paper.report import STUDIES, TABLES, draw_pictures, texts
 from paper.sources import ITEMS
+from tools.figures import DOCUMENTS, PAGE, fill, refuse_figures_by_hand
+from tools.figures import app as figures_app
 from trecvit.cli import app as trecvit_app
 from trecvit.errors import DataError
 
 ROOT = Path(__file__).parents[1]
-SAID = (ROOT / PAGE).read_text(encoding="utf-8")
+RESULTS = (ROOT / PAGE).read_text(encoding="utf-8")
 END = "<!-- end of figures -->"
 
 
-def report(root: Path, *words: str) -> str:
-    result = CliRunner().invoke(app, ["report", "--root", str(root), *words], catch_exceptions=False)
+def run_figures(root: Path, *words: str) -> str:
+    result = CliRunner().invoke(figures_app, ["--root", str(root), *words], catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
 
 
 def between_marks(page: str, name: str) -> str:
-    return page.split(f"<!-- scripts/paper report: {name} -->\n")[1].split(END)[0].strip()
+    return page.split(f"<!-- scripts/figures: {name} -->\n")[1].split(END)[0].strip()
 
 
 def cells(text: str) -> Iterator[dict[str, str]]:
@@ -50,43 +52,31 @@ def save(root: Path, study: str, content: object) -> Path:
 
 @pytest.fixture
 def copy(tmp_path):
-    """The page, the result files that it is of, and the pictures beside them."""
-    for study in STUDIES.values():
-        if (ROOT / study.file).exists():
-            (tmp_path / study.file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / study.file, tmp_path / study.file)
-            for pattern in ("*.png", "*.run.json"):
-                for beside in (ROOT / study.file).parent.glob(pattern):
-                    shutil.copy(beside, (tmp_path / study.file).with_name(beside.name))
-    (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / PAGE, tmp_path / PAGE)
+    """The documents, the result files, and the pictures beside them."""
+    for room in ("src", "paper", "tools", "benchmarks"):  # the file tree of the architecture page is made of sources
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in DOCUMENTS:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-@pytest.fixture
-def empty(tmp_path):
-    """The page alone."""
-    (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / PAGE, tmp_path / PAGE)
-    return tmp_path
-
-
-def test_the_page_is_what_the_result_files_say():
-    assert "as the result files say" in report(ROOT, "--check")
+def test_documents_agree_with_the_result_files():
+    assert "8 documents agree" in run_figures(ROOT, "--check")
 
 
 def test_every_table_and_figure_of_the_paper_has_its_row():
-    wanted = [f"Table {number}" for number in range(1, 16)] + [f"Figure {number}" for number in range(1, 10)]
-    rows = {row["in the paper"]: row for row in cells(between_marks(SAID, "overview"))}
-    assert [name for name in rows if name != "Section 1"] == wanted
+    expected = [f"Table {number}" for number in range(1, 16)] + [f"Figure {number}" for number in range(1, 10)]
+    rows = {row["table or figure"]: row for row in cells(between_marks(RESULTS, "overview"))}
+    assert [name for name in rows if name != "Section 1"] == expected
     for row in rows.values():
-        assert row["the paper says"]
+        assert row["in the paper"]
         assert row["here"]
         measured = row["here"].replace("not measured yet", "").strip()
         assert row["command"] or "cannot be measured" in measured or "`" in measured, row
 
 
-def test_rows_lead_to_where_they_are_explained():
+def test_rows_link_to_their_explanations():
     headings = {"#" + re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in lines_of("#")}
     for item in ITEMS:
         links = [item.anchor, *re.findall(r"\]\(([^)]+)\)", item.here)]
@@ -95,24 +85,25 @@ def test_rows_lead_to_where_they_are_explained():
 
 
 def lines_of(beginning: str) -> list[str]:
-    return [line for line in SAID.splitlines() if line.startswith(beginning)]
+    return [line for line in RESULTS.splitlines() if line.startswith(beginning)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "Figure 3, ratios"])
-def test_figures_measured_here_are_roundings_of_what_the_file_holds(name):
+def test_figures_measured_here_are_roundings_of_values_in_the_file(name):
     path = ROOT / STUDIES[TABLES[name][0]].file
     if not path.exists():
-        assert between_marks(SAID, name) == f"{name}: not measured yet."
+        assert between_marks(RESULTS, name) == f"{name}: not measured yet."
         return
-    known = list(numbers(json.loads(path.read_text(encoding="utf-8"))))
-    for row in cells(between_marks(SAID, name)):
+    values = list(numbers(json.loads(path.read_text(encoding="utf-8"))))
+    for row in cells(between_marks(RESULTS, name)):
         for title, cell in row.items():
             if not title or "paper" in title or title == "states are":  # a name, such as "x 0.9 a frame"
                 continue
             for figure in re.findall(r"(?<![\w.])\d[\d,]*\.\d+", cell):
                 digits = len(figure.split(".")[1])
-                said = {f"{value * unit:,.{digits}f}" for value in known for unit in (1, 100, 1e-6, 1e-9, 1e-12)}
-                assert f"{float(figure.replace(',', '')):,.{digits}f}" in said, f"{title}: {cell}"
+                roundings = {f"{value * unit:,.{digits}f}" for value in values for unit in (1, 100, 1e-6, 1e-9, 1e-12)}
+                assert f"{float(figure.replace(',', '')):,.{digits}f}" in roundings, f"{title}: {cell}"
 
 
 def numbers(content: Any) -> Iterator[float]:
@@ -124,8 +115,8 @@ def numbers(content: Any) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if (ROOT / study.file).exists()])
-def test_commands_of_what_was_measured_exist(name):
-    line = between_marks(SAID, f"study: {name}").split("`")[1]
+def test_commands_of_measurements_exist(name):
+    line = between_marks(RESULTS, f"study: {name}").split("`")[1]
     of_package = "trecvit " in line
     words = shlex.split(line.split("trecvit ")[-1] if of_package else line.removeprefix("scripts/paper "))
     command = words[:2] if words[0] in ("eval", "bench") else words[:1]
@@ -135,49 +126,58 @@ def test_commands_of_what_was_measured_exist(name):
         assert option in re.sub(r"\x1b\[[0-9;]*m", "", usage.output), line
 
 
-def test_a_changed_figure_is_named_with_its_line_and_written_back(copy):
+def test_a_changed_figure_is_named_with_its_line_and_written_back(copy, monkeypatch):
+    monkeypatch.setattr("paper.report.draw_pictures", lambda _: [copy / "a.png"])
     row = next(line for line in lines_of("| TRecViT-B | 32 | 111.3 |"))
-    number = SAID.splitlines().index(row) + 1
+    number = RESULTS.splitlines().index(row) + 1
     changed = row[:-3].rstrip("0123456789.") + "0.01 |"
-    (copy / PAGE).write_text(SAID.replace(row, changed), encoding="utf-8")
-    with pytest.raises(DataError, match=rf"results.md: line {number} says '.*0\.01 \|', the result files"):
-        report(copy, "--check")
+    (copy / PAGE).write_text(RESULTS.replace(row, changed), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"results.md: line {number}: .*as in the result files, got '.*0\.01 \|'"):
+        run_figures(copy, "--check")
     assert changed in (copy / PAGE).read_text(encoding="utf-8")
-    report(copy)
-    assert (copy / PAGE).read_text(encoding="utf-8") == SAID
+    output = run_figures(copy)
+    assert "results.md: changed" in output
+    assert "a.png" in output
+    for name in DOCUMENTS:
+        assert (copy / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_a_changed_result_is_named_too(copy):
-    path = copy / STUDIES["classifier"].file
+@pytest.mark.parametrize(
+    ("file", "document"), [("training/world_files.result", "results.md"), ("motions", "README.md")]
+)
+def test_a_changed_result_is_named_too(copy, file, document):
+    path = copy / "benchmarks" / f"{file}.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    save(copy, "classifier", {**content, "top1": 0.5})
-    with pytest.raises(DataError, match=r"the result files '.*\| 50\.0 % \|'"):
-        report(copy, "--check")
+    for part in (content, content.get("tests", [{}])[0]):
+        part["top1"] = 0.5
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{document}: line \d+: expected '.*\| 50\.0 % \|"):
+        run_figures(copy, "--check")
 
 
-@pytest.mark.parametrize("words", ["Here it was 12.3.", "Ours is at 77 %.", "- 3 × faster", "| ours | 8.1 |"])
-def test_figures_stand_between_marks_or_are_the_papers(words):
-    line = len(SAID.splitlines()) + 2
-    with pytest.raises(DataError, match=rf"line {line} says '{re.escape(words)}': expected figures between marks"):
-        rebuilt(f"{SAID}\n{words}\n", ROOT)
-    about = f"{SAID}\nThe paper has this:\n{words}\n"
-    assert rebuilt(about, ROOT) == about
+@pytest.mark.parametrize("line", ["Here it was 12.3.", "Ours is at 77 %.", "- 3 × faster", "| ours | 8.1 |"])
+def test_figures_are_between_marks_or_the_papers(line):
+    number = len(RESULTS.splitlines()) + 2
+    with pytest.raises(DataError, match=rf"line {number}: expected figures between marks, .* got '{re.escape(line)}'"):
+        refuse_figures_by_hand(f"{RESULTS}\n{line}\n", PAGE)
+    refuse_figures_by_hand(f"{RESULTS}\nThe paper has this:\n{line}\n", PAGE)
+    refuse_figures_by_hand(f"{RESULTS}\n```\n{line}\n```\n", PAGE)
 
 
-def test_what_is_not_measured_is_said_with_its_command(empty):
-    page = rebuilt(SAID, empty)
+def test_what_is_not_measured_is_named_with_its_command(tmp_path):
+    page = texts(tmp_path)
     for name, study in STUDIES.items():
-        text = between_marks(page, f"study: {name}")
+        text = page[f"study: {name}"]
         assert text.startswith("Not measured yet: `")
-        assert f"is to write {study.file}" in text
+        assert f"writes {study.file}" in text
     for name in TABLES:
-        assert between_marks(page, name) == f"{name}: not measured yet."
-    rows = {row["in the paper"]: row for row in cells(between_marks(page, "overview"))}
+        assert page[name] == f"{name}: not measured yet."
+    rows = {row["table or figure"]: row for row in cells(page["overview"])}
     assert rows["Figure 7"]["here"] == "memory: not measured yet"
-    assert rows["Figure 7"]["when"] == ""
+    assert rows["Figure 7"]["date"] == ""
 
 
-def test_rows_of_a_part_stand_in_the_table_that_they_name(empty):
+def test_rows_of_a_part_stand_in_the_table_that_they_name(tmp_path):
     figures = {"psnr_db": 21.26, "last_psnr_db": 9.0, "constant_psnr_db": 15.0, "parameters": 1_250_000}
     rows = [
         {"part": "Table 6", "model": "ViViT", "trained_on": 16, "tested_on": 24, "paper_psnr_db": 15.1, **figures},
@@ -186,77 +186,88 @@ def test_rows_of_a_part_stand_in_the_table_that_they_name(empty):
     ]
     about = {"command": "scripts/paper memory --to x", "date": "2027-01-02", "machine": "a laptop", "scale": "tiny"}
     about |= {"trained_on": 16, "frame": 4}
-    folder = save(empty, "memory", {**about, "study": "memory", "rows": rows}).parent
+    folder = save(tmp_path, "memory", {**about, "study": "memory", "rows": rows}).parent
     (folder / "psnr_over_k.png").write_bytes(b"")
-    page = rebuilt(SAID, empty)
-    assert between_marks(page, "Table 6").endswith("\n| ViViT | 16 | 24 | 15.1 | 21.3 | 9.0 | 15.0 |")
-    assert between_marks(page, "Figure 7").endswith("\n| 12 | TRecViT | 1.25 M | 21.3 | 9.0 | 15.0 | 3.00 |")
-    beyond = between_marks(page, "Past the trained length")
+    page = texts(tmp_path)
+    assert page["Table 6"].endswith("\n| ViViT | 16 | 24 | 15.1 | 21.3 | 9.0 | 15.0 |")
+    assert page["Figure 7"].endswith("\n| 12 | TRecViT | 1.25 M | 21.3 | 9.0 | 15.0 | 3.00 |")
+    beyond = page["Past the trained length"]
     assert "| PSNR, 12 frames back | PSNR, frame 4 |" in beyond
     assert beyond.endswith("\n| carried on | 1,600 | 21.3 | 8.0 | 15.0 | 1.00 |")
-    text = between_marks(page, "study: memory")
+    text = page["study: memory"]
     assert text.startswith("Measured by `scripts/paper memory --to x`. tiny. a laptop, 2027-01-02. [benchmarks/")
     assert text.endswith("![psnr over k](../benchmarks/memory/psnr_over_k.png)")
-    row = next(row for row in cells(between_marks(page, "overview")) if row["in the paper"] == "Table 6")
-    assert (row["here"], row["when"]) == ("[memory](#table-6-long-video-memorisation)", "2027-01-02")
+    row = next(row for row in cells(page["overview"]) if row["table or figure"] == "Table 6")
+    assert (row["here"], row["date"]) == ("[memory](#table-6-long-video-memorisation)", "2027-01-02")
 
 
-def test_a_trainings_test_is_of_the_day_its_run_began(empty):
-    result = save(empty, "autoencoder", {"clips": 4, "explained": 0.5, "psnr_db": 18.0, "flat_psnr_db": 20.0,
+def test_a_trainings_test_is_of_the_day_its_run_began(tmp_path):
+    result = save(tmp_path, "autoencoder", {"clips": 4, "explained": 0.5, "psnr_db": 18.0, "flat_psnr_db": 20.0,
                                          "protocol": {"mask_ratio": 0.75}})  # fmt: skip
-    assert "Date not recorded" in between_marks(rebuilt(SAID, empty), "study: autoencoder")
+    assert "Date not recorded" in texts(tmp_path)["study: autoencoder"]
     result.with_name("mae_world.run.json").write_text(json.dumps({"date": "2027-01-02"}))
-    assert "2027-01-02" in between_marks(rebuilt(SAID, empty), "study: autoencoder")
+    assert "2027-01-02" in texts(tmp_path)["study: autoencoder"]
 
 
-def test_a_study_that_was_run_in_part_shows_that_part(empty):
+@pytest.mark.slow
+def test_a_study_that_was_run_in_part_shows_that_part(tmp_path):
     machine = {"processor": "P", "threads": 1, "torch": "T", "date": "2027-01-02"}
     row = {"table": "Table 2", "label": "LSTM", "paper_top1": 63.7, "paper_steps_per_s": 6.0, "parameters": 1_500_000}
     row |= {"top1": 0.5, "top1_deviation": 0.0125, "steps_per_s": 3.0}
-    about = {"command": "scripts/paper ablations it --to there", "scale": "small", "machine": machine}
-    save(empty, "ablations", {**about, "rows": [row, {**row, "table": "Table 14", "paper_steps_per_s": None}]})
-    page = rebuilt(SAID, empty)
-    (line,) = cells(between_marks(page, "Table 14"))
+    about = {
+        "command": "scripts/paper ablations it --to there",
+        "scale": "small",
+        "machine": machine,
+        "study": "ablations",
+    }
+    save(tmp_path, "ablations", {**about, "rows": [row, {**row, "table": "Table 14", "paper_steps_per_s": None}]})
+    page = texts(tmp_path)
+    (line,) = cells(page["Table 14"])
     assert line["here, steps/s"] == "3.0"
     assert "paper, steps/s" not in line
-    (line,) = cells(between_marks(page, "Table 2"))
+    (line,) = cells(page["Table 2"])
     assert (line["paper, top-1 on SSv2"], line["here, top-1 of 18"]) == ("63.7", "50.0 % ± 1.2 %")
     assert (line["paper, steps/s"], line["here, steps/s"]) == ("6.0", "3.0")
-    assert "has been run in part" in between_marks(page, "Table 1")
-    text = between_marks(page, "study: ablations")
+    assert "was run in part" in page["Table 1"]
+    text = page["study: ablations"]
     assert text.startswith(
         "Measured by `scripts/paper ablations it --to there`. small. P, 1 thread, torch T, 2027-01-02."
     )
-    report(empty)
-    assert (empty / "benchmarks/ablations/ablations.png").stat().st_size > 5_000
-    assert "](../benchmarks/ablations/ablations.png)" in (empty / PAGE).read_text(encoding="utf-8")
+    (picture,) = draw_pictures(tmp_path)
+    assert picture.stat().st_size > 5_000
+    assert "](../benchmarks/ablations/ablations.png)" in texts(tmp_path)["study: ablations"]
 
 
-def test_pictures_are_drawn_from_the_file_alone_and_always_alike(copy):
-    drawn = [copy / "benchmarks/efficiency" / f"efficiency.{suffix}" for suffix in ("png", "svg")]
-    drawn[0].unlink()
-    assert "efficiency.svg" in report(copy)
-    before = [path.read_bytes() for path in drawn]
-    report(copy)
-    assert [path.read_bytes() for path in drawn] == before
+@pytest.mark.slow
+def test_pictures_are_drawn_from_the_file_alone_and_always_alike(tmp_path):
+    study = STUDIES["costs"]
+    content = json.loads((ROOT / study.file).read_text(encoding="utf-8"))
+    first, second = ([path.read_bytes() for path in study.draw(content, tmp_path)] for _ in range(2))
+    assert len(first) == 2
+    assert first == second
 
 
-def test_damaged_and_foreign_files_are_refused_by_name(empty):
-    path = save(empty, "points", [])
+def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
+    path = save(tmp_path, "points", [])
     with pytest.raises(DataError, match=r"points\.json: expected an object"):
-        rebuilt(SAID, empty)
+        texts(tmp_path)
     path.write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"points\.json: expected JSON"):
-        rebuilt(SAID, empty)
-    save(empty, "points", {"scores": [{}]})
-    with pytest.raises(DataError, match=r"points\.json: expected what `trecvit eval points` writes; .*Error"):
-        rebuilt(SAID, empty)
+        texts(tmp_path)
+    save(tmp_path, "points", {"scores": [{}]})
+    with pytest.raises(DataError, match=r"points\.json: expected the result of `trecvit eval points`, got .*Error"):
+        texts(tmp_path)
 
 
-def test_marks_and_page_must_be_there(tmp_path):
-    with pytest.raises(DataError, match="expected one pair of marks"):
-        rebuilt("no marks", ROOT)
-    with pytest.raises(DataError, match="found 2"):
-        fill(f"<!-- by: a -->\n{END}\n" * 2, "a", "", by="by")
-    with pytest.raises(DataError, match=r"results\.md: expected the results page"):
-        report(tmp_path)
+def test_marks_and_documents_must_be_there(tmp_path):
+    block = f"<!-- scripts/figures: a -->\n{END}\n"
+    assert fill(f"x\n{block}y", {"a": "3"}, "README.md") == f"x\n<!-- scripts/figures: a -->\n3\n{END}\ny"
+    for document, texts_of, reason in (
+        ("no marks", {"a": ""}, "got 0 blocks; missing, unknown or repeated: a"),
+        (block * 2, {"a": ""}, "got 2 blocks; .*: a"),
+        (block, {}, "got 1 blocks; .*: a"),
+    ):
+        with pytest.raises(DataError, match=rf"README\.md: expected one block .*{reason}"):
+            fill(document, texts_of, "README.md")
+    with pytest.raises(DataError, match=r"README\.md: expected a document with measured figures"):
+        run_figures(tmp_path, "--check")

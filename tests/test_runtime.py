@@ -53,11 +53,14 @@ def test_classify_averages_clips_spread_over_the_video():
     order = expected.argsort(descending=True)
     assert answer.labels == tuple("abcde"[index] for index in order)
     np.testing.assert_allclose(answer.probs, expected[order].numpy(), rtol=1e-4)
-    assert (answer.num_video_frames, answer.num_frames_used) == (20, 12)
+    assert answer.num_video_frames == 20
 
 
-def test_a_video_shorter_than_a_clip_is_looked_at_once():
-    assert classify(small_model(), noise(3), num_clips=4).num_frames_used == 4
+def test_a_video_shorter_than_a_clip_is_one_clip():
+    model, clips = small_model(), []
+    model.register_forward_hook(lambda _, inputs, __: clips.append(inputs[0].shape[:2]))
+    classify(model, noise(3), num_clips=4)
+    assert clips == [(1, 4)]
 
 
 @contextmanager
@@ -102,6 +105,7 @@ def test_a_stream_without_an_end_is_not_classified():
         classify(small_model(), f"{address}/video")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 def test_an_address_that_states_a_length_is_classified_as_its_file(tmp_path, suffix):
     path = tmp_path / f"video{suffix}"
@@ -171,6 +175,7 @@ def test_annotated_frames_show_something_and_are_large_enough_to_read():
     assert min(drawn.shape[:2]) >= 360
 
 
+@pytest.mark.slow
 def test_a_streams_memory_is_read_at_a_tenth_and_at_the_end():
     done = []
     memory = stream_memory(small_model(), num_frames=50, report=done.append)
@@ -191,6 +196,7 @@ def test_growth_is_noticed():
     assert not memory((500_000_000, 500_000_000), (80, 88)).is_flat
 
 
+@pytest.mark.slow
 def test_memory_of_a_leaking_model_is_seen():
     model = small_model()
     kept = []
@@ -204,6 +210,7 @@ def test_memory_of_a_leaking_model_is_seen():
     assert not stream_memory(model, num_frames=60).is_flat
 
 
+@pytest.mark.slow
 def test_descriptions_state_what_the_model_is():
     facts = describe(small_model())
     assert facts["parameters"] == sum(parameter.numel() for parameter in small_model().parameters())
@@ -211,6 +218,7 @@ def test_descriptions_state_what_the_model_is():
     assert facts["state bytes per stream"] == small_model().init_state(1).nbytes
 
 
+@pytest.mark.slow
 def test_operations_per_frame_are_those_of_the_matrix_products():
     config = tiny_model().config
     width, tokens, blocks = config.width, 7, config.num_heads
@@ -223,6 +231,7 @@ def test_operations_per_frame_are_those_of_the_matrix_products():
     assert flops_per_frame(small_model()) == 2 * multiply_adds
 
 
+@pytest.mark.slow
 def test_rendered_scenes_hold_one_scene_of_each_pair(tmp_path):
     truths = render_scenes(tmp_path / "scenes.mp4", seed=3)
     assert sorted(LABELS.index(truth) // 2 for truth in truths) == list(range(9))
@@ -231,6 +240,7 @@ def test_rendered_scenes_hold_one_scene_of_each_pair(tmp_path):
     assert sum(1 for _ in read_frames(tmp_path / "scenes.mp4")) == 9 * 16
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_this_machine_well(processor):
     findings = {finding.name: finding for finding in doctor.examine()}
     for name in (
@@ -247,30 +257,33 @@ def test_the_doctor_finds_this_machine_well(processor):
         re.findall(pattern, findings["fastest here"].words) for pattern in (r"ms in (\w+)", r"no fast (\w+)")
     )
     assert sorted(timed + slow) == ["bfloat16", "float32", "int8"]
-    assert re.match(r"--mode eager --dtype (\w+),", findings["fastest here"].words).group(1) in timed
+    assert re.match(r"--mode eager --dtype (\w+) ", findings["fastest here"].words).group(1) in timed
     if processor != "this":
         assert timed == ["float32"]
-    has, _, has_not = findings["processor"].words.partition("has ")[2].partition("; has not ")
-    assert has == (", ".join(features()) or "no feature we use")
-    assert has_not == ", ".join(feature for feature in FEATURES if not supports(feature))
+    supported, _, missing = findings["processor"].words.partition("supports ")[2].partition("; lacks ")
+    assert supported == (", ".join(features()) or "no feature we use")
+    assert missing == ", ".join(feature for feature in FEATURES if not supports(feature))
 
 
-@pytest.mark.parametrize(("count", "words"), [(2, "2 of 2 run at once"), (1, "only 1 of 2 run at once, as other")])
+@pytest.mark.parametrize(
+    ("count", "words"), [(2, "2 of 2 run concurrently"), (1, "only 1 of 2 run concurrently while other")]
+)
 def test_the_doctor_says_how_many_threads_run_at_once(monkeypatch, count, words):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("trecvit.accelerate.threads.ThreadChoice", lambda most: SimpleNamespace(count=count))
     assert doctor._threads().startswith(words)
 
 
+@pytest.mark.slow
 def test_the_doctor_reports_what_is_broken_and_looks_at_the_rest(monkeypatch):
     def broken() -> None:
         raise OSError("no home")
 
     monkeypatch.setattr(doctor, "_zoo", broken)
     monkeypatch.setattr(doctor, "_video", broken)
-    found = {finding.name: finding for finding in doctor.examine()}
-    assert (found["weights"].works, found["weights"].words) == (False, "OSError: no home")
-    assert (found["decoding and encoding"].works, found["bundled model"].works) == (False, True)
+    findings = {finding.name: finding for finding in doctor.examine()}
+    assert (findings["weights"].works, findings["weights"].words) == (False, "OSError: no home")
+    assert (findings["decoding and encoding"].works, findings["bundled model"].works) == (False, True)
 
 
 @pytest.mark.parametrize("error", [

@@ -76,7 +76,7 @@ def test_complex_scan_matches_its_reference_in_every_gradient():
         assert relative_error(got, want) < 1e-5, name
 
 
-def test_scan_goes_on_from_its_last_state_and_leaves_its_arguments_alone():
+def test_scan_continues_from_its_last_state_and_keeps_its_arguments():
     tensors = [tensor.detach() for tensor in scan_inputs(0.0, 1.0, 20, torch.float32)]
     copies = [tensor.clone() for tensor in tensors]
     decay, inputs, initial = tensors
@@ -87,9 +87,9 @@ def test_scan_goes_on_from_its_last_state_and_leaves_its_arguments_alone():
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, copies, strict=True))
 
 
-def test_shapes_and_dtypes_that_do_not_belong_together_are_refused():
+def test_mismatched_shapes_and_dtypes_are_refused():
     decay, inputs, initial = (tensor.detach() for tensor in scan_inputs(0.0, 1.0, 4, torch.float32))
-    # Called directly: in the tests the shape checker would be quicker to say no.
+    # Called directly, because the tests' shape checker would raise first.
     with pytest.raises(InputError, match=r"inputs \(3, 3, 10\), initial \(3, 10\)"):
         _check(decay, inputs[:, :3], initial)
     with pytest.raises(InputError, match="T >= 1"):
@@ -129,6 +129,7 @@ def test_gated_scan_matches_the_oracle(gate, num_frames):
     assert torch.equal(last, states[:, -1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_frames", [1, 2, 17, 200])
 @pytest.mark.parametrize("gate", [-12.0, 0.0, 6.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -175,7 +176,8 @@ def test_complex_recurrence_matches_the_oracle():
     assert torch.equal(last, states[:, -1])
 
 
-def test_gated_scan_is_differentiated_right():
+@pytest.mark.slow
+def test_gated_scan_passes_gradcheck():
     tensors = gated_inputs(4, torch.float64, 0.0, width=2)
     assert torch.autograd.gradcheck(lambda *args: gated_scan(*args, FRESH), tensors)
 

@@ -1,4 +1,4 @@
-"""What empty slots of a live tracker cost, and that the page says what was measured."""
+"""Costs of a live tracker's empty slots, and the documented figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TO_RASTER = 256 / 32
 
 
 def video_of(seed: int, num_points: int = NUM_POINTS) -> TrackedVideo:
-    """Noise, and points of which the last is first seen in frame 2."""
+    """Noise with points, the last of which is first visible in frame 2."""
     rng = np.random.default_rng(seed)
     occluded = np.zeros((num_points, NUM_FRAMES), bool)
     occluded[-1, :2] = True
@@ -42,7 +42,8 @@ def videos_of(*videos: TrackedVideo) -> TrackedVideos:
     return TrackedVideos("noise", [(video.name, lambda video=video: video) for video in videos])
 
 
-def test_answers_differ_as_those_of_clips_with_empty_queries():
+@pytest.mark.slow
+def test_predictions_differ_as_those_of_clips_with_empty_queries():
     tracker, videos, reported = tiny_tracker(), [video_of(0), video_of(1)], []
     costs = slot_costs(tracker, videos_of(*videos), empty_slots=[9, 2, 9], report=reported.append)
     assert [cost.empty_slots for cost in costs] == [0, 2, 9]
@@ -71,7 +72,8 @@ def test_answers_differ_as_those_of_clips_with_empty_queries():
     assert costs[2].answers.moved_most_px > 0.1
 
 
-def test_costs_are_those_of_a_live_tracker_with_that_much_room():
+@pytest.mark.slow
+def test_costs_are_those_of_a_live_tracker_with_as_many_slots():
     tracker = tiny_tracker()
     costs = slot_costs(tracker, videos_of(video_of(0)), empty_slots=[1, 64], trained=False)
     for cost, room in zip(costs[1:], (NUM_POINTS, NUM_POINTS + 63), strict=True):
@@ -82,14 +84,15 @@ def test_costs_are_those_of_a_live_tracker_with_that_much_room():
     assert all(cost.median_ms > 0 and cost.answers is None for cost in costs)
 
 
-def test_points_that_do_not_see_each_other_do_not_move():
+@pytest.mark.slow
+def test_independent_points_do_not_move():
     costs = slot_costs(tiny_readout_tracker(), videos_of(video_of(0)), empty_slots=[8])
     assert costs[1].answers.moved_most_px < 0.01
     assert costs[1].answers.seen_otherwise == 0
     assert costs[1].answers.average_jaccard == pytest.approx(costs[0].answers.average_jaccard)
 
 
-def test_it_refuses_what_cannot_be_compared():
+def test_wrong_arguments_are_refused():
     with pytest.raises(InputError, match="1 or more"):
         slot_costs(tiny_tracker(), videos_of(video_of(0)), empty_slots=[0, 4])
     with pytest.raises(InputError, match=r"same number of points .* \[2, 3\]"):
@@ -98,7 +101,8 @@ def test_it_refuses_what_cannot_be_compared():
         slot_costs(tiny_tracker(), videos_of(), empty_slots=[1])
 
 
-def test_the_command_writes_what_the_page_shows(tmp_path):
+@pytest.mark.slow
+def test_the_command_writes_the_figures_of_the_page(tmp_path):
     tiny_tracker().save(tmp_path / "tracker")
     words = ["bench", "slots", "track_world", "--save", str(tmp_path / "slots.json")]
     few = ["--model", str(tmp_path / "tracker"), "--points", "4", "--empty", "3", "--scenes", "2", "--num-frames", "3"]
@@ -113,7 +117,7 @@ def test_the_command_writes_what_the_page_shows(tmp_path):
         CliRunner().invoke(app, ["bench", "slots", "world"], catch_exceptions=False)
 
 
-def test_the_page_shows_what_was_measured():
+def test_the_page_shows_the_measured_figures():
     measured = [
         json.loads((ROOT / "benchmarks" / "slots" / f"{name}.json").read_text()) for name in ("points", "tapnext_b")
     ]

@@ -1,9 +1,11 @@
-"""Streaming is the clip: whatever the cut, the rows and the interruptions."""
+"""Streams against clips: any cut, any rows, any interruption."""
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,21 +17,22 @@ from models import TINY, VARIANTS, random_video, relative_error, tiny_model, tin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from paper.memoriser import Memoriser, MemoriserConfig
 from trecvit.accelerate.optimize import optimize
-from trecvit.config import MemoriserConfig, ModelConfig, Preprocessing
+from trecvit.config import ModelConfig, Preprocessing
 from trecvit.errors import ConfigError, InputError, StateError
-from trecvit.model.memorise import Memoriser
 from trecvit.model.state import State
-from trecvit.model.trecvit import TRecViT, create_model
+from trecvit.model.trecvit import Output, TRecViT, create_model
 
 TOLERANCE = 1e-5  # float32: the same sums in another order
 NUM_FRAMES = 12
 MODELS = {name: tiny_model(**overrides) for name, overrides in VARIANTS.items()}
+CORE, SLOW = ("plain", "complex", "lstm", "full_conv", "pairs_of_frames"), pytest.mark.slow
 cuts = st.lists(st.integers(1, NUM_FRAMES - 1), unique=True, max_size=NUM_FRAMES - 1).map(sorted)
 
 
 def run(model: TRecViT, video: Tensor, places: list[int], state: State | None = None) -> tuple[list[Tensor], State]:
-    """Streams a video cut at these places: the answers after each piece and the last state."""
+    """Stream a video cut at these places: the outputs after each piece and the last state."""
     state = state or model.init_state(video.shape[0], image_size=(16, 24))
     answers = []
     for start, end in pairwise([0, *places, video.shape[1]]):
@@ -44,43 +47,46 @@ def assert_same(got: State, expected: State) -> None:
         assert relative_error(got._tensors()[name], tensor) < TOLERANCE, name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@cache
+def at_once_of(variant: str, seed: int) -> tuple[Output, State]:
+    """What a model makes of a video given as a clip, and its state after one step."""
+    model, video = MODELS[variant], random_video(2, NUM_FRAMES, seed=seed)
+    return model(video), run(model, video, [])[1]
+
+
+def _some_fast(*names: str) -> list[Any]:
+    """All variants, of which these are in the fast tier."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in VARIANTS]
+
+
+@pytest.mark.parametrize("variant", _some_fast("plain", "temporal_mlp", "lstm", "pairs_of_frames"))
 @given(places=cuts, seed=st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
-def test_any_cut_gives_the_clips_answer(variant, places, seed):
-    model = MODELS[variant]
+def test_any_cut_gives_the_clips_output(variant, places, seed):
+    model, (clip, at_once) = MODELS[variant], at_once_of(variant, seed)
     video = random_video(2, NUM_FRAMES, seed=seed)
-    answers, state = run(model, video, places)
-    if model.config.num_classes:
-        assert relative_error(answers[-1], model(video).logits) < TOLERANCE
-    _, at_once = run(model, video, [])
-    assert_same(state, at_once)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@given(places=cuts)
-@settings(max_examples=8, deadline=None)
-def test_the_pieces_features_are_the_clips(variant, places):
-    model = MODELS[variant]
-    video = random_video(1, NUM_FRAMES)
-    state, features = model.init_state(1, image_size=(16, 24)), []
+    state, features = model.init_state(2, image_size=(16, 24)), []
     for start, end in pairwise([0, *places, NUM_FRAMES]):
         out, state = model.step(video[:, start:end], state)
         features.append(out.features)
-    assert relative_error(torch.cat(features, dim=1), model(video).features) < TOLERANCE
+    if model.config.num_classes:
+        assert relative_error(out.logits, clip.logits) < TOLERANCE
+    assert relative_error(torch.cat(features, dim=1), clip.features) < TOLERANCE
+    assert_same(state, at_once)
 
 
-def test_every_answer_on_the_way_is_that_of_the_video_so_far():
+def test_every_output_is_that_of_the_video_so_far():
     model, video = tiny_model(), random_video(2, 8)
     answers, _ = run(model, video, list(range(1, 8)))
     for length, answer in enumerate(answers, start=1):
         assert relative_error(answer, model(video[:, :length]).logits) < TOLERANCE
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [name if name in CORE else pytest.param(name, marks=SLOW) for name in VARIANTS])
 @given(masks=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=4), seed=st.integers(0, 9))
 @settings(max_examples=10, deadline=None)
-def test_a_reset_row_starts_exactly_as_a_new_video_and_the_others_go_on(variant, masks, seed):
+def test_a_reset_row_starts_as_a_new_video_and_the_others_continue(variant, masks, seed):
     model = MODELS[variant]
     state = model.init_state(3, image_size=(16, 24))
     histories = [torch.zeros(1, 0, 3, 16, 24, dtype=torch.uint8)] * 3
@@ -106,6 +112,7 @@ def test_a_reset_row_starts_exactly_as_a_new_video_and_the_others_go_on(variant,
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=5))
 @settings(max_examples=10, deadline=None)
@@ -127,9 +134,10 @@ def test_rows_can_be_dropped_moved_repeated_and_joined_in_mid_stream(dtype, rows
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", ["plain", "complex", "patches_of_four_frames", "lstm", "full_conv"])
-def test_a_saved_state_goes_on_bit_for_bit(tmp_path, variant, dtype):
+def test_a_saved_state_resumes_bit_exactly(tmp_path, variant, dtype):
     model = tiny_model(**VARIANTS[variant]).to(dtype)
     video = random_video(2, 9)
     _, state = run(model, video[:, :5], [2])
@@ -164,6 +172,7 @@ def test_methods_leave_the_state_as_it_is():
     assert all(torch.equal(tensor, copies[name]) for name, tensor in state._tensors().items())
 
 
+@pytest.mark.slow
 def test_the_size_of_a_state_does_not_depend_on_the_frames_seen():
     model = tiny_model()
     _, short = run(model, random_video(1, 1), [])
@@ -199,8 +208,8 @@ def test_gradients_flow_through_a_carried_state(variant):
         model.float()
 
 
-def test_a_very_long_stream_keeps_listening():
-    """After 20 million frames a float32 sum no longer takes up what comes; the running mean is not forgotten."""
+def test_a_very_long_stream_still_adapts():
+    """After 20 million frames a float32 sum would ignore new frames; the running mean does not."""
     model = tiny_model()
     _, state = run(model, random_video(1, 2), [])
     aged = state.replace(frames_seen=torch.tensor([20_000_000]))
@@ -217,9 +226,9 @@ def test_states_that_do_not_fit_are_refused_with_what_to_do():
     state = model.init_state(2, image_size=(16, 24))
     with pytest.raises(StateError, match=r"holds 3 streams, the frames 2.*state\.select"):
         model.step(video, model.init_state(3, image_size=(16, 24)))
-    with pytest.raises(StateError, match=r"another model.*conv_width 4 and 2"):
+    with pytest.raises(StateError, match=r"got another: .*conv_width 4 and 2"):
         model.step(video, tiny_model(conv_width=2).init_state(2, image_size=(16, 24)))
-    with pytest.raises(StateError, match="begun with 16x24 frames, got 16x8"):
+    with pytest.raises(StateError, match="frames of the state's size 16x24, got 16x8"):
         model.step(video[..., :8], state)
     with pytest.raises(StateError, match=r"torch.bfloat16 model.*state\.to\(dtype=torch.float32\)"):
         model.step(video, state.to(dtype=torch.bfloat16))
@@ -229,7 +238,7 @@ def test_states_that_do_not_fit_are_refused_with_what_to_do():
         model.init_state(1, image_size=(16, 20))
 
 
-def test_a_model_with_other_classes_may_go_on_with_the_state():
+def test_a_model_with_other_classes_can_use_the_state():
     _, state = run(tiny_model(), random_video(2, 3), [])
     tiny_model(num_classes=7).step(random_video(2, 1), state)
 
@@ -238,7 +247,7 @@ def test_wrong_rows_are_refused():
     state = tiny_model().init_state(2, image_size=(16, 24))
     with pytest.raises(StateError, match="one bool for each of 2 streams"):
         state.reset([True])
-    with pytest.raises(StateError, match=r"rows \[2\] go beyond the 2 streams"):
+    with pytest.raises(StateError, match=r"expected rows of 2 streams, got \[2\]"):
         state.select([2])
     with pytest.raises(StateError, match="row numbers or 2 bools"):
         state.select([True, False, True])
@@ -247,7 +256,7 @@ def test_wrong_rows_are_refused():
     assert state.select([-1]).batch_size == 1
 
 
-def test_states_that_do_not_belong_together_are_not_joined():
+def test_states_of_different_kinds_are_not_concatenated():
     state = tiny_model().init_state(1, image_size=(16, 24))
     with pytest.raises(StateError, match="at least one state"):
         State.cat([])
@@ -285,6 +294,7 @@ WHOLE_CLIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("variant", [*VARIANTS, *WHOLE_CLIPS])
 def test_no_stream_at_all_is_a_batch_like_any_other(variant, fast):
@@ -304,13 +314,14 @@ def test_no_stream_at_all_is_a_batch_like_any_other(variant, fast):
         model(random_video(0, 8)).features.sum().backward()
 
 
-def test_fewer_than_no_streams_are_refused():
-    with pytest.raises(InputError, match="number of streams of 0 or more, got -1"):
+def test_negative_batch_sizes_are_refused():
+    with pytest.raises(InputError, match="batch size of 0 or more, got -1"):
         tiny_model().init_state(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [[32, 32], np.array([32, 32]), torch.Size([32, 32]), 32, np.int64(32)])
-def test_a_size_may_come_in_any_container(size):
+def test_any_container_of_a_size_is_accepted(size):
     model, tracker = tiny_model(), tiny_readout_tracker()
     memoriser = Memoriser(MemoriserConfig(blocks=ModelConfig(**{**TINY, "num_classes": 0}), offset=0))
     for state, step in (
@@ -326,14 +337,14 @@ def test_a_size_may_come_in_any_container(size):
 
 
 @pytest.mark.parametrize("size", [(16.0, 24.0), [], (16,), 0, "16", {16, 24}, (16, 24, 3), True])
-def test_what_is_no_size_is_refused(size):
+def test_invalid_sizes_are_refused(size):
     model = tiny_model()
     with pytest.raises(ConfigError, match=r"image_size: expected \(height, width\) in pixels or one whole number"):
         model.init_state(1, image_size=size)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.76, 1.76])
-def test_pixels_that_are_none_are_refused_before_they_spoil_a_state(value):
+def test_invalid_pixels_are_refused_before_they_reach_a_state(value):
     model = tiny_model()
     frames = random_video(1, 2).float() / 255
     frames[0, 1, 2, 3, 4] = value
@@ -351,7 +362,7 @@ def test_pixels_that_are_none_are_refused_before_they_spoil_a_state(value):
         {"image_size": "[1099511627776, 1099511627776]"},
     ],
 )
-def test_a_state_that_promises_too_much_is_refused_at_once(tmp_path, change):
+def test_huge_sizes_in_a_state_file_are_refused(tmp_path, change):
     tiny_model().init_state(1).save(tmp_path / "state")
     with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

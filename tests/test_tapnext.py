@@ -1,4 +1,4 @@
-"""TAPNext: the originals' numbers, a clip is a stream, slots, and what is refused."""
+"""TAPNext: the originals' outputs, clips against streams, slots, and refused inputs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import assert_same_tracks as assert_close
-from models import of_each_part, random_video, relative_error, tiny_model, tiny_tracker
+from models import of_each_part, random_video, relative_error, tiny_model, tiny_tracker, unchecked
 from models import run_tracker as run
 from torch import Tensor
 
 from trecvit.accelerate.optimize import optimize
-from trecvit.config import ModelConfig, TrackerConfig
+from trecvit.config import ModelConfig
 from trecvit.errors import ConfigError, InputError, StateError
-from trecvit.model.tapnext import TAPNext, TrackState, certainty, soft_argmax
+from trecvit.model.tapnext import TAPNext, TrackerConfig, TrackState, certainty, soft_argmax
 from trecvit.model.tracker import NEVER, TrackerOutput, read_queries, track_both_ways
 from trecvit.weights.load import load
 
@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 NUM_FRAMES = 8
 TOLERANCE = 1e-5  # float32: the same sums in another order
 TRACKER = tiny_tracker()
-# Two rows of a point at once, one in mid-clip, one that comes last, and an empty slot.
+# Each of two rows has queries in the first frame, in mid-clip and in the last frame, and an empty slot.
 QUERIES = torch.tensor(
     [
         [[0, 3.5, 20.25], [3, 30.0, 1.5], [7, 0.0, 32.0], [math.inf, 0, 0]],
@@ -46,9 +46,10 @@ def video_of(batch_size: int = 2, num_frames: int = NUM_FRAMES, seed: int = 0, s
     return random_video(batch_size, num_frames, *size, seed=seed)
 
 
-# ---- the originals' numbers ----
+# ---- the originals' outputs ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tapnext_small.pt", "tapnext_small_jax.npz"])
 @pytest.mark.parametrize("online", [False, True], ids=["clip", "online"])
 def test_the_originals_are_matched(name, online):
@@ -71,12 +72,12 @@ def test_the_originals_are_matched(name, online):
 
 
 def test_the_two_arithmetics_differ():
-    """So that the test above would notice if the loader took one for the other."""
+    """So that the test above detects a loader that confuses them."""
     outputs = [np.load(GOLDEN / f"tapnext_small{kind}_io.npz")["track_logits"] for kind in ("", "_jax")]
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-4
 
 
-# ---- an independent reading of the same network, at any size ----
+# ---- an independent implementation, at any size ----
 
 
 def reference(tracker: TAPNext, video: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +141,7 @@ def test_any_size_of_frames_is_read_as_the_original_would(border, size):
 
 
 def test_certainty_is_the_probability_of_a_disc():
-    """The original looks at a window around the point; the whole raster gives the same, also at its edges."""
+    """The original sums over a window around the point; the whole raster gives the same, also at its edges."""
     torch.manual_seed(1)
     for size in (64, 12):
         scores = 3 * torch.randn(3, 40, 2, size, dtype=torch.float64)
@@ -154,7 +155,7 @@ def test_certainty_is_the_probability_of_a_disc():
         torch.testing.assert_close(certainty(scores, points), expected)
 
 
-def test_a_sure_tracker_is_certain_and_finds_the_middle_of_its_peak():
+def test_a_sharp_peak_gives_its_centre_and_high_certainty():
     scores = torch.full((1, 2, 64), -50.0)
     scores[0, 0, 10:12] = 50.0  # columns 10 and 11: between them is 11
     scores[0, 1, 40] = 50.0
@@ -173,6 +174,7 @@ def test_a_second_peak_far_away_does_not_pull():
 # ---- a clip is a stream ----
 
 
+@pytest.mark.slow
 @given(places=st.lists(st.integers(1, NUM_FRAMES - 1), unique=True).map(sorted), seed=st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
 def test_any_cut_gives_the_clips_points(tracker, places, seed):
@@ -184,7 +186,7 @@ def test_any_cut_gives_the_clips_points(tracker, places, seed):
         assert torch.equal(tensor, state._tensors()[name]) or relative_error(state._tensors()[name], tensor) < TOLERANCE
 
 
-def test_what_comes_later_changes_nothing(tracker):
+def test_later_frames_do_not_change_earlier_points(tracker):
     video, other = video_of(), video_of(seed=1)
     mixed = torch.cat([video[:, :5], other[:, 5:]], dim=1)
     moved = torch.where(QUERIES[..., :1] >= 5, QUERIES + torch.tensor([0.0, 1.0, -0.05]), QUERIES).clamp(min=0)
@@ -209,12 +211,13 @@ def test_the_query_matters_and_is_for_its_frame(tracker):
 
 
 def test_points_have_no_order(tracker):
-    """Slots are told apart by their queries alone."""
+    """Slots differ by their queries alone."""
     video, order = video_of(), torch.tensor([2, 0, 3, 1])
     swapped = tracker(video, QUERIES[:, order])
     assert_close(swapped, of_each_part(lambda part: part[:, order], tracker(video, QUERIES)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_are_independent_and_can_be_moved_in_mid_stream(tracker, dtype):
     tracker = copy.deepcopy(tracker).to(dtype)
@@ -230,7 +233,7 @@ def test_rows_are_independent_and_can_be_moved_in_mid_stream(tracker, dtype):
         assert torch.equal(joined._tensors()[name], tensor)
 
 
-def test_a_reset_row_begins_anew_with_its_queries(tracker):
+def test_a_reset_row_restarts_with_its_queries(tracker):
     video = video_of()
     _, state = run(tracker, video[:, :3], tracker.init_state(QUERIES), [])
     state = state.reset([True, False])
@@ -239,8 +242,9 @@ def test_a_reset_row_begins_anew_with_its_queries(tracker):
     assert_close(of_each_part(lambda part: part[:1], out), of_each_part(lambda part: part[:1], tracker(video, QUERIES)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_saved_state_goes_on_bit_for_bit(tracker, tmp_path, dtype):
+def test_a_saved_state_resumes_bit_exactly(tracker, tmp_path, dtype):
     tracker = copy.deepcopy(tracker).to(dtype)
     video = video_of()
     _, state = run(tracker, video[:, :4], tracker.init_state(QUERIES), [2])
@@ -253,11 +257,12 @@ def test_a_saved_state_goes_on_bit_for_bit(tracker, tmp_path, dtype):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_state_depends_on_the_points_alone(tracker):
     state = tracker.init_state(QUERIES)
     _, after = run(tracker, video_of(num_frames=30), state, list(range(1, 30)))
     assert after.nbytes == state.nbytes
-    look_width = tracker.matching.look_width if tracker.config.matching else 0
+    look_width = tracker.matching.descriptor_width if tracker.config.matching else 0
     (patches, points), per_token = (16, 4), tracker.config.depth * 16 * 4 * 4  # hidden and three taps, float32
     assert state.nbytes == 2 * ((patches + points) * per_token + points * (8 + 2 * 4 + look_width * 4) + 8)
 
@@ -278,12 +283,12 @@ def test_a_stream_may_be_longer_than_float32_can_count(tracker):
     aged = state.replace(frames_seen=torch.tensor([2**24 + 2]))
     young = tracker.init_state(torch.tensor([[[1.0, 5.0, 6.0], [0, 1, 1]]]))
     young = young.replace(query_frames=torch.tensor([[1, -1]]), frames_seen=torch.tensor([0]))
-    # All but the first-frame rule is the same; so let both have seen a frame.
+    # Only the rule for the first frame differs, so both process a frame before.
     young = young.replace(query_frames=young.query_frames + 5, frames_seen=torch.tensor([5]))
     assert_close(tracker.step(video_of(1), aged)[0], tracker.step(video_of(1), young)[0], 1e-7)
 
 
-def test_low_precision_stays_near(tracker):
+def test_low_precision_is_close(tracker):
     video = video_of()
     coarse = copy.deepcopy(tracker).to(torch.bfloat16)(video, QUERIES)
     exact = tracker(video, QUERIES)
@@ -318,8 +323,8 @@ def test_an_emptied_slot_is_as_if_it_had_always_been_empty(tracker):
             assert torch.equal(one.hidden[:, first], other.hidden[:, first])
             assert torch.equal(one.taps[:, :, first], other.taps[:, :, first])
     for one in emptied.layers:
-        assert relative_error(one.hidden[:, 16], one.hidden[:, 16 + 3]) < TOLERANCE  # and a slot that never was used
-    # A new point in it is tracked as it is in a slot that never was used.
+        assert relative_error(one.hidden[:, 16], one.hidden[:, 16 + 3]) < TOLERANCE  # and a slot that was never used
+    # A new point in it is tracked as in a slot that was never used.
     place = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
     reused, _ = tracker.step(video[:, 4:], emptied.place(0, place))
     unused, _ = tracker.step(video[:, 4:], emptied.place(3, place))
@@ -329,7 +334,7 @@ def test_an_emptied_slot_is_as_if_it_had_always_been_empty(tracker):
 
 def test_a_slot_that_has_a_point_is_not_taken():
     state = TRACKER.init_state(QUERIES)
-    with pytest.raises(StateError, match="slot 3 has a point"):
+    with pytest.raises(StateError, match="slot 3, which has a point"):
         state.place(3, torch.ones(2, 2))
     with pytest.raises(InputError, match=r"x in 0\.\.32 pixels.*x=33"):
         TRACKER.init_state(torch.full((1, 1, 3), math.inf)).place(0, torch.tensor([[33.0, 5.0]]))
@@ -375,6 +380,7 @@ def loss_of(out: TrackerOutput) -> Tensor:
     return (points * is_after).sum() + (out.coordinate_logits.logsumexp(dim=-1).sum(dim=-1) * is_after).sum()
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_weight_and_are_the_same_for_pieces(tracker):
     tracker = copy.deepcopy(tracker).double()
     video = video_of().double() / 255
@@ -393,13 +399,14 @@ def test_gradients_reach_every_weight_and_are_the_same_for_pieces(tracker):
             assert relative_error(again, expected) < 1e-9, name
 
 
-def test_a_gradient_is_the_slope(tracker):
+@pytest.mark.slow
+def test_gradients_match_finite_differences(tracker):
     tracker = copy.deepcopy(tracker).double()
     video = video_of().double() / 255
     names = ["point_tokens.query", "point_tokens.unknown", "point_tokens.mask", "coordinates.first.weight"]
     if tracker.matching is not None:
         names += ["matching.first.weight", "matching.context.weight", "matching.sharpness", "matching.guess_out.1.bias"]
-        for last in tracker.matching.guess_out:  # where a guess looks has no gradient, on purpose
+        for last in tracker.matching.guess_out:  # the positions of sampling have no gradient, on purpose
             torch.nn.init.zeros_(last.weight)
     for name in names:
         weight = tracker.get_parameter(name)
@@ -415,7 +422,7 @@ def test_a_gradient_is_the_slope(tracker):
         assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-4, abs=1e-6), name
 
 
-# ---- what is refused ----
+# ---- refused inputs ----
 
 
 @pytest.mark.parametrize(
@@ -424,7 +431,7 @@ def test_a_gradient_is_the_slope(tracker):
         (torch.zeros(2, 4), r"\[B,Q,3\] of \(t, y, x\), got \(2, 4\)"),
         (torch.zeros(2, 4, 2), r"got \(2, 4, 2\)"),
         (torch.zeros(2, 4, 3, dtype=torch.bool), "expected numbers, got torch.bool"),
-        (torch.full((2, 4, 3), 0.5), "t to be a frame's number from 0.*got 0.5"),
+        (torch.full((2, 4, 3), 0.5), "t to be a frame's index from 0.*got 0.5"),
         (torch.full((2, 4, 3), -1.0), "got -1"),
         (torch.full((2, 4, 3), math.nan), "got nan"),
         (torch.tensor([[[0.0, 5, 33]]]).expand(2, 1, 3), r"x in 0\.\.32 pixels of the frames, got y=5, x=33"),
@@ -432,8 +439,8 @@ def test_a_gradient_is_the_slope(tracker):
         (torch.tensor([[[0.0, math.nan, 3]]]).expand(2, 1, 3), "got y=nan"),
     ],
 )
-def test_what_are_no_queries_is_refused_in_words(queries, words):
-    # The tests' shape checker would be quicker to say no.
+def test_invalid_queries_are_refused(queries, words):
+    # Without the tests' shape checker, which would refuse it before.
     with pytest.raises(InputError, match=words):
         read_queries(queries, (32, 32))
 
@@ -442,17 +449,17 @@ def test_frames_and_states_that_do_not_fit_are_refused():
     state = TRACKER.init_state(QUERIES)
     with pytest.raises(InputError, match="patch_size=8 divides, got 32x20"):
         TRACKER(video_of(size=(32, 20)), QUERIES)
-    with pytest.raises(InputError, match="queries for 2 videos, got them for 3"):
+    with pytest.raises(InputError, match="queries for 2 videos, got queries for 3"):
         TAPNext.forward.__wrapped__(TRACKER, video_of(), torch.zeros(3, 4, 3))
     with pytest.raises(InputError, match=r"\[0,1\]"):
         TRACKER(video_of().float(), QUERIES)
     with pytest.raises(StateError, match="holds 2 streams, the frames 1"):
         TRACKER.step(video_of(1), state)
-    with pytest.raises(StateError, match="begun with 32x32 frames, got 32x64"):
+    with pytest.raises(StateError, match="size 32x32, got 32x64"):
         TRACKER.step(video_of(size=(32, 64)), state)
     with pytest.raises(StateError, match="gelu erf and tanh"):
         tiny_tracker(blocks=TRACKER.config.blocks.replace(gelu="erf")).step(video_of(), state)
-    with pytest.raises(StateError, match="looks of 0 channels, this one's have 96"):
+    with pytest.raises(StateError, match="expected a state with 96 channels per point, got 0"):
         tiny_tracker(matching=True).step(video_of(), state)
     with pytest.raises(StateError, match="look_width 0 and 96"):
         TrackState.cat([state, tiny_tracker(matching=True).init_state(QUERIES)])
@@ -495,7 +502,7 @@ def test_no_points_and_no_streams_are_batches_like_any_other(tracker):
 )
 def test_impossible_trackers_are_refused(fields, words):
     with pytest.raises(ConfigError, match=words):
-        TrackerConfig(**fields)
+        unchecked(TrackerConfig, **fields)
 
 
 def test_a_description_survives_json():

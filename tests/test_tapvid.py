@@ -52,13 +52,13 @@ class Oracle:
 
     def __init__(self, video: TrackedVideo, offset_px: float = 0.0, hidden: bool = False) -> None:
         self.truth, self.offset_px, self.hidden = video, offset_px, hidden
-        self.asked: list[torch.Tensor] = []
+        self.queries: list[torch.Tensor] = []
 
     def __call__(self, video: torch.Tensor, query_points_tyx: torch.Tensor) -> TrackerOutput:
         assert video.dtype == torch.uint8
         assert video.ndim == 5
         assert query_points_tyx.dtype == torch.float32
-        self.asked.append(query_points_tyx)
+        self.queries.append(query_points_tyx)
         truth = self.truth.resized(tuple(video.shape[3:]))
         tracks, hidden = torch.from_numpy(truth.tracks_xy), torch.from_numpy(truth.occluded)
         if not torch.equal(video[0].permute(0, 2, 3, 1), torch.from_numpy(truth.video)):
@@ -67,7 +67,7 @@ class Oracle:
         t = query_points_tyx[0, :, 0].long()
         places = tracks[:, t]  # [tracks, Q, 2]
         number = (places - query_points_tyx[0, :, 1:].flip(-1)).norm(dim=-1).argmin(0)
-        # Nothing is known of what was before the query.
+        # Frames before the query are undefined.
         before = torch.arange(video.shape[1]) < t[:, None]
         points = torch.where(before[..., None], torch.nan, tracks[number] + self.offset_px)
         visible = torch.where(hidden[number] | before | self.hidden, -5.0, 5.0)
@@ -108,16 +108,16 @@ def test_each_video_of_a_batch_is_scored_by_itself() -> None:
 
 
 def test_a_case_worked_by_hand() -> None:
-    """One point, asked for in frame 1 of 5: exact; exact but called hidden; 3 px off; hidden and called visible."""
+    """One point, queried in frame 1 of 5: exact; exact but predicted hidden; 3 px off; hidden but predicted visible."""
     truth = np.zeros((1, 1, 5, 2))
-    said = truth.copy()
-    said[0, 0, 3, 0] = 3.0
+    predicted = truth.copy()
+    predicted[0, 0, 3, 0] = 3.0
     arguments = {
         "query_points_tyx": np.array([[[1, 0.0, 0.0]]]),
         "gt_occluded": np.array([[[False, False, False, False, True]]]),
         "gt_tracks_xy": truth,
         "pred_occluded": np.array([[[True, False, True, False, False]]]),
-        "pred_tracks_xy": said,
+        "pred_tracks_xy": predicted,
     }
     first = tapvid_metrics(**arguments, query_mode="first")  # frames 2, 3, 4
     assert first["occlusion_accuracy"] == pytest.approx(1 / 3)
@@ -249,11 +249,11 @@ def test_resizing_moves_points_with_the_picture() -> None:
 
 def test_given_queries_are_resized_too() -> None:
     video = tracked(num_tracks=1, height=10, width=10)
-    asked = TrackedVideo(
+    original = TrackedVideo(
         name="q", video=video.video, tracks_xy=video.tracks_xy, occluded=video.occluded,
         query_points_tyx=np.array([[3, 5, 7]], np.float32),
     )  # fmt: skip
-    resized = asked.resized((20, 40))
+    resized = original.resized((20, 40))
     assert resized.query_points_tyx is not None
     assert resized.query_points_tyx.tolist() == [[3, 10, 28]]
 
@@ -319,9 +319,9 @@ def test_the_tracker_sees_256_pixels_and_queries_in_them() -> None:
     video = tracked(height=32, width=64)
     oracle = Oracle(video)
     evaluate_tapvid(oracle, as_data(video))
-    [asked] = oracle.asked
+    [queries_seen] = oracle.queries
     expected = queries_first(video).points_tyx * [1, 256 / 32, 256 / 64]
-    assert np.allclose(asked[0].numpy(), expected)
+    assert np.allclose(queries_seen[0].numpy(), expected)
 
 
 def test_strided_mode_goes_both_ways() -> None:
@@ -332,14 +332,14 @@ def test_strided_mode_goes_both_ways() -> None:
     queries = torch.from_numpy(queries_strided(video).points_tyx)[None]
     both = track_both_ways(oracle, torch.from_numpy(video.video).permute(0, 3, 1, 2)[None], queries)
     assert torch.isfinite(both.points_xy).all()
-    assert torch.allclose(oracle.asked[1][..., 0], 11 - queries[..., 0])
+    assert torch.allclose(oracle.queries[1][..., 0], 11 - queries[..., 0])
 
 
-def test_queries_can_be_asked_some_at_a_time() -> None:
+def test_queries_can_be_split() -> None:
     video = tracked(num_tracks=5)
     oracle = Oracle(video)
     scores, _ = evaluate_tapvid(oracle, as_data(video), queries_at_once=2)
-    assert [asked.shape[1] for asked in oracle.asked] == [2, 2, 1]
+    assert [queries.shape[1] for queries in oracle.queries] == [2, 2, 1]
     assert scores.means()["average_jaccard"] == 1
 
 
@@ -378,8 +378,8 @@ def test_means_are_over_videos_and_failures_are_named(tmp_path: Path) -> None:
     assert calls == [(1, 0), (2, 1), (3, 2), (4, 2)]
     assert scores.means()["average_jaccard"] == 0.5
 
-    said = tapvid_protocol(data, tracker="an oracle", query_mode="first")
-    result = write_tapvid_result(tmp_path / "out", scores, said, failures)
+    protocol = tapvid_protocol(data, tracker="an oracle", query_mode="first")
+    result = write_tapvid_result(tmp_path / "out", scores, protocol, failures)
     stored = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(result))
     assert stored["average_jaccard"] == 0.5

@@ -1,4 +1,4 @@
-"""The number of threads follows the machine: simulated ones here, the real one in `trecvit bench speed --busy`."""
+"""The number of threads follows the load: on simulated machines here, on a real one in `trecvit bench speed --busy`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trecvit.bench.speed import SharedSpeed, shared_speeds
 
 
 class Machine:
-    """Seconds of a call that takes `work_s` on one core, with `cores` of which others want `busy` all the time."""
+    """A simulated machine with `cores`, `busy` of them used by others; a call takes `work_s` on one core."""
 
     def __init__(self, cores: int, *, work_s: float = 0.1, serial_share: float = 0.1) -> None:
         self.cores, self.work_s, self.serial_share, self.busy = cores, work_s, serial_share, 0
@@ -39,15 +39,15 @@ class Machine:
 
     def run(self, choice: ThreadChoice, for_s: float) -> float:
         """Calls per second."""
-        begun_s, calls = self.clock_s, 0
-        while self.clock_s - begun_s < for_s:
+        start_s, calls = self.clock_s, 0
+        while self.clock_s - start_s < for_s:
             threads = choice.next_count()
             spent_s = self.seconds(threads, self.work_s)
             self.clock_s += spent_s
             share = min(1.0, self.cores / (1 + self.busy)) if threads == 1 else 1.0
             choice.record(spent_s, share)
             calls += 1
-        return calls / (self.clock_s - begun_s)
+        return calls / (self.clock_s - start_s)
 
     def best(self) -> float:
         return max(self.speedup(threads) for threads in range(1, self.cores + 1)) / self.work_s
@@ -72,7 +72,7 @@ def test_a_busy_machine_gets_one_thread(busy: int) -> None:
     assert choice.count == 1
 
 
-def test_threads_follow_what_else_is_going_on() -> None:
+def test_threads_follow_other_load() -> None:
     machine = Machine(2)
     choice = ThreadChoice(2, machine.probe, lambda: machine.clock_s)
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_threads_follow_what_else_is_going_on() -> None:
         assert machine.run(choice, 60) > 0.9 * machine.best()
 
 
-def test_a_call_that_takes_seconds_is_the_last() -> None:
+def test_one_stalled_call_is_enough_to_switch() -> None:
     """Frames of 40 ms that take 3 s with two threads as soon as others are busy."""
     machine = Machine(2, work_s=0.07)
     machine.speedup = lambda threads: (0.023 if machine.busy else 1.75) if threads == 2 else 0.9  # type: ignore[method-assign]
@@ -98,7 +98,7 @@ def test_a_call_that_takes_seconds_is_the_last() -> None:
     assert machine.run(choice, 30) > 0.95 * 0.9 / 0.07
 
 
-def test_as_many_as_there_is_room_for() -> None:
+def test_threads_fill_the_free_cores() -> None:
     machine = Machine(16)
     machine.busy = 8
     choice = ThreadChoice(16, machine.probe, lambda: machine.clock_s)
@@ -106,7 +106,7 @@ def test_as_many_as_there_is_room_for() -> None:
     assert choice.count == 8
 
 
-def test_calls_that_threads_only_slow_down_get_one() -> None:
+def test_calls_that_slow_down_with_threads_get_one() -> None:
     class Tiny(Machine):
         def seconds(self, threads: int, work_s: float) -> float:
             return work_s * threads if work_s == self.work_s else super().seconds(threads, work_s)
@@ -117,7 +117,7 @@ def test_calls_that_threads_only_slow_down_get_one() -> None:
     assert choice.count == 1
 
 
-def test_a_call_leaves_the_number_of_threads_as_it_was() -> None:
+def test_a_call_restores_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     seen = []
 
@@ -144,7 +144,7 @@ def test_a_call_leaves_the_number_of_threads_as_it_was() -> None:
         torch.set_num_threads(before)
 
 
-def test_other_python_threads_keep_what_is_allowed() -> None:
+def test_other_python_threads_keep_the_allowed_number() -> None:
     before = torch.get_num_threads()
     inside, ended = threading.Event(), threading.Event()
 
@@ -161,7 +161,7 @@ def test_other_python_threads_keep_what_is_allowed() -> None:
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(chosen, torch.ones(3), True)
             inside.wait(10)
-            second = pool.submit(chosen, torch.ones(3), False)  # runs as it is: the number is chosen elsewhere
+            second = pool.submit(chosen, torch.ones(3), False)  # unchanged: the first call has the choice
             second.result()
             ended.set()
             assert first.result() == 1
@@ -170,6 +170,7 @@ def test_other_python_threads_keep_what_is_allowed() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_bench_measures_beside_busy_programs() -> None:
     [speed] = shared_speeds(["motions"], dtypes=["float32"], modes=["eager"], busy=1, seconds=0.1)
     assert isinstance(speed, SharedSpeed)

@@ -13,10 +13,10 @@ from models import random_video, tiny_tracker
 
 import trecvit
 from trecvit.errors import InputError
-from trecvit.evaluate.point_baselines import still_points
+from trecvit.evaluate.point_baselines import static_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.runtime.live import LivePoints, LiveTracker
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.video.transforms import to_whole_clip
 from trecvit.weights.load import load
@@ -232,17 +232,18 @@ def test_a_coarse_model_can_be_live():
 # ---- the bundled tracker ----
 
 
+@pytest.mark.slow
 def test_the_bundled_tracker_is_small_and_far_better_than_standing_still():
     tracker = load("points")
     folder = files("trecvit.weights") / "points"
     assert sum(path.stat().st_size for path in Path(str(folder)).iterdir()) < 10e6
-    assert tracker.provenance["recipe"] == "src/trecvit/recipes/track_world_match.yaml"
+    assert tracker.provenance["recipe"] == "recipes/track_world_match.yaml"
     config = TrackSceneConfig(
         num_frames=8, num_points=32, min_things=1, max_things=6, speed=0.6, camera_speed=0.8, noise=3.0
     )
     videos = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(6))
     shares = []
-    for follow in (tracker, still_points):
+    for follow in (tracker, static_points):
         scores, failures = evaluate_tapvid(follow, videos, image_size=(96, 96))
         assert not failures
         shares.append(scores.means()["average_jaccard"])

@@ -14,10 +14,11 @@ import PIL.Image
 import pytest
 import torch
 from models import random_video, tiny_readout_tracker, tiny_tracker
+from track_files import write_track_file
 from typer.testing import CliRunner
 
 from trecvit.cli import app
-from trecvit.data.tapvid import read_tracked, write_track_file
+from trecvit.data.tapvid import read_tracked
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, DataError, InputError, VideoError
 from trecvit.model import tapnext
@@ -90,8 +91,8 @@ def test_a_live_stream_is_followed_by_a_live_tracker():
             if t == update.index:
                 live.add(x, y)
         expected = live.update(update.image)
-        for got, wanted in zip(update.points, expected, strict=True):
-            np.testing.assert_array_equal(got, wanted)
+        for got, reference in zip(update.points, expected, strict=True):
+            np.testing.assert_array_equal(got, reference)
     assert update.ids == (0, 2, 1)  # in the order in which they came
 
 
@@ -138,7 +139,7 @@ def test_a_picture_painted_in_squares_is_the_picture_painted_whole(monkeypatch):
     image = rng.integers(0, 256, (150, 201, 3), np.uint8)
     trails = [Trail(rng.uniform(-20, 220, (5, 2)), rng.random(5) < 0.7, number / 12) for number in range(12)]
     pieces = draw_trails(image, trails)
-    monkeypatch.setattr(draw, "_SQUARE_PX", 1000)
+    monkeypatch.setattr(draw, "_TILE_PX", 1000)
     whole = draw_trails(image, trails)
     assert (whole != image).any()
     np.testing.assert_allclose(pieces.astype(int), whole, atol=1)  # Pillow rounds a little differently
@@ -184,10 +185,11 @@ def test_only_the_last_places_are_remembered():
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_track_writes_a_video_and_tracks(video, either, tmp_path):
     out, npz = tmp_path / "out.mp4", tmp_path / "out.npz"
-    asked = ["--points", "20,10 64,40@2", "--points", "0,0"]
-    done = run("track", video, "--model", either, *asked, "--save", out, "--tracks", npz)
+    points = ["--points", "20,10 64,40@2", "--points", "0,0"]
+    done = run("track", video, "--model", either, *points, "--save", out, "--tracks", npz)
     assert done.exit_code == 0, done.output
     assert len(list(read_frames(out))) == NUM_FRAMES
     with np.load(npz) as saved:
@@ -201,7 +203,7 @@ def test_track_writes_a_video_and_tracks(video, either, tmp_path):
     assert arrays["certainty"].shape == (3, NUM_FRAMES)
 
     table = tmp_path / "out.csv"
-    done = run("track", video, "--model", either, *asked, "--tracks", table)
+    done = run("track", video, "--model", either, *points, "--tracks", table)
     assert done.exit_code == 0, done.output
     lines = list(csv.DictReader(table.read_text().splitlines()))
     assert len(lines) == 3 * NUM_FRAMES - 2
@@ -211,6 +213,7 @@ def test_track_writes_a_video_and_tracks(video, either, tmp_path):
         assert bool(int(line["visible"])) == arrays["visible"][place]
 
 
+@pytest.mark.slow
 def test_track_live_prints_a_json_line_per_frame(video, either):
     done = run("track", video, "--model", either, "--live", "--grid", 2)
     assert done.exit_code == 0, done.output
@@ -222,8 +225,8 @@ def test_track_live_prints_a_json_line_per_frame(video, either):
 
 def test_track_says_what_it_cannot_do(video, tracker, tmp_path):
     for words, message in (
-        ([], "nothing would be kept"),
-        (["--live", "--tracks", tmp_path / "a.npz"], r"take a \.csv"),
+        ([], "expected an output"),
+        (["--live", "--tracks", tmp_path / "a.npz"], r"expected a \.csv file"),
         (["--points", "3;4", "--live"], "expected x,y or x,y@frame"),
         (["--tracks", tmp_path / "a.txt"], r"\.npz or \.csv"),
         (["--points", "900,3", "--live"], r"x in 0\.\.64"),
@@ -248,6 +251,7 @@ def test_track_keeps_what_was_readable_of_a_damaged_file(tracker, tmp_path):
         assert 5 < len(saved["times_s"]) < 30
 
 
+@pytest.mark.slow
 def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):
     slow = tmp_path / "slow.mkv"
     with VideoWriter(slow, 1) as writer:
@@ -256,9 +260,10 @@ def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):
     example = Path(__file__).parent.parent / "examples" / "track_live.py"
     done = subprocess.run([sys.executable, str(example), str(slow), tracker], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all("gave up point" in line for line in done.stdout.splitlines())
+    assert all("removed point" in line for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_info_tells_of_trackers(either):
     tapnext._axis_positions.cache_clear()  # as in a process that has tracked nothing before
     done = run("info", either, "--json")
@@ -295,6 +300,7 @@ def test_eval_tapvid_scores_a_baseline_and_draws_it(tmp_path):
         assert picture.width > 4 * picture.height / 2
 
 
+@pytest.mark.slow
 def test_eval_tapvid_scores_a_tracker(either, tmp_path):
     write_track_file(tmp_path / "still.npz", still_video())
     done = run("eval", "tapvid", tmp_path, "--to", tmp_path, "--model", either, "--query-mode", "strided")
@@ -309,7 +315,7 @@ def test_eval_tapvid_scores_a_tracker(either, tmp_path):
 def test_data_that_is_none_of_the_benchmarks_is_refused(tmp_path):
     with pytest.raises(DataError, match="expected TAP-Vid"):
         read_tracked(tmp_path)
-    with pytest.raises(DataError, match="which folder"):
+    with pytest.raises(DataError, match="expected `videos`"):
         read_tracked(tmp_path / "a.json")
     with pytest.raises(DataError, match="Perception Test"):
         read_tracked(tmp_path / "a.pkl", split="valid")

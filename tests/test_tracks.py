@@ -1,4 +1,4 @@
-"""Scenes to learn tracking from: tracks that are exact, occlusion that is what is drawn, the same clip every time."""
+"""Track scenes: exact tracks, occlusion as drawn, reproducible clips."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic import track_scenes as making
-from trecvit.synthetic.scene import Layer, Scene, compose, invert, scene_tracks, seen_layers
+from trecvit.synthetic.pictures import photographs
+from trecvit.synthetic.scene import Layer, Scene, compose, invert, scene_tracks, visible_layers
 from trecvit.synthetic.stage import Stage
-from trecvit.synthetic.textures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 SMALL = TrackSceneConfig(num_frames=10, image_size=(64, 80), num_points=40)
@@ -79,7 +79,7 @@ def sampled(image: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def as_maps(scene: Scene) -> Scene:
-    """The same scene, whose colours say which point of which layer is seen: u, v in pixels and the layer's number."""
+    """The same scene with colours that encode the visible point: u, v in pixels and the layer's index."""
     layers = []
     for number, layer in enumerate(scene.layers):
         _, height, width = layer.texture.shape
@@ -96,15 +96,16 @@ def as_maps(scene: Scene) -> Scene:
 # ---- exactness -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_visible_point_shows_the_same_place_of_the_same_surface(scenes: TrackScenes) -> None:
-    """What is drawn at a track is, in every frame that shows it, the very point of the surface that was asked for."""
+    """In every frame that shows a track, the queried point of the surface is drawn at its position."""
     checked = total = 0
     for index in range(6):
         scene, clip = scenes.scene(index), scenes[index]
         drawn = compose(as_maps(scene)).numpy()
         _, alone = layer_maps(scene)
         queries = queries_of(clip)
-        owner = seen_layers(scene, queries)
+        owner = visible_layers(scene, queries)
         for q, (t, y, x) in enumerate(queries):
             layer = scene.layers[owner[q]]
             u, v = invert(layer.transforms)[int(t)] @ [x, y, 1]
@@ -115,19 +116,20 @@ def test_a_visible_point_shows_the_same_place_of_the_same_surface(scenes: TrackS
                 row, column = np.clip(round(float(y_now)), 0, 63), np.clip(round(float(x_now)), 0, 79)
                 if not alone[frame, row, column] or not (0 <= x_now <= 79 and 0 <= y_now <= 63):
                     continue
-                found = sampled(drawn[frame], float(x_now), float(y_now))
-                assert found[2] == pytest.approx(owner[q], abs=1e-3)
-                assert np.abs(found[:2] - [u, v]).max() * texel_px[frame] < 0.02, (index, q, frame)
+                colour = sampled(drawn[frame], float(x_now), float(y_now))
+                assert colour[2] == pytest.approx(owner[q], abs=1e-3)
+                assert np.abs(colour[:2] - [u, v]).max() * texel_px[frame] < 0.02, (index, q, frame)
                 checked += 1
     assert checked > 500 > 0.2 * total  # the rest is at an edge, where colours mix
 
 
+@pytest.mark.slow
 def test_occlusion_is_what_the_map_of_layers_says(scenes: TrackScenes) -> None:
     checked = hidden = total = 0
     for index in range(6, 14):
         scene, clip = scenes.scene(index), scenes[index]
         front, _ = layer_maps(scene)
-        owner = seen_layers(scene, queries_of(clip))
+        owner = visible_layers(scene, queries_of(clip))
         for q in range(SMALL.num_points):
             for frame in range(SMALL.num_frames):
                 x, y = clip.tracks_xy[q, frame]
@@ -146,16 +148,17 @@ def test_occlusion_is_what_the_map_of_layers_says(scenes: TrackScenes) -> None:
 
 
 def test_occlusion_at_pixel_centres_is_exact_to_the_pixel() -> None:
-    """Nothing moves, so that every track stays at the centre of a pixel."""
+    """A scene at rest: every track stays at the centre of a pixel."""
     still = replace(SMALL, speed=0.0, camera_speed=0.0, num_frames=2)
     scene = TrackScenes(still, seed=1).scene(3)
     front, _ = layer_maps(scene)
     y, x = (axis.ravel() for axis in np.mgrid[:64, :80])
     centres = np.stack([np.zeros_like(x), y, x], axis=1).astype(np.float64)
-    assert np.array_equal(seen_layers(scene, centres), front[0].ravel())
+    assert np.array_equal(visible_layers(scene, centres), front[0].ravel())
     assert len(np.unique(front)) > 4
 
 
+@pytest.mark.slow
 def test_queries_are_points_of_their_tracks(scenes: TrackScenes) -> None:
     for index in range(5):
         clip = scenes[index]
@@ -193,9 +196,10 @@ def test_hinges_hold() -> None:
         assert np.abs(turns).max() > 0.005
 
 
-# ---- what the scenes are like ----------------------------------------------------------------------------------------
+# ---- statistics of the scenes ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_clips_are_rich() -> None:
     scenes = TrackScenes(TrackSceneConfig(num_points=100), seed=2)
     clips = [scenes[index] for index in range(24)]
@@ -212,11 +216,12 @@ def test_clips_are_rich() -> None:
     assert again > 100
     steps = np.concatenate([np.linalg.norm(np.diff(clip.tracks_xy, axis=1), axis=-1).ravel() for clip in clips])
     assert 0.3 < np.median(steps) < 3
-    owners = [seen_layers(scenes.scene(n), queries_of(clip)) for n, clip in enumerate(clips)]
+    owners = [visible_layers(scenes.scene(n), queries_of(clip)) for n, clip in enumerate(clips)]
     foreground = np.mean([owner > 0 for owner in owners])
     assert 0.5 < foreground < 0.95
 
 
+@pytest.mark.slow
 def test_longer_clips_are_not_slower() -> None:
     def median_step(num_frames: int) -> float:
         scenes = TrackScenes(TrackSceneConfig(num_frames=num_frames, image_size=(48, 48)), seed=3)
@@ -266,6 +271,7 @@ def test_pictures_are_used() -> None:
 # ---- the contract ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [
     TrackSceneConfig(num_frames=2, image_size=(32, 32), num_points=1),
     TrackSceneConfig(num_frames=33, image_size=(48, 72), num_points=200, min_things=0, max_things=0),
@@ -287,13 +293,14 @@ def test_any_size_and_length(config: TrackSceneConfig) -> None:
 
 def digest(scenes: TrackScenes, index: int) -> str:
     clip = scenes[index]
-    found = hashlib.sha256(clip.video.tobytes())
+    digest = hashlib.sha256(clip.video.tobytes())
     for array in (clip.tracks_xy, clip.occluded, clip.query_points_tyx):
         assert array is not None
-        found.update(array.tobytes())
-    return found.hexdigest()
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_clip_every_time(scenes: TrackScenes) -> None:
     forwards = [digest(scenes, index) for index in (0, 7, 3)]
     fresh = TrackScenes(SMALL, seed=4)

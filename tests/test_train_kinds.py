@@ -1,7 +1,8 @@
-"""What the training loop promises, held for all that is trained without classes: in parts, in pieces, by several."""
+"""Guarantees of the training loop for tasks without classes: accumulation, resuming, several processes."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Kind:
     words: list[str] = field(default_factory=list)
 
 
+ROOT = Path(__file__).parents[1]
 TRACKED = ["average_pts_within_thresh", "occlusion_accuracy"]
 REMEMBERED = ["memory.validate_every=2", "optimisation.num_steps=6"]
 KINDS = {
@@ -44,7 +46,7 @@ KINDS = {
 
 
 def written(name: str, folder: Path) -> Path:
-    """The recipe of a kind; a readout needs a backbone."""
+    """Write the recipe of a kind; a readout needs a backbone."""
     content = dict(KINDS[name].content)
     if name == "readout":
         content["start"] = {"weights": test_train_readout.saved_classifier(folder)}
@@ -54,11 +56,12 @@ def written(name: str, folder: Path) -> Path:
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    """Of all that a run has left, a decoder beside its encoder."""
+    """All weights of a run's model, with an autoencoder's decoder."""
     files = sorted((run / "model").rglob("*.safetensors"))
     return {f"{path.parent.name}.{name}": weight for path in files for name, weight in load_file(path).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), [*((name, []) for name in KINDS), ("tracker", ["num_workers=0"])])
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, name, more):
     words = ["optimisation.ema_decay=0.9", "optimisation.accumulation=2", "optimisation.bf16=true"]
@@ -88,6 +91,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, name, more
         assert one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, name):
     path, gradients, sums = written(name, tmp_path), [], []
@@ -103,6 +107,7 @@ def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, name):
     assert gradients[0].abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parallel"),
     [
@@ -110,7 +115,7 @@ def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, name):
     ],
 )  # fmt: skip
 def test_two_processes_train_what_one_does(tmp_path, name, parallel):
-    """With FSDP weights are spread, a readout's frozen ones too; an autoencoder has videos, one of which is broken."""
+    """FSDP shards weights, a readout's frozen ones too; the autoencoder has videos, one of them broken."""
     words = ["optimisation.accumulation=2", "optimisation.ema_decay=0.8", "optimisation.batch_size=3"]
     words += [*KINDS[name].tested, *KINDS[name].words]
     path, near, nearest = written(name, tmp_path), 1e-4, 1e-3
@@ -119,10 +124,12 @@ def test_two_processes_train_what_one_does(tmp_path, name, parallel):
         words.append(f"videos.validation={videos}")
         near, nearest = 1e-3, 2e-4
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "paper",
         "train", str(path), *words, "--to", str(tmp_path / "both"), "--parallel", parallel,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    paths = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"  # for `paper`, which is not installed
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     train(load_recipe(path, words), tmp_path / "alone")
     both, alone = (read_lines(tmp_path / run / "metrics.jsonl") for run in ("both", "alone"))

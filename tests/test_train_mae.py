@@ -1,14 +1,9 @@
-"""Masked autoencoding in the training loop: what is shown and hidden, what counts, what a run leaves, and going on."""
+"""Masked autoencoding in the training loop: clips, masks, loss, files of a run, and resuming."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +15,11 @@ from training import gradient, loop_of, same_weights
 
 from trecvit.bench.training import loader_speed
 from trecvit.errors import CheckpointError, ConfigError, DataError
-from trecvit.evaluate.mae import FILM, PICTURE, draw_restored, evaluate_mae
+from trecvit.evaluate.restoration import FILM, PICTURE, draw_restored, evaluate_mae
 from trecvit.model.mae import MaskedAutoencoder, hidden_patches, targets
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Share
-from trecvit.train.loop import feed_of, train
-from trecvit.train.mae import HeldOut
+from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of
 from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import outcome, read_lines
@@ -60,7 +54,7 @@ def recipe_path(tmp_path) -> Path:
 
 
 def written_videos(folder: Path) -> Path:
-    """In one folder, of no class, of several lengths and sizes; one cannot be read."""
+    """Unlabelled videos of several lengths and sizes in one folder; one is unreadable."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for number in range(7):
@@ -76,6 +70,10 @@ def videos(tmp_path_factory) -> Path:
     return written_videos(tmp_path_factory.mktemp("videos"))
 
 
+def held_out(recipe):
+    return recipe.task.held_out(recipe)
+
+
 def from_videos(path: Path, videos: Path, *words: str):
     content = {**SMALL, "videos": {"train": str(videos), "max_failed_share": 0.3}}
     content["optimisation"] = {"bf16": False, "epochs": 2, "batch_size": 3, "warmup_steps": 2}
@@ -84,8 +82,9 @@ def from_videos(path: Path, videos: Path, *words: str):
     return load_recipe(path, words)
 
 
+@pytest.mark.slow
 def test_a_small_autoencoder_learns_the_clips_it_is_shown(tmp_path, videos):
-    """By heart: what is hidden of noise can be known in no other way."""
+    """By overfitting: masked noise cannot be inferred."""
     words = [
         "optimisation.epochs=80", "optimisation.learning_rate=0.01", "optimisation.warmup_steps=10",
         "mae.decoder.width=32", "mae.decoder.mlp_width=64", "model.width=32", "mae.mask_ratio=0.5", "log_every=20",
@@ -106,6 +105,8 @@ def test_a_small_autoencoder_learns_the_clips_it_is_shown(tmp_path, videos):
     assert lines[-1].loss < 0.2
 
 
+@pytest.mark.slow
+@pytest.mark.curves
 def test_a_run_leaves_the_encoder_its_decoder_pictures_and_the_best(tmp_path, recipe_path):
     run = tmp_path / "run"
     encoder = train(load_recipe(recipe_path, TESTED), run)
@@ -134,22 +135,6 @@ def test_a_run_leaves_the_encoder_its_decoder_pictures_and_the_best(tmp_path, re
         assert picture.size == (1100, 400)
 
 
-def test_a_killed_run_goes_on_to_the_same_autoencoder(tmp_path, recipe_path):
-    words = ["optimisation.num_steps=30"]
-    train(load_recipe(recipe_path, words), tmp_path / "whole")
-    run = tmp_path / "killed"
-    command = [sys.executable, "-m", "trecvit", "train", str(recipe_path), *words, "--to", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not list(run.glob("checkpoints/*/whole.json")):
-        time.sleep(0.01)
-        assert process.poll() is None, "the run ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (run / "model").exists()
-    train(load_recipe(recipe_path, words), run)
-    assert same_weights(*(MaskedAutoencoder.load(folder / "model") for folder in (run, tmp_path / "whole")))
-
-
 def test_a_blank_clip_counts_nothing(tmp_path, recipe_path):
     loop = loop_of(load_recipe(recipe_path), tmp_path)
     blank = loop.objective.blank(loop.recipe.preprocessing, torch.device("cpu"))
@@ -166,7 +151,7 @@ def test_the_loss_is_the_mean_square_of_what_is_hidden(tmp_path, recipe_path):
         out = loop.model(*batch.inputs)
     loss, shares = loop.objective.loss(out, batch)
     assert torch.equal(out.hidden, hidden_patches(batch.visible, 16))
-    true = targets(batch.videos, out.hidden, loop.recipe.autoencoder).normalised
+    true = targets(batch.videos, out.hidden, loop.recipe.architecture).normalised
     assert true.shape == (4, 4, 12, 192)
     assert float(loss) == pytest.approx(4 * float((out.normalised - true).square().mean()), rel=1e-5)
     explained = 1 - float((out.normalised - true).square().sum() / true.square().sum())
@@ -176,9 +161,10 @@ def test_the_loss_is_the_mean_square_of_what_is_hidden(tmp_path, recipe_path):
     assert float(perfect.shares[0, 0]) == float(perfect.shares[0, 1]) > 0
 
 
+@pytest.mark.slow
 def test_every_step_and_clip_has_a_mask_of_its_own_the_same_for_any_number_of_processes(recipe_path):
     words = ["optimisation.batch_size=8"]
-    feed, late = (feed_of(load_recipe(recipe_path, [*words, f"num_workers={workers}"])) for workers in (0, 1))
+    feed, late = (load_recipe(recipe_path, [*words, f"num_workers={workers}"]).feed() for workers in (0, 1))
     whole, again = list(feed.batches(0, Share())), list(late.batches(4, Share()))
     assert (len(whole), len(again), feed.labels) == (6, 2, ())
     for batch, same in zip(whole[4:], again, strict=True):
@@ -195,10 +181,11 @@ def test_every_step_and_clip_has_a_mask_of_its_own_the_same_for_any_number_of_pr
     assert len(shown[0]) == 8
 
 
+@pytest.mark.slow
 def test_a_folder_of_unlabelled_videos_will_do(tmp_path, recipe_path, videos):
     words = [f"videos.validation={videos}", "mae.validate_every=2", "videos.augmentation.flip=true"]
     recipe = from_videos(recipe_path, videos, *words)
-    feed = feed_of(recipe)
+    feed = recipe.feed()
     assert feed.num_steps == 4
     batches = list(feed.batches(0, Share()))
     assert all(len(batch) + len(batch.failures) == 3 == len(batch.visible) + len(batch.failures) for batch in batches)
@@ -216,11 +203,12 @@ def test_labels_play_no_part(recipe_path, tmp_path, videos):
     for number in (0, 1, 2, 4, 5):
         side = ("left", "right")[number % 2]
         (tmp_path / "labelled" / side / f"{number}.mp4").write_bytes((videos / f"{number}.mp4").read_bytes())
-    feed = feed_of(from_videos(recipe_path, tmp_path / "labelled", "videos.augmentation.flip=true"))
+    feed = from_videos(recipe_path, tmp_path / "labelled", "videos.augmentation.flip=true").feed()
     assert feed.labels == ()
     assert next(feed.batches(0, Share())).videos.shape == (3, 4, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_without_held_out_videos_nothing_is_tested(tmp_path, recipe_path, videos):
     train(from_videos(recipe_path, videos), tmp_path / "run")
     assert not (tmp_path / "run" / "evaluation").exists()
@@ -228,26 +216,26 @@ def test_without_held_out_videos_nothing_is_tested(tmp_path, recipe_path, videos
 
 
 def test_held_out_clips_are_others_spread_over_the_list(tmp_path, recipe_path, videos):
-    clips, failures = HeldOut(load_recipe(recipe_path)).read()
+    clips, failures = held_out(load_recipe(recipe_path)).read()
     assert (len(clips), failures) == (3, [])
-    trained_on = next(feed_of(load_recipe(recipe_path)).batches(0, Share())).videos
+    trained_on = next(load_recipe(recipe_path).feed().batches(0, Share())).videos
     assert not any(torch.equal(clip, other) for clip in clips for other in trained_on)
-    held_out = HeldOut(from_videos(recipe_path, videos, f"videos.validation={videos}", "mae.validation_clips=4"))
-    clips, failures = held_out.read()
+    four = held_out(from_videos(recipe_path, videos, f"videos.validation={videos}", "mae.validation_clips=4"))
+    clips, failures = four.read()
     assert (len(clips), failures) == (4, [])
-    shorter, failures = HeldOut(from_videos(recipe_path, videos, f"videos.validation={videos}")).read()
+    shorter, failures = held_out(from_videos(recipe_path, videos, f"videos.validation={videos}")).read()
     assert [failure.name for failure in failures] == ["3.mp4"]
     assert len(shorter) == 2
     assert torch.equal(shorter[1], clips[3])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "0.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"no video can be read; the first, 0\.mp4"):
-        HeldOut(from_videos(recipe_path, videos, f"videos.validation={tmp_path / 'broken'}")).read()
+        held_out(from_videos(recipe_path, videos, f"videos.validation={tmp_path / 'broken'}")).read()
 
 
 def small_autoencoder(recipe_path: Path) -> tuple[MaskedAutoencoder, list[torch.Tensor]]:
     recipe = load_recipe(recipe_path)
-    return MaskedAutoencoder(recipe.autoencoder, preprocessing=recipe.preprocessing), HeldOut(recipe).read()[0]
+    return MaskedAutoencoder(recipe.architecture, preprocessing=recipe.preprocessing), held_out(recipe).read()[0]
 
 
 def test_figures_of_restorations_are_what_they_say(recipe_path):
@@ -298,8 +286,9 @@ def test_pictures_show_what_went_in_what_was_visible_and_what_came_out(tmp_path,
     assert (pixels[title : title + 128, :margin] < 128).any(), "the first row has a title before it"
 
 
+@pytest.mark.slow
 def test_a_classifier_goes_on_from_the_encoder_and_an_autoencoder_from_a_classifier(tmp_path, recipe_path):
-    encoder = train(load_recipe(recipe_path), tmp_path / "first")
+    encoder = train(load_recipe(recipe_path, ["optimisation.num_steps=1"]), tmp_path / "first")
     labelled = {name: part for name, part in SMALL.items() if name != "mae"}
     labelled["model"] = {**ENCODER, "num_classes": 18, "head_width": 8}
     still = ["optimisation.learning_rate=0.0", "optimisation.num_steps=1"]
@@ -308,18 +297,18 @@ def test_a_classifier_goes_on_from_the_encoder_and_an_autoencoder_from_a_classif
     words = [f"start.weights={tmp_path / 'first' / 'model'}", *still]
     classifier = train(load_recipe(path, words), tmp_path / "second")
     assert same_weights(classifier.blocks, encoder.blocks)
-    assert "left fresh: head.pre_logits.weight" in (tmp_path / "second" / "start.txt").read_text()
+    assert "randomly initialised: head.pre_logits.weight" in (tmp_path / "second" / "start.txt").read_text()
     words = [f"start.weights={tmp_path / 'second' / 'model'}", *still]
     again = train(load_recipe(recipe_path, words), tmp_path / "third")
     assert same_weights(again, encoder)
-    assert "left fresh: decoder.mask" in (tmp_path / "third" / "start.txt").read_text()
+    assert "randomly initialised: decoder.mask" in (tmp_path / "third" / "start.txt").read_text()
     with pytest.raises(CheckpointError, match="not a model of this architecture"):
         train(load_recipe(recipe_path, [*words, "model.pooling=cls"]), tmp_path / "fourth")
 
 
 def test_muon_moves_the_decoders_blocks_too_and_the_mask_token_does_not_decay(recipe_path):
     recipe = load_recipe(recipe_path)
-    model = MaskedAutoencoder(recipe.autoencoder)
+    model = MaskedAutoencoder(recipe.architecture)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     adamw, muon = optimisers_of(model, Optimisation(num_steps=1, weight_decay=0.3, muon_learning_rate=0.1, beta2=0.95))
     spared = {names[id(p)] for group in adamw.param_groups if not group["weight_decay"] for p in group["params"]}
@@ -330,13 +319,15 @@ def test_muon_moves_the_decoders_blocks_too_and_the_mask_token_does_not_decay(re
     assert all(group["betas"] == (0.9, 0.95) for group in adamw.param_groups)
 
 
+@pytest.mark.slow
 def test_the_loaders_speed_is_measured(recipe_path):
     speed = loader_speed(load_recipe(recipe_path, TESTED), workers=[0], num_steps=3)
     assert min(speed.made[0], speed.used) > 0
 
 
+@pytest.mark.slow
 def test_encoder_only_is_loaded_where_a_model_is_wanted(tmp_path, recipe_path):
-    train(load_recipe(recipe_path), tmp_path / "run")
+    train(load_recipe(recipe_path, ["optimisation.num_steps=1"]), tmp_path / "run")
     assert isinstance(load(tmp_path / "run" / "model"), TRecViT)
     with pytest.raises(CheckpointError, match="expected architecture"):
         load(tmp_path / "run" / "model" / "decoder")
@@ -352,12 +343,13 @@ def test_encoder_only_is_loaded_where_a_model_is_wanted(tmp_path, recipe_path):
         (["model.num_classes=18"], "num_classes=0"),
         (["mae.validation_clips=-1"], "0 or more"),
         (["mae.validation_clips=0", "mae.validate_every=2"], "no validation_clips"),
-        (["mae.validation_seed=0"], "another than scenes.seed=0"),
-        (["start.vit=x"], "begins from nothing"),
+        (["mae.validation_seed=0"], "a seed other than scenes.seed=0"),
+        (["start.vit=x"], "expected none for an autoencoder"),
         (["scenes=null", "videos={train: x}", "mae.validate_every=2"], r"no videos\.validation"),
-        (["scenes=null", "videos={train: x, validation: x, validate_every: 2}"], r"say mae\.validate_every"),
+        (["scenes=null", "videos={train: x, validation: x, validate_every: 2}"], "task's own validate_every"),
         (["optimisation.beta2=1.0"], "beta2"),
-        (["scenes=null", "tracks={scenes: {}}", "model={blocks: {pooling: mean, num_classes: 0}}"], "without `blocks`"),
+        (["scenes=null", "tracks={scenes: {}}"], "one of them, got tracks and mae"),
+        (["model={blocks: {pooling: mean, num_classes: 0}}"], "without `blocks`"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(recipe_path, words, complaint):

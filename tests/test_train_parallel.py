@@ -1,4 +1,4 @@
-"""Two real processes over gloo, started by torchrun as a user would."""
+"""Two processes over gloo, started by torchrun."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import trecvit
 from test_train import SMALL
 
 from trecvit.config import Preprocessing, model_config
@@ -72,6 +73,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_give_the_losses_and_the_weights_of_one_and_go_on_from_their_checkpoint(
     tmp_path, recipe_path, kind
@@ -98,8 +100,9 @@ def test_two_processes_give_the_losses_and_the_weights_of_one_and_go_on_from_the
     assert [line["first_step"] for line in read_lines(run / "metrics.jsonl")][-1] == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_path):
-    """The terminal sends it to all of them, and torchrun's agent sends it to its processes once more."""
+    """The terminal signals all of them, and torchrun's agent signals its processes again."""
     recipe, run = tmp_path / "videos.yaml", tmp_path / "run"
     recipe.write_text(VIDEOS.format(data=write_shades(tmp_path / "data", 10)).replace("epochs: 4", "epochs: 4000"))
     command = [
@@ -117,12 +120,13 @@ def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_pa
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step-"))
     lines = [line for line in rest.splitlines() if line.startswith("trecvit: ")]
-    assert lines == [f"trecvit: {run}: stopped at step {step} as asked; start it again to go on from {checkpoint}"]
+    assert lines == [f"trecvit: {run}: interrupted at step {step}; repeat the command to resume from {checkpoint}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, kind):
-    """Batches in parts, of unequal size or empty in one of the processes, are still one process's batches."""
+    """Micro-batches of unequal size, or empty in a process, give the same updates as one process."""
     data = write_shades(tmp_path / "data", 9)
     for number in (2, 5):
         (data / "dark" / f"broken{number}.mp4").write_bytes(b"no video")
@@ -150,6 +154,7 @@ def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, ki
     assert "2 videos could not be read, more than max_failed_share=0.1 allows" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_broken", [0, 1])
 def test_two_processes_evaluate_each_video_once(tmp_path, num_broken):
     write_shades(tmp_path / "data", 5)
@@ -162,12 +167,10 @@ def test_two_processes_evaluate_each_video_once(tmp_path, num_broken):
         tmp_path / "model"
     )
     words = ["trecvit", "eval", "videos", tmp_path / "data", "--model", tmp_path / "model", "--clips", 2, "--crops", 1]
-    alone = [sys.executable, "-m", *words, "--to", tmp_path / "alone"]
+    alone = trecvit(*words[1:], "--to", tmp_path / "alone")
     shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *words]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it; with more, sums are of another order
-    for command in (alone, [*shared, "--to", tmp_path / "shared"]):
-        words = [str(word) for word in command]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, env=one_thread)
+    command = [str(word) for word in (*shared, "--to", tmp_path / "shared")]
+    for done in (alone, subprocess.run(command, capture_output=True, text=True, check=False)):
         assert (done.returncode != 0) == bool(num_broken), done.stderr[-3000:]
     one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("alone", "shared"))
     assert one == other

@@ -1,4 +1,4 @@
-"""The paper's tracker in the training loop: its readout learns, its backbone stays what it was."""
+"""The paper's tracker in the training loop: the readout learns, the backbone stays frozen."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from track_files import write_track_file
 from training import same_weights
 
-from trecvit.config import ModelConfig, Preprocessing, ReadoutTrackerConfig
-from trecvit.data.tapvid import write_track_file
+from trecvit.config import ModelConfig, Preprocessing
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.readout_tracker import ReadoutTracker
+from trecvit.model.readout_tracker import ReadoutTracker, ReadoutTrackerConfig
 from trecvit.model.trecvit import TRecViT
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
-from trecvit.train.initialise import first_model
-from trecvit.train.loop import feed_of, train
+from trecvit.train.initialise import initial_model
+from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of
 from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import read_lines
@@ -57,8 +57,9 @@ def recipe_path(tmp_path, classifier) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_readout_learns_the_clips_it_is_shown(tmp_path, classifier):
-    """By heart, which shows that points, loss and gradients belong together."""
+    """By overfitting, which checks points, loss and gradients together."""
     scenes = TrackSceneConfig(image_size=(32, 32), num_frames=4, num_points=6, min_things=1, max_things=2)
     (tmp_path / "files").mkdir()
     for number in range(4):
@@ -78,6 +79,7 @@ def test_a_readout_learns_the_clips_it_is_shown(tmp_path, classifier):
     assert lines[0].figures["average_pts_within_thresh"] < 0.1
 
 
+@pytest.mark.slow
 def test_the_backbone_stays_what_it_was(tmp_path, recipe_path, classifier):
     words = ["tracks.validation_scenes=2", "tracks.validate_every=3", "optimisation.ema_decay=0.9"]
     recipe = load_recipe(recipe_path, [*words, "optimisation.accumulation=2", "optimisation.bf16=true"])
@@ -87,33 +89,34 @@ def test_the_backbone_stays_what_it_was(tmp_path, recipe_path, classifier):
     backbone = {name: weight for name, weight in load(classifier).state_dict().items() if not name.startswith("head.")}
     for name, weight in backbone.items():
         assert torch.equal(expected.state_dict()[name], weight), name
-    first, made_of = first_model(recipe, feed_of(recipe))
+    first, made_of = initial_model(recipe, recipe.feed())
     changed = [
         name for name, weight in first.state_dict().items() if not torch.equal(expected.state_dict()[name], weight)
     ]
     assert changed
     assert all(name.startswith("readout.") for name in changed)
-    assert f"{len(backbone)} tensors taken, left fresh: readout." in made_of
+    assert f"{len(backbone)} tensors taken, randomly initialised: readout." in made_of
     tested = read_lines(tmp_path / "whole" / "validation.jsonl")
     assert [line["step"] for line in tested] == [3, 6]
     assert isinstance(load(tmp_path / "whole" / "best"), ReadoutTracker)
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_like_and_from_no_other_tracker(tmp_path, recipe_path):
     first = train(load_recipe(recipe_path, ["optimisation.num_steps=1"]), tmp_path / "first")
     words = [f"start.weights={tmp_path / 'first' / 'model'}", "optimisation.learning_rate=0.0"]
     recipe = load_recipe(recipe_path, words)
-    went_on, made_of = first_model(recipe, feed_of(recipe))
+    went_on, made_of = initial_model(recipe, recipe.feed())
     assert same_weights(went_on, first)
-    assert "left fresh: none" in made_of
+    assert "randomly initialised: none" in made_of
     tapnext = {**SMALL, "model": {"blocks": {**SMALL["model"]["blocks"], "pooling": "mean"}, "raster_px": 32}}
     recipe_path.write_text(yaml.safe_dump({**tapnext, "start": {"weights": str(tmp_path / "first" / "model")}}))
     other = load_recipe(recipe_path)
-    with pytest.raises(CheckpointError, match="expected a TAPNext, this is a ReadoutTracker"):
-        first_model(other, feed_of(other))
+    with pytest.raises(CheckpointError, match="expected a TAPNext, got a ReadoutTracker"):
+        initial_model(other, other.feed())
     wider = load_recipe(_with(recipe_path, SMALL), [*words[:1], "model.readout.width=64"])
     with pytest.raises(CheckpointError, match=r"not a model of this architecture: .*readout\.begin\.up\.weight"):
-        first_model(wider, feed_of(wider))
+        initial_model(wider, wider.feed())
 
 
 def _with(path: Path, content: dict) -> Path:

@@ -1,4 +1,4 @@
-"""Trackers in the training loop: what they are shown, what counts, and that the loop's promises hold for them."""
+"""Trackers in the training loop: clips, queries, loss, and the guarantees of the loop."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from track_files import write_track_file
 from training import gradient, loop_of, same_weights
 
 from trecvit.bench.training import loader_speed
-from trecvit.data.tapvid import write_track_file
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.tapvid import tapvid_metrics
@@ -23,13 +23,12 @@ from trecvit.model.matching import Matching
 from trecvit.model.tapnext import TAPNext
 from trecvit.processes import Share
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
-from trecvit.train.loop import feed_of, train
+from trecvit.train.loop import train
 from trecvit.train.optimise import optimisers_of
 from trecvit.train.recipe import load_recipe
 from trecvit.train.run_folder import outcome, read_lines
 from trecvit.train.sections import Optimisation
-from trecvit.train.track import validation_of
-from trecvit.train.tracks import TrackClips
+from trecvit.train.tasks.track import TrackClips
 from trecvit.weights.load import load
 
 BLOCKS = {
@@ -55,8 +54,9 @@ def recipe_path(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_small_tracker_learns_the_clips_it_is_shown(tmp_path):
-    """By heart, which shows that points, loss and gradients belong together; to track what is new takes hours."""
+    """By overfitting, which checks points, loss and gradients together; to generalise takes hours."""
     scenes = TrackSceneConfig(image_size=(32, 32), num_frames=4, num_points=6, min_things=1, max_things=2)
     (tmp_path / "files").mkdir()
     for number in range(4):
@@ -76,6 +76,8 @@ def test_a_small_tracker_learns_the_clips_it_is_shown(tmp_path):
     assert lines[0].figures["average_pts_within_thresh"] < 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.curves
 def test_a_run_leaves_a_tracker_its_log_its_tests_and_the_best(tmp_path, recipe_path):
     run = tmp_path / "run"
     tracker = train(load_recipe(recipe_path, TESTED), run)
@@ -147,8 +149,9 @@ def test_the_logged_figures_are_tapvids(tmp_path, recipe_path):
     assert 0.1 < shares[0, 0] / shares[0, 1] < 0.99
 
 
+@pytest.mark.slow
 def test_a_step_shows_the_same_clips_wherever_the_run_began_and_whoever_makes_them(recipe_path):
-    alone, helped = (feed_of(load_recipe(recipe_path, [f"num_workers={workers}"])) for workers in (0, 1))
+    alone, helped = (load_recipe(recipe_path, [f"num_workers={workers}"]).feed() for workers in (0, 1))
     whole, late = list(alone.batches(0, Share())), list(helped.batches(4, Share()))
     assert (len(whole), len(late)) == (6, 2)
     for batch, again in zip(whole[4:], late, strict=True):
@@ -163,7 +166,7 @@ def test_a_step_shows_the_same_clips_wherever_the_run_began_and_whoever_makes_th
 def test_every_point_is_asked_for_where_it_is_seen(recipe_path):
     for share in (0.0, 1.0):
         words = [f"tracks.first_share={share}", "tracks.num_points=40"]
-        batch = next(feed_of(load_recipe(recipe_path, words)).batches(0, Share()))
+        batch = next(load_recipe(recipe_path, words).feed().batches(0, Share()))
         frames = batch.query_points_tyx[..., 0].long()
         assert batch.visible.gather(2, frames[..., None]).all()
         places = batch.tracks_xy.gather(2, frames[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
@@ -174,8 +177,8 @@ def test_every_point_is_asked_for_where_it_is_seen(recipe_path):
 
 def test_held_out_scenes_are_others(recipe_path):
     recipe = load_recipe(recipe_path, ["tracks.validation_scenes=2"])
-    videos = validation_of(recipe.tracks)
-    trained_on = feed_of(recipe).clips.source
+    videos = recipe.task.validation()
+    trained_on = recipe.feed().clips.source
     assert len(videos) == 2
     assert not np.array_equal(videos[0].video, trained_on[0].video)
     assert videos[0].video.shape == trained_on[0].video.shape
@@ -183,7 +186,7 @@ def test_held_out_scenes_are_others(recipe_path):
 
 @pytest.fixture
 def files(tmp_path) -> Path:
-    """Longer and larger than the clips, of unequal numbers of points; where one is hidden there is no number."""
+    """Files longer and larger than the clips, with different numbers of points; NaN where a point is hidden."""
     folder = tmp_path / "files"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -208,9 +211,10 @@ def from_files(path: Path, files: Path, *words: str):
     return load_recipe(path, words)
 
 
+@pytest.mark.slow
 def test_a_tracker_learns_from_files(tmp_path, recipe_path, files):
     recipe = from_files(recipe_path, files, f"tracks.validation_files={files}")
-    feed = feed_of(recipe)
+    feed = recipe.feed()
     assert feed.num_steps == 6
     shown = [[index for step in (2 * epoch, 2 * epoch + 1) for _, index in feed.items(step)] for epoch in range(3)]
     assert all(len(set(some)) == 4 for some in shown)
@@ -231,6 +235,7 @@ def asked_for(batch) -> torch.Tensor:
     return batch.query_points_tyx[..., 0].isfinite().sum(dim=1)
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_counted_and_too_many_stop_the_run(tmp_path, recipe_path, files):
     (files / "3.npz").write_bytes(b"no file")
     short = TrackedVideo(
@@ -248,21 +253,31 @@ def test_files_that_cannot_be_read_are_counted_and_too_many_stop_the_run(tmp_pat
     reasons = [line["reason"] for line in read_lines(tmp_path / "other" / "failures.jsonl")]
     assert any("expected at least num_frames=4 frames, got 3" in reason for reason in reasons)
     with pytest.raises(DataError, match="5 files do not fill one batch of 6"):
-        feed_of(from_files(recipe_path, files, "optimisation.batch_size=6"))
+        from_files(recipe_path, files, "optimisation.batch_size=6").feed()
 
 
-def test_a_tracker_goes_on_from_another(tmp_path, recipe_path):
-    first = train(load_recipe(recipe_path), tmp_path / "first")
-    words = [f"start.weights={tmp_path / 'first' / 'model'}", "optimisation.learning_rate=0.0"]
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[TAPNext, str]:
+    """A trained tracker, and the override that starts another from it."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return train(load_recipe(folder / "small.yaml"), folder / "run"), f"start.weights={folder / 'run' / 'model'}"
+
+
+@pytest.mark.slow
+def test_a_tracker_goes_on_from_another(tmp_path, recipe_path, first):
+    first, start = first
+    words = [start, "optimisation.learning_rate=0.0"]
     assert same_weights(train(load_recipe(recipe_path, words), tmp_path / "second"), first)
-    assert "left fresh: none" in (tmp_path / "second" / "start.txt").read_text()
+    assert "randomly initialised: none" in (tmp_path / "second" / "start.txt").read_text()
 
 
-def test_a_tracker_that_matches_looks_goes_on_from_one_that_does_not(tmp_path, recipe_path):
-    first = train(load_recipe(recipe_path), tmp_path / "first")
-    words = [f"start.weights={tmp_path / 'first' / 'model'}", "model.matching=true", *TESTED]
+@pytest.mark.slow
+def test_a_tracker_that_matches_looks_goes_on_from_one_that_does_not(tmp_path, recipe_path, first):
+    first, start = first
+    words = [start, "model.matching=true", *TESTED]
     second = train(load_recipe(recipe_path, words), tmp_path / "second")
-    assert "left fresh: matching." in (tmp_path / "second" / "start.txt").read_text()
+    assert "randomly initialised: matching." in (tmp_path / "second" / "start.txt").read_text()
     assert set(first.state_dict()) < set(second.state_dict())
     begun = Matching(second.config.blocks.width, second.config.raster_px)
     for name in ("into_token.weight", "guess_out.0.weight", "guess_out.1.weight"):  # all that lies behind has moved
@@ -281,6 +296,7 @@ def test_muon_and_weight_decay_are_for_a_trackers_matrices(recipe_path):
     assert all(name.startswith("blocks.") for name in moved)
 
 
+@pytest.mark.slow
 def test_the_loaders_speed_is_measured(recipe_path):
     speed = loader_speed(load_recipe(recipe_path, TESTED), workers=[0], num_steps=3)
     assert min(speed.made[0], speed.used) > 0
@@ -295,7 +311,7 @@ def test_the_loaders_speed_is_measured(recipe_path):
         (["tracks.scenes.spede=1"], "did you mean 'speed'"),
         (["tracks.scenes.num_frames=9"], "must be those of preprocessing"),
         (["tracks.num_pints=1"], "did you mean 'num_points'"),
-        (["tracks.num_points=0"], "num_points must be from 1"),
+        (["tracks.num_points=0"], "num_points: expected 1 to"),
         (["tracks.files=x"], "`scenes` or `files`, one of them"),
         (["tracks.first_share=1.5"], "first_share from 0 to 1"),
         (["tracks.validate_every=3"], "to test on"),
@@ -303,10 +319,10 @@ def test_the_loaders_speed_is_measured(recipe_path):
         (["tracks.validation_scenes=1", "tracks.validation_files=x"], "not both"),
         (["videos={train: x}"], "one of them"),
         (["model={preset: tiny}"], "with `blocks` is a tracker"),
-        (["preprocessing.frame_stride=2"], "sees every frame"),
-        (["start.vit=x"], "does not begin with a ViT"),
+        (["preprocessing.frame_stride=2"], "a tracker sees every frame"),
+        (["start.vit=x"], "expected none for a tracker"),
         (["start.whiten_grain_px=3"], "divisor of patch_size=8"),
-        (["optimisation.num_steps=0", "optimisation.epochs=2"], "without end"),
+        (["optimisation.num_steps=0", "optimisation.epochs=2"], "scenes are endless"),
         (["tracks=3"], "is a section, not a value"),
     ],
 )
@@ -318,7 +334,7 @@ def test_recipes_that_make_no_sense_are_refused(recipe_path, words, complaint):
 def test_easy_scenes_come_first_and_then_fewer_and_fewer(recipe_path):
     words = ["tracks.easy_steps=40", "optimisation.num_steps=60", "optimisation.batch_size=8"]
     recipe = load_recipe(recipe_path, words)
-    clips = TrackClips(recipe)
+    clips = TrackClips(recipe, recipe.task.tracks)
     is_easy = [clips._source(index) is clips.easy_scenes for index in range(60 * 8)]
     shares = [sum(is_easy[first : first + 80]) / 80 for first in range(0, 480, 80)]
     assert shares == pytest.approx([0.875, 0.625, 0.375, 0.125, 0.0, 0.0], abs=0.15)

@@ -1,4 +1,4 @@
-"""Training on real files: what is shown when, what happens to files that cannot be read, and what is started from."""
+"""Training on real files: order of the clips, unreadable files, interruptions, and initial weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from test_imagenet import DEPTH, HEADS, MLP, PATCH, WIDTH, vit, written
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trecvit.config import model_config
-from trecvit.data.manifest import read_manifest
+from trecvit.data.layouts import read_manifest
 from trecvit.errors import BusyError, CheckpointError, ConfigError, DataError, Interrupted, StorageError, TRecViTError
 from trecvit.evaluate.scores import figures
 from trecvit.evaluate.videos import evaluate_videos
@@ -36,13 +36,13 @@ from trecvit.files import only_writer
 from trecvit.model.trecvit import TRecViT
 from trecvit.processes import Processes, Share
 from trecvit.train.checkpoints import Checkpoints
-from trecvit.train.classify import Classification
-from trecvit.train.initialise import go_on_from
+from trecvit.train.initialise import load_weights_from
 from trecvit.train.loop import Loop, train
 from trecvit.train.optimise import RunningMean, optimisers_of
 from trecvit.train.recipe import Recipe, load_recipe
-from trecvit.train.run_folder import as_begun, claim, read_lines
+from trecvit.train.run_folder import claim, read_lines, resolved
 from trecvit.train.sections import Optimisation
+from trecvit.train.tasks.classify import Classification
 from trecvit.train.videos import VideoFeed
 from trecvit.video.encode import VideoWriter
 from trecvit.weights.load import load
@@ -66,8 +66,7 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def recipe_path(tmp_path, data) -> Path:
+def recipe_in(folder: Path, data: Path) -> Path:
     content = {
         "model": {**NETWORK, "num_classes": 2},
         "preprocessing": {"image_size": 32, "num_frames": 4, "frame_stride": 1},
@@ -77,9 +76,21 @@ def recipe_path(tmp_path, data) -> Path:
         "log_every": 1,
         "checkpoint_every": 2,
     }
-    path = tmp_path / "videos.yaml"
+    path = folder / "videos.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+@pytest.fixture
+def recipe_path(tmp_path, data) -> Path:
+    return recipe_in(tmp_path, data)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, data) -> TRecViT:
+    """The model of the recipe as it stands."""
+    folder = tmp_path_factory.mktemp("plain")
+    return train(load_recipe(recipe_in(folder, data)), folder / "run")
 
 
 def write_video(path: Path, level: int) -> None:
@@ -90,8 +101,9 @@ def write_video(path: Path, level: int) -> None:
 
 
 def feed_of(recipe: Recipe) -> VideoFeed:
-    assert recipe.videos is not None
-    return VideoFeed(recipe, recipe.videos)
+    feed = recipe.feed()
+    assert isinstance(feed, VideoFeed)
+    return feed
 
 
 def same_weights(one: TRecViT, other: TRecViT) -> bool:
@@ -108,7 +120,7 @@ def test_every_epoch_shows_each_video_at_most_once_in_an_order_of_its_own(recipe
     assert len({tuple(index for _, index in shown) for shown in epochs}) == 3
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_shows_the_same_clips_wherever_the_run_began_and_whoever_decodes(recipe_path, workers):
     feed = feed_of(load_recipe(recipe_path))
     helped = feed_of(load_recipe(recipe_path, [f"num_workers={workers}"]))
@@ -129,6 +141,7 @@ def test_processes_share_every_step_without_overlap(recipe_path):
     assert torch.equal(torch.cat([parts[0].videos, parts[1].videos]), whole.videos[[0, 2, 1, 3]])
 
 
+@pytest.mark.slow
 def test_a_video_that_cannot_be_read_is_left_out_counted_and_logged(tmp_path, data, recipe_path):
     broken = tmp_path / "some"
     for path in data.glob("*/*.mp4"):
@@ -159,6 +172,7 @@ def test_a_run_with_too_many_unreadable_videos_stops(tmp_path, data, recipe_path
         train(load_recipe(recipe_path, words), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_batches_of_which_nothing_can_be_read_move_nothing(tmp_path, data, recipe_path):
     broken = tmp_path / "all"
     for path in data.glob("*/*.mp4"):
@@ -201,8 +215,9 @@ def test_what_was_passed_over_is_said(tmp_path, recipe_path):
     assert "1 of 3 classes have no video: 'c'" in second
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_big_batchs_update(tmp_path, recipe_path):
-    """Seen by the losses of the steps that follow: AdamW turns rounding of a gradient near zero into a whole step."""
+    """By the losses of later steps: AdamW turns rounding of a gradient near zero into a whole step."""
     losses: dict[int, list[float]] = {1: [], 2: [], 3: []}
     for count, found in losses.items():
         words = ["optimisation.learning_rate=0.01", f"optimisation.accumulation={count}"]
@@ -215,14 +230,15 @@ def test_accumulation_gives_the_big_batchs_update(tmp_path, recipe_path):
     assert losses[3] == pytest.approx(losses[1], rel=1e-4)  # parts of 2 and 2 clips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["cheap", "blocks"])
-def test_recomputing_changes_nothing(tmp_path, recipe_path, what):
-    plain = train(load_recipe(recipe_path), tmp_path / "plain")
+def test_recomputing_changes_nothing(tmp_path, recipe_path, plain, what):
     again = train(load_recipe(recipe_path, [f"optimisation.recompute={what}"]), tmp_path / "again")
     assert same_weights(plain, again)
 
 
-def test_the_running_mean_is_what_it_is_said_to_be_and_is_what_is_saved(tmp_path, recipe_path):
+@pytest.mark.slow
+def test_the_running_mean_is_what_it_is_said_to_be_and_is_what_is_saved(tmp_path, recipe_path, plain):
     model = torch.nn.Linear(3, 2)
     mean = RunningMean(model, decay=0.5)
     expected = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -236,7 +252,6 @@ def test_the_running_mean_is_what_it_is_said_to_be_and_is_what_is_saved(tmp_path
             expected[name] = factor * expected[name] + (1 - factor) * weight.detach()
     for name, weight in mean.weights.items():
         torch.testing.assert_close(weight, expected[name])
-    plain = train(load_recipe(recipe_path), tmp_path / "plain")
     averaged = train(load_recipe(recipe_path, ["optimisation.ema_decay=0.9"]), tmp_path / "averaged")
     assert not same_weights(plain, averaged)
     saved = TRecViT.load(tmp_path / "averaged" / "model")
@@ -268,13 +283,18 @@ if __name__ == "__main__":
 EVERYTHING = ["optimisation.epochs=8", "optimisation.ema_decay=0.9", "optimisation.muon_learning_rate=0.01"]
 
 
-@pytest.mark.parametrize(
-    ("sent", "workers"), [("SIGKILL", 0), ("SIGTERM", 0), ("SIGTERM", 1), ("SIGINT", 0), ("SIGINT", 1)]
-)
-def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, sent, workers):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data) -> TRecViT:
+    """A run without interruption; the decoding process makes no difference."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(load_recipe(recipe_in(folder, data), EVERYTHING), folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "workers"), [("SIGKILL", 0), ("SIGTERM", 1), ("SIGINT", 0)])
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, whole, sent, workers):
     # Schedulers tell all processes of a job to stop, and the workers that decode must not be gone before the loop.
     plan = [*EVERYTHING, f"num_workers={workers}"]
-    expected = train(load_recipe(recipe_path, plan), tmp_path / "whole")
     (tmp_path / "go.py").write_text(SLEEPER)
     run = tmp_path / "run"
     words = [sys.executable, str(tmp_path / "go.py"), str(recipe_path), str(run), *plan]
@@ -290,7 +310,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, se
     if sent != "SIGKILL":
         assert process.returncode == 128 + signal.Signals[sent]
         newest = run / "checkpoints" / "step-00000006"
-        line = f"{run}: stopped at step 6 as asked; start it again to go on from {newest}"
+        line = f"{run}: interrupted at step 6; repeat the command to resume from {newest}"
         assert rest.splitlines() == ["6", line]  # and nothing of the workers
         assert steps[-1] == "step-00000006"
     else:
@@ -298,16 +318,32 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path, recipe_path, se
         assert steps[-1] == "step-00000004"
     assert not (run / "model").exists()
     got = train(load_recipe(recipe_path, plan), run)
-    assert same_weights(got, expected)
+    assert same_weights(got, whole)
 
 
+TESTED = ["checkpoint_every=100", "videos.validate_every=2", "videos.eval_clips=1"]
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory, data) -> tuple[TRecViT, Path]:
+    """A run with validations and without interruption, and its file of them."""
+    folder = tmp_path_factory.mktemp("tested")
+    recipe = load_recipe(recipe_in(folder, data), [*TESTED, f"videos.validation={data}"])
+    return train(recipe, folder / "run"), folder / "run" / "validation.jsonl"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "when", ["before the first step", "waiting for a batch", "testing on the way", "testing at the end"]
+    "when",
+    [
+        "before the first step",
+        "waiting for a batch",
+        "testing on the way",
+        "testing at the end",
+    ],
 )
-def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, monkeypatch, when):
-    words = ["checkpoint_every=100", f"videos.validation={data}", "videos.validate_every=2", "videos.eval_clips=1"]
-    recipe = load_recipe(recipe_path, words)
-    expected, validations = train(recipe, tmp_path / "whole"), tmp_path / "whole" / "validation.jsonl"
+def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, validated, monkeypatch, when):
+    recipe, (expected, validations) = load_recipe(recipe_path, [*TESTED, f"videos.validation={data}"]), validated
     target, method = (Classification, "test") if when.startswith("testing") else (VideoFeed, "items")
     whole = getattr(target, method)
 
@@ -322,12 +358,12 @@ def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, mon
         return whole(self, *given)
 
     monkeypatch.setattr(target, method, interrupted)
-    with pytest.raises(Interrupted, match=r"stopped at step \d as asked; start it again to go on from ") as stopped:
+    with pytest.raises(Interrupted, match=r"interrupted at step \d; repeat the command to resume from ") as stopped:
         train(recipe, tmp_path / "run")
     assert stopped.value.signal_number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     step = {"before the first step": 0, "waiting for a batch": 3, "testing on the way": 2}.get(when, ended[-1])
-    assert f"at step {step} " in str(stopped.value)
+    assert f"at step {step};" in str(stopped.value)
     kept = [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
     assert kept == ([f"step-{step:08d}"] if step else [])
     monkeypatch.setattr(target, method, whole)
@@ -337,6 +373,7 @@ def test_ctrl_c_need_not_wait_for_the_next_step(tmp_path, data, recipe_path, mon
     assert not (tmp_path / "run" / "tested").exists()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path, recipe_path, monkeypatch):
     update = Loop.update
     pauses_s = iter([0.0, 0.5])
@@ -349,15 +386,16 @@ def test_a_second_ctrl_c_stops_at_once_but_not_the_same_one_sent_twice(tmp_path,
         return update(self, batch, step)
 
     monkeypatch.setattr(Loop, "update", interrupted)
-    with pytest.raises(Interrupted, match="stopped at step 1 as asked"):
+    with pytest.raises(Interrupted, match="interrupted at step 1"):
         train(load_recipe(recipe_path), tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         train(load_recipe(recipe_path), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").glob("checkpoints/*")] == ["step-00000001"]
 
 
+@pytest.mark.slow
 def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(tmp_path, recipe_path, monkeypatch):
-    """As one that a script has put into the background."""
+    """Such as a background process of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         train(load_recipe(recipe_path), tmp_path / "run", report=lambda _: os.kill(os.getpid(), signal.SIGINT))
@@ -372,6 +410,7 @@ def test_a_run_is_of_one_process(tmp_path, recipe_path):
         another.submit(train, recipe, run).result()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("change", ["swapped", "one more", "another class", "validation"])
 def test_a_run_is_of_one_set_of_data(tmp_path, recipe_path, change, finished):
@@ -399,10 +438,13 @@ def test_a_run_is_of_one_set_of_data(tmp_path, recipe_path, change, finished):
     else:
         (held_out / "dog" / "b.mp4").unlink()
         reason = r"validation data: 4 files before, 3 now, class 'dog' 2 before, 1 now"
-    with pytest.raises(CheckpointError, match=rf"run: expected the data that the run began with, got other {reason};"):
+    with pytest.raises(
+        CheckpointError, match=rf"run: expected the data that the run started with, got other {reason};"
+    ):
         train(recipe, run)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_that_knew_no_data_goes_on(tmp_path, data, recipe_path):
     recipe, run = load_recipe(recipe_path), tmp_path / "run"
     expected = train(recipe, run)
@@ -417,6 +459,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "error", "named"),
     [
@@ -427,9 +470,8 @@ RUST = SafetensorError("Error while serializing: I/O error: No space left on dev
     ],
 )  # fmt: skip
 def test_a_full_disk_is_one_error_that_names_the_file_and_the_run_goes_on(
-    tmp_path, recipe_path, monkeypatch, where, error, named
+    tmp_path, recipe_path, plain, monkeypatch, where, error, named
 ):
-    expected = train(load_recipe(recipe_path), tmp_path / "whole")
     claim(tmp_path / "run", load_recipe(recipe_path), Processes())
 
     def full(*_given, **_named):
@@ -440,7 +482,7 @@ def test_a_full_disk_is_one_error_that_names_the_file_and_the_run_goes_on(
         with pytest.raises(StorageError, match=rf"run/{named}: could not be written: the disk .*; make room and run"):
             train(load_recipe(recipe_path), tmp_path / "run")
     assert not [path for path in (tmp_path / "run").rglob("*") if ".part" in path.name]
-    assert same_weights(train(load_recipe(recipe_path), tmp_path / "run"), expected)
+    assert same_weights(train(load_recipe(recipe_path), tmp_path / "run"), plain)
 
 
 def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, recipe_path):
@@ -457,11 +499,12 @@ def test_a_loss_that_is_no_number_leaves_what_is_needed_to_see_why(tmp_path, rec
     assert not torch.isfinite(loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_bad", [0, 2])
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_a_weight(
     tmp_path, recipe_path, monkeypatch, first_bad
 ):
-    """The loss looks well, as in float16 or where a root is taken of nothing; the first step is one like any other."""
+    """The loss is finite, as in float16 or for the root of 0; the first step is no exception."""
     recipe = load_recipe(recipe_path)
     expected = train(recipe, tmp_path / "whole")
     backward = Loop._backward
@@ -487,7 +530,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_a_weight(
 
 
 def test_failures_are_counted_over_interruptions(tmp_path, data, recipe_path):
-    """Each process's first steps show one broken video; a run that went on would else count from nothing each time."""
+    """Each process's first steps have one broken video; a resumed run must not count from 0 again."""
     broken = tmp_path / "some"
     for path in data.glob("*/*.mp4"):
         copy = broken / path.relative_to(data)
@@ -508,6 +551,7 @@ def test_failures_are_counted_over_interruptions(tmp_path, data, recipe_path):
     assert read_lines(run / "failures.jsonl") == logged  # what was done twice is listed once
 
 
+@pytest.mark.slow
 def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
     seen = set()
     backward = Loop._backward
@@ -523,7 +567,7 @@ def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
     losses: dict[tuple[str, bool], list[float]] = {("false", True): [], ("true", False): [], ("auto", False): [],
                                                    ("auto", True): []}  # fmt: skip
     for (word, has_instructions), found in losses.items():
-        monkeypatch.setattr("trecvit.processor._ask", lambda feature, has=has_instructions: has)
+        monkeypatch.setattr("trecvit.processor._is_supported", lambda feature, has=has_instructions: has)
         recipe, run = load_recipe(recipe_path, [f"optimisation.bf16={word}"]), tmp_path / f"{word}-{has_instructions}"
         model = train(recipe, run, report=lambda line, to=found: to.append(line.loss))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -539,23 +583,24 @@ def test_bfloat16_is_where_it_is_said_to_be(tmp_path, recipe_path, monkeypatch):
 def test_a_run_keeps_its_precision_on_another_processor(
     tmp_path, recipe_path, monkeypatch, began_with, has_instructions
 ):
-    """Also one of a version that had no `auto`, whose recipe says true or false and whose `run.json` nothing."""
+    """Also a run of a version without `auto`, with true or false in its recipe and no value in its `run.json`."""
     run, auto = tmp_path / "run", load_recipe(recipe_path, ["optimisation.bf16=auto"])
     explicit = load_recipe(recipe_path, [f"optimisation.bf16={str(bool(began_with)).lower()}"])
-    monkeypatch.setattr("trecvit.processor._ask", lambda _: bool(began_with))
+    monkeypatch.setattr("trecvit.processor._is_supported", lambda _: bool(began_with))
     claim(run, explicit if began_with is None else auto, Processes())
     if began_with is None:
         about = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({"torch": about["torch"]}))
-    monkeypatch.setattr("trecvit.processor._ask", lambda _: has_instructions)
+    monkeypatch.setattr("trecvit.processor._is_supported", lambda _: has_instructions)
     for recipe in (auto, explicit):
         claim(run, recipe, Processes())
-        assert as_begun(run, recipe).optimisation.bf16 is bool(began_with)
+        assert resolved(run, recipe).optimisation.bf16 is bool(began_with)
     other = load_recipe(recipe_path, [f"optimisation.bf16={str(not began_with).lower()}"])
     with pytest.raises(CheckpointError, match=r"another recipe \(optimisation.bf16: "):
         claim(run, other, Processes())
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data, recipe_path):
     path = written(vit(), "timm", tmp_path)
     words = [
@@ -565,7 +610,7 @@ def test_a_run_starts_from_a_published_vit_and_says_what_it_took(tmp_path, data,
     model = train(load_recipe(recipe_path, words), tmp_path / "run")
     said = (tmp_path / "run" / "start.txt").read_text()
     assert str(path) in said
-    assert "30 tensors taken, 32 left fresh" in said
+    assert "30 tensors loaded, 32 randomly initialised" in said
     torch.testing.assert_close(model.blocks[1].spatial.mlp_up.weight, vit()["blocks.1.mlp.fc1.weight"])
 
 
@@ -606,24 +651,25 @@ def test_a_model_goes_on_from_another_and_keeps_its_head_only_for_the_same_class
     fields = {key: value for key, value in NETWORK.items() if key != "preset"}
     trained = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("a", "b"))
     same = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("a", "b"))
-    go_on_from(same, trained, source="x")
+    load_weights_from(same, trained, source="x")
     assert same_weights(same, trained)
     other = TRecViT(model_config("tiny", **fields, num_classes=3), labels=("a", "b", "c"))
     head = other.head.classifier.weight.clone()
-    go_on_from(other, trained, source="x")
+    load_weights_from(other, trained, source="x")
     assert torch.equal(other.head.classifier.weight, head)
     for name, weight in other.named_parameters():
         if not name.startswith("head.classifier."):
             assert torch.equal(weight, trained.get_parameter(name)), name
     renamed = TRecViT(model_config("tiny", **fields, num_classes=2), labels=("c", "d"))
     head = renamed.head.classifier.weight.clone()
-    go_on_from(renamed, trained, source="x")
+    load_weights_from(renamed, trained, source="x")
     assert torch.equal(renamed.head.classifier.weight, head)
     deeper = TRecViT(model_config("tiny", **{**fields, "depth": 3}, num_classes=2))
     with pytest.raises(CheckpointError, match=r"x: not a model of this architecture: \d+ missing: blocks\.2"):
-        go_on_from(deeper, trained, source="x")
+        load_weights_from(deeper, trained, source="x")
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_tested_on_its_validation_videos(tmp_path, data, recipe_path):
     words = [f"videos.validation={data}", "videos.eval_clips=2", "videos.eval_crops=1"]
     train(load_recipe(recipe_path, words), tmp_path / "run")
@@ -633,6 +679,8 @@ def test_a_trained_run_is_tested_on_its_validation_videos(tmp_path, data, recipe
     assert load(tmp_path / "run" / "model").labels == ("dark", "light")
 
 
+@pytest.mark.slow
+@pytest.mark.curves
 def test_a_run_keeps_the_model_that_did_best_and_draws_its_curves(tmp_path, data, recipe_path):
     words = [f"videos.validation={data}", "videos.validate_every=2", "videos.eval_clips=1", "videos.eval_crops=1"]
     run = tmp_path / "run"
@@ -654,6 +702,7 @@ def test_a_run_keeps_the_model_that_did_best_and_draws_its_curves(tmp_path, data
     assert {event.step: event.value for event in events.Scalars("training/loss")} == pytest.approx(losses)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_figures_of_one_that_was_not_stopped(tmp_path, data, recipe_path):
     words = [
         f"videos.validation={data}", "videos.validate_every=2", "checkpoint_every=3", "optimisation.head_dropout=0.3",
@@ -691,6 +740,7 @@ def test_head_dropout_hides_evidence_in_training_only():
     assert torch.equal(model.eval().head(evidence), torch.full((4000, 2), 8.0))
 
 
+@pytest.mark.slow
 def test_the_run_folder_says_what_it_ran_on(tmp_path, recipe_path):
     began = time.time()
     train(load_recipe(recipe_path), tmp_path / "run")

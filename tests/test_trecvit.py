@@ -9,7 +9,7 @@ from models import VARIANTS, random_video, relative_error, tiny_model
 from trecvit.config import PRESETS, ModelConfig, Preprocessing, model_config
 from trecvit.errors import ConfigError, InputError
 from trecvit.model.lru import RGLRU, BlockDiagonalLinear, CausalConv, TemporalBlock
-from trecvit.model.trecvit import _MAX_TOKENS_FOR_PRODUCTS, TRecViT, _attend, create_model, sincos_positions
+from trecvit.model.trecvit import TRecViT, attend, create_model, sincos_positions
 
 
 def count_parameters(preset: str, **overrides: object) -> int:
@@ -55,6 +55,7 @@ def test_shapes_of_the_output(variant):
         assert out.probs is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_weight_matters(variant):
     model = tiny_model(**VARIANTS[variant])
@@ -62,11 +63,12 @@ def test_every_weight_matters(variant):
     loss = out.features.square().sum() if out.logits is None else out.logits.square().sum()
     names = [name for name, _ in model.named_parameters()]
     for name, gradient in zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True):
-        if "qkv.bias" not in name:  # a bias of the keys cancels in the softmax, so part of it is zero by right
+        if "qkv.bias" not in name:  # a bias of the keys cancels in the softmax, so part of it is rightly zero
             assert gradient.abs().max() > 0, name
         assert torch.isfinite(gradient).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("changed", [1, 4, 7])
 def test_a_frame_changes_nothing_before_it(variant, changed):
@@ -97,7 +99,7 @@ def test_videos_of_a_batch_do_not_see_each_other():
     assert relative_error(together, alone) < 1e-5
 
 
-def test_evaluation_is_repeatable_and_leaves_its_input_alone():
+def test_evaluation_is_repeatable_and_keeps_its_input():
     model, video = tiny_model(), random_video()
     copy = video.clone()
     assert torch.equal(model(video).logits, model(video).logits)
@@ -116,13 +118,13 @@ def test_clips_are_averaged_as_the_original_does():
     torch.testing.assert_close(out.logits, torch.stack([part.logits for part in parts]).mean(dim=0))
     torch.testing.assert_close(out.probs, torch.stack([part.probs for part in parts]).mean(dim=0))
     torch.testing.assert_close(out.features, torch.cat([part.features for part in parts], dim=1))
-    # Fewer frames than a clip are one clip; a length that cannot be cut evenly is refused.
+    # Fewer frames than a clip are one clip; a length that clips do not divide is refused.
     assert torch.equal(model(video[:, :3], frames_per_clip=4).logits, model(video[:, :3]).logits)
     with pytest.raises(InputError, match="11 frames into 2 clips of unequal length"):
         model(video[:, :11], frames_per_clip=4)
 
 
-def test_frames_beyond_the_last_whole_patch_are_not_looked_at():
+def test_frames_beyond_the_last_whole_patch_are_not_used():
     model = tiny_model(temporal_patch_size=4)
     video = random_video(1, 11)
     assert torch.equal(model(video).logits, model(video[:, :8]).logits)
@@ -137,7 +139,7 @@ def test_other_image_sizes_interpolate_the_positions(positions):
     assert out.features.shape == (1, 3, 4 * 1 + 1, 16)
 
 
-def test_learned_positions_keep_their_picture_when_the_grid_grows():
+def test_learned_positions_are_interpolated_when_the_grid_grows():
     model = tiny_model(image_size=(32, 32))
     ramp = torch.linspace(0, 1, 4)[:, None].expand(4, 4)  # grows downwards
     with torch.no_grad():
@@ -160,14 +162,12 @@ def test_fixed_positions_are_sines_and_cosines_of_x_then_y():
     torch.testing.assert_close(positions[row * 5 + column], torch.tensor(expected))
 
 
-def test_attention_by_products_equals_the_fused_kernel():
+def test_plain_attention_equals_the_fused_kernel():
     queries, keys, values = torch.randn(3, 2, 4, 37, 8)
     expected = torch.nn.functional.scaled_dot_product_attention(queries, keys, values)
-    torch.testing.assert_close(_attend(torch.stack([queries, keys, values])), expected, rtol=1e-5, atol=1e-6)
-    many = torch.randn(1, 1, _MAX_TOKENS_FOR_PRODUCTS + 1, 4)
-    torch.testing.assert_close(
-        _attend(torch.stack([many] * 3)), torch.nn.functional.scaled_dot_product_attention(many, many, many)
-    )
+    heads = torch.stack([queries, keys, values])
+    torch.testing.assert_close(attend(heads, max_plain_tokens=37), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attend(heads, max_plain_tokens=36), expected, rtol=0, atol=0)
 
 
 def test_the_recurrence_is_float32_whatever_the_compute_dtype():
@@ -183,7 +183,7 @@ def test_the_recurrence_is_float32_whatever_the_compute_dtype():
     assert relative_error(out.logits, exact) < 0.05
 
 
-def test_autocast_keeps_the_answer_close():
+def test_autocast_keeps_the_logits_close():
     model, video = tiny_model(), random_video(2, 6)
     with torch.autocast("cpu", torch.bfloat16):
         out, state = model.step(video, model.init_state(2))
@@ -203,9 +203,9 @@ def test_autocast_keeps_the_answer_close():
         (torch.full((1, 2, 3, 16, 24), 200.0), r"\[0,1\], got values from 200 to 200"),
     ],
 )
-def test_what_is_not_a_video_is_refused_in_words(video, words):
+def test_wrong_videos_are_refused(video, words):
     model = tiny_model()
-    # The public methods check for themselves; the shape checker of the tests would only be quicker to say no.
+    # Called directly, because the tests' shape checker would raise first.
     with pytest.raises(InputError, match=words):
         model._check_frames(video)
 
@@ -226,7 +226,7 @@ def test_what_is_not_a_video_is_refused_in_words(video, words):
         ({"width": 6, "num_heads": 1, "positions": "sincos2d"}, "width that 4 divides"),
     ],
 )
-def test_impossible_configurations_are_refused_in_words(overrides, words):
+def test_impossible_configurations_are_refused(overrides, words):
     with pytest.raises(ConfigError, match=words):
         model_config("base", **overrides)
 
@@ -255,6 +255,7 @@ def test_the_stride_follows_the_videos_rate():
 # ---- initialisation: each number of the paper and the code ----
 
 
+@pytest.mark.slow
 def test_initial_eigenvalues_are_uniform_on_the_ring():
     lru = RGLRU(ModelConfig(width=8192, num_heads=1, min_radius=0.6))
     radius = torch.sigmoid(-lru.a_param.detach().double())
@@ -280,6 +281,7 @@ def largest(weight: torch.Tensor) -> float:
     return float(weight.detach().abs().max())
 
 
+@pytest.mark.slow
 def test_initial_weights_have_the_codes_deviations():
     block = TemporalBlock(ModelConfig(depth=8, temporal_mlp=True))
     assert deviation(block.linear_x.weight) == pytest.approx(768**-0.5, rel=0.02)
@@ -307,7 +309,7 @@ def test_initial_weights_have_the_codes_deviations():
     assert not tokenizer.cls.any()
 
 
-def test_the_convolution_is_causal_and_differentiated_right():
+def test_the_convolution_is_causal_and_passes_gradcheck():
     conv = CausalConv(3, 4).double()
     x = torch.randn(2, 5, 2, 3, dtype=torch.float64, requires_grad=True)
     taps = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -318,7 +320,7 @@ def test_the_convolution_is_causal_and_differentiated_right():
 
     y, after = convolve(x, taps, weight, bias)
     window = torch.cat([taps, x], dim=1)
-    for frame in range(5):  # tap 3 is the frame itself, tap 0 the one three before
+    for frame in range(5):  # tap 3 is the current frame, tap 0 three frames before
         expected = bias + sum(weight[tap] * window[:, frame + tap] for tap in range(4))
         torch.testing.assert_close(y[:, frame], expected)
     assert torch.equal(after, window[:, -3:])

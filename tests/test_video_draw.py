@@ -17,7 +17,7 @@ def grey(height_px: int, width_px: int) -> np.ndarray:
 
 
 def panel(image: np.ndarray, drawn: np.ndarray) -> tuple[slice, slice]:
-    """Bounding box of what was drawn."""
+    """Bounding box of the drawn pixels."""
     rows, columns = np.nonzero((image != drawn).any(axis=2))
     return slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
 
@@ -82,6 +82,7 @@ def test_nothing_to_say_draws_nothing() -> None:
     assert not np.shares_memory(drawn, image)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 300),

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: whatever is in them, the outcome is frames or a VideoError, soon, and nothing stays open.
+"""Damaged and hostile files: the outcome is frames or a VideoError, soon, and all files are closed.
 
 Many more cases at once: `python tests/test_video_fuzz.py FIRST_SEED NUM_SEEDS`.
 """
@@ -32,8 +32,8 @@ from video_fixtures import (
     painted,
 )
 
+from trecvit.bench.usage import resident_bytes
 from trecvit.errors import VideoError
-from trecvit.memory import resident_bytes
 from trecvit.video.decode import probe, read_frames, read_frames_at
 
 NUM_FRAMES = 12
@@ -103,7 +103,7 @@ def check_outcome(path: Path) -> str:
         outcome_of(attempt)
         for attempt in (
             lambda: probe(source),
-            # Damage can claim any number of frames; a few hundred say enough.
+            # Damage can claim any number of frames; a few hundred are enough.
             lambda: sum(1 for _ in islice(read_frames(source), 300)),
             lambda: next(read_frames(source, start_frame=7)),
             lambda: next(read_frames(source, start_s=0.3)),
@@ -129,6 +129,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("seed", range(SEEDS_PER_KIND))
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_damaged_files_give_frames_or_a_video_error(
     before, before_bytes = open_files(), resident_bytes()
     check_outcome(path)
     assert open_files() == before
-    assert resident_bytes() - before_bytes < 256e6  # what one decoder may need; 300 large frames would be more
+    assert resident_bytes() - before_bytes < 256e6  # enough for one decoder, not for 300 large frames
 
 
 def main(first_seed: int, num_seeds: int) -> None:
@@ -158,7 +159,7 @@ def main(first_seed: int, num_seeds: int) -> None:
             for seed in range(first_seed, first_seed + num_seeds):
                 path = target / f"damaged{source.suffix}"
                 path.write_bytes(mutated(content, random.Random(f"{name} {seed}")))
-                # Said first, so that a crash of the whole process leaves behind what it died of.
+                # Printed first, so that a crash of the process shows its cause.
                 print(name, seed, file=sys.stderr, flush=True)
                 start_s = time.perf_counter()
                 outcomes[check_outcome(path)] += 1

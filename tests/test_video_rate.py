@@ -15,12 +15,12 @@ from trecvit.video.decode import length_and_rate, probe
 from trecvit.video.rate import believable_rate, measured_rate
 
 _MS = Fraction(1, 1000)
-# What a browser's MediaRecorder writes for 24 frames per second.
+# Time stamps of a browser's MediaRecorder at 24 frames per second.
 _JITTER_MS = np.cumsum([0, 50, 34, 33, 33, 42, 67, 33, 42, 50, 16, 42, 58, 34, 42, 50, 33, 42, 33, 50, 42, 42, 34, 50])
 
 
 def without_default_duration(path: Path) -> Path:
-    """A Matroska file whose track states no frame rate: the element becomes a void one of the same length."""
+    """Remove the frame rate of a Matroska track by turning its element into a void one of equal length."""
     content = bytearray(path.read_bytes())
     start = content.find(b"\x23\xe3\x83")
     assert start > 0, "the writer has put a DefaultDuration there"
@@ -79,6 +79,7 @@ def test_a_raw_stream_has_the_rate_of_its_codec(tmp_path, codec, fps):
     assert length_and_rate(path) == (20, float(fps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [H264, VP8, VP9, MPEGTS], ids=["mp4", "vp8", "vp9", "ts"])
 def test_the_first_frames_do_not_decide_for_a_whole_file(tmp_path, codec):
     """A camera in the dark at 10 frames per second, then 300 frames at 30."""
@@ -86,7 +87,7 @@ def test_the_first_frames_do_not_decide_for_a_whole_file(tmp_path, codec):
     path = make_video(tmp_path / "a", codec, num_frames=370, size_px=(32, 32), times_ms=times_ms, fps=60)
     num_frames, rate = length_and_rate(path)
     assert (num_frames, rate) == (370, pytest.approx(370 / 17, rel=0.02))
-    if codec in (H264, VP9):  # whose frames can be counted without decoding
+    if codec in (H264, VP9):  # frames can be counted without decoding
         assert probe(path).rate_fps == rate
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trecvit.errors import InputError
-from trecvit.video.sampling import centre_clip, clip_indices, evaluation_clips, spatial_crops, uniform_segments
+from trecvit.video.sampling import centre_clip, clip_indices, evaluation_clips, spatial_crops
 
 video_lengths = st.integers(1, 5000)
 clip_lengths = st.integers(1, 128)
@@ -40,18 +40,6 @@ def test_the_centre_clip_has_as_much_before_as_after(num_video_frames: int, num_
         assert after - before in (0, 1)
     else:
         assert before == 0
-
-
-@given(video_lengths, clip_lengths)
-def test_segments_are_represented_by_their_middle(num_video_frames: int, num_frames: int) -> None:
-    indices = uniform_segments(num_video_frames, num_frames)
-    assert_is_clip(indices, num_video_frames, num_frames)
-    length = num_video_frames / num_frames
-    for segment, index in enumerate(indices):
-        assert segment * length <= index + 1
-        assert index < (segment + 1) * length
-    if num_frames <= num_video_frames:
-        assert (np.diff(indices) > 0).all()
 
 
 @given(video_lengths, clip_lengths, strides, st.integers(1, 12))
@@ -91,8 +79,6 @@ def test_crops_lie_in_the_picture_and_reach_both_ends(height_px: int, width_px: 
 def test_by_hand() -> None:
     assert clip_indices(10, 4, 3, 2).tolist() == [2, 5, 8, 9]
     assert centre_clip(10, 4, 2).tolist() == [1, 3, 5, 7]
-    assert uniform_segments(10, 5).tolist() == [1, 3, 5, 7, 9]
-    assert uniform_segments(2, 4).tolist() == [0, 0, 1, 1]
     assert evaluation_clips(10, 2, 1, 3).tolist() == [[0, 1], [4, 5], [8, 9]]
     assert evaluation_clips(3, 4, 2, 2).tolist() == [[0, 2, 2, 2], [0, 2, 2, 2]]
     assert spatial_crops(256, 340, 256, 3) == [(0, 0), (0, 42), (0, 84)]
@@ -108,7 +94,6 @@ def test_by_hand() -> None:
         lambda: clip_indices(10, 4, 1, 10),
         lambda: clip_indices(10, 4, 1, -1),
         lambda: centre_clip(0, 1),
-        lambda: uniform_segments(5, 0),
         lambda: evaluation_clips(5, 1, 1, 0),
         lambda: spatial_crops(100, 200, 101, 1),
         lambda: spatial_crops(100, 200, 0, 1),

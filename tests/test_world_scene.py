@@ -1,4 +1,4 @@
-"""Rendering and tracks: a dot painted on a texture is where the track says, and hidden when it says so."""
+"""Rendering and tracks: dots painted on textures appear at the tracks' positions and only while visible."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def dot(texture: torch.Tensor, x: int, y: int, colour: tuple[float, float, float
 
 
 def centre_of(frame: np.ndarray, channel: int) -> np.ndarray | None:
-    """Centre (x, y) of what is bright in one colour only."""
+    """Centre (x, y) of the pixels that are bright in one colour only."""
     others = [other for other in range(3) if other != channel]
     strength = np.clip(frame[..., channel].astype(float) - frame[..., others].max(axis=-1) - 60, 0, None)
     if (strength > 0).sum() < 4:
@@ -74,7 +74,7 @@ def test_whole_numbers_are_pixel_centres() -> None:
 
 
 def test_still_and_moving_renderings_agree() -> None:
-    """What does not move is drawn once for all frames; one frame that differs takes the other way."""
+    """A layer at rest is drawn once for all frames; one different frame takes the general path."""
     texture = torch.rand(4, 12, 15, generator=torch.Generator().manual_seed(0))
     texture[:3] *= texture[3:]
     still = moved(start=(20.3, 10.7), scale=1.3)
@@ -127,13 +127,13 @@ def test_tracks_follow_painted_dots() -> None:
     dots = ((0, layers[1], (10, 12)), (1, layers[1], (33, 20)), (2, layers[0], (30, 25)))
     for channel, layer, spot in dots:
         for query_frame in (0, 2, 5):
-            x, y = layer.to_image(np.array([spot], float), query_frame)[0]
+            x, y = layer.transforms[query_frame] @ (*spot, 1)
             points_xy, visible = scene_tracks(scene, np.array([[query_frame, y, x]]))
             for frame in range(FRAMES):
-                found = centre_of(frames[frame], channel)
+                centre = centre_of(frames[frame], channel)
                 if visible[0, frame] and (points_xy[0, frame] > 3).all() and (points_xy[0, frame] < [76, 56]).all():
-                    assert found is not None
-                    assert np.hypot(*(found - points_xy[0, frame])) < 0.5
+                    assert centre is not None
+                    assert np.hypot(*(centre - points_xy[0, frame])) < 0.5
 
 
 def test_visibility_behind_an_occluder_and_outside() -> None:

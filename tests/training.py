@@ -1,4 +1,4 @@
-"""What tests of training look at: one update by itself, and whether two models are the same."""
+"""Helpers for tests of training: a loop for single updates, its gradient, and equality of weights."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 
 from trecvit.processes import Processes
-from trecvit.train.initialise import first_model
-from trecvit.train.loop import Loop, feed_of, objective_of
+from trecvit.train.initialise import initial_model
+from trecvit.train.loop import Loop
 from trecvit.train.recipe import Recipe
 
 
-def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def loop_of(recipe: Recipe, folder: Path) -> Loop:
     torch.manual_seed(recipe.seed)
-    feed = feed_of(recipe)
-    model, _ = first_model(recipe, feed)
-    return Loop(recipe, folder, feed, objective_of(recipe), model, Processes(), "ddp", lambda _: None)
+    feed = recipe.feed()
+    model, _ = initial_model(recipe, feed)
+    return Loop(recipe, folder, feed, recipe.objective(), model, Processes(), "ddp", lambda _: None)
 
 
 def gradient(loop: Loop) -> torch.Tensor:

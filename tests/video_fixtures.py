@@ -16,6 +16,12 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import pytest
+
+from trecvit.errors import VideoError
+from trecvit.video.container import Container
+from trecvit.video.decode import read_frames
+from trecvit.video.frames import Frame
 
 WIDTH_PX, HEIGHT_PX = 128, 64
 BLOCKS_PER_ROW = 8
@@ -143,7 +149,7 @@ def set_display(path: Path, clockwise_degrees: int, *, mirrored: bool = False) -
 
 
 def show_only(path: Path, length_ms: int) -> None:
-    """Shortens what an mp4 shows by its edit list; the frames behind stay in the file."""
+    """Shorten an mp4 by its edit list; the hidden frames stay in the file."""
     content = bytearray(path.read_bytes())
     entry = content.index(b"elst") + 12
     content[entry : entry + 4] = struct.pack(">I", length_ms)
@@ -187,3 +193,24 @@ class Sender:
                     for _ in range(self._chunks):
                         connection.sendall(self._answer)
                         time.sleep(self._pause_s)
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
+    """The arguments of a method of Container, one entry per call from now on."""
+    calls: list[object] = []
+    original = getattr(Container, name)
+    monkeypatch.setattr(Container, name, lambda self, argument: calls.append(argument) or original(self, argument))
+    return calls
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+
+
+def read_to_error(source: object, **options: object) -> tuple[list[Frame], VideoError | None]:
+    frames = []
+    try:
+        for frame in read_frames(source, **options):
+            frames.append(frame)
+    except VideoError as error:
+        return frames, error
+    return frames, None

@@ -4,7 +4,7 @@
     out = model(video)                        # a clip [B,T,C,H,W]
     out, state = model.step(frames, state)    # or any next frames of a stream
 
-Nothing is imported before it is asked for, so that `import trecvit` costs nothing.
+All names are imported lazily, so that `import trecvit` takes no time.
 """
 
 from __future__ import annotations
@@ -15,19 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trecvit.accelerate.exported import export, load_exported
     from trecvit.accelerate.optimize import optimize
-    from trecvit.config import (
-        PRESETS,
-        ModelConfig,
-        PointReadoutConfig,
-        Preprocessing,
-        ReadoutTrackerConfig,
-        TrackerConfig,
-    )
+    from trecvit.config import PRESETS, ModelConfig, Preprocessing
     from trecvit.data.class_names import class_names
     from trecvit.errors import TRecViTError
-    from trecvit.model.readout_tracker import ReadoutState, ReadoutTracker
+    from trecvit.model.readout_tracker import ReadoutState, ReadoutTracker, ReadoutTrackerConfig
+    from trecvit.model.readouts import PointReadoutConfig
     from trecvit.model.state import State
-    from trecvit.model.tapnext import TAPNext, TrackState
+    from trecvit.model.tapnext import TAPNext, TrackerConfig, TrackState
     from trecvit.model.tracker import PointTracker, TrackerOutput, track_both_ways
     from trecvit.model.trecvit import Output, TRecViT, create_model
     from trecvit.runtime.live import LiveTracker
@@ -41,18 +35,18 @@ _HOMES = {
     "LiveTracker": "trecvit.runtime.live",
     "ModelConfig": "trecvit.config",
     "Output": "trecvit.model.trecvit",
-    "PointReadoutConfig": "trecvit.config",
+    "PointReadoutConfig": "trecvit.model.readouts",
     "PointTracker": "trecvit.model.tracker",
     "Preprocessing": "trecvit.config",
     "ReadoutState": "trecvit.model.readout_tracker",
     "ReadoutTracker": "trecvit.model.readout_tracker",
-    "ReadoutTrackerConfig": "trecvit.config",
+    "ReadoutTrackerConfig": "trecvit.model.readout_tracker",
     "State": "trecvit.model.state",
     "TAPNext": "trecvit.model.tapnext",
     "TRecViT": "trecvit.model.trecvit",
     "TRecViTError": "trecvit.errors",
     "TrackState": "trecvit.model.tapnext",
-    "TrackerConfig": "trecvit.config",
+    "TrackerConfig": "trecvit.model.tapnext",
     "TrackerOutput": "trecvit.model.tracker",
     "World": "trecvit.synthetic.world",
     "WorldConfig": "trecvit.synthetic.world",

@@ -1,19 +1,19 @@
-"""What can go wrong, as a tree.
+"""The tree of exceptions.
 
 TRecViTError
-├── ConfigError          a field, preset or option that is not possible
+├── ConfigError          an impossible field, preset or option
 ├── InputError           a tensor, array or argument of the wrong shape, dtype or range
 ├── StateError           a streaming state that does not fit the model or the frames
 ├── CheckpointError      weights that are damaged, hostile, or do not match
 ├── DownloadError        a file that could not be fetched
 ├── VideoError           a video that could not be read or written
-├── DataError            a data set, scene or label list that does not hold together
+├── DataError            an inconsistent data set, scene or label list
 ├── StorageError         a file or folder that could not be written (an OSError too)
 ├── BusyError            a folder that another process is writing to
-├── Interrupted          work that was told to stop, and can go on from where it was
-└── MissingPackageError  an optional package that is needed here and not installed
+├── Interrupted          work that was stopped by a signal and can be resumed
+└── MissingPackageError  an optional package that is required here and not installed
 
-Every message says what was expected, what came, where, and what to do.
+Messages: `expected X, got Y (where); what to do`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any
 
 
 class TRecViTError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose."""
 
 
 class ConfigError(TRecViTError, ValueError):
-    """A field, preset or option that is not possible."""
+    """An impossible field, preset or option."""
 
 
 class InputError(TRecViTError, ValueError):
@@ -36,7 +36,7 @@ class InputError(TRecViTError, ValueError):
 
 
 class StateError(TRecViTError, ValueError):
-    """A streaming state that does not fit the model or the frames it met."""
+    """A streaming state that does not fit the model or the frames."""
 
 
 class CheckpointError(TRecViTError):
@@ -48,7 +48,7 @@ class DownloadError(TRecViTError):
 
 
 class DataError(TRecViTError):
-    """A data set, scene or label list that does not hold together."""
+    """An inconsistent data set, scene or label list."""
 
 
 class StorageError(TRecViTError, OSError):
@@ -67,7 +67,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class Interrupted(TRecViTError):
-    """Work that was told to stop, and can go on from where it was.
+    """Work that was stopped by a signal and can be resumed.
 
     Attributes:
         signal_number: SIGINT (Ctrl-C) or SIGTERM.
@@ -82,12 +82,12 @@ class Interrupted(TRecViTError):
 
     @classmethod
     def by(cls, stop: KeyboardInterrupt, message: str) -> Interrupted:
-        """The error that reports `stop`: Ctrl-C, or SIGTERM if it is a `Terminated`."""
+        """Return the error for `stop`: SIGTERM for a `Terminated`, else Ctrl-C."""
         return cls(message, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 class MissingPackageError(TRecViTError, ImportError):
-    """An optional package that is needed here and not installed."""
+    """An optional package that is required here and not installed."""
 
     def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
         self._given = {"needed_for": needed_for, "extra": extra}
@@ -99,7 +99,7 @@ class MissingPackageError(TRecViTError, ImportError):
 
 
 class PrecisionWarning(UserWarning):
-    """Computed in another dtype than the one asked for, because that is faster on this machine."""
+    """The result was computed in a dtype that was not requested, because it is faster on this machine."""
 
 
 class VideoError(TRecViTError):
@@ -107,8 +107,8 @@ class VideoError(TRecViTError):
 
     Attributes:
         source: The file, folder or address as the caller named it.
-        frames_read: How many frames had been handed over before the error.
-        time_s: The last time reached in the video, in seconds, or None.
+        frames_read: Frames delivered before the error.
+        time_s: Last time reached in the video, in seconds, or None.
     """
 
     def __init__(self, source: str, reason: str, *, frames_read: int = 0, time_s: float | None = None) -> None:
@@ -118,6 +118,6 @@ class VideoError(TRecViTError):
         self.time_s = time_s
         super().__init__(f"{source}: {reason}")
 
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it can come out of another process
+    def __reduce__(self) -> tuple[Any, ...]:  # picklable, to cross process boundaries
         whole = partial(type(self), frames_read=self.frames_read, time_s=self.time_s)
         return whole, (self.source, self.reason)

@@ -1,4 +1,4 @@
-"""Output files and folders: written whole or not at all, by one process at a time, with errors that name them."""
+"""Output files and folders: atomic writes, one writer per folder, errors that name the path."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typing import Any, TextIO
 from trecvit.errors import BusyError, StorageError, TRecViTError
 
 LOCK = ".lock"
-"""In a folder that a process is writing to; see `only_writer`."""
+"""File in a folder that a process is writing to; see `only_writer`."""
 
-_AGAIN = "make room and run the same command again"
+_RETRY = "make room and run the same command again"
 _ELSEWHERE = "give another place, one that you may write to"
 _FULL = {
-    errno.ENOSPC: f"the disk is full; {_AGAIN}",
-    errno.EDQUOT: f"the disk quota is used up; {_AGAIN}",
+    errno.ENOSPC: f"the disk is full; {_RETRY}",
+    errno.EDQUOT: f"the disk quota is used up; {_RETRY}",
     errno.EFBIG: f"the file is larger than the file system or a limit allows; {_ELSEWHERE}",
     errno.EROFS: f"the file system is read-only; {_ELSEWHERE}",
 }
@@ -33,26 +33,26 @@ _ANY = {
     errno.EACCES: f"permission denied; {_ELSEWHERE}",
     errno.EPERM: f"not permitted; {_ELSEWHERE}",
     errno.ENOENT: "there is no such folder; make it first",
-    errno.ENOTDIR: f"a part of the path is a file and no folder; {_ELSEWHERE}",
+    errno.ENOTDIR: f"a part of the path is a file, not a folder; {_ELSEWHERE}",
     errno.EEXIST: "expected a folder, got a file; give another place",
     errno.EISDIR: "expected a file, got a folder; give another place",
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
     errno.EIO: "the disk failed; check it and its free space, and run the same command again",
 }
-_WORDS = {os.strerror(number): number for number in _FULL}
+_NUMBERS = {os.strerror(number): number for number in _FULL}
 
-_ours: set[tuple[Path, int]] = set()  # the folders that this process holds, each with the thread that does
+_locked: set[tuple[Path, int]] = set()  # folders locked by this process, each with the thread that holds the lock
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written beside its place, under a name of this process, and moves it there once it is complete.
+    """Write a file beside its destination, under a name of this process, and move it there once it is complete.
 
     Args:
-        path: Where it will be. A link stays one, and a device or pipe is written to as it is.
-        write: Writes the file that it is given the path of.
+        path: The destination. The target of a link is replaced; a device or pipe is written to directly.
+        write: Writes the file at the path that it receives.
 
     Raises:
-        StorageError: When it cannot be written; nothing of it is left then.
+        StorageError: when the file cannot be written; no part of it is left.
     """
     if _is_device(path):
         with writing(path):
@@ -70,12 +70,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether there is something that is neither a file nor a folder, such as /dev/stdout or a named pipe."""
+    """Return whether a path exists and is neither file nor folder, such as /dev/stdout or a named pipe."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` for text, in UTF-8; in file names, bytes that are no UTF-8 are written as they are."""
+    """`write_whole` for text, in UTF-8; bytes of file names that are not UTF-8 are written unchanged."""
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
@@ -85,9 +85,9 @@ def write_json(path: Path, content: object, *, indent: int = 1) -> None:
 
 
 def json_text(content: object, *, indent: int | None = None) -> str:
-    """JSON with all characters as they are, but for those that stand for bytes of file names that are no UTF-8.
+    """Format JSON without escapes, except of the characters that stand for bytes of file names that are not UTF-8.
 
-    These are written as `\\udc80` … `\\udcff`, which gives valid UTF-8 and reads back as the same name.
+    These are written as `\\udc80` … `\\udcff`, which is valid UTF-8 and reads back as the same name.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False)
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -95,26 +95,27 @@ def json_text(content: object, *, indent: int | None = None) -> str:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Raises a StorageError that names `path` where the code within fails to write, by whichever library it writes."""
+    """Raise a StorageError that names `path` where the code within fails to write, with any library."""
     try:
         yield
-    except BaseException as error:  # torch.distributed.checkpoint's exceptions are no `Exception`
+    except BaseException as error:  # torch.distributed.checkpoint's exceptions are not `Exception`s
         if (failure := storage_error(error, path)) is not None:
             raise failure from error
         raise
 
 
 def storage_error(error: BaseException, path: str | Path | None = None) -> StorageError | None:
-    """The StorageError that reports a failed write, or None for an error of another kind.
+    """Convert the error of a failed write to a StorageError; return None for all others.
 
     Args:
-        error: An OSError, or what NumPy, safetensors, PyTorch or FFmpeg made of one.
-        path: What was being written. Without it only errors count that reading cannot cause: a full disk and the like.
+        error: An OSError, or NumPy's, safetensors', PyTorch's or FFmpeg's exception for one.
+        path: The file being written. Without it only errors that reading cannot cause are converted, such as a full
+            disk.
     """
     if isinstance(error, RuntimeError) and "</torch_" in str(error):
         return StorageError(
-            "shared memory (/dev/shm) is full, by which worker processes hand over data; give --workers 0 or fewer, or "
-            "a container more of it (docker run --shm-size)"
+            "shared memory (/dev/shm) is full, through which worker processes send data; use fewer --workers or 0, or "
+            "give a container more of it (docker run --shm-size)"
         )
     number = None if isinstance(error, TRecViTError) else _error_number(error)
     reasons = _FULL if path is None else _ANY
@@ -129,12 +130,12 @@ def storage_error(error: BaseException, path: str | Path | None = None) -> Stora
 def _error_number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    words = str(error)
-    if found := re.search(r"\(os error (\d+)\)", words):  # safetensors, written in Rust
-        return int(found[1])
-    if full := next((number for reason, number in _WORDS.items() if reason in words), None):
-        return full
-    if "PytorchStreamWriter failed" in words:  # torch.save and torch.export do not say why
+    message = str(error)
+    if match := re.search(r"\(os error (\d+)\)", message):  # safetensors, written in Rust
+        return int(match[1])
+    if number := next((number for reason, number in _NUMBERS.items() if reason in message), None):
+        return number
+    if "PytorchStreamWriter failed" in message:  # torch.save and torch.export give no reason
         return errno.EIO
     causes = [error.__cause__] if error.__cause__ is not None else []
     failures: dict[int, Any] = getattr(error, "failures", {})  # of CheckpointException: {rank: (exception, stack)}
@@ -143,7 +144,7 @@ def _error_number(error: BaseException) -> int | None:
 
 
 def check_output(path: Path | None) -> None:
-    """Raises a StorageError where a file could not be written, before the work that it is to hold; None is no file."""
+    """Raise a StorageError if a file cannot be written, before its content is computed; None: no file."""
     if path is None or _is_device(path):
         return
     path = path.resolve() if path.is_symlink() else path
@@ -157,45 +158,45 @@ def check_output(path: Path | None) -> None:
 
 @contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
-    """Makes a folder and holds it for this process, which writes to it over time.
+    """Create a folder if needed and lock it for this process.
 
     The lock is the operating system's, on the file `LOCK` in the folder: it ends with the process, however that ends.
-    A thread that holds the folder may hold it again. A folder that is made here and stays empty is removed again.
+    The thread that holds it may lock again. A folder that was created here and stays empty is removed again.
 
     Raises:
-        BusyError: When another process, or another thread, holds the folder.
-        StorageError: When the folder cannot be made, or nothing can be written in it.
+        BusyError: when another process, or another thread, holds the lock.
+        StorageError: when the folder cannot be created or written to.
     """
     folder = Path(folder)
-    made = not folder.exists()
+    created = not folder.exists()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         key = (folder.resolve(), threading.get_ident())
-    if key in _ours:
+    if key in _locked:
         yield
         return
     file = _lock(folder)
-    _ours.add(key)
+    _locked.add(key)
     try:
         yield
     finally:
-        _ours.discard(key)
+        _locked.discard(key)
         _remove_lock(file, key[0] / LOCK)
-        if made:
+        if created:
             with suppress(OSError):  # not empty
                 folder.rmdir()
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is no such folder, or nothing in it but `only_writer`'s lock."""
+    """Return whether a folder is missing, or empty except for `only_writer`'s lock."""
     return not folder.exists() or (folder.is_dir() and all(entry.name == LOCK for entry in folder.iterdir()))
 
 
 @contextmanager
 def emptied_on_error(folder: Path) -> Iterator[None]:
-    """Removes everything from a folder that was empty before, if the code within fails to fill it.
+    """Empty a folder, which was empty before, if the code within fails to fill it.
 
-    What is left of a full disk's files would be in the way of the next attempt.
+    The incomplete files of a full disk would be in the way of the next attempt.
     """
     try:
         yield
@@ -205,7 +206,7 @@ def emptied_on_error(folder: Path) -> Iterator[None]:
 
 
 def empty(folder: Path) -> None:
-    """Removes everything from a folder but `only_writer`'s lock."""
+    """Remove everything from a folder except `only_writer`'s lock."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
@@ -214,7 +215,7 @@ def empty(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> TextIO:
-    """Opens the lock file, locks it and writes into it who holds it."""
+    """Open the lock file, lock it and write the owner into it."""
     path = folder / LOCK
     with writing(path):
         while True:
@@ -227,7 +228,7 @@ def _lock(folder: Path) -> TextIO:
                     f"{folder}: expected no other process to write here, but {owner} does; wait for it, stop it, or "
                     "give another folder"
                 )
-            with suppress(OSError):  # its owner has removed it between opening and locking: then it locks nobody out
+            with suppress(OSError):  # removed by its owner between opening and locking: then it excludes no one
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
             file.close()
@@ -242,9 +243,9 @@ def _lock(folder: Path) -> TextIO:
 
 
 def _remove_lock(file: TextIO, path: Path) -> None:
-    with suppress(OSError):  # Windows keeps open files
+    with suppress(OSError):  # Windows cannot remove open files
         path.unlink()
-    with suppress(OSError):  # what could not be written before is tried again
+    with suppress(OSError):  # closing retries a failed write
         file.close()
 
 
@@ -253,7 +254,7 @@ if sys.platform == "win32":
 
     def _try_lock(file: TextIO) -> bool:
         try:
-            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)  # beyond what others read
+            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)  # beyond the text that others read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
@@ -267,6 +268,6 @@ else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # a file system without locks: better unguarded than unusable
+        except OSError:  # a file system without locks: better unlocked than unusable
             return True
         return True

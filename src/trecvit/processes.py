@@ -1,4 +1,4 @@
-"""The processes of one job, as `torchrun` starts them, seen from one of them."""
+"""Distributed jobs as `torchrun` starts them: ranks, collectives, and the device of a process."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Share:
-    """One of several processes that share some work.
+    """The part of some work that one rank does.
 
     Attributes:
-        number: From 0.
-        count: How many there are.
+        rank: Index of the process, from 0.
+        count: World size.
     """
 
-    number: int = 0
+    rank: int = 0
     count: int = 1
 
     def of(self, items: Sequence[_Item]) -> Sequence[_Item]:
-        """Every `count`-th item; together the processes have each once."""
-        return items[self.number :: self.count]
+        """Return this rank's items: every `count`-th; each item belongs to one rank."""
+        return items[self.rank :: self.count]
 
 
 class Processes:
-    """All processes of a job; one alone if nothing has joined them.
+    """The ranks of a job, a single one without a process group.
 
     Attributes:
-        share: Which of the processes this is, and how many there are.
-        device: What this one computes on.
+        share: Rank and world size.
+        device: Device of this rank.
 
     Args:
-        device: "cpu", "cuda", or "auto": a GPU if there is one. Of several GPUs each process of a machine has its own.
+        device: "cpu", "cuda", or "auto": a GPU if there is one. Each local rank has a GPU of its own.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self.share = Share(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Share()
         self.device = _device(device)
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # what FSDP computes on, whatever the weights are on
+            torch.cuda.set_device(self.device)  # FSDP computes on the current device
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and reports."""
-        return self.share.number == 0
+        """Whether this is rank 0, which writes files and reports."""
+        return self.share.rank == 0
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all ranks have reached this call."""
         if self.share.count > 1:
             dist.barrier()
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes, the same in each."""
+        """Return the sum over all ranks, on every rank."""
         if self.share.count == 1:
             return value
         value = value.clone()
@@ -70,11 +70,11 @@ class Processes:
         return value
 
     def any(self, value: bool) -> bool:
-        """Whether it is true in any process."""
+        """Return whether the value is true on any rank."""
         return bool(self.total(torch.tensor(float(value))) > 0)
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, in the order of their numbers, the same list in each."""
+        """Return the values of all ranks in order of rank, on every rank."""
         if self.share.count == 1:
             return [value]
         values: list[Any] = [None] * self.share.count
@@ -84,7 +84,7 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Joins the processes that `torchrun` started, if it did: over gloo what is on CPUs, over NCCL what is on GPUs."""
+    """Initialise the process group if `torchrun` started this process: gloo for CPU tensors, NCCL for GPU tensors."""
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
@@ -96,18 +96,18 @@ def joined() -> Iterator[None]:
 
 
 def usable_device(name: torch.device | str) -> torch.device:
-    """The device of this name.
+    """Return the device of this name.
 
     Raises:
-        ConfigError: When there is none on this machine.
+        ConfigError: when this machine has no such device.
     """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as exc:  # unknown to PyTorch, not built into it, or not plugged in
+    except (AssertionError, RuntimeError) as exc:  # unknown to PyTorch, not compiled into it, or absent
         reason = str(exc).splitlines()[0]
         raise ConfigError(
-            f"device {str(name)!r} cannot be used here ({reason}); `trecvit doctor` says what can"
+            f"device {str(name)!r} cannot be used here ({reason}); `trecvit doctor` lists usable devices"
         ) from exc
     return device
 

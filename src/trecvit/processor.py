@@ -1,7 +1,7 @@
-"""CPU features and the CPU kernels of this PyTorch: the only place that asks for them.
+"""CPU features and kernels of this PyTorch build: all queries are in this module.
 
 PyTorch's own queries are not enough. Some versions and builds lack them (no oneDNN, no MKL, ARM), and some ignore the
-variables that limit oneDNN (`ONEDNN_MAX_CPU_ISA`). So the kernels themselves are run once on a few numbers.
+variables that limit oneDNN (`ONEDNN_MAX_CPU_ISA`). So each kernel is run once on a few numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 def supports(feature: Feature) -> bool:
-    """Whether this processor and this PyTorch have a feature; False where nobody can say.
+    """Return whether this processor and this PyTorch have a feature; False where it cannot be determined.
 
     Args:
         feature: "onednn" and "mkl": linear layers in float32 with packed weights. "onednn_bfloat16": the same in
@@ -26,23 +26,23 @@ def supports(feature: Feature) -> bool:
             multiply bfloat16 (AVX512-BF16 or AMX), so that it is faster than float32. "amx": tiles (AMX). "int8":
             oneDNN's sums of 8-bit products are exact, by AVX-512 VNNI.
     """
-    return _ask(feature)
+    return _is_supported(feature)
 
 
 def features() -> list[Feature]:
-    """All that `supports` is true for."""
+    """Return all supported features."""
     return [feature for feature in FEATURES if supports(feature)]
 
 
 def instruction_set() -> str:
-    """Which of PyTorch's CPU kernels run here, such as "AVX2"; "unknown" where PyTorch does not say."""
+    """Return the instruction set of PyTorch's CPU kernels, such as "AVX2", or "unknown"."""
     query = getattr(getattr(torch.backends, "cpu", None), "get_cpu_capability", None)
     return str(query()) if query else "unknown"
 
 
 @cache
-def _ask(feature: Feature) -> bool:
-    """What tests replace to be on another processor."""
+def _is_supported(feature: Feature) -> bool:
+    """Cache the query; tests replace this function to emulate another processor."""
     return _try(feature)
 
 
@@ -71,7 +71,7 @@ def _has_bfloat16() -> bool:
 
 
 def _packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs a weight of this dtype, and multiplies by it."""
+    """Return whether oneDNN can pack a weight of this dtype and multiply by it."""
     x, weight = _ones(2, 16, dtype), _ones(16, 16, dtype)
     packed = torch.ops.mkldnn._reorder_linear_weight.default(weight, 2)
     y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, None, "none", [], "")
@@ -88,7 +88,7 @@ def _has_mkl() -> bool:
 
 
 def _has_int8() -> bool:
-    """Without VNNI oneDNN adds pairs of products in 16 bits, which overflow."""
+    """Return whether 8-bit products are exact: without VNNI oneDNN adds pairs of them in 16 bits, which overflow."""
     x, weight = 255 * _ones(2, 64, torch.uint8), 127 * _ones(16, 64, torch.int8)
     scale, zero = _ones(16, 1, torch.float32).flatten(), torch.zeros(16, dtype=torch.int32, device="cpu")
     packed = torch.ops.onednn.qlinear_prepack.default(weight, [2, 64])

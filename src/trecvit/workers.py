@@ -1,4 +1,4 @@
-"""Worker processes on the same machine: they exit with their parent process, and only it hears Ctrl-C and SIGTERM."""
+"""Worker processes on the same machine: they exit with their parent, and only the parent handles Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-_Given = ParamSpec("_Given")
+_Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
 
-def worker_pool(num_workers: int, prepare: Callable[..., object] | None = None, *given: Any) -> ProcessPoolExecutor:
-    """A pool of freshly started processes that exit with this one, however it ends.
+def worker_pool(num_workers: int, prepare: Callable[..., object] | None = None, *args: Any) -> ProcessPoolExecutor:
+    """Start a pool of spawned processes that exit with this one, however it ends.
 
-    Leaving its `with` block by an exception, such as Ctrl-C, ends the workers at once, whatever they are doing.
+    Leaving its `with` block by an exception, such as Ctrl-C, kills the workers at once, also amid their work.
 
     Args:
-        num_workers: How many.
-        prepare: Called in each of them before anything else.
-        given: What it is called with.
+        num_workers: Number of processes.
+        prepare: Called first in each of them.
+        args: Its arguments.
     """
-    return _Pool(num_workers, prepare, given)
+    return _Pool(num_workers, prepare, args)
 
 
 class _Pool(ProcessPoolExecutor):
-    def __init__(self, num_workers: int, prepare: Callable[..., object] | None, given: tuple[Any, ...]) -> None:
-        super().__init__(num_workers, multiprocessing.get_context("spawn"), _begin, (prepare, given))
+    def __init__(self, num_workers: int, prepare: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
+        super().__init__(num_workers, multiprocessing.get_context("spawn"), _begin, (prepare, args))
         self._started: list[BaseProcess] = []
 
-    def submit(self, fn: Callable[_Given, _Result], /, *args: _Given.args, **kwargs: _Given.kwargs) -> Future[_Result]:
-        with _starting(signal.SIGINT) as started:  # workers are started here, as they are needed
+    def submit(self, fn: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs) -> Future[_Result]:
+        with _starting(signal.SIGINT) as started:  # the pool starts its workers on demand, here
             future = super().submit(fn, *args, **kwargs)
         self._started += started
         return future
@@ -52,21 +52,21 @@ class _Pool(ProcessPoolExecutor):
         return None
 
 
-def load_items(dataset: Any, *, num_workers: int, prefetch_factor: int | None = None, **how: Any) -> Iterator[Any]:
-    """Iterates over a DataLoader whose workers ignore SIGINT and SIGTERM from their first moment on.
+def load_items(dataset: Any, *, num_workers: int, prefetch_factor: int | None = None, **options: Any) -> Iterator[Any]:
+    """Iterate over a DataLoader whose workers ignore SIGINT and SIGTERM from their start.
 
-    A terminal sends SIGINT, and a scheduler SIGTERM, to all processes of a job; it is for the main process to end it.
+    A terminal sends SIGINT, and a scheduler SIGTERM, to all processes of a job; only the main process may end it.
 
     Args:
-        dataset: What is loaded.
-        num_workers: Worker processes; 0 loads in this one.
-        prefetch_factor: As DataLoader has it, where there are workers.
-        how: DataLoader's other arguments.
+        dataset: The dataset.
+        num_workers: Worker processes; 0 loads in this process.
+        prefetch_factor: DataLoader's, if there are workers.
+        options: DataLoader's other arguments.
     """
     from torch.utils.data import DataLoader
 
     if not num_workers:
-        yield from DataLoader(dataset, num_workers=0, **how)
+        yield from DataLoader(dataset, num_workers=0, **options)
         return
     loader = DataLoader(
         dataset,
@@ -74,11 +74,11 @@ def load_items(dataset: Any, *, num_workers: int, prefetch_factor: int | None = 
         worker_init_fn=_begin_loading,
         multiprocessing_context="spawn",
         prefetch_factor=prefetch_factor,
-        **how,
+        **options,
     )
     with _starting(signal.SIGINT, signal.SIGTERM) as workers:
         items = iter(loader)
-    atexit.register(_kill, workers)  # before `multiprocessing` waits for those that do not hear its SIGTERM
+    atexit.register(_kill, workers)  # before `multiprocessing` joins workers that ignore its SIGTERM
     ended = False
     try:
         yield from items
@@ -87,8 +87,8 @@ def load_items(dataset: Any, *, num_workers: int, prefetch_factor: int | None = 
         atexit.unregister(_kill)
         if not ended:
             with _quietly():
-                _kill(workers)  # one that has just started would print that its parent is gone
-                items._shutdown_workers()  # type: ignore[attr-defined]  # tracebacks keep its destructor from it
+                _kill(workers)  # a worker amid its start would print that its parent is gone
+                items._shutdown_workers()  # type: ignore[attr-defined]  # references in tracebacks can delay its destructor
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
@@ -98,12 +98,12 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 
 @contextmanager
 def _starting(*signals: signal.Signals) -> Iterator[list[BaseProcess]]:
-    """Blocks signals for the processes that are started within; this one gets them afterwards, and none is lost.
+    """Block signals for the processes that are started within; this process receives them afterwards.
 
-    A process takes over its parent's mask, and so it is deaf also while it imports what it needs.
+    A process inherits its parent's mask, so signals are blocked also while it imports its modules.
 
     Yields:
-        A list that afterwards holds the processes.
+        A list that holds the started processes afterwards.
     """
     before = set(multiprocessing.active_children())
     started: list[BaseProcess] = []
@@ -117,7 +117,7 @@ def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # by its start it would unblock them
+    resource_tracker.ensure_running()  # its start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -127,7 +127,7 @@ def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """For the end of a DataLoader amid its work: Ctrl-C must not leave it half done, nor killed workers be an error."""
+    """Shield a DataLoader's shutdown: Ctrl-C must not interrupt it, and killed workers must not raise an error."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -149,20 +149,20 @@ def _begin_loading(_worker: int) -> None:
 
 
 def _print_unless_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints no broken connections: a parent that Ctrl-C stops amid taking a batch leaves one, in another thread."""
+    """Ignore broken connections: a parent that Ctrl-C stops amid receiving a batch leaves one, in another thread."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
-def _begin(prepare: Callable[..., object] | None, given: tuple[Any, ...]) -> None:
+def _begin(prepare: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if prepare is not None:
-        prepare(*given)
+        prepare(*args)
 
 
 def _exit_with_parent() -> None:
-    # A pool's workers wait on a pipe that they themselves keep open: of their parent's sudden end they would not hear.
+    # A pool's workers wait on a pipe that they hold open themselves, so a killed parent does not close it.
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,1 +1,1 @@
-"""Fast inference: fused layers, compiled passes, OpenVINO, exported models, and the number of threads."""
+"""Fast inference: packed and fused layers, compiled engines, OpenVINO, exported models, the number of threads."""

@@ -1,12 +1,12 @@
 """Compiled models in a folder, started without compiling again.
 
     trecvit.export(model, "fast", dtype=torch.bfloat16, frames=(1, 32))
-    model = trecvit.load_exported("fast")         # used as the model was: model.step(frame, state), model(clip)
+    model = trecvit.load_exported("fast")         # used like the model: model.step(frame, state), model(clip)
 
-A graph holds for one batch, number of frames and image size, so there is a file for each. What is carried from frame to
-frame goes in and out of it, and stays the value it is everywhere else. OpenVINO's folders also hold `stream.xml`, with
-the state kept inside, for programs without Python: frames in, class probabilities (or features) out. A model that only
-takes whole clips has none.
+A graph holds for one batch size, number of frames and image size, so there is a file for each. The carried state is
+among its inputs and outputs, and stays the explicit value that it is everywhere else. OpenVINO's folders also hold
+`stream.xml`, with the state kept inside, for programs without Python: frames in, class probabilities (or features) out.
+A model that only takes whole clips has none.
 """
 
 from __future__ import annotations
@@ -21,29 +21,23 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from trecvit.accelerate.compile import find_compiler
+from trecvit.accelerate.kernels import FLOATS, available_dtype
 from trecvit.accelerate.openvino import (
+    FrameEngine,
     OpenVINORun,
-    Run,
     Shapes,
     TracedPass,
     carried,
     compile_openvino,
     find_openvino,
-    hold_against,
     keep_inside,
     save_openvino,
-    taken_up,
     to_openvino,
+    unpacked,
+    validate,
 )
-from trecvit.accelerate.optimize import (
-    FLOATS,
-    available_dtype,
-    choose_threads,
-    find_compiler,
-    for_inference,
-    is_locked,
-    lock,
-)
+from trecvit.accelerate.optimize import choose_threads, for_inference
 from trecvit.config import ImageSize, ModelConfig, Preprocessing, as_image_size, nearest
 from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.files import emptied_on_error, is_empty, write_json, writing
@@ -55,7 +49,7 @@ _FORMAT = "trecvit-exported-1"
 _MODES = ("compile", "openvino")
 _DESCRIPTION, _REST, _STREAM = "exported.json", "rest.safetensors", "stream.xml"
 
-_REST_PARTS = ("norm.", "head.")  # what is needed outside of the graphs
+_REST_PARTS = ("norm.", "head.")  # parts that run outside of the graphs
 
 
 def export(
@@ -68,27 +62,27 @@ def export(
     frames: Sequence[int] = (1,),
     image_size: ImageSize | None = None,
 ) -> Path:
-    """Compiles a model for the shapes it will see and writes the result into a folder.
+    """Compile a model for the given shapes and write the result into a folder.
 
-    Each graph is held against the model over several steps before it is written.
+    Each graph is validated against the model over several steps.
 
     Args:
         model: On the CPU. It is not changed.
         folder: A new or empty folder.
         mode: "compile" is PyTorch's AOTInductor: a library for this kind of processor, some tens of seconds for each
             number of frames. "openvino" is OpenVINO's format (the extra `openvino`), for any processor it runs on.
-        dtype: float32, or bfloat16 for the matrix products where this CPU is faster with it, see `optimize`. By default
-            the model's.
-        batch_size: Streams or clips at once.
-        frames: Frames of a call: 1 for a stream, frame after frame; the length of the clips.
+        dtype: float32, or bfloat16 for the matrix multiplications where this CPU is faster with it, see `optimize`. By
+            default the model's.
+        batch_size: Streams or clips per call.
+        frames: Numbers of frames per call: 1 for a stream frame by frame; the length of the clips.
         image_size: Height and width of the frames, by default those of `preprocessing`.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: For what cannot be exported, or a graph that computes something else than the model.
-        MissingPackageError: OpenVINO is asked for and not installed.
+        ConfigError: For a model or arguments that cannot be exported, or a graph whose results differ from the model's.
+        MissingPackageError: For "openvino" where it is not installed.
     """
     folder, dtype = Path(folder), dtype or model.dtype
     image_size = model.preprocessing.image_size if image_size is None else as_image_size(image_size)
@@ -97,7 +91,7 @@ def export(
         raise ConfigError(f"mode: expected one of {', '.join(_MODES)}, got {mode!r}{nearest(mode, _MODES)}")
     if dtype not in FLOATS.values():
         raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
-    if not isinstance(model, TRecViT) or is_locked(model) or model.device.type != "cpu":
+    if not isinstance(model, TRecViT) or model.is_optimized or model.device.type != "cpu":
         raise ConfigError("export: expected a TRecViT on the CPU as it was loaded or made, not a result of optimize")
     if batch_size < 1 or not frames or any(count < 1 or count % extent for count in frames):
         raise ConfigError(
@@ -134,7 +128,7 @@ def _write_rest(
     batch_size: int,
     image_size: tuple[int, int],
 ) -> None:
-    """Writes the parts that run outside of the graphs, and the description of all."""
+    """Write the weights that are used outside of the graphs, and the description."""
     rest = {name: tensor.contiguous() for name, tensor in source.state_dict().items() if name.startswith(_REST_PARTS)}
     with writing(folder / _REST):
         safetensors.torch.save_file(rest, folder / _REST)
@@ -152,28 +146,28 @@ def _write_rest(
 
 
 def is_exported(folder: str | Path) -> bool:
-    """Whether a folder is one that `export` wrote."""
+    """Whether `export` wrote a folder."""
     return (Path(folder) / _DESCRIPTION).is_file()
 
 
 def load_exported(folder: str | Path) -> TRecViT:
-    """A model as `export` wrote it, ready at once. It is used as any other, but only with the shapes it was made for.
+    """Load a folder that `export` wrote, without compiling. The model takes only the shapes it was exported for.
 
-    The folder holds machine code, which loading it runs: load only what you trust.
+    The folder holds machine code, which loading it runs: load only folders that you trust.
 
     Raises:
-        CheckpointError: When it is no such folder, or was made for another PyTorch or another kind of processor.
-        MissingPackageError: OpenVINO made it and is not installed.
+        CheckpointError: For another or a damaged folder, and one made for another PyTorch or kind of processor.
+        MissingPackageError: When it needs OpenVINO, which is not installed.
     """
     folder = Path(folder)
     try:
-        said = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        if said["format"] != _FORMAT:
-            raise CheckpointError(f"{folder / _DESCRIPTION}: expected the format {_FORMAT!r}, got {said['format']!r}")
-        config, preprocessing = ModelConfig.from_dict(said["model"]), Preprocessing.from_dict(said["preprocessing"])
-        mode, dtype, image_size = said["mode"], FLOATS[said["dtype"]], tuple(said["image_size"])
-        shapes = [Shapes(said["batch_size"], count, image_size) for count in said["frames"]]
-        made_for, labels, provenance = said["made_for"], said["labels"], said["provenance"]
+        facts = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        if facts["format"] != _FORMAT:
+            raise CheckpointError(f"{folder / _DESCRIPTION}: expected the format {_FORMAT!r}, got {facts['format']!r}")
+        config, preprocessing = ModelConfig.from_dict(facts["model"]), Preprocessing.from_dict(facts["preprocessing"])
+        mode, dtype, image_size = facts["mode"], FLOATS[facts["dtype"]], tuple(facts["image_size"])
+        shapes = [Shapes(facts["batch_size"], count, image_size) for count in facts["frames"]]
+        made_for, labels, provenance = facts["made_for"], facts["labels"], facts["provenance"]
         rest = safetensors.torch.load_file(folder / _REST)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: no such file; `trecvit export` writes such folders") from error
@@ -182,7 +176,7 @@ def load_exported(folder: str | Path) -> TRecViT:
     here = _made_for(mode)
     older = {name: value for name, value in here.items() if name != "features"}  # as earlier versions wrote it
     if made_for not in (here, older):
-        raise CheckpointError(f"{folder}: made for {made_for}, this is {here}; export the model again here")
+        raise CheckpointError(f"{folder}: expected one made for {here}, got {made_for}; export the model again here")
     with torch.device("meta"):  # the blocks' weights are in the graphs
         model = TRecViT(config, preprocessing=preprocessing, provenance=provenance).eval()
     model._labels = tuple(labels)  # as they are, see `Pretrained.load`
@@ -190,43 +184,46 @@ def load_exported(folder: str | Path) -> TRecViT:
     model.requires_grad_(False)
     if mode == "openvino":  # its files do not depend on the processor
         dtype = available_dtype(model, dtype)
-    runs: dict[Shapes, Run] = {}
-    for one in shapes:
-        path = folder / _file(one.num_frames, mode)
+    runs: dict[Shapes, FrameEngine] = {}
+    for item in shapes:
+        path = folder / _file(item.num_frames, mode)
         if not path.exists():
             raise CheckpointError(f"{path}: no such file; export the model again")
-        runs[one] = (
+        runs[item] = (
             _package_run(model, path) if mode == "compile" else OpenVINORun(model, compile_openvino(path, dtype))
         )
-    model._advance = _ExportedPass(model, runs)  # type: ignore[method-assign]
+    model.engine = _ExportedEngine(model, runs)
     if mode == "compile":
         choose_threads(model)
-    lock(model)
+    model.is_optimized = True
     return model
 
 
 def _file(num_frames: int, mode: str) -> str:
-    """Name of the graph for so many frames."""
+    """The name of the graph for this number of frames."""
     return f"frames_{num_frames}.{'pt2' if mode == 'compile' else 'xml'}"
 
 
-class _ExportedPass:
-    """Takes the place of `TRecViT._advance`: finds the graph for what comes."""
+class _ExportedEngine:
+    """A TRecViT's pass over frames: runs the graph for their shapes."""
 
-    def __init__(self, model: TRecViT, runs: dict[Shapes, Run]) -> None:
+    def __init__(self, model: TRecViT, runs: dict[Shapes, FrameEngine]) -> None:
         self._model, self._runs = model, runs
 
-    def __call__(self, frames: Tensor, state: State) -> tuple[Output, State]:
+    def __call__(self, frames: Tensor, state: State, /) -> tuple[Output, State]:
+        """See `Engine`."""
         shapes = Shapes.of(frames)
         if not shapes.num_frames:  # frames wait for a whole temporal patch
             tokens = state.layers[0].hidden.shape[1]
-            nothing = frames.new_empty(shapes.batch_size, 0, tokens, self._model.config.width)
-            return Output(*self._model._answer(state), nothing), state
+            features = frames.new_empty(shapes.batch_size, 0, tokens, self._model.config.width)
+            return Output(*self._model.scores(state), features), state
         if shapes not in self._runs:
-            known = "; ".join(f"{one.batch_size} x {one.num_frames} frames of {one.image_size}" for one in self._runs)
+            expected = "; ".join(
+                f"{item.batch_size} x {item.num_frames} frames of {item.image_size}" for item in self._runs
+            )
             raise InputError(
-                f"the exported model is for {known}; got {shapes.batch_size} x {shapes.num_frames} frames of "
-                f"{shapes.image_size}"
+                f"the exported model takes {expected}, got {shapes.batch_size} x {shapes.num_frames} frames of "
+                f"{shapes.image_size}; export the model for these, too"
             )
         return self._runs[shapes](frames, state)
 
@@ -234,8 +231,8 @@ class _ExportedPass:
 def _write_graph(path: Path, source: TRecViT, shapes: Shapes, mode: str, dtype: torch.dtype) -> None:
     state = source.init_state(shapes.batch_size, image_size=shapes.image_size)
     frames = torch.rand(shapes.batch_size, shapes.num_frames, 3, *shapes.image_size).to(source.dtype)
-    traced = TracedPass(source._advance, state)
-    run: Run
+    traced = TracedPass(source.engine, state)
+    run: FrameEngine
     if mode == "openvino":
         save_openvino(to_openvino(traced, frames, state), path)
         run = OpenVINORun(source, compile_openvino(path, dtype))
@@ -247,50 +244,50 @@ def _write_graph(path: Path, source: TRecViT, shapes: Shapes, mode: str, dtype: 
             program = torch.export.export(traced, (frames, *carried(state).values()))
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         run = _package_run(source, path)
-    hold_against(source, source._advance, run, shapes, dtype, who=f"what mode={mode!r} made")
+    validate(source, source.engine, run, shapes, dtype, maker=f"what mode={mode!r} made")
 
 
-def _package_run(model: TRecViT, path: Path) -> Run:
+def _package_run(model: TRecViT, path: Path) -> FrameEngine:
     package: Callable[..., Sequence[Tensor]] = torch._inductor.aoti_load_package(str(path))
 
-    def run(frames: Tensor, state: State) -> tuple[Output, State]:
-        given = [tensor.contiguous() for tensor in (frames, *carried(state).values())]
-        return taken_up(model, state, package(*given))
+    def run(frames: Tensor, state: State, /) -> tuple[Output, State]:
+        inputs = [tensor.contiguous() for tensor in (frames, *carried(state).values())]
+        return unpacked(model, state, package(*inputs))
 
     return run
 
 
 class _Stream(nn.Module):
-    """What somebody wants of a stream, and the state, which is then kept inside the graph."""
+    """Class probabilities (or features) of a stream and its state, which the graph then keeps inside."""
 
     def __init__(self, model: TRecViT, like: State) -> None:
         super().__init__()
         self._model, self._like = model, like
-        self._pass = TracedPass(model._advance, like)
+        self._pass = TracedPass(model.engine, like)
 
     def forward(self, frames: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         features, *after = self._pass(frames, *tensors)
-        out, _ = taken_up(self._model, self._like, [features, *after])
+        out, _ = unpacked(self._model, self._like, [features, *after])
         return (features if out.probs is None else out.probs, *after)
 
 
 def _write_stream(path: Path, source: TRecViT, shapes: Shapes) -> None:
-    """The graph with its state inside. It begins with a state of zeros, which is that of a fresh stream."""
+    """Write the graph with its state inside, which starts as zeros like that of every fresh stream."""
     state = source.init_state(shapes.batch_size, image_size=shapes.image_size)
     frames = torch.zeros(shapes.batch_size, shapes.num_frames, 3, *shapes.image_size)
     graph = to_openvino(_Stream(source, state), frames, state)
     names = list(carried(state))
     for port, name in zip(graph.inputs, ["frames", *names], strict=True):
         port.get_tensor().set_names({name})
-    answer = "features" if source.head is None else "probs"
-    for port, name in zip(graph.outputs, [answer, *(f"next.{name}" for name in names)], strict=True):
+    output = "features" if source.head is None else "probs"
+    for port, name in zip(graph.outputs, [output, *(f"next.{name}" for name in names)], strict=True):
         port.get_tensor().set_names({name})
     keep_inside(graph, {name: f"next.{name}" for name in names})
     save_openvino(graph, path)
 
 
 def _made_for(mode: str) -> dict[str, Any]:
-    """What a folder depends on."""
+    """The versions and processor features that a folder depends on."""
     if mode == "openvino":
         return {"openvino": find_openvino().__version__}
     return {"torch": str(torch.__version__), "instructions": instruction_set(), "features": features()}

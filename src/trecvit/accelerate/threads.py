@@ -1,8 +1,8 @@
 """The number of CPU threads, chosen while a model runs.
 
 OpenMP's threads wait for one another at every operation, spinning. While another program uses one of their cores, all
-of them wait for the one that cannot run: on a busy machine two threads can be ten times slower than one. So the number
-of threads is chosen anew whenever the machine looks different: with a short probe, then by timing calls.
+of them wait for the thread that cannot run: on a busy machine two threads can be ten times slower than one. So the
+number of threads is chosen again whenever the load seems to change: with a short probe, then by timing calls.
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ import torch
 _CALLS_COMPARED = 3
 # A number of threads must be this much faster than the one in use to replace it.
 _GAIN = 0.9
-# Calls that take this many times as long as they used to are a reason to try fewer; one that takes far longer is a
-# reason to probe at once, as the next would cost as much.
+# Calls that take this many times as long as usual are a reason to try fewer threads; a single one that takes far longer
+# is a reason to probe at once, as the next would take as long.
 _SLOWDOWN, _STALL = 1.4, 4.0
 # A thread that had a core for less of the time than this shares it: more threads would wait for one another.
 _OWN_CORE = 0.95
 # Seconds until the next trial after a trial without gain, doubled each time.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-# The probe: operations on so many numbers, which take half a millisecond with one thread. Threads that have to wait for
-# one another take many times as long.
+# The probe's operations take half a millisecond with one thread, and many times as long where threads have to wait for
+# one another.
 _PROBE_CALLS, _PROBE_NUMBERS = 24, 1 << 18
 
 
 def probe_s(count: int) -> float:
-    """Seconds that some parallel operations take with `count` threads."""
+    """Time some parallel operations with `count` threads, in seconds."""
     before = torch.get_num_threads()
     numbers = torch.ones(_PROBE_NUMBERS)
     torch.set_num_threads(count)
     try:
-        numbers.mul_(1.0)  # threads begin
-        begun_s = time.perf_counter()
+        numbers.mul_(1.0)  # starts the threads
+        start_s = time.perf_counter()
         for _ in range(_PROBE_CALLS):
             numbers.mul_(1.0)
-        return time.perf_counter() - begun_s
+        return time.perf_counter() - start_s
     finally:
         torch.set_num_threads(before)
 
 
-# Held during a call whose number of threads is chosen: that number is one for the whole process.
+# Held during a call whose number of threads is chosen: the whole process has only one such number.
 _choosing = threading.Lock()
 
 
 class ThreadChoice:
-    """Which number of threads to run calls of one kind with, given how long they took.
+    """The number of threads for calls of one kind, from how long they took.
 
     Args:
-        most: The number allowed.
-        probe: Seconds that something parallel takes with so many threads.
-        now: Seconds on a clock.
+        most: The largest number allowed.
+        probe: Times a parallel operation with a number of threads, in seconds.
+        now: A clock in seconds.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class ThreadChoice:
         self._next_trial_s = self._now() + _FIRST_PAUSE_S
 
     def next_count(self) -> int:
-        """How many threads the next call is to have."""
+        """The number of threads for the next call."""
         return self.count if self._trial is None else self._trial
 
     def record(self, seconds: float, core_share: float) -> None:
-        """Takes note of a call that was made with `next_count` threads.
+        """Record a call that was made with `next_count` threads.
 
         Args:
-            seconds: How long it took.
-            core_share: For how much of that time the calling thread had a core.
+            seconds: Its duration.
+            core_share: The share of that time for which the calling thread had a core.
         """
         if self._trial is not None:
             self._record_trial(seconds)
@@ -94,12 +94,12 @@ class ThreadChoice:
             self._switch(fewer)
             return
         if typical_s > _SLOWDOWN * self._usual_s:
-            # What was usual is no longer: else every call from now on would be a reason for a trial.
+            # This becomes the usual time, else every further call would be a reason for a trial.
             self._usual_s, self._pause_s = typical_s, _FIRST_PAUSE_S
             self._try(max(self.count // 2, 1))
         elif self._now() >= self._next_trial_s:
             more = min(2 * self.count, self.most)
-            # A thread that waits for others has a core too, so this says something of one thread only.
+            # A thread that waits for others has a core too, so the share means something with one thread only.
             shares_core = self.count == 1 and min(share for _, share in self._recent) < _OWN_CORE
             if shares_core or (more > self.count and self._probed(more) < more):
                 self._end_trial()
@@ -108,7 +108,7 @@ class ThreadChoice:
         self._usual_s = min(self._usual_s, typical_s)
 
     def _probed(self, count: int) -> int:
-        """The largest number of threads, from `count` down by halves, that gains something over half as many."""
+        """The largest number of threads, from `count` down by halves, that is faster than half as many."""
         seconds = self._probe(count) if count > 1 else 0.0
         while count > 1:
             half_s = self._probe(count // 2)
@@ -126,8 +126,8 @@ class ThreadChoice:
     def _record_trial(self, seconds: float) -> None:
         assert self._trial is not None, "called during a trial"
         self._trial_s.append(seconds)
-        before_s = min(of_call for of_call, _ in self._recent)
-        # The first call with other threads finds cold caches; it ends the trial only where it is slower by far.
+        before_s = min(recent_s for recent_s, _ in self._recent)
+        # The first call with other threads has cold caches; it ends the trial only where it is far slower.
         if len(self._trial_s) < 2 and seconds < 1.5 * before_s:
             return
         if min(self._trial_s) < _GAIN * before_s:
@@ -147,10 +147,10 @@ class ThreadChoice:
 
 
 class ChosenThreads:
-    """A call on tensors that runs with as many threads as are fastest at present, at most `torch.get_num_threads()`.
+    """A call that runs with as many threads as are fastest at present, at most `torch.get_num_threads()`.
 
     Args:
-        call: Its first argument is a tensor; calls with tensors of one shape are compared with one another.
+        call: Its first argument is a tensor; calls with tensors of the same shape are compared with one another.
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:
@@ -160,8 +160,8 @@ class ChosenThreads:
         self._choices: dict[tuple[int, ...], ThreadChoice] = {}
 
     def __call__(self, frames: torch.Tensor, *args: Any) -> Any:
-        """The call's result."""
-        # Another Python thread that first asks during a call would take the number chosen there for the one allowed.
+        """Run the call."""
+        # Another Python thread, during a call, would read the number chosen for it instead of the one allowed.
         is_main = threading.current_thread() is threading.main_thread()
         most = torch.get_num_threads() if is_main else self._most
         if most == 1 or not _choosing.acquire(blocking=False):
@@ -176,11 +176,11 @@ class ChosenThreads:
         if choice is None or choice.most != most:
             choice = self._choices[frames.shape] = ThreadChoice(most)
         torch.set_num_threads(choice.next_count())
-        begun_s, begun_cpu_s = time.perf_counter(), time.thread_time()
+        start_s, start_cpu_s = time.perf_counter(), time.thread_time()
         try:
             result = self._call(frames, *args)
         finally:
             torch.set_num_threads(most)
-        seconds = time.perf_counter() - begun_s
-        choice.record(seconds, (time.thread_time() - begun_cpu_s) / max(seconds, 1e-9))
+        seconds = time.perf_counter() - start_s
+        choice.record(seconds, (time.thread_time() - start_cpu_s) / max(seconds, 1e-9))
         return result

@@ -1,4 +1,4 @@
-"""Timing several ways of doing something so that they can be compared on a machine that does other things too."""
+"""Timing of several calls in turns, comparable on a busy machine."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ CALLS_IN_TURN = 5
 
 
 def timed_in_turns(*calls: Callable[[], object], seconds: float) -> list[list[float]]:
-    """Seconds of each call, a few of one and a few of the next in turns, so that what else goes on slows all alike.
+    """Time calls in turns, a few of each at a time, so that other load slows all alike; return seconds of each.
 
-    The first of each few is not counted: it finds the caches full of another's numbers.
+    The first of each few is not counted, as its data are not in the caches.
 
     Args:
-        calls: What is timed; each at the least `CALLS_IN_TURN` times.
-        seconds: How long, for each of them.
+        calls: Each is timed at least `CALLS_IN_TURN` times.
+        seconds: Duration per call to be timed.
     """
     times_s: list[list[float]] = [[] for _ in calls]
     until_s = time.perf_counter() + seconds * len(calls)
     while len(times_s[0]) < CALLS_IN_TURN or time.perf_counter() < until_s:
-        for call, of_call in zip(calls, times_s, strict=True):
+        for call, call_times_s in zip(calls, times_s, strict=True):
             call()
             for _ in range(CALLS_IN_TURN):
-                begun_s = time.perf_counter()
+                start_s = time.perf_counter()
                 call()
-                of_call.append(time.perf_counter() - begun_s)
+                call_times_s.append(time.perf_counter() - start_s)
     return times_s

@@ -1,4 +1,4 @@
-"""Measurements of running models: does the memory of a stream stay flat?"""
+"""Memory of a long stream: whether it stays constant."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from trecvit.bench.usage import resident_bytes
 from trecvit.errors import InputError
-from trecvit.memory import resident_bytes
 from trecvit.model.trecvit import TRecViT
 
 _TOLERANCE_BYTES = 2 << 20  # allocators round up and keep pages; 9,000 kept frames would be hundreds of megabytes
@@ -17,12 +17,12 @@ _TOLERANCE_BYTES = 2 << 20  # allocators round up and keep pages; 9,000 kept fra
 
 @dataclass(frozen=True)
 class StreamMemory:
-    """What a long stream took.
+    """Memory and throughput of a long stream.
 
     Attributes:
-        frames: After how many frames each peak was read, rising.
-        peak_bytes: The process's largest resident memory between the readings.
-        state_bytes: Size of the carried state then.
+        frames: Numbers of frames after which the peaks were read, rising.
+        peak_bytes: The process's largest resident memory up to each reading.
+        state_bytes: Size of the carried state at each reading.
         frames_per_s: Throughput over the whole stream.
     """
 
@@ -41,15 +41,15 @@ class StreamMemory:
 
 @torch.inference_mode()
 def stream_memory(model: TRecViT, *, num_frames: int, report: Callable[[int], None] = lambda _: None) -> StreamMemory:
-    """Streams random frames, one at a time, and reads the peak memory at a tenth of the way and at the end.
+    """Stream random frames, one at a time, and read the peak memory after a tenth of them and at the end.
 
-    Peaks are of the memory resident while streaming, sampled after each frame: the operating system's own peak would
-    count the loading of the model, which can hide what a stream gathers.
+    Resident memory is sampled after each frame: the operating system's peak would include the loading of the model,
+    which can hide a leak.
 
     Args:
         model: Any.
         num_frames: Length of the stream, at least 10.
-        report: Called with the number of frames done, now and then.
+        report: Called with the number of frames done, every 100 frames and at the end.
     """
     if num_frames < 10:
         raise InputError(f"expected num_frames >= 10, got {num_frames}")
@@ -60,7 +60,7 @@ def stream_memory(model: TRecViT, *, num_frames: int, report: Callable[[int], No
     peaks: list[int] = []
     sizes: list[int] = []
     peak_bytes = 0
-    begun_s = time.perf_counter()
+    start_s = time.perf_counter()
     for done in range(1, num_frames + 1):
         frame = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         _, state = model.step(frame.to(model.device), state)
@@ -70,4 +70,4 @@ def stream_memory(model: TRecViT, *, num_frames: int, report: Callable[[int], No
             sizes.append(state.nbytes)
         if done % 100 == 0 or done == num_frames:
             report(done)
-    return StreamMemory(readings, tuple(peaks), tuple(sizes), num_frames / (time.perf_counter() - begun_s))
+    return StreamMemory(readings, tuple(peaks), tuple(sizes), num_frames / (time.perf_counter() - start_s))

@@ -1,7 +1,7 @@
-"""What a live tracker's empty slots cost: time, memory, and a change in the answer.
+"""Cost of a live tracker's empty slots: latency, memory, and a change of the predictions.
 
-A `TAPNext` carries an empty slot as a token that takes part in spatial attention, as it did in training. So room for
-points that may come later is paid for in every frame, and is not without effect on the points that are there.
+A `TAPNext` carries an empty slot as a token that takes part in spatial attention, as it did in training. So slots for
+points that may be added later cost time in every frame, and affect the points that are tracked.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from trecvit.runtime.follow import TrackUpdate, follow, follow_live
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """What a tracker says with empty slots, beside what it says without them.
+    """A tracker's predictions with empty slots, compared with those without.
 
     Every point counts in every frame after its query's, over all videos; pixels are those of TAP-Vid's 256 x 256.
 
     Attributes:
-        moved_median_px: How far points are from where they are without empty slots.
-        moved_p99_px: Of a hundred points one is farther.
-        moved_most_px: The farthest.
-        seen_otherwise: Share of points that are called visible with and hidden without, or the reverse.
-        average_jaccard: TAP-Vid's, against the truth.
+        moved_median_px: Distance from the prediction without empty slots.
+        moved_p99_px: Its 99th percentile.
+        moved_most_px: Its maximum.
+        seen_otherwise: Share of points predicted visible with and hidden without empty slots, or the reverse.
+        average_jaccard: TAP-Vid's, against the ground truth.
     """
 
     moved_median_px: float
@@ -50,13 +50,13 @@ class SlotCost:
     """A tracker with some number of empty slots beside its points.
 
     Attributes:
-        empty_slots: 0 is the tracker told of all its points at the start; a `LiveTracker` carries 1 at the least.
-        median_ms: Of a frame: brought to the tracker's size, and tracked.
-        times_as_long: As without empty slots: the median of the ratios within each turn, which a busy machine hardly
-            changes.
-        gflop: Of a frame, in matrix products, as PyTorch counts them.
-        state_bytes: Carried from frame to frame.
-        answers: None for weights that nobody trained.
+        empty_slots: With 0, all points are given at the start; a `LiveTracker` carries at least 1.
+        median_ms: Latency of a frame, resizing included.
+        times_as_long: Latency relative to that without empty slots: the median of the ratios within each turn, which
+            other load hardly changes.
+        gflop: Matrix multiplications of a frame, as PyTorch counts them.
+        state_bytes: State carried from frame to frame.
+        answers: None for untrained weights.
     """
 
     empty_slots: int
@@ -75,22 +75,24 @@ def slot_costs(
     trained: bool = True,
     report: Callable[[int], None] = lambda _: None,
 ) -> list[SlotCost]:
-    """Follows the points of each video frame by frame, with each number of empty slots in turn for every frame.
+    """Track the points of each video frame by frame, every frame with each number of empty slots in turn.
 
-    Points are asked for where they are first seen, so they come at any frame of a stream.
+    Points are queried where they are first visible, so they are added at any frame of a stream.
 
     Args:
-        tracker: Any; as `trecvit.optimize` made it, if it is to be fast.
-        videos: Of one number of points, that are all seen at some time, and at least 2 frames each.
-        empty_slots: Numbers from 1 on; 0 is always measured, and stands first in what is returned.
-        trained: Whether the answers mean something.
+        tracker: Any; a result of `trecvit.optimize` to be fast.
+        videos: With the same number of points, each visible at some time, and at least 2 frames each.
+        empty_slots: Numbers from 1 on; 0 is always measured, and first in the result.
+        trained: Whether the tracker is trained, so that its predictions are worth comparing.
         report: Called with the number of frames done, each counted once for every number of slots.
 
     Raises:
-        InputError: for fewer than one empty slot, no video, or videos whose numbers of points differ.
+        InputError: for fewer than one empty slot, no video, or videos with different numbers of points.
     """
     if min(empty_slots, default=1) < 1:
-        raise InputError(f"empty_slots: expected 1 or more, as a LiveTracker carries one at the least: {empty_slots}")
+        raise InputError(
+            f"empty_slots: expected 1 or more, because a LiveTracker carries at least one, got {list(empty_slots)}"
+        )
     counts = (0, *sorted(set(empty_slots)))
     runs: list[_Run] = []
     done = 0
@@ -120,11 +122,11 @@ def slot_costs(
 
 
 class _Run:
-    """One video, followed with every number of empty slots.
+    """One video, tracked with every number of empty slots.
 
     Attributes:
-        queries: What was asked, Q points.
-        times_s: `[C, T]`, of each number of slots and frame.
+        queries: Q points.
+        times_s: `[C, T]`, latency by number of slots and frame.
         points_xy: `[C, Q, T, 2]`, in pixels of the video; 0 before a point's query.
         visible: `[C, Q, T]`.
     """
@@ -139,13 +141,13 @@ class _Run:
         self._streams = [_stream(tracker, video, self.queries, count) for count in counts]
 
     def __iter__(self) -> Iterator[None]:
-        """Goes through the frames; yields after each update."""
-        # Whoever comes first in a turn finds the caches as another left them: each is first equally often.
+        """Process the frames; yield after each update."""
+        # The first in a turn has cold caches: each number of slots is first equally often.
         for frame, place in product(range(self.video.num_frames), range(len(self._streams))):
             row = (frame + place) % len(self._streams)
-            begun_s = time.perf_counter()
+            start_s = time.perf_counter()
             update = next(self._streams[row])
-            self.times_s[row, frame] = time.perf_counter() - begun_s
+            self.times_s[row, frame] = time.perf_counter() - start_s
             ids = list(update.ids)
             self.points_xy[row, ids, frame] = update.points.points_xy
             self.visible[row, ids, frame] = update.points.visible
@@ -153,17 +155,17 @@ class _Run:
 
     @property
     def to_raster(self) -> NDArray[np.float64]:
-        """What x and y are multiplied by to be pixels of TAP-Vid's raster, `[2]`."""
+        """Factors of x and y from pixels of the video to TAP-Vid's raster, `[2]`."""
         height, width = self.video.video.shape[1:3]
         return np.array([IMAGE_SIZE[1] / width, IMAGE_SIZE[0] / height])
 
     @property
     def counted(self) -> NDArray[np.bool_]:
-        """`[Q, T]`: the frames after a point's query; in the query's own it has just been told."""
+        """`[Q, T]`: the frames after a point's query; in the query's own frame its position is an input."""
         return np.arange(self.video.num_frames) > self.queries.points_tyx[:, :1]
 
     def average_jaccard(self, row: int) -> float:
-        """TAP-Vid's metric of this one video."""
+        """TAP-Vid's metric of this video."""
         tracks = self.queries.tracks
         metrics = tapvid_metrics(
             query_points_tyx=self.queries.points_tyx[None],
@@ -180,8 +182,8 @@ def _stream(tracker: PointTracker, video: TrackedVideo, queries: Queries, empty_
     if not empty_slots:
         return follow(tracker, video.video, queries.points_tyx)
     # A live tracker carries one slot more than there can be points.
-    room = len(queries.tracks) + empty_slots - 1
-    return follow_live(tracker, video.video, queries.points_tyx, max_points=room)
+    max_points = len(queries.tracks) + empty_slots - 1
+    return follow_live(tracker, video.video, queries.points_tyx, max_points=max_points)
 
 
 def _answers(runs: Sequence[_Run], row: int) -> Answers:

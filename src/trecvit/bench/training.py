@@ -1,7 +1,7 @@
-"""What training costs: memory and time of an update, and whether the clips come as fast as the model takes them.
+"""Cost of training: memory and time of an update, and throughput of the data loader and the model.
 
-Updates are the training loop's own (`Loop.update`), on random clips. Each measurement of memory is made in a process of
-its own, because a process never gives back its peak.
+Updates are the training loop's (`Loop.update`), on random clips. Each measurement of memory has its own process: the
+peak of a process never falls.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from trecvit.bench.usage import peak_bytes
 from trecvit.config import Recompute
 from trecvit.errors import ConfigError
-from trecvit.memory import peak_bytes
-from trecvit.model.scan import use_kernels
 from trecvit.processes import Processes, Share
 from trecvit.train.feed import Batch, Feed, LabelledBatch
-from trecvit.train.initialise import first_model
-from trecvit.train.loop import Loop, feed_of, objective_of
+from trecvit.train.initialise import initial_model
+from trecvit.train.loop import Loop
 from trecvit.train.recipe import Recipe, recipe_from_dict
+from trecvit.train.tasks.classify import ClassifyTask
 from trecvit.workers import worker_pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateCost:
-    """What one update takes.
+    """Memory and speed of an update.
 
     Attributes:
         size: The model's preset.
         num_frames: Frames of a clip.
         batch_size: Clips of an update.
-        recompute: What is computed again in the backward pass.
-        memory_bytes: Peak of the process's memory (or of the GPU's) above what it had before there was a model:
-            weights, gradients, optimiser and what is kept for the backward pass. None if there was not enough of it.
-        updates_per_s: None likewise.
+        recompute: Recomputed activations.
+        memory_bytes: Increase of the peak memory of the process (or of the GPU) by weights, gradients, optimiser and
+            saved activations. None: out of memory.
+        updates_per_s: None: out of memory.
     """
 
     size: str
@@ -62,19 +62,17 @@ def update_costs(
     bf16: bool = False,
     num_updates: int = 2,
     device: str = "cpu",
-    kernels: str = "own",
 ) -> Iterator[UpdateCost]:
-    """Memory and speed of an update for each size and length, by what is computed again in the backward pass.
+    """Measure memory and speed of an update for each size and length, and each choice of recomputed activations.
 
     Args:
         sizes: Presets.
         frames: Lengths of clips.
         batch_size: Clips of an update.
         image_px: Side of the frames.
-        bf16: Matrix products in bfloat16.
-        num_updates: How many are timed, after one that is not.
+        bf16: Matrix multiplications in bfloat16.
+        num_updates: Timed updates, after one warm-up.
         device: "cpu" or "cuda".
-        kernels: Whose run the recurrence on a GPU; see `trecvit.model.scan.use_kernels`.
     """
     for size, num_frames, recompute in product(sizes, frames, get_args(Recompute)):
         recipe = recipe_from_dict(
@@ -93,9 +91,9 @@ def update_costs(
         memory_bytes, updates_per_s = None, None
         with worker_pool(1) as pool:
             try:
-                memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device, kernels).result()
+                memory_bytes, updates_per_s = pool.submit(_measure, recipe, num_updates, device).result()
             except BrokenProcessPool:
-                pass  # the system has ended the process, because there was not memory enough
+                pass  # killed by the system: out of memory
             except RuntimeError as exc:  # CUDA's and the CPU allocator's
                 if "memory" not in str(exc):
                     raise
@@ -109,9 +107,8 @@ def update_costs(
         )
 
 
-def _measure(recipe: Recipe, num_updates: int, device: str, kernels: str) -> tuple[int, float]:
+def _measure(recipe: Recipe, num_updates: int, device: str) -> tuple[int, float]:
     """Peak memory in bytes, and updates per second, of this process."""
-    use_kernels(kernels)
     before_bytes = peak_bytes()
     processes = Processes(device)
     updates_per_s = _updates_per_s(recipe, num_updates, processes)
@@ -122,11 +119,11 @@ def _measure(recipe: Recipe, num_updates: int, device: str, kernels: str) -> tup
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderSpeed:
-    """Clips made and clips used, per second.
+    """Throughput in clips per second.
 
     Attributes:
-        made: Decoded and augmented, or rendered, beside an idle model: {worker processes: clips per second}.
-        used: By the model, given clips that are ready.
+        made: Of the loader, beside an idle model: {worker processes: clips per second}.
+        used: Of the model, on clips in memory.
     """
 
     made: dict[int, float]
@@ -141,32 +138,32 @@ def loader_speed(
     device: str = "cpu",
     report: Callable[[int], None] = lambda _: None,
 ) -> LoaderSpeed:
-    """Whether the loader keeps up with the model.
+    """Measure the throughput of the loader and of the model.
 
     Args:
-        recipe: With videos, or with scenes, which are rendered.
-        workers: Numbers of worker processes to try; 0 decodes in the training process itself.
-        num_steps: Batches to time, after two that are not.
-        device: Where the model computes.
-        report: Called with the number of measurements done.
+        recipe: The recipe.
+        workers: Numbers of worker processes to try; 0 decodes in the training process.
+        num_steps: Timed batches, after two for warm-up.
+        device: Device of the model.
+        report: Called with the number of finished measurements.
 
     Raises:
         ConfigError: when the recipe has too few steps to be timed.
     """
-    in_all = feed_of(recipe).num_steps
-    num_steps = min(num_steps, in_all - 2)
+    total = recipe.feed().num_steps
+    num_steps = min(num_steps, total - 2)
     if num_steps < 1:
-        raise ConfigError(f"expected at least 3 steps to time, the recipe has {in_all}")
-    # No more than is timed is asked for: workers that are stopped in the middle of a video complain.
+        raise ConfigError(f"expected at least 3 steps to time, the recipe has {total}")
+    # No more steps than are timed: workers that are stopped within a video print errors.
     few = replace(recipe, optimisation=replace(recipe.optimisation, num_steps=num_steps + 2, epochs=0))
     made = {}
     for done, count in enumerate(workers, start=1):
-        batches = feed_of(replace(few, num_workers=count)).batches(0, Share())
+        batches = replace(few, num_workers=count).feed().batches(0, Share())
         for _ in range(2):
             next(batches)
-        begun_s = time.perf_counter()
+        started_s = time.perf_counter()
         num_clips = sum(len(batch) for batch in batches)
-        made[count] = num_clips / (time.perf_counter() - begun_s)
+        made[count] = num_clips / (time.perf_counter() - started_s)
         report(done)
     used = _updates_per_s(recipe, num_steps, Processes(device)) * recipe.optimisation.batch_size
     report(len(workers) + 1)
@@ -180,56 +177,58 @@ def updates_in_turn(
     processes: Processes | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Updates per second of several recipes, measured in turn, so that whatever else happens on the machine hits all.
+    """Measure updates per second of several recipes in turn, so that other load on the machine affects all alike.
 
     Args:
-        recipes: By name; their models are all in memory at once.
-        num_rounds: How often each makes an update that is timed, after one that is not.
-        processes: Those that train together, and the device; by default this one is alone, on the CPU.
-        report: Called with the number of rounds done, the first included.
+        recipes: By name; all models are in memory at the same time.
+        num_rounds: Timed updates of each, after one warm-up.
+        processes: The processes of the run, and the device; by default this one alone, on the CPU.
+        report: Called with the number of finished rounds, with the warm-up.
     """
     processes = processes or Processes()
     timed: dict[str, list[float]] = {name: [] for name in recipes}
     with TemporaryDirectory() as folder:
         updates = {name: _Updates(recipe, processes, Path(folder)) for name, recipe in recipes.items()}
-        for number in range(num_rounds + 1):
+        for index in range(num_rounds + 1):
             for name, update in updates.items():
-                begun_s = time.perf_counter()
+                started_s = time.perf_counter()
                 update()
-                if number:
-                    timed[name].append(1.0 / (time.perf_counter() - begun_s))
-            report(number + 1)
+                if index:
+                    timed[name].append(1.0 / (time.perf_counter() - started_s))
+            report(index + 1)
     return timed
 
 
 def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> float:
-    """Speed of the training loop's updates on clips that are ready, after one that is not timed."""
+    """Speed of the training loop's updates on clips in memory, after one warm-up."""
     with TemporaryDirectory() as folder:
         update = _Updates(recipe, processes, Path(folder))
         update()
-        begun_s = time.perf_counter()
+        started_s = time.perf_counter()
         for _ in range(num_updates):
             update()
-        return num_updates / (time.perf_counter() - begun_s)
+        return num_updates / (time.perf_counter() - started_s)
 
 
 class _Updates:
-    """The training loop's updates of a recipe's model, from nothing, on clips that are ready; one with each call.
+    """The training loop's updates of a recipe's randomly initialised model on clips in memory; one per call.
 
-    An update ends with the loss on the CPU, so a GPU has done its work too.
+    An update ends with the loss on the CPU, after the GPU's work.
     """
 
     def __init__(self, recipe: Recipe, processes: Processes, folder: Path) -> None:
         share = max(recipe.optimisation.batch_size // processes.share.count, 1)
         recipe = replace(
             recipe,
+            task=recipe.task.untested(),  # the data to test on need not exist
             start=replace(recipe.start, weights="", vit="", whiten_grain_px=0),
             optimisation=replace(recipe.optimisation, batch_size=share),
         )
         feed = _ready(recipe)
-        model, _ = first_model(recipe, feed)
-        objective = objective_of(_untested(recipe))
-        self._loop = Loop(recipe, folder, feed, objective, model.to(processes.device), processes, "ddp", lambda _: None)
+        model, _ = initial_model(recipe, feed)
+        self._loop = Loop(
+            recipe, folder, feed, recipe.objective(), model.to(processes.device), processes, "ddp", lambda _: None
+        )
         self._batches = enumerate(feed.batches(0, Share()))
 
     def __call__(self) -> None:
@@ -237,34 +236,20 @@ class _Updates:
         self._loop.update(batch, step)
 
 
-def _untested(recipe: Recipe) -> Recipe:
-    """The recipe without what it is tested on, which need not be there."""
-    if recipe.memory is not None:
-        recipe = replace(recipe, memory=replace(recipe.memory, validation_clips=0, validate_every=0))
-    if recipe.mae is not None:
-        recipe = replace(recipe, mae=replace(recipe.mae, validation_clips=0, validate_every=0))
-    if recipe.videos is not None:
-        return replace(recipe, videos=replace(recipe.videos, validation=None, validate_every=0))
-    if recipe.tracks is not None:
-        alone = replace(recipe.tracks, validation_files="", validation_scenes=0, validate_every=0)
-        return replace(recipe, tracks=alone)
-    return recipe
-
-
 class _ReadyFeed(Feed[Batch]):
-    """One batch, again and again."""
+    """One batch, repeated endlessly."""
 
     def __init__(self, batch: Batch, *, labels: tuple[str, ...], num_steps: int) -> None:
         super().__init__(labels=labels, num_steps=num_steps)
         self.batch = batch
 
     def batches(self, first_step: int, share: Share) -> Iterator[Batch]:
-        """The batch, without end."""
+        """The batch, endlessly."""
         while True:
             yield self.batch
 
     def accept(self, failed: Mapping[str, str]) -> None:
-        """Nothing is read."""
+        """Check that nothing failed: the batch is in memory."""
         assert not failed, failed
 
     def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
@@ -273,12 +258,12 @@ class _ReadyFeed(Feed[Batch]):
 
 
 def _ready(recipe: Recipe) -> _ReadyFeed:
-    """Random clips of as many classes as the model has; where there are no classes, the first of the recipe's."""
+    """Random clips of the model's classes, or for other tasks the first batch of the recipe."""
     plan, size, num_steps = recipe.preprocessing, recipe.optimisation.batch_size, recipe.optimisation.num_steps
-    if recipe.tracks is not None or recipe.mae is not None or recipe.memory is not None:
-        feed = feed_of(replace(recipe, num_workers=0))
+    if not isinstance(recipe.task, ClassifyTask):
+        feed = replace(recipe, num_workers=0).feed()
         return _ReadyFeed(next(feed.batches(0, Share())), labels=(), num_steps=feed.num_steps)
     count = recipe.model.num_classes
     videos = torch.randint(0, 256, (size, plan.num_frames, 3, *plan.image_size), dtype=torch.uint8)
-    names = tuple(f"class {number}" for number in range(count))
+    names = tuple(f"class {index}" for index in range(count))
     return _ReadyFeed(LabelledBatch(videos, torch.arange(size) % count), labels=names, num_steps=max(num_steps, 1))

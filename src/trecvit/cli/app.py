@@ -1,4 +1,4 @@
-"""The application, its groups of commands, and how it ends."""
+"""The command line application: its groups of commands, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,29 @@ from trecvit.cli.terminal import degrade_output
 from trecvit.errors import ConfigError, Interrupted, Terminated, TRecViTError
 from trecvit.files import storage_error
 
+USE, TRAIN, MEASURE, FILES = PANELS = ("Use", "Train", "Measure", "Files")
+"""Panels of `trecvit --help`, in this order."""
+
 
 class _Commands(TyperGroup):
     """All commands; Ctrl-C and SIGTERM leave them as `Interrupted`."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """List the names of the commands, panel by panel."""
+
+        def panel_index(name: str) -> int:
+            panel = getattr(self.commands[name], "rich_help_panel", None)
+            return PANELS.index(panel) if panel in PANELS else len(PANELS)
+
+        return sorted(self.commands, key=panel_index)
+
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command that the command line names."""
+        """Run the command that the command line names."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:  # Typer would exit without a message
-            words = "terminated" if isinstance(stop, Terminated) else "interrupted"
-            raise Interrupted.by(stop, words) from stop
+            message = "terminated" if isinstance(stop, Terminated) else "interrupted"
+            raise Interrupted.by(stop, message) from stop
 
 
 app = typer.Typer(
@@ -40,24 +52,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make, check and pack data sets.")
-eval_app = typer.Typer(no_args_is_help=True, help="Measure how well a model does.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure what a model costs.")
-app.add_typer(data_app, name="data")
-app.add_typer(eval_app, name="eval")
-app.add_typer(bench_app, name="bench")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: render, check, shard.")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure accuracy: videos, early, tapvid, points, world.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and memory: stream, speed, slots, train, loader.")
+app.add_typer(data_app, name="data", rich_help_panel=FILES)
+app.add_typer(eval_app, name="eval", rich_help_panel=MEASURE)
+app.add_typer(bench_app, name="bench", rich_help_panel=MEASURE)
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     run(app)
 
 
 def run(application: typer.Typer) -> None:
-    """Runs a command line to its end.
+    """Run a command line and exit.
 
-    A user's error is one line on stderr and exit code 1; `--debug` shows where. Ctrl-C ends any command with one line
-    and exit code 130, SIGTERM with 143.
+    A user's error is one line on stderr and exit code 1; `--debug` shows the traceback. Ctrl-C ends any command with
+    one line and exit code 130, SIGTERM with 143.
     """
     degrade_output()
     warnings.formatwarning = lambda message, *_, **__: f"trecvit: {message}\n"
@@ -68,10 +80,10 @@ def run(application: typer.Typer) -> None:
         with _sigterm_raises():
             application()
     except Interrupted as error:
-        code = 128 + error.signal_number  # the shells' convention for a process that a signal has ended
-        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to do but to exit with this code
+        code = 128 + error.signal_number  # the shells' convention for a process ended by a signal
+        for number in (signal.SIGINT, signal.SIGTERM):  # a repeated signal must not change the code
             signal.signal(number, signal.SIG_IGN)
-        exec("")  # Python forgets that Ctrl-C came amid such code, as in an import, and would kill itself at its exit
+        exec("")  # resets a flag: if Ctrl-C hit `exec`, as in an import, Python would kill itself at its exit
         print(f"trecvit: {error}", file=sys.stderr)
         sys.exit(code)
     except TRecViTError as error:
@@ -79,15 +91,15 @@ def run(application: typer.Typer) -> None:
             raise
         print(f"trecvit: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone: nothing is wrong
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it: no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit:
         raise
-    except BaseException as error:  # a full disk comes as many kinds of exception, one of them no `Exception`
-        line = storage_error(error) or (error if isinstance(error, OSError) else None)
-        if debug or line is None:
+    except BaseException as error:  # libraries report a full disk by many exceptions, one of them no `Exception`
+        cause = storage_error(error) or (error if isinstance(error, OSError) else None)
+        if debug or cause is None:
             raise
-        print(f"trecvit: {line}", file=sys.stderr)
+        print(f"trecvit: {cause}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -95,17 +107,17 @@ def run(application: typer.Typer) -> None:
 def _sigterm_raises() -> Iterator[None]:
     """SIGTERM raises `Terminated`, once: `timeout` and others send it twice, and the second must not stop a clean-up.
 
-    A SIGTERM that was ignored when the process began stays ignored.
+    A SIGTERM that was ignored when the process started stays ignored.
     """
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def terminate(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)
         raise Terminated
 
     if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
@@ -114,14 +126,14 @@ def _sigterm_raises() -> Iterator[None]:
 
 @app.command("study", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def _study(context: typer.Context) -> None:
-    """Name the commands that took this one's place."""
+    """Name the commands that replace this one."""
     name = context.args[0] if context.args else "--help"
     command = "trecvit eval points" if name == "points" else f"scripts/paper {name}, in a checkout of the repository"
-    raise ConfigError(f"`scripts/paper {name}` has moved; run {command}")
+    raise ConfigError(f"`trecvit study {name}` has moved; run {command}")
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         from trecvit import __version__
 

@@ -1,10 +1,11 @@
-"""Commands that measure what a model costs."""
+"""Commands that measure speed and memory."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,16 +15,25 @@ from trecvit.cli.options import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    OverridesArgument,
+    RecipeArgument,
+    SaveJsonOption,
+    ScenesArgument,
     fast,
     load_fast_tracker,
     load_model,
+    track_scenes_of,
 )
-from trecvit.cli.terminal import complain, console, print_facts, progress_bar
+from trecvit.cli.terminal import notify, print_facts, print_table, progress_bar
 from trecvit.files import check_output, write_json
 
 if TYPE_CHECKING:
+    from trecvit.bench.speed import SharedSpeed, Speed
     from trecvit.model.tracker import PointTracker
 
+_Names = list[str] | None
+_Counts = list[int] | None
+_Speed = TypeVar("_Speed", "Speed", "SharedSpeed")
 _UNTRAINED = "tapnext_b"
 
 
@@ -33,7 +43,7 @@ def bench_stream(
     frames: Annotated[int, typer.Option(min=10, help="Length of the stream.")] = 10_000,
     as_json: JsonOption = False,
 ) -> None:
-    """Stream random frames and check that memory stays flat; exit code 1 if it grew."""
+    """Stream random frames and check that memory stays constant; exit code 1 if it grew."""
     from trecvit.bench.memory import stream_memory
 
     network = load_model(model, "cpu")
@@ -46,268 +56,219 @@ def bench_stream(
             print(f"{count:>8,} frames  peak memory {peak / 1e6:8.1f} MB  state {state:,} bytes")
         print(f"{memory.frames_per_s:.1f} frames/s")
     if not memory.is_flat:
-        complain(f"memory grew by {memory.peak_bytes[-1] - memory.peak_bytes[0]:,} bytes")
+        notify(f"memory grew by {memory.peak_bytes[-1] - memory.peak_bytes[0]:,} bytes")
         raise typer.Exit(1)
 
 
 @bench_app.command("speed")
 def bench_speed(
-    models: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", help="A preset or a trained model; tiny, small, base, base_k400."),
-    ] = None,
-    dtypes: Annotated[
-        list[str] | None, typer.Option("--dtype", help="float32, bfloat16, int8; the first two by default.")
-    ] = None,
-    modes: Annotated[
-        list[str] | None, typer.Option("--mode", help="eager, compile, openvino, exported; all by default.")
-    ] = None,
-    batch_sizes: Annotated[list[int] | None, typer.Option("--batch", help="Streams at once; 1 by default.")] = None,
-    frames: Annotated[
-        list[int] | None, typer.Option(help="Frames of a call: 1 is a stream with its state, the default; more a clip.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each is timed.")] = 3.0,
-    busy: Annotated[
-        int, typer.Option(min=0, help="Instead: how one stream runs beside so many programs that keep a core busy.")
-    ] = 0,
-    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+    models: Annotated[_Names, typer.Option("--model", "-m", help="Presets or models; all presets by default.")] = None,
+    dtypes: Annotated[_Names, typer.Option("--dtype", help="float32, bfloat16, int8; default: the first two.")] = None,
+    modes: Annotated[_Names, typer.Option("--mode", help="eager, compile, openvino, exported; default: all.")] = None,
+    batch_sizes: Annotated[_Counts, typer.Option("--batch", help="Batch sizes; default: 1.")] = None,
+    frames: Annotated[_Counts, typer.Option(help="Frames per call: 1 (default) is a stream, more are a clip.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each measurement.")] = 3.0,
+    busy: Annotated[int, typer.Option(min=0, help="Instead, measure a stream beside this many busy processes.")] = 0,
+    save: SaveJsonOption = None,
 ) -> None:
-    """How fast models run, frame after frame or clip by clip, beside what their matrix products alone would take."""
-    check_output(save)
-    if busy:
-        _bench_shared(models or ["tiny"], dtypes or ["float32"], modes or ["eager", "compile"], busy, seconds, save)
-        return
+    """Measure frames/s of streams or clips, and the time relative to matrix multiplications alone (the bound).
+
+    --model, --dtype, --mode, --batch and --frames may be repeated; every combination is measured.
+    """
     from itertools import product
 
-    from rich.table import Table
+    from trecvit.bench.speed import shared_speeds, speeds
 
-    from trecvit.bench.speed import Speed, speeds
-    from trecvit.runtime.doctor import machine
-
-    chosen = (
+    check_output(save)
+    if busy:
+        chosen: list[Sequence[Any]] = [models or ["tiny"], dtypes or ["float32"], modes or ["eager", "compile"]]
+        shared = shared_speeds(chosen[0], dtypes=chosen[1], modes=chosen[2], busy=busy, seconds=seconds)
+        heading = f"frames/s of one stream, idle and beside {busy} busy programs"
+        _measure(list(product(*chosen)), shared, _SHARED_TITLES, _shared_row, save, heading)
+        return
+    chosen = [
         models or ["tiny", "small", "base", "base_k400"],
         dtypes or ["float32", "bfloat16"],
         modes or ["eager", "compile", "openvino", "exported"],
         batch_sizes or [1],
         frames or [1],
+    ]
+    measured = speeds(
+        chosen[0], dtypes=chosen[1], modes=chosen[2], batch_sizes=chosen[3], frames=chosen[4], seconds=seconds
     )
-    cases = list(product(*chosen))
-    titles = (
-        "model",
-        "dtype",
-        "mode",
-        "batch",
-        "frames",
-        "median",
-        "p95",
-        "frames/s",
-        "GFLOP/s",
-        "of the bound",
-        "memory",
-    )
-    table = Table(*titles, box=None, pad_edge=False)
-    found, failed = [], {}
+    _measure(list(product(*chosen)), measured, _SPEED_TITLES, _speed_row, save)
+
+
+_CASE = ("model", "dtype", "mode")
+_SPEED_TITLES = (*_CASE, "batch", "frames", "median", "p95", "frames/s", "GFLOP/s", "of the bound", "memory")
+_SHARED_TITLES = (*_CASE, "all threads", "chosen", "busy: all threads", "chosen", "of a fair share")
+
+
+def _speed_row(speed: Speed) -> Sequence[str]:
+    dtype = speed.dtype + (f" (computed in {speed.computed_in})" if speed.computed_in != speed.dtype else "")
+    row = [speed.model, dtype, speed.mode, str(speed.batch_size), str(speed.num_frames), f"{speed.median_ms:.1f} ms"]
+    row += [f"{speed.p95_ms:.1f} ms", f"{speed.frames_per_s:.1f}", f"{speed.gflop_per_s:.0f}"]
+    return [*row, f"x {speed.times_the_bound:.2f}", f"{speed.memory_bytes / 1e6:.0f} MB"]
+
+
+def _shared_row(speed: SharedSpeed) -> Sequence[str]:
+    idle = (f"{speed.idle_fixed_fps:.1f}", f"{speed.idle_fps:.1f} ({speed.of_idle:.0%})")
+    busy = (f"{speed.busy_fixed_fps:.1f}", f"{speed.busy_fps:.1f}", f"{speed.of_fair_share:.0%}")
+    return (speed.model, speed.dtype, speed.mode, *idle, *busy)
+
+
+def _measure(
+    cases: Sequence[tuple[Any, ...]],
+    measured: Iterator[_Speed | str],
+    titles: Sequence[str],
+    row_of: Callable[[_Speed], Sequence[str]],
+    save: Path | None,
+    heading: str | None = None,
+) -> None:
+    """Run all cases, save and print them; exit with code 1 if one could not be run."""
+    rows, speeds, failed = [], [], {}
     with progress_bar("measurements", len(cases)) as advance:
-        measured = speeds(
-            chosen[0], dtypes=chosen[1], modes=chosen[2], batch_sizes=chosen[3], frames=chosen[4], seconds=seconds
-        )
         for number, (case, speed) in enumerate(zip(cases, measured, strict=True), start=1):
             advance(number)
-            if not isinstance(speed, Speed):
-                failed[" ".join(map(str, case))] = speed
-                complain(f"{' '.join(map(str, case))}: {speed}")
+            if isinstance(speed, str):
+                name = " ".join(map(str, case))
+                failed[name] = speed
+                notify(f"{name}: {speed}")
                 continue
-            found.append(speed.to_dict())
-            times = (f"{speed.median_ms:.1f} ms", f"{speed.p95_ms:.1f} ms", f"{speed.frames_per_s:.1f}")
-            rest = (f"{speed.gflop_per_s:.0f}", f"x {speed.times_the_bound:.2f}", f"{speed.memory_bytes / 1e6:.0f} MB")
-            model, dtype, *others = map(str, case)
-            if speed.computed_in != dtype:
-                dtype += f" (computed in {speed.computed_in})"
-            table.add_row(model, dtype, *others, *times, *rest)
-    if save:
-        content = {"machine": machine(), "speeds": found, **({"not_measured": failed} if failed else {})}
-        write_json(save, content)
-    console().print(table)
+            speeds.append(speed.to_dict())
+            rows.append(row_of(speed))
+    _save(save, {"speeds": speeds, **({"not_measured": failed} if failed else {})})
+    if heading:
+        print(heading)
+    print_table(titles, rows)
     if failed:
         raise typer.Exit(1)
 
 
-def _bench_shared(
-    models: list[str], dtypes: list[str], modes: list[str], busy: int, seconds: float, save: Path | None
-) -> None:
-    from rich.table import Table
-
-    from trecvit.bench.speed import SharedSpeed, shared_speeds
+def _save(path: Path | None, content: dict[str, Any]) -> None:
+    """Write results to a JSON file, together with the machine."""
     from trecvit.runtime.doctor import machine
 
-    titles = ("model", "dtype", "mode", "all threads", "chosen", "beside: all threads", "chosen", "of a fair share")
-    table = Table(*titles, box=None, pad_edge=False)
-    found, failed = [], {}
-    cases = [f"{model} {dtype} {mode}" for model in models for dtype in dtypes for mode in modes]
-    with progress_bar("measurements", len(cases)) as advance:
-        measured = shared_speeds(models, dtypes=dtypes, modes=modes, busy=busy, seconds=seconds)
-        for number, (case, speed) in enumerate(zip(cases, measured, strict=True), start=1):
-            advance(number)
-            if not isinstance(speed, SharedSpeed):
-                failed[case] = speed
-                complain(f"{case}: {speed}")
-                continue
-            found.append(speed.to_dict())
-            idle = (f"{speed.idle_fixed_fps:.1f}", f"{speed.idle_fps:.1f} ({speed.of_idle:.0%})")
-            beside = (f"{speed.busy_fixed_fps:.1f}", f"{speed.busy_fps:.1f}", f"{speed.of_fair_share:.0%}")
-            table.add_row(speed.model, speed.dtype, speed.mode, *idle, *beside)
-    if save:
-        content = {"machine": machine(), "speeds": found, **({"not_measured": failed} if failed else {})}
-        write_json(save, content)
-    console().print(f"frames/s of one stream, idle and beside {busy} busy programs")
-    console().print(table)
-    if failed:
-        raise typer.Exit(1)
+    if path:
+        write_json(path, {"machine": machine(), **content})
 
 
 @bench_app.command("slots")
 def bench_slots(
-    recipe: Annotated[str, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
+    recipe: ScenesArgument,
     model: Annotated[
-        str,
-        typer.Option("--model", "-m", help=f"As `track` has it; {_UNTRAINED}: TAPNext's size, untrained, to time it."),
+        str, typer.Option("--model", "-m", help=f"As for `track`, or {_UNTRAINED}: TAPNext-B with random weights.")
     ] = "points",
-    points: Annotated[int, typer.Option(min=1, help="Points of a scene.")] = 16,
-    empty: Annotated[
-        list[int] | None, typer.Option(min=1, help="Empty slots beside them; 1, 16, 64 and 256 by default.")
-    ] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 8,
-    num_frames: Annotated[int, typer.Option(min=2, help="Frames of a scene.")] = 48,
+    points: Annotated[int, typer.Option(min=1, help="Points per scene.")] = 16,
+    empty: Annotated[_Counts, typer.Option(min=1, help="Empty slots; default: 1, 16, 64 and 256.")] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 8,
+    num_frames: Annotated[int, typer.Option(min=2, help="Frames per scene.")] = 48,
     dtype: DtypeOption = "float32",
-    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+    save: SaveJsonOption = None,
 ) -> None:
-    """Empty slots of a live tracker: what they cost in time and memory, and how they change the points' answers.
+    """Measure what empty slots of a live tracker cost in time and memory, and how they change its predictions.
 
-    Measured in turns, frame by frame, beside the same tracker without empty slots. On a busy machine look at the
-    ratios: other processes hit all alike.
+    Timed in turns, frame by frame, with the same tracker without empty slots. On a busy machine compare the ratios.
     """
     from dataclasses import asdict, replace
 
-    from rich.table import Table
-
     from trecvit.bench.slots import slot_costs
-    from trecvit.errors import ConfigError
-    from trecvit.runtime.doctor import load_average, machine
-    from trecvit.synthetic.textures import photographs
+    from trecvit.runtime.doctor import load_average
+    from trecvit.synthetic.pictures import photographs
     from trecvit.synthetic.track_scenes import TrackScenes
-    from trecvit.train.recipe import load_recipe
 
     check_output(save)
-    tracks = load_recipe(recipe).tracks
-    if tracks is None or tracks.scenes is None:
-        raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
+    scene_config = track_scenes_of(recipe)
     counts = sorted(set(empty or [1, 16, 64, 256]))
     trained = model != _UNTRAINED
     network = load_fast_tracker(model, "cpu", dtype, "eager") if trained else _untrained(dtype)
     size = network.preprocessing.image_size
-    look = replace(tracks.scenes, num_frames=num_frames, num_points=points, image_size=size)
+    look = replace(scene_config, num_frames=num_frames, num_points=points, image_size=size)
     videos = TrackScenes(look, seed=1, pictures=photographs("held_out")).videos(range(scenes))
     with progress_bar("frames", scenes * num_frames * (1 + len(counts))) as advance:
         costs = slot_costs(network, videos, empty_slots=counts, trained=trained, report=advance)
-    if save:
-        content = {
-            "machine": machine(),
-            "load_average": load_average(),
-            "model": model,
-            "dtype": dtype,
-            "computed_in": "int8" if dtype == "int8" else str(network.dtype).removeprefix("torch."),
-            "num_scenes": scenes,
-            "scenes": asdict(look),
-            "costs": [asdict(cost) for cost in costs],
-        }
-        write_json(save, content)
+    content = {
+        "load_average": load_average(),
+        "model": model,
+        "dtype": dtype,
+        "computed_in": "int8" if dtype == "int8" else str(network.dtype).removeprefix("torch."),
+        "num_scenes": scenes,
+        "scenes": asdict(look),
+        "costs": [asdict(cost) for cost in costs],
+    }
+    _save(save, content)
     titles = ("empty slots", "median", "times as long", "GFLOP", "state")
-    answered = ("moved, median", "99 %", "most", "seen otherwise", "average Jaccard") if trained else ()
-    table = Table(*titles, *answered, box=None, pad_edge=False)
+    accuracy = ("moved, median", "99 %", "most", "seen otherwise", "average Jaccard") if trained else ()
+    rows = []
     for cost in costs:
         row = [str(cost.empty_slots), f"{cost.median_ms:.1f} ms", f"{cost.times_as_long:.2f}"]
         row += [f"{cost.gflop:.2f}", f"{cost.state_bytes / 1e6:.2f} MB"]
-        if (told := cost.answers) is not None:
-            row += [f"{px:.2f} px" for px in (told.moved_median_px, told.moved_p99_px, told.moved_most_px)]
-            row += [f"{told.seen_otherwise:.2%}", f"{told.average_jaccard:.1%}"]
-        table.add_row(*row)
-    console().print(table)
+        if (change := cost.answers) is not None:
+            row += [f"{px:.2f} px" for px in (change.moved_median_px, change.moved_p99_px, change.moved_most_px)]
+            row += [f"{change.seen_otherwise:.2%}", f"{change.average_jaccard:.1%}"]
+        rows.append(row)
+    print_table((*titles, *accuracy), rows)
 
 
 def _untrained(dtype: str) -> PointTracker:
-    """TAPNext in its published size, whose answers mean nothing."""
-    from trecvit.config import TrackerConfig
-    from trecvit.model.tapnext import TAPNext
+    """TAPNext-B with random weights."""
+    from trecvit.model.tapnext import TAPNext, TrackerConfig
 
     return fast(TAPNext(TrackerConfig()), dtype, "eager")
 
 
 @bench_app.command("train")
 def bench_train(
-    sizes: Annotated[list[str] | None, typer.Option("--size", help="Presets; tiny, small and base by default.")] = None,
-    frames: Annotated[list[int] | None, typer.Option(help="Frames per clip; 8 and 32 by default.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips of an update.")] = 1,
-    image_px: Annotated[int, typer.Option("--image-size", help="Side of the frames in pixels.")] = 224,
-    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
+    sizes: Annotated[_Names, typer.Option("--size", help="Presets; default: tiny, small and base.")] = None,
+    frames: Annotated[_Counts, typer.Option(help="Frames per clip; default: 8 and 32.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per update.")] = 1,
+    image_px: Annotated[int, typer.Option("--image-size", help="Height and width of the frames in pixels.")] = 224,
+    bf16: Annotated[bool, typer.Option(help="Matrix multiplications in bfloat16.")] = False,
     device: DeviceOption = "cpu",
-    kernels: Annotated[
-        str, typer.Option(help="For the recurrence on a GPU: own, or fla (flash-linear-attention).")
-    ] = "own",
-    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+    save: SaveJsonOption = None,
 ) -> None:
-    """Memory and speed of training updates: sizes, clip lengths, by what is computed again in the backward pass."""
+    """Measure memory and speed of training updates by model size, clip length and recomputation of activations."""
     from dataclasses import asdict
     from typing import get_args
 
-    from rich.table import Table
-
     from trecvit.bench.training import update_costs
     from trecvit.config import Recompute
-    from trecvit.runtime.doctor import machine
 
     check_output(save)
     sizes, frames = sizes or ["tiny", "small", "base"], frames or [8, 32]
-    table = Table("size", "frames", "recomputed", "memory", "updates/s", "clips/s", box=None, pad_edge=False)
-    costs = []
+    rows, costs = [], []
     with progress_bar("measurements", len(get_args(Recompute)) * len(sizes) * len(frames)) as advance:
-        for cost in update_costs(
-            sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device, kernels=kernels
-        ):
+        for cost in update_costs(sizes, frames, batch_size=batch_size, image_px=image_px, bf16=bf16, device=device):
             costs.append(cost)
             advance(len(costs))
-            words = ("not enough", "", "")
+            cells = ("not enough", "", "")
             if cost.memory_bytes is not None and cost.updates_per_s is not None:
                 memory, rate = f"{cost.memory_bytes / 1e9:.2f} GB", cost.updates_per_s
-                words = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
-            table.add_row(cost.size, str(cost.num_frames), cost.recompute, *words)
-    if save:
-        content = {"machine": machine(), "device": device, "kernels": kernels, "image_px": image_px, "bf16": bf16}
-        content["costs"] = [asdict(cost) for cost in costs]
-        write_json(save, content)
-    console().print(table)
+                cells = (memory, f"{rate:.3f}", f"{rate * batch_size:.3f}")
+            rows.append((cost.size, str(cost.num_frames), cost.recompute, *cells))
+    settings = {"device": device, "image_px": image_px, "bf16": bf16}
+    _save(save, {**settings, "costs": [asdict(cost) for cost in costs]})
+    print_table(("size", "frames", "recomputed", "memory", "updates/s", "clips/s"), rows)
 
 
 @bench_app.command("loader")
 def bench_loader(
-    recipe: Annotated[str, typer.Argument(help="A recipe.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    workers: Annotated[list[int] | None, typer.Option(help="Worker processes to try; 0, 1 and 2 by default.")] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    workers: Annotated[_Counts, typer.Option(help="Worker processes; default: 0, 1 and 2.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Batches to time.")] = 20,
     device: DeviceOption = "cpu",
-    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+    save: SaveJsonOption = None,
 ) -> None:
-    """Clips per second that are decoded and augmented, or rendered, beside what the model takes."""
+    """Measure clips/s of the data loader (decoded and augmented, or rendered) and of the model."""
     from trecvit.bench.training import loader_speed
-    from trecvit.runtime.doctor import machine
     from trecvit.train.recipe import load_recipe
 
     check_output(save)
     plan, counts = load_recipe(recipe, overrides or []), workers or [0, 1, 2]
     with progress_bar("measurements", len(counts) + 1) as advance:
         speed = loader_speed(plan, workers=counts, num_steps=steps, device=device, report=advance)
-    if save:
-        content = {"machine": machine(), "made": speed.made, "used": speed.used}
-        write_json(save, content)
-    how = "rendered" if plan.scenes else "decoded and augmented"
+    _save(save, {"made": speed.made, "used": speed.used})
+    how = "decoded and augmented" if plan.task.origin else "rendered"
     facts = {f"{how}, {count} workers": f"{rate:.1f} clips/s" for count, rate in speed.made.items()}
     print_facts({**facts, "the model takes": f"{speed.used:.1f} clips/s"})

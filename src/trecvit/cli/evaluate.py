@@ -1,8 +1,7 @@
-"""Commands that measure how well a model does."""
+"""Commands that measure accuracy."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,28 +9,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trecvit.cli.app import app, eval_app
+from trecvit.cli.app import MEASURE, app, eval_app
 from trecvit.cli.options import (
+    ClipsOption,
+    CropsOption,
     DataArgument,
+    DecodersOption,
     DeviceOption,
+    FootageOption,
     JsonOption,
     LabelsOption,
+    LearningRateOption,
     ModelOption,
+    PicturesOption,
+    SaveJsonOption,
+    ScenesArgument,
     TrackerOption,
     VideosOption,
     check_rate,
     load_model,
     load_tracker,
     manifest_of,
+    track_scenes_of,
 )
 from trecvit.cli.sources import expand_paths
-from trecvit.cli.terminal import console, name_failures, print_facts, progress_bar, progress_bars
+from trecvit.cli.terminal import print_facts, print_json, print_table, progress_bar, progress_bars, report_failures
 from trecvit.errors import ConfigError
 from trecvit.files import check_output, only_writer, write_json
 
 if TYPE_CHECKING:
     from trecvit.evaluate.features import Encoder
     from trecvit.model.tracker import Tracker
+
+_TRACKING_METRICS = {
+    "average Jaccard": "average_jaccard",
+    "δ-average": "average_pts_within_thresh",
+    "occlusion accuracy": "occlusion_accuracy",
+}
 
 
 @eval_app.command("videos")
@@ -41,17 +55,17 @@ def eval_videos(
     model: ModelOption = "motions",
     videos: VideosOption = None,
     labels: LabelsOption = None,
-    clips: Annotated[int, typer.Option(min=1, help="Clips of each video.")] = 4,
-    crops: Annotated[int, typer.Option(min=1, help="Crops of each clip, 1 or 3.")] = 3,
-    views_at_once: Annotated[int, typer.Option(min=1, help="Views in one batch; fewer need less memory.")] = 12,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
+    clips: ClipsOption = 4,
+    crops: CropsOption = 3,
+    views_at_once: Annotated[int, typer.Option(min=1, help="Batch size in views (a crop of a clip).")] = 12,
+    workers: DecodersOption = 1,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Classify every video of a data set: top-1, top-5, mean class accuracy, calibration, confusions.
+    """Classify every video of a data set: top-1, top-5, mean class accuracy, calibration, confusion matrix.
 
-    A video that cannot be read is listed by name and makes the exit code 1; it is never replaced by another.
+    Unreadable videos are listed and make the exit code 1; they are never replaced by others.
 
-    Several processes: torchrun --nproc-per-node 8 -m trecvit eval videos DATA --to FOLDER
+    On several GPUs: torchrun --nproc-per-node 8 -m trecvit eval videos DATA --to FOLDER
     """
     from trecvit.evaluate.scores import write_result
     from trecvit.evaluate.videos import evaluate_videos, protocol, views_protocol
@@ -62,8 +76,8 @@ def eval_videos(
         processes = Processes(device)
         with only_writer(to) if processes.first else nullcontext():
             network = load_model(model, str(processes.device))
-            num_mine = len(processes.share.of(manifest.videos))
-            with progress_bar("videos", num_mine, hidden=not processes.first) as advance:
+            num_videos = len(processes.share.of(manifest.videos))
+            with progress_bar("videos", num_videos, hidden=not processes.first) as advance:
                 scores, failures = evaluate_videos(
                     network,
                     manifest,
@@ -76,28 +90,26 @@ def eval_videos(
                 )
             if not processes.first:
                 return
-            said = protocol(network, manifest, checkpoint=model, looked_at=views_protocol(clips, crops))
-            result = write_result(to, scores, said, failures)
+            settings = protocol(network, manifest, checkpoint=model, looked_at=views_protocol(clips, crops))
+            result = write_result(to, scores, settings, failures)
     shares = {name: f"{result[name]:.2%}" for name in ("top1", "top5", "mean_class_accuracy", "calibration_error")}
     print_facts({"videos": result["good"], "failed": len(failures), "missing": len(manifest.missing), **shares})
     print(to / "result.json")
-    name_failures(failures)
+    report_failures(failures)
 
 
 @eval_app.command("early")
 def eval_early(
     data: DataArgument,
-    to: Annotated[Path, typer.Option("--to", help="Folder for a result per readout and part.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for a result per readout and share of the video.")],
     model: ModelOption = "motions",
     videos: VideosOption = None,
     labels: LabelsOption = None,
-    half_life: Annotated[float, typer.Option(help="Of the exponential readout, in frames seen.")] = 8.0,
-    window: Annotated[int, typer.Option(min=1, help="Of the windowed readout, in frames seen.")] = 16,
+    half_life: Annotated[float, typer.Option(help="Half-life of the exponential readout, in frames.")] = 8.0,
+    window: Annotated[int, typer.Option(min=1, help="Length of the windowed readout, in frames.")] = 16,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Stream every video of a data set: how often is the answer right after 25, 50, 75 and 100 % of it?"""
-    from rich.table import Table
-
+    """Early recognition: stream every video and report top-1 after 25, 50, 75 and 100 % of it."""
     from trecvit.evaluate.early import READOUTS, Readouts, evaluate_early
     from trecvit.evaluate.scores import write_result
     from trecvit.evaluate.videos import protocol
@@ -107,52 +119,42 @@ def eval_early(
     readouts = Readouts(half_life=half_life, window=window)
     with only_writer(to):
         with progress_bar("videos", len(manifest.videos)) as advance:
-            found, failures = evaluate_early(network, manifest, parts=parts, readouts=readouts, report=advance)
-        looked_at = {"sampler": "streamed once, middle crop", "half_life": half_life, "window": window}
-        said = protocol(network, manifest, checkpoint=model, looked_at=looked_at)
-        table = Table("readout", *(f"{part:.0%}" for part in parts), box=None, pad_edge=False)
+            scores, failures = evaluate_early(network, manifest, parts=parts, readouts=readouts, report=advance)
+        sampling = {"sampler": "streamed once, middle crop", "half_life": half_life, "window": window}
+        settings = protocol(network, manifest, checkpoint=model, looked_at=sampling)
+        rows = []
         for name in READOUTS:
-            top1 = []
+            rows.append([name])
             for part in parts:
-                asked = {**said, "readout": name, "part": part}
-                result = write_result(to / f"{name}_{part:.2f}", found[name, part], asked, failures)
-                top1.append(f"{result['top1']:.1%}")
-            table.add_row(name, *top1)
-    console().print(table)
-    name_failures(failures)
+                content = {**settings, "readout": name, "part": part}
+                result = write_result(to / f"{name}_{part:.2f}", scores[name, part], content, failures)
+                rows[-1].append(f"{result['top1']:.1%}")
+    print_table(("readout", *(f"{part:.0%}" for part in parts)), rows)
+    report_failures(failures)
 
 
 @eval_app.command("tapvid")
 def eval_tapvid(
     data: Annotated[
         Path,
-        typer.Argument(
-            help="TAP-Vid's .pkl or a folder of them, Perception Test's .json, or a folder of .npz track files."
-        ),
+        typer.Argument(help="TAP-Vid .pkl or a folder of them, Perception Test .json, or a folder of .npz tracks."),
     ],
     to: Annotated[Path, typer.Option("--to", help="Folder for result.json.")],
     model: TrackerOption = "bootstapnext",
     baseline: Annotated[
-        str | None,
-        typer.Option(help="Instead of a model: still (points stay where they are) or lk (optical flow of OpenCV)."),
+        str | None, typer.Option(help="Instead of a model: still (static points) or lk (OpenCV's Lucas–Kanade).")
     ] = None,
-    query_mode: Annotated[str, typer.Option(help="first, or strided.")] = "first",
-    certainty: Annotated[
-        bool, typer.Option("--certainty", help="Visible if probability x certainty > 1/2, as TAPIR has it.")
-    ] = False,
-    queries_at_once: Annotated[
-        int | None, typer.Option(min=1, help="Points followed together.", show_default="all of a video")
-    ] = None,
-    videos: Annotated[Path | None, typer.Option(help="Perception Test: folder of its videos.")] = None,
-    split: Annotated[str | None, typer.Option(help="Perception Test: train, valid or test.")] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder for a picture of each video: points from near, over time.")
-    ] = None,
+    query_mode: Annotated[str, typer.Option(help="first or strided, as in TAP-Vid.")] = "first",
+    certainty: Annotated[bool, typer.Option("--certainty", help="Visible: probability x certainty > 1/2.")] = False,
+    queries_at_once: Annotated[int | None, typer.Option(min=1, help="Points per forward pass; default: all.")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of the videos (Perception Test).")] = None,
+    split: Annotated[str | None, typer.Option(help="train, valid or test (Perception Test).")] = None,
+    pictures: PicturesOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Follow the points of TAP-Vid and its like: average Jaccard, δ-average and occlusion accuracy.
+    """Point tracking on TAP-Vid and similar data: average Jaccard, δ-average and occlusion accuracy.
 
-    A video that cannot be scored is listed by name and makes the exit code 1.
+    Videos that cannot be scored are listed and make the exit code 1.
     """
     from trecvit.data.tapvid import read_tracked
     from trecvit.evaluate.tapvid import QUERY_MODES, evaluate_tapvid, tapvid_protocol, write_tapvid_result
@@ -162,7 +164,7 @@ def eval_tapvid(
         raise ConfigError(f"--query-mode: expected {' or '.join(QUERY_MODES)}, got {query_mode!r}")
     name, tracker, image_size = _tracker(model, baseline, device)
     tracked = read_tracked(data, videos=videos, split=split, image_size=image_size)
-    asked: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "query_mode": query_mode,
         "use_certainty": certainty,
         "queries_at_once": queries_at_once,
@@ -171,23 +173,18 @@ def eval_tapvid(
     with only_writer(to), only_writer(pictures) if pictures else nullcontext():
         with progress_bar("videos", len(tracked)) as advance:
             scores, failures = evaluate_tapvid(
-                tracker, tracked, **asked, device=device, report=advance, show=saved_in(pictures)
+                tracker, tracked, **settings, device=device, report=advance, show=saved_in(pictures)
             )
-        result = write_tapvid_result(to, scores, tapvid_protocol(tracked, tracker=name, **asked), failures)
-    titles = {
-        "average Jaccard": "average_jaccard",
-        "δ-average": "average_pts_within_thresh",
-        "occlusion accuracy": "occlusion_accuracy",
-    }
-    shares = {title: f"{result[metric]:.1%}" for title, metric in titles.items()}
+        result = write_tapvid_result(to, scores, tapvid_protocol(tracked, tracker=name, **settings), failures)
+    shares = {title: f"{result[metric]:.1%}" for title, metric in _TRACKING_METRICS.items()}
     print_facts({"tracker": name, "videos": result["good"], "failed": len(failures), **shares})
     print(to / "result.json")
-    name_failures(failures)
+    report_failures(failures)
 
 
 def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracker, tuple[int, int]]:
-    """What is evaluated: its name, itself, and the size of the frames that it sees."""
-    from trecvit.evaluate.point_baselines import LucasKanade, still_points
+    """Name, tracker and image size for --model or --baseline."""
+    from trecvit.evaluate.point_baselines import LucasKanade, static_points
     from trecvit.evaluate.tapvid import IMAGE_SIZE
 
     if baseline is None:
@@ -195,66 +192,55 @@ def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracke
         return model, network, network.preprocessing.image_size
     if baseline not in ("still", "lk"):
         raise ConfigError(f"--baseline: expected still or lk, got {baseline!r}")
-    return baseline, still_points if baseline == "still" else LucasKanade(), IMAGE_SIZE
+    return baseline, static_points if baseline == "still" else LucasKanade(), IMAGE_SIZE
 
 
 @eval_app.command("points")
 def eval_points(
-    recipe: Annotated[str, typer.Argument(help="Its scenes are rendered, with another seed and photographs.")],
-    save: Annotated[Path, typer.Option(help="JSON file for the scores.")],
+    recipe: ScenesArgument,
+    save: Annotated[Path, typer.Option(help="Write the results to this JSON file.")],
     model: TrackerOption = "points",
-    scenes: Annotated[int, typer.Option(min=1, help="How many held-out scenes.")] = 100,
-    num_frames: Annotated[int, typer.Option(min=2, help="Frames of a scene.")] = 24,
-    footage: Annotated[list[Path] | None, typer.Option(help="Real videos whose frames are moved.")] = None,
-    clips: Annotated[int, typer.Option(min=1, help="Clips of each of these videos.")] = 10,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder for a picture of each scene and clip: points from near, over time.")
-    ] = None,
+    num_scenes: Annotated[int, typer.Option("--scenes", min=1, help="Number of held-out scenes.")] = 100,
+    num_frames: Annotated[int, typer.Option(min=2, help="Frames per scene.")] = 24,
+    footage: FootageOption = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips per video of --footage.")] = 10,
+    pictures: PicturesOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """A tracker beside points that stay and optical flow: average Jaccard, δ-average, occlusion accuracy."""
+    """Compare a tracker with static points and Lucas–Kanade on synthetic scenes: Jaccard, δ-average, occlusion."""
     from dataclasses import replace
 
-    from rich.table import Table
-
-    from trecvit.evaluate.point_comparison import METRICS, compare_trackers, to_dict
-    from trecvit.train.recipe import load_recipe
+    from trecvit.evaluate.point_comparison import compare_trackers, to_dict
 
     check_output(save)
-    tracks = load_recipe(recipe).tracks
-    if tracks is None or tracks.scenes is None:
-        raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes")
-    look = replace(tracks.scenes, num_frames=num_frames)
+    look = replace(track_scenes_of(recipe), num_frames=num_frames)
     videos = expand_paths(footage)
     with progress_bar("scores", 9 if videos else 3) as advance:
-        found = compare_trackers(
+        scores = compare_trackers(
             load_tracker(model, device),
             scenes=look,
-            num_scenes=scenes,
+            num_scenes=num_scenes,
             footage=videos,
             clips_per_video=clips,
             pictures=pictures,
             report=advance,
         )
-    write_json(save, to_dict(found, scenes=look, footage=videos))
-    table = Table("videos", "tracker", "average Jaccard", "δ-average", "occlusion accuracy", box=None, pad_edge=False)
-    for one in found:
-        table.add_row(one.test, one.tracker, *(f"{one.metrics[metric]:.1%}" for metric in METRICS))
-    console().print(table)
+    write_json(save, to_dict(scores, scenes=look, footage=videos))
+    shares = ([f"{row.metrics[metric]:.1%}" for metric in _TRACKING_METRICS.values()] for row in scores)
+    rows = ((row.test, row.tracker, *cells) for row, cells in zip(scores, shares, strict=True))
+    print_table(("videos", "tracker", *_TRACKING_METRICS), rows)
 
 
 @eval_app.command("world")
 def eval_world(
     model: ModelOption = "motions",
-    clips: Annotated[int, typer.Option(min=36, help="Clips per test; an even number.")] = 1800,
-    footage: Annotated[
-        list[Path] | None, typer.Option(help="Real videos: also play the world's motions on their frames.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=1, help="Of the test scenes; recipes train on seed 0.")] = 1,
-    save: Annotated[Path | None, typer.Option(help="Write the figures to a JSON file.")] = None,
+    clips: Annotated[int, typer.Option(min=36, help="Clips per test, an even number.")] = 1800,
+    footage: FootageOption = None,
+    seed: Annotated[int, typer.Option(min=1, help="Seed of the test scenes; recipes train on seed 0.")] = 1,
+    save: SaveJsonOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Test a model of the world's motions on scenes, textures and footage that it never saw."""
+    """Test a classifier of the synthetic world's motions on held-out scenes, textures and footage."""
     from trecvit.evaluate.world import report_world
 
     check_output(save)
@@ -265,60 +251,58 @@ def eval_world(
     if save:
         write_json(save, report, indent=2)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
         return
     _print_tests(report["tests"])
 
 
 def _print_tests(tests: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    print_table(
+        ("test", "clips", "top-1", "right or opposite"),
+        ((test["name"], str(test["num_clips"]), f"{test['top1']:.1%}", f"{test['pair']:.1%}") for test in tests),
+    )
 
-    summary = Table("test", "clips", "top-1", "right or opposite", box=None, pad_edge=False)
-    for test in tests:
-        summary.add_row(test["name"], str(test["num_clips"]), f"{test['top1']:.1%}", f"{test['pair']:.1%}")
-    console().print(summary)
-    classes = Table("class", *(test["name"] for test in tests), "taken for", box=None, pad_edge=False)
-    for label in tests[0]["by_class"]:
+    def cells(label: str) -> list[str]:
         shares = (f"{test['by_class'][label]:.0%}" if label in test["by_class"] else "" for test in tests)
-        classes.add_row(label, *shares, tests[0]["confused_with"][label])
-    console().print(classes)
+        return [label, *shares, tests[0]["confused_with"][label]]
+
+    titles = ("class", *(test["name"] for test in tests), "confused with")
+    print_table(titles, map(cells, tests[0]["by_class"]))
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def probe(
-    data: Annotated[str, typer.Option("--data", help="Videos that the probes learn from, in any of the forms.")],
-    validation: Annotated[str, typer.Option(help="Videos that they are tested on; of the same classes.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder for the features, kept for the next time, and probe.json.")],
+    data: Annotated[str, typer.Option("--data", help="Training videos of the probes, in any form of data.")],
+    validation: Annotated[str, typer.Option(help="Test videos of the same classes.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for cached features and probe.json.")],
     model: ModelOption = "motions",
     videomae: Annotated[
-        Path | None, typer.Option(help="Instead of a TRecViT: a folder of transformers' VideoMAE, to compare with.")
+        Path | None, typer.Option(help="Instead of --model: folder of a Hugging Face VideoMAE (scripts/paper probe).")
     ] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Of a VideoMAE's frames; a TRecViT knows its own.")] = 4,
+    stride: Annotated[int, typer.Option(min=1, help="Frame stride of a VideoMAE; a TRecViT stores its own.")] = 4,
     videos: VideosOption = None,
     labels: LabelsOption = None,
-    clips: Annotated[int, typer.Option(min=1, help="Clips of each video.")] = 1,
-    crops: Annotated[int, typer.Option(min=1, help="Crops of each clip, 1 or 3.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the attention readout.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips per update of the attention readout.")] = 32,
-    learning_rate: Annotated[float, typer.Option("--lr", help="Its peak.")] = 3e-4,
-    width: Annotated[int, typer.Option(min=0, help="Its width.", show_default="that of the features")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs that mean and deviation are of.")] = 3,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    clips: ClipsOption = 1,
+    crops: CropsOption = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the attention probe.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size of the attention probe, in clips.")] = 32,
+    learning_rate: LearningRateOption = 3e-4,
+    width: Annotated[int, typer.Option(min=0, help="Width of the attention probe.", show_default="as features")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds for mean and standard deviation.")] = 3,
+    workers: DecodersOption = 0,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """What is in a model's frozen features: linear, nearest-neighbour and attention probes, beside random features.
+    """Probe frozen features: linear, nearest-neighbour and attention probes, beside features of random weights.
 
-    Features are computed once and kept; a folder that holds those of another model, or of other videos, is refused. A
-    video that cannot be read is listed by name and makes the exit code 1.
+    Features are computed once and cached; a folder with those of another model or other videos is refused. Unreadable
+    videos are listed and make the exit code 1.
     """
-    from rich.table import Table
-
     from trecvit.train.probe import ProbePlan
     from trecvit.train.probe import probe as run_probes
 
     check_rate("--lr", learning_rate)
-    encoder, fresh = _videomae(videomae, stride, device) if videomae else _trecvit(model, device)
+    encoder, untrained = _videomae(videomae, stride, device) if videomae else _trecvit(model, device)
     plan = ProbePlan(
         epochs=epochs,
         batch_size=batch_size,
@@ -331,7 +315,7 @@ def probe(
     with progress_bars(hidden=as_json) as report:
         result, failures = run_probes(
             encoder,
-            fresh,
+            untrained,
             manifest_of(data, videos, labels, split="train").for_classifier(),
             manifest_of(validation, videos, labels, split="validation"),
             to,
@@ -341,19 +325,19 @@ def probe(
             report=report,
         )
     if as_json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
     else:
-        table = Table("probe", "features", "top-1", "seconds", box=None, pad_edge=False)
+        rows = []
         for row in sorted(result["rows"], key=lambda row: str(row["probe"])):
-            spread = f"{row['mean']:.1%} ± {row['deviation']:.1%}"
-            table.add_row(row["probe"], row["features"], spread, f"{row['seconds_per_seed']:.1f}")
-        console().print(table)
+            top1 = f"{row['mean']:.1%} ± {row['deviation']:.1%}"
+            rows.append((row["probe"], row["features"], top1, f"{row['seconds_per_seed']:.1f}"))
+        print_table(("probe", "features", "top-1", "seconds"), rows)
         print(to / "probe.json")
-    name_failures(failures)
+    report_failures(failures)
 
 
 def _trecvit(model: str, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
-    """What is probed, and the same with the first weights of a seed."""
+    """The encoder of a TRecViT, and a function that makes it with random weights of a seed."""
     from trecvit.evaluate.features import trecvit_encoder
     from trecvit.train.probe import fresh_trecvit
 
@@ -361,13 +345,12 @@ def _trecvit(model: str, device: str) -> tuple[Encoder, Callable[[int], Encoder]
     return trecvit_encoder(network, model), lambda seed: trecvit_encoder(fresh_trecvit(network, seed), f"seed {seed}")
 
 
+OTHER_ENCODERS: dict[str, Callable[[Path, int, str], tuple[Encoder, Callable[[int], Encoder]]]] = {}
+"""Loaders of a folder with a frame stride on a device, by the option of `probe` that names them; filled by `paper`."""
+
+
 def _videomae(folder: Path, stride: int, device: str) -> tuple[Encoder, Callable[[int], Encoder]]:
-    """Likewise."""
-    from trecvit.baselines.video_transformers import fresh_videomae, load_videomae, videomae_encoder
-
-    network = load_videomae(folder).to(device)
-
-    def fresh(seed: int) -> Encoder:
-        return videomae_encoder(fresh_videomae(network, seed), f"seed {seed}", frame_stride=stride)
-
-    return videomae_encoder(network, str(folder), frame_stride=stride), fresh
+    """Another encoder, and the same with the random initial weights of a seed."""
+    if "videomae" not in OTHER_ENCODERS:
+        raise ConfigError("--videomae: run `scripts/paper probe --videomae FOLDER` in a checkout of the repository")
+    return OTHER_ENCODERS["videomae"](folder, stride, device)

@@ -1,59 +1,77 @@
-"""Options that several commands have, and what they name."""
+"""Options and arguments that several commands share, and the objects they name."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from trecvit.cli.terminal import complain, download_bar
+from trecvit.cli.terminal import download_bar, notify
 from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
     from trecvit.data.manifest import Manifest
     from trecvit.model.tracker import PointTracker
     from trecvit.model.trecvit import TRecViT, VideoModel
+    from trecvit.synthetic.track_scenes import TrackSceneConfig
 
 _Model = TypeVar("_Model", bound="VideoModel")
 
 ModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help="A name ('motions' ships with the package), a folder, or an original .npz."),
+    str, typer.Option("--model", "-m", help="Pretrained name (motions is bundled), folder, or official .npz.")
 ]
 TrackerOption = Annotated[
     str,
-    typer.Option(
-        "--model", "-m", help="A name ('tapnextpp', …), a folder, or an original .npz, .pt or .ckpt of TAPNext."
-    ),
+    typer.Option("--model", "-m", help="Pretrained name (points is bundled), folder, or TAPNext's .npz, .pt, .ckpt."),
 ]
-DtypeOption = Annotated[
-    str,
-    typer.Option(help="float32, or bfloat16 for faster matrix products where there are any; int8 (not with openvino)."),
-]
-ModeOption = Annotated[str, typer.Option(help="eager, compile (waits for the compiler first), or openvino.")]
-DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
-TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+WeightsArgument = Annotated[str, typer.Argument(help="Pretrained name, folder or official .npz.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or int8 (dynamic quantisation; not with openvino).")]
+ModeOption = Annotated[str, typer.Option(help="eager, compile (compiles first, up to a minute) or openvino.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
+TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if available.")]
+
+SourceArgument = Annotated[str, typer.Argument(help="Video file, folder of images, .npy array or stream URL.")]
+SaveVideoOption = Annotated[Path | None, typer.Option(help="Write an annotated .mp4 or .webm.")]
 DataArgument = Annotated[
     str,
-    typer.Argument(
-        help="A folder per class, a 'path label' list, Kinetics' csv, Something-Something's JSON, or tar shards."
-    ),
+    typer.Argument(help="A folder per class, a 'path label' list, Kinetics csv, Something-Something JSON, or shards."),
 ]
-VideosOption = Annotated[str | None, typer.Option(help="Folder of the videos, where a list is not beside them.")]
+VideosOption = Annotated[str | None, typer.Option(help="Folder of the videos, if not the folder of the list.")]
 LabelsOption = Annotated[
-    str | None, typer.Option(help="kinetics400, something_something_v2, or a file with a class per line.")
+    str | None, typer.Option(help="kinetics400, something_something_v2, or a file with one class per line.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+ClipsOption = Annotated[int, typer.Option(min=1, help="Clips per video.")]
+CropsOption = Annotated[int, typer.Option(min=1, help="Crops per clip, 1 or 3.")]
+DecodersOption = Annotated[int, typer.Option("--workers", min=0, help="Worker processes for decoding.")]
+FootageOption = Annotated[list[Path] | None, typer.Option(help="Also test on clips made from these real videos.")]
+PicturesOption = Annotated[
+    Path | None, typer.Option(help="Folder for a picture per video: enlarged crops around the points, over time.")
+]
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or a packaged recipe by name, as in `trecvit train world`.")
+]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(help="Values to replace: section.key=value ...")]
+ScenesArgument = Annotated[
+    str, typer.Argument(help="A tracking recipe; its scenes are rendered with held-out seeds and photographs.")
+]
+RunOption = Annotated[Path, typer.Option("--to", help="Run folder; an interrupted run in it is resumed.")]
+LearningRateOption = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
+
+NewFolderArgument = Annotated[Path, typer.Argument(help="A new or empty folder.")]
+SaveJsonOption = Annotated[Path | None, typer.Option(help="Write the results to a JSON file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def check_rate(option: str, value: float) -> None:
-    """Raises a ConfigError that names the option unless it is a number above 0."""
+    """Raise a ConfigError that names the option unless its value is a number above 0."""
     if not 0 < value < float("inf"):
         raise ConfigError(f"{option}: expected a number above 0, got {value:g}")
 
 
 def load_model(model: str, device: str) -> TRecViT:
-    """Whatever --model names, with a bar if it has to be fetched."""
+    """Load the model that --model names, with a bar while it downloads."""
     from trecvit.model.trecvit import TRecViT
     from trecvit.weights.load import load_as
 
@@ -62,7 +80,7 @@ def load_model(model: str, device: str) -> TRecViT:
 
 
 def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
-    """Likewise, made fast as --dtype and --mode say; what `trecvit export` wrote is as fast as it was made."""
+    """Load a model and optimise it by --dtype and --mode; exported models (`trecvit export`) are loaded as they are."""
     from trecvit.accelerate.exported import is_exported, load_exported
 
     if is_exported(model):
@@ -85,12 +103,28 @@ def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> PointTr
 
 
 def fast(network: _Model, dtype: str, mode: str) -> _Model:
-    """A model made fast as --dtype and --mode say."""
-    from trecvit.accelerate.optimize import DTYPES, optimize
+    """Optimise a model by --dtype and --mode."""
+    from trecvit.accelerate.kernels import DTYPES
+    from trecvit.accelerate.optimize import optimize
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     return optimize(network, dtype=DTYPES[dtype], mode=mode)
+
+
+def track_scenes_of(recipe: str) -> TrackSceneConfig:
+    """Read the scenes of a recipe that trains a tracker.
+
+    Raises:
+        ConfigError: for another recipe.
+    """
+    from trecvit.train.recipe import load_recipe
+    from trecvit.train.tasks.track import TrackTask
+
+    task = load_recipe(recipe).task
+    if not isinstance(task, TrackTask) or task.tracks.scenes is None:
+        raise ConfigError(f"{recipe}: expected a recipe with tracks.scenes, such as track_world")
+    return task.tracks.scenes
 
 
 def manifest_of(
@@ -101,19 +135,19 @@ def manifest_of(
     *,
     split: Literal["train", "validation"] | None = None,
 ) -> Manifest:
-    """The videos of a data set, see `trecvit.data.manifest.read_manifest`; says what was passed over.
+    """List the videos of a data set and print remarks such as skipped files; see `trecvit.data.layouts.read_manifest`.
 
     Args:
-        data: Where it is.
+        data: Its folder or list.
         videos: Folder of the videos of a list.
         labels: Names of the classes.
-        unknown: Takes videos of classes that there are not.
-        split: What to take of a folder with splits.
+        unknown: Receives (video, class) of videos whose class does not exist.
+        split: The part to read of a folder with splits.
     """
-    from trecvit.data.manifest import DataSource, read_manifest, split_of
+    from trecvit.data.layouts import DataSource, read_manifest, split_of
 
     path = split_of(data, split) if split else data
     manifest = read_manifest(DataSource(path=path, videos=videos, labels=labels), unknown=unknown)
     for remark in manifest.remarks():
-        complain(remark)
+        notify(remark)
     return manifest

@@ -1,4 +1,4 @@
-"""Checks of output paths, made before any work is done for them."""
+"""Checks of output paths before the work starts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from trecvit.files import is_empty
 def check_file(
     option: str, path: Path | None, *, suffixes: Sequence[str] = (), inputs: Sequence[str | Path] = ()
 ) -> None:
-    """Checks that a file can be written at `path`; None: there is no such output.
+    """Check that a file can be written at `path`; None is no output.
 
     Args:
         option: Name of the option or argument, for messages.
-        path: Where the file will be written.
-        suffixes: How its name may end; any if empty.
-        inputs: What is read meanwhile and must not be overwritten: files, or names of other things.
+        path: The output file.
+        suffixes: Allowed suffixes; any if empty.
+        inputs: Files that are read meanwhile and must not be overwritten; other names are ignored.
 
     Raises:
-        ConfigError: For another suffix, a folder that does not exist or cannot be written to, a name that is a folder,
-            a file that is read-only, or one of the inputs, also by another link to it.
+        ConfigError: Another suffix, a folder that does not exist or is not writable, a name that is a folder, a
+            read-only file, or one of the inputs, also by another link to it.
     """
     if path is None:
         return
@@ -39,7 +39,7 @@ def check_file(
             raise ConfigError(f"{path} is a file to be read and would be overwritten; give {option} another name")
     if not path.exists():
         _check_writable_folder(option, path.parent)
-    elif not path.is_file():  # such as /dev/stdout; a video or array cannot be moved there
+    elif not path.is_file():  # such as /dev/stdout, to which no finished video or array can be moved
         if suffixes:
             raise ConfigError(f"{option}: expected the name of a file, but {path} is a device or pipe")
     elif not os.access(path, os.W_OK):
@@ -49,15 +49,15 @@ def check_file(
 
 
 def check_folder(option: str, path: Path | None, *, empty: bool = False) -> None:
-    """Checks that files can be written into the folder `path`, which need not exist yet; None: there is no such output.
+    """Check that files can be written to the folder `path`, which need not exist yet; None is no output.
 
     Args:
         option: Name of the option or argument, for messages.
         path: The folder.
-        empty: Whether it must hold nothing.
+        empty: Whether it must be empty.
 
     Raises:
-        ConfigError: If it is a file, cannot be written to or made, or holds something and must not.
+        ConfigError: It is a file, cannot be created or written to, or is not empty but must be.
     """
     if path is None:
         return
@@ -70,17 +70,17 @@ def check_folder(option: str, path: Path | None, *, empty: bool = False) -> None
 
 
 def check_distinct(**paths: Path | None) -> None:
-    """Checks that no two outputs are one file.
+    """Check that no two outputs are the same file.
 
     Args:
         paths: The outputs by the names of their options.
 
     Raises:
-        ConfigError: If two of them are.
+        ConfigError: Two of them are.
     """
-    given = [(name, path) for name, path in paths.items() if path is not None]
-    for number, (name, path) in enumerate(given):
-        for other_name, other in given[:number]:
+    outputs = [(name, path) for name, path in paths.items() if path is not None]
+    for index, (name, path) in enumerate(outputs):
+        for other_name, other in outputs[:index]:
             if path.absolute() == other.absolute() or _same_file(path, other):
                 raise ConfigError(f"--{other_name} and --{name} are the same file, {path}; give two names")
 
@@ -88,12 +88,12 @@ def check_distinct(**paths: Path | None) -> None:
 def _same_file(path: Path, other: Path) -> bool:
     try:
         return path.samefile(other)
-    except (OSError, ValueError):  # one of them does not exist, or is no path at all
+    except (OSError, ValueError):  # one of them does not exist or is not a path
         return False
 
 
 def _check_writable_folder(option: str, folder: Path) -> None:
-    # Tried, since access rights do not show read-only disks, quotas and network shares.
+    # Write a file, since access rights do not show read-only disks, quotas and network shares.
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

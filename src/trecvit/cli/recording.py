@@ -1,4 +1,4 @@
-"""Loops over the frames of a stream that a signal ends, with whole output files."""
+"""Loops over the frames of a stream that a signal can end, with complete output files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from trecvit.errors import Interrupted, Terminated
 if TYPE_CHECKING:
     from trecvit.video.encode import VideoWriter
 
-_WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
+_MESSAGES = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
 
 
 def video_writer(path: Path | None, fps: Fraction | None) -> AbstractContextManager[VideoWriter | None]:
-    """A writer of frames that come with their times; None if there is no path.
+    """Create a writer of timed frames; None without a path.
 
     Args:
         path: As for `VideoWriter`.
-        fps: Frame rate that the source states, however absurd, or None. It is only noted in the file.
+        fps: Stated frame rate of the source, however absurd, or None; it is only metadata of the file.
     """
     from trecvit.video.encode import VideoWriter
 
@@ -51,15 +51,15 @@ class Recording:
                     writer.write(update.image, update.time_s)
             recording.report(path)
 
-    A signal interrupts what comes before the loop, such as the opening of the source, and the wait for the next update.
-    While one is being written, and while files are being finished, signals are noted: an encoder is never cut off in
-    the middle. A signal that was ignored when the process began, as SIGHUP under `nohup`, stays ignored.
+    A signal interrupts the code before the loop, such as opening the source, and the wait for the next update. While an
+    update is written and files are finished, a signal is recorded and handled afterwards, so an encoder is never
+    interrupted. A signal that was ignored when the process started, as SIGHUP under `nohup`, stays ignored.
 
     Attributes:
-        last_frame: Index of the last frame that the loop has finished with, or None.
+        last_frame: Index of the last completed frame, or None.
 
     Raises:
-        Interrupted: At the end of the block, if a signal came.
+        Interrupted: At the end of the block, after a signal.
     """
 
     def __init__(self) -> None:
@@ -75,10 +75,10 @@ class Recording:
         return self._signal is not None or self._error is not None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in _signals():
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._handlers[number] = signal.signal(number, self._note)
+                    self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -88,14 +88,14 @@ class Recording:
             signal.signal(number, handler)
         if isinstance(exc, KeyboardInterrupt):
             self._stop_by(exc)
-        # A closed terminal is also an OSError of whatever was printed last, an interrupted opening one of any kind.
+        # A closed terminal also makes printing fail with an OSError; interrupting an opening can raise any exception.
         is_consequence = exc is None or self.last_frame is None or isinstance(exc, KeyboardInterrupt | OSError)
         if self._signal is not None and is_consequence:
             atexit.register(_ignore_signals)
-            raise Interrupted(_WORDS[signal.Signals(self._signal).name], self._signal) from exc
+            raise Interrupted(_MESSAGES[signal.Signals(self._signal).name], self._signal) from exc
 
     def until_stopped(self, updates: Iterator[_Update]) -> Iterator[_Update]:
-        """Gives the updates until the stream ends or a signal comes."""
+        """Yield updates until the stream ends or a signal arrives."""
         while self._signal is None:
             try:
                 self._waiting = True
@@ -105,7 +105,7 @@ class Recording:
                 self._stop_by(stop)
                 return
             except Exception:
-                if self._signal is None:  # else FFmpeg has turned the interrupt into an error of its own
+                if self._signal is None:  # else FFmpeg has turned the interrupt into its own error
                     raise
                 return
             finally:
@@ -117,9 +117,9 @@ class Recording:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Ends the block in silence at an error, so that the files around it are finished; `report` raises it.
+        """Suppress an error, so that the files around the block are finished; `report` raises it afterwards.
 
-        Before the first frame there is nothing to keep, and the exception leaves the block.
+        Before the first frame, with no content to keep, the exception is raised at once.
         """
         try:
             yield
@@ -133,16 +133,16 @@ class Recording:
             raise KeyboardInterrupt  # files without a frame are discarded
 
     def report(self, *paths: Path | None) -> None:
-        """Names the files that were written, on stderr, and raises the error that ended the loop, if one did."""
-        where = f" (stopped at frame {self.last_frame})" if self.stopped else ""
+        """Print the written files on stderr and raise the error that ended the loop, if any."""
+        suffix = f" (stopped at frame {self.last_frame})" if self.stopped else ""
         with suppress(OSError):  # the terminal may be closed
             for path in paths:
                 if path is not None:
-                    console(stderr=True).print(f"wrote {path}{where}", highlight=False, soft_wrap=True)
+                    console(stderr=True).print(f"wrote {path}{suffix}", highlight=False, soft_wrap=True)
         if self._error is not None:
             raise self._error
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         is_first, self._signal = self._signal is None, self._signal or number
         if is_first and self._waiting:
             raise KeyboardInterrupt
@@ -152,11 +152,11 @@ class Recording:
 
 
 def _signals() -> list[signal.Signals]:
-    """Those of `_WORDS` that this system has."""
-    return [getattr(signal, name) for name in _WORDS if hasattr(signal, name)]
+    """The signals of `_MESSAGES` that this system has."""
+    return [getattr(signal, name) for name in _MESSAGES if hasattr(signal, name)]
 
 
 def _ignore_signals() -> None:
-    """Keeps the exit code when an impatient user or `timeout` repeats the signal while Python shuts down."""
+    """Ignore repeated signals during shutdown, which would change the exit code."""
     for number in _signals():
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Sources as people type them: patterns and `~` that no shell has expanded, and standard input."""
+"""Expansion of source arguments: patterns and `~` that no shell has expanded."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from pathlib import Path
 from trecvit.errors import ConfigError, VideoError
 
 
-def expand_source(word: str) -> list[str]:
-    """The sources that one argument names, sorted: those that match if it is a pattern, else itself.
+def expand_source(source: str) -> list[str]:
+    """Return the sources that one argument names: the sorted matches of a pattern, else the argument.
 
-    A file of that very name comes first, so brackets in names are safe. Addresses and device names stay as they are.
+    An existing file takes precedence over a pattern, so brackets in names are safe. URLs and devices are unchanged.
 
     Raises:
-        VideoError: If it is a pattern that nothing matches.
-        ConfigError: For `-`.
+        VideoError: A pattern without a match.
+        ConfigError: `-`, for standard input.
     """
-    if word == "-":
-        raise ConfigError("expected a file, a folder or an address, got - (standard input); save the video to a file")
-    if os.path.lexists(word) or re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", word):
-        return [word]
-    path = os.path.expanduser(word)
+    if source == "-":
+        raise ConfigError("expected a file, a folder or a URL, got - (standard input); save the video to a file")
+    if os.path.lexists(source) or re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+        return [source]
+    path = os.path.expanduser(source)
     if os.path.lexists(path) or not glob.has_magic(path):
         return [path]
-    found = sorted(glob.glob(path, recursive=True))
-    if not found:
-        raise VideoError(word, "there is no such file, and as a pattern it matches none; check the path")
-    return found
+    matches = sorted(glob.glob(path, recursive=True))
+    if not matches:
+        raise VideoError(source, "there is no such file, and as a pattern it matches none; check the path")
+    return matches
 
 
-def expand_one(word: str) -> str:
-    """`expand_source` where one video is expected.
+def expand_one(source: str) -> str:
+    """`expand_source` for a single video.
 
     Raises:
         VideoError: As `expand_source`.
-        ConfigError: Likewise, and for a pattern that several files match.
+        ConfigError: As `expand_source`, and for a pattern with several matches.
     """
-    found = expand_source(word)
-    if len(found) > 1:
-        raise ConfigError(f"{word}: expected one video, but {len(found)} files match, {found[0]} first; name one")
-    return found[0]
+    matches = expand_source(source)
+    if len(matches) > 1:
+        raise ConfigError(f"{source}: expected one video, but {len(matches)} files match, {matches[0]} first; name one")
+    return matches[0]
 
 
 def expand_paths(paths: Sequence[Path] | None) -> list[Path]:
-    """`expand_source` of every path, one after another; None holds no path."""
+    """`expand_source` for a list of paths; None is empty."""
     return [Path(source) for path in paths or () for source in expand_source(str(path))]

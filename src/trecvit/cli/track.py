@@ -1,4 +1,4 @@
-"""The command that follows points."""
+"""The command that tracks points."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trecvit.cli.app import app
-from trecvit.cli.options import DeviceOption, DtypeOption, JsonOption, ModeOption, TrackerOption, load_fast_tracker
+from trecvit.cli.app import USE, app
+from trecvit.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModeOption,
+    SaveVideoOption,
+    SourceArgument,
+    TrackerOption,
+    load_fast_tracker,
+)
 from trecvit.cli.outputs import check_distinct, check_file
 from trecvit.cli.recording import Recording, video_writer
 from trecvit.cli.sources import expand_one
-from trecvit.cli.terminal import bar_letters, bar_of, complain, live_panel, progress_bar
+from trecvit.cli.terminal import full_bar, live_panel, notify, probability_bar, progress_bar
 from trecvit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,29 +35,30 @@ if TYPE_CHECKING:
 _ROWS = 12  # points that the live view lists
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def track(
-    source: Annotated[str, typer.Argument(help="A video file, folder of images, .npy array or stream URL.")],
+    source: SourceArgument,
     grid: Annotated[
-        int | None, typer.Option(min=1, help="So many points a side, over the first frame.", show_default="10, or none")
+        int | None,
+        typer.Option(min=1, help="Track a grid of n x n points; default: 10 without --points."),
     ] = None,
     points: Annotated[
-        list[str] | None, typer.Option(help="A point x,y in pixels of the first frame, or x,y@frame; may be repeated.")
+        list[str] | None, typer.Option(help="Point x,y in pixels of the first frame, or x,y@frame; may be repeated.")
     ] = None,
     model: TrackerOption = "bootstapnext",
-    save: Annotated[Path | None, typer.Option(help="Write an annotated .mp4 or .webm.")] = None,
+    save: SaveVideoOption = None,
     tracks: Annotated[Path | None, typer.Option(help="Write the tracks to a .npz or .csv file.")] = None,
-    trail: Annotated[int, typer.Option(min=0, help="Frames that a drawn trail reaches back.")] = 24,
-    live: Annotated[bool, typer.Option("--live", help="Tell of every frame as it comes.")] = False,
+    trail: Annotated[int, typer.Option(min=0, help="Length of the drawn trails in frames.")] = 24,
+    live: Annotated[bool, typer.Option("--live", help="Print each frame's points as they arrive.")] = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     mode: ModeOption = "eager",
     as_json: JsonOption = False,
 ) -> None:
-    """Follow points through a video: an annotated video, the tracks in a file, or both.
+    """Track points through a video; write an annotated video, the tracks, or both.
 
-    With --live, for streams: one JSON line per frame when the output is not a terminal or with --json, else a live
-    view. Memory does not grow with the length of the video. Ctrl-C ends a stream; what was saved until then is kept.
+    With --live, for streams: a live view on a terminal; otherwise, or with --json, one JSON line per frame. Memory is
+    constant. Ctrl-C ends a stream and keeps the files saved so far.
     """
     import numpy as np
 
@@ -57,44 +67,44 @@ def track(
     from trecvit.video.encode import SUFFIXES
 
     if not (live or save or tracks or as_json):
-        raise ConfigError(
-            "nothing would be kept of the tracks: give --save out.mp4, --tracks out.npz, --live or --json"
-        )
+        raise ConfigError("expected an output: give --save out.mp4, --tracks out.npz, --live or --json")
     if live and tracks and tracks.suffix.lower() == ".npz":
-        raise ConfigError(f"--live is for streams without end, and {tracks} is written at the end: take a .csv file")
+        raise ConfigError(
+            f"--live: expected a .csv file, which grows with the stream, got {tracks}, which is written at its end"
+        )
     source = expand_one(source)
     check_file("--save", save, suffixes=SUFFIXES, inputs=[source, model])
     check_file("--tracks", tracks, suffixes=(".npz", ".csv"), inputs=[source, model])
     check_distinct(save=save, tracks=tracks)
-    asked = [_query(words) for group in points or () for words in group.split()]
+    chosen = [_query(point) for group in points or () for point in group.split()]
     with Recording() as recording, open_video(source) as video:
-        about = video.info
-        queries = np.array(asked, np.float32).reshape(-1, 3)
-        if grid or not asked:
-            queries = np.concatenate([queries, grid_queries(grid or 10, (about.height_px, about.width_px))])
+        info = video.info
+        queries = np.array(chosen, np.float32).reshape(-1, 3)
+        if grid or not chosen:
+            queries = np.concatenate([queries, grid_queries(grid or 10, (info.height_px, info.width_px))])
         network = load_fast_tracker(model, device, dtype, mode)
         updates = (follow_live if live else follow)(network, video, queries)
-        with _view(about, len(queries), live=live, as_json=as_json) as show:
-            _keep(recording, updates, about, queries, save=save, tracks=tracks, trail=trail, show=show)
+        with _view(info, len(queries), live=live, as_json=as_json) as show:
+            _keep(recording, updates, info, queries, save=save, tracks=tracks, trail=trail, show=show)
         recording.report(save, tracks)
 
 
-def _query(words: str) -> tuple[float, float, float]:
-    """(frame, y, x) of a point as the user gives it."""
-    place, _, frame = words.partition("@")
+def _query(point: str) -> tuple[float, float, float]:
+    """Parse "x,y" or "x,y@frame" into (frame, y, x)."""
+    position, _, frame = point.partition("@")
     try:
-        x, y = (float(number) for number in place.split(","))
+        x, y = (float(number) for number in position.split(","))
         return int(frame or 0), y, x
     except ValueError as error:
         raise ConfigError(
-            f"--points: expected x,y or x,y@frame, such as 320,200.5 or 64,48@30, got {words!r}"
+            f"--points: expected x,y or x,y@frame, such as 320,200.5 or 64,48@30, got {point!r}"
         ) from error
 
 
 def _keep(
     recording: Recording,
     updates: Iterator[TrackUpdate],
-    about: VideoInfo,
+    info: VideoInfo,
     queries: Queries,
     *,
     save: Path | None,
@@ -102,12 +112,12 @@ def _keep(
     trail: int,
     show: Callable[[TrackUpdate], None],
 ) -> None:
-    """Shows and saves what comes, until a signal or an error ends it."""
+    """Show and save updates until the stream ends or a signal or an error stops it."""
     from trecvit.runtime.follow import Trails, tracks_writer
 
     writing = tracks_writer(tracks, queries) if tracks else nullcontext()
     trails = Trails(len(queries), trail)
-    with video_writer(save, about.average_fps) as video, writing as file, recording.kept():
+    with video_writer(save, info.average_fps) as video, writing as file, recording.kept():
         for update in recording.until_stopped(updates):
             show(update)
             if file:
@@ -115,16 +125,19 @@ def _keep(
             if video:
                 video.write(trails.draw(update), update.time_s)
     if not recording.stopped and recording.last_frame is not None:
-        late = int((queries[:, 0] > recording.last_frame).sum())
-        if late:
-            complain(f"{late} of {len(queries)} points never came: the video has {recording.last_frame + 1} frames")
+        num_unused = int((queries[:, 0] > recording.last_frame).sum())
+        if num_unused:
+            notify(
+                f"{num_unused} of {len(queries)} points were not tracked: their frame is after the last of "
+                f"{recording.last_frame + 1} frames"
+            )
 
 
 @contextmanager
-def _view(about: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> Iterator[Callable[[TrackUpdate], None]]:
-    """Shows updates: a bar; of live streams a panel on a terminal, else one JSON line each."""
+def _view(info: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> Iterator[Callable[[TrackUpdate], None]]:
+    """Yield a function that shows updates: a bar; for live streams a panel on a terminal, else one JSON line each."""
     if not live and not as_json:
-        with progress_bar("frames", about.stated_frames) as advance:
+        with progress_bar("frames", info.stated_frames) as advance:
             yield lambda update: advance(update.index + 1)
         return
     if as_json or not sys.stdout.isatty():
@@ -138,8 +151,8 @@ def _view(about: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> It
     from trecvit.runtime.follow import hue_of
     from trecvit.video.draw import rainbow
 
-    letters = bar_letters()
-    with live_panel(about.source, about.stated_frames) as draw_panel:
+    length = full_bar()
+    with live_panel(info.source, info.stated_frames) as draw_panel:
 
         def draw(update: TrackUpdate) -> None:
             table = Table("", "point", "x", "y", "certainty", box=None, pad_edge=False)
@@ -147,8 +160,8 @@ def _view(about: VideoInfo, num_points: int, *, live: bool, as_json: bool) -> It
                 colour = Color.from_rgb(*rainbow(hue_of(number, num_points)))
                 mark = Text("●" if visible else "○", Style(color=colour))
                 style = "" if visible else "dim"
-                words = (str(number), f"{x:.1f}", f"{y:.1f}", f"{certainty:4.0%} {bar_of(certainty, letters)}")
-                table.add_row(mark, *(Text(word, style) for word in words))
+                cells = (str(number), f"{x:.1f}", f"{y:.1f}", f"{certainty:4.0%} {probability_bar(certainty, length)}")
+                table.add_row(mark, *(Text(cell, style) for cell in cells))
             if len(update.ids) > _ROWS:
                 table.add_row("", f"and {len(update.ids) - _ROWS} more")
             draw_panel(table, update.index, update.time_s)

@@ -1,4 +1,4 @@
-"""Augmentation of clips: what is drawn is drawn once for a clip and done alike to all its frames."""
+"""Augmentation of clips: one random draw per clip, applied to all its frames alike."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from PIL.Image import Image as Picture
 from trecvit.errors import ConfigError
 from trecvit.video.frames import Image
 
-# What a mirror makes untrue, wherever it stands in a class's name (swipe_left, TurnRight, leftwards), but for words in
-# which it means nothing. Better a class too many that is not mirrored than one under the wrong name.
+# Directions that a mirror reverses, anywhere in a class name (swipe_left, TurnRight, leftwards), except in words
+# without a direction (upright). When in doubt a class is not mirrored rather than mislabelled.
 _SIDED = re.compile(r"(?<!b)(?<!up)(left(?!over)|right|(?:(?:counter|anti)[-_ ]?)?clockwise)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """How training clips are varied. The defaults vary nothing but the place of the crop.
+    """Augmentation of training clips. The defaults vary only the position of the crop.
 
     Attributes:
-        scale: The short side is drawn from this range, as a factor on `resize_px` (paper, Table 9: 0.875 to 1.33).
-        resize_px: Short side in pixels before the crop; 0 takes the crop's side over 0.875, which makes the smallest
-            factor of Table 9 just fit a crop (256 for 224).
-        flip: Mirror half of the clips, but never one whose class speaks of left, right or (counter-)clockwise.
+        scale: Range of the short side, as a factor on `resize_px` (paper, Table 9: 0.875 to 1.33).
+        resize_px: Short side in pixels before the crop; 0 for the crop's side / 0.875, with which the smallest factor
+            of Table 9 just fits a crop (256 for 224).
+        flip: Mirror half of the clips, except for classes that name left, right or (counter-)clockwise.
         flip_sided: With `flip`, mirror those too if the opposite (left for right, clockwise for counter-clockwise) is
-            itself a class of the data, and call the mirrored clip that.
-        rand_augment_ops: Operations of RandAugment on each clip (Cubuk et al. 2020); 0 for none.
+            a class of the data, which becomes the label of the mirrored clip.
+        rand_augment_ops: Number of RandAugment operations per clip (Cubuk et al. 2020); 0 for none.
         rand_augment_magnitude: Their strength, from 0 to 10.
     """
 
@@ -52,17 +52,17 @@ class Augmentation:
                 f"resize_px and rand_augment_ops: expected 0 or more, got {self.resize_px} and {self.rand_augment_ops}"
             )
         if self.flip_sided and not self.flip:
-            raise ConfigError("flip_sided: says what `flip` may do, and flip is off")
+            raise ConfigError("flip_sided: expected `flip` with it, got flip=false; set both or neither")
         if not 0 <= self.rand_augment_magnitude <= 10:
             raise ConfigError(f"rand_augment_magnitude: expected 0 to 10, got {self.rand_augment_magnitude}")
 
     def short_side_px(self, rng: np.random.Generator, image_size: tuple[int, int]) -> int:
-        """Draws the short side to decode to, never smaller than the crop."""
+        """Draw the short side to decode to, never smaller than the crop."""
         base = self.resize_px or round(max(image_size) / 0.875)
         return max(round(base * rng.uniform(*self.scale)), *image_size)
 
-    def in_mirror(self, labels: Sequence[str]) -> tuple[int | None, ...]:
-        """For each class the number of the class that a mirrored clip of it shows; None if it must not be mirrored."""
+    def mirrored_labels(self, labels: Sequence[str]) -> tuple[int | None, ...]:
+        """Return the label of each class's mirrored clips; None where clips must not be mirrored."""
         numbers = {label: number for number, label in enumerate(labels)}
         if not self.flip:
             return (None,) * len(labels)
@@ -74,13 +74,13 @@ class Augmentation:
     def __call__(
         self, frames: Image, rng: np.random.Generator, image_size: tuple[int, int], *, may_flip: bool
     ) -> tuple[Image, bool]:
-        """Crops at random, and flips and distorts as the fields say.
+        """Crop, flip and distort a clip at random.
 
         Args:
             frames: `[T, H, W, 3]`, at least as large as the crop.
-            rng: What decides.
+            rng: Source of randomness.
             image_size: Height and width of the crop.
-            may_flip: Whether this clip may be mirrored, see `in_mirror`.
+            may_flip: Whether this clip may be mirrored, see `mirrored_labels`.
 
         Returns:
             `[T, height, width, 3]`, contiguous, and whether it was mirrored.
@@ -97,27 +97,27 @@ class Augmentation:
 
 
 def opposite(label: str) -> str:
-    """The name of what a mirror shows of a class: left for right, clockwise for counter-clockwise, and back."""
+    """Swap left with right and clockwise with counter-clockwise in a class name."""
 
-    def other(found: re.Match[str]) -> str:
-        word = found[0].lower()
+    def swap(match: re.Match[str]) -> str:
+        word = match[0].lower()
         swapped = {"left": "right", "right": "left", "clockwise": "counter-clockwise"}.get(word, "clockwise")
-        return swapped.capitalize() if found[0].istitle() else swapped
+        return swapped.capitalize() if match[0].istitle() else swapped
 
-    return _SIDED.sub(other, label)
+    return _SIDED.sub(swap, label)
 
 
 def rand_augment(frames: Image, rng: np.random.Generator, num_ops: int, magnitude: float) -> Image:
-    """RandAugment (Cubuk et al. 2020): some operations drawn with repeats, all of one strength, the same on all frames.
+    """Apply RandAugment (Cubuk et al. 2020): random operations, drawn with repeats, equal on all frames.
 
-    The operations and their ranges are those of the paper's policy space, done by Pillow. Where an operation looks at
-    the statistics of a picture (contrast, equalising ...), it looks at the whole clip, so that nothing flickers.
+    Operations and ranges are those of the paper's policy space, done by Pillow. Operations that use the statistics of a
+    picture (contrast, equalising ...) use those of the whole clip, which avoids flicker.
 
     Args:
         frames: `[T, H, W, 3]` uint8.
-        rng: What decides.
-        num_ops: How many.
-        magnitude: From 0 to 10.
+        rng: Source of randomness.
+        num_ops: Number of operations.
+        magnitude: Strength of all operations, 0 to 10.
     """
     for name in rng.choice(sorted(_OPERATIONS), size=num_ops):
         sign = 1 if rng.random() < 0.5 else -1
@@ -126,7 +126,7 @@ def rand_augment(frames: Image, rng: np.random.Generator, num_ops: int, magnitud
 
 
 def _on_clip(change: Callable[[Picture, float], Picture]) -> Callable[..., Image]:
-    """A change of colours, done to all frames as one tall picture."""
+    """Apply a change of colours to all frames as one tall picture."""
 
     def changed(frames: Image, strength: float, sign: int) -> Image:
         tall = PIL.Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
@@ -136,7 +136,7 @@ def _on_clip(change: Callable[[Picture, float], Picture]) -> Callable[..., Image
 
 
 def _on_frames(change: Callable[[Picture, float], Picture]) -> Callable[..., Image]:
-    """A change that looks at neighbouring pixels, done to each frame by itself."""
+    """Apply a change that depends on neighbouring pixels to each frame separately."""
 
     def changed(frames: Image, strength: float, sign: int) -> Image:
         pictures = (PIL.Image.fromarray(frame) for frame in frames)
@@ -146,9 +146,9 @@ def _on_frames(change: Callable[[Picture, float], Picture]) -> Callable[..., Ima
 
 
 def _affine(picture: Picture, matrix: tuple[float, ...]) -> Picture:
-    """Maps about the middle of the picture; (a, b, c, d, e, f) as Pillow takes them, from output to input."""
+    """Apply an affine map about the centre of the picture: Pillow's (a, b, c, d, e, f), from output to input."""
     a, b, c, d, e, f = matrix
-    x, y = picture.width / 2, picture.height / 2  # Pillow counts from the edges of pixels
+    x, y = picture.width / 2, picture.height / 2  # Pillow's coordinates start at pixel edges
     about = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
     return picture.transform(
         picture.size, PIL.Image.Transform.AFFINE, about, PIL.Image.Resampling.BILINEAR, fillcolor=(128, 128, 128)

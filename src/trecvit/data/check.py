@@ -1,7 +1,7 @@
-"""Looks into every video of a data set before a training does: what cannot be decoded, is too short, or is there twice.
+"""A check of every video of a data set before training: undecodable, too short or duplicate videos.
 
-The outcome of each video goes into a journal as soon as it is known, so a check that was interrupted goes on where it
-stopped, and a file that has not changed is never decoded twice.
+Each video's outcome is appended to a journal at once, so an interrupted check resumes, and an unchanged file is never
+decoded twice.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from typing import Any
 
 from trecvit.data.class_names import write_labels
 from trecvit.data.folders import is_hidden
-from trecvit.data.manifest import Manifest, Unknown, Video, write_list
+from trecvit.data.layouts import Unknown
+from trecvit.data.manifest import Manifest, Video
+from trecvit.data.path_lists import write_list
 from trecvit.errors import DataError, VideoError
 from trecvit.files import write_json, write_text
-from trecvit.video.decode import FilePart, open_video
+from trecvit.video.decode import open_video
+from trecvit.video.sources import FilePart
 from trecvit.workers import worker_pool
 
 _BLOCK_BYTES = 1 << 20
@@ -31,17 +34,17 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was found in one video.
+    """The result of checking one video.
 
     Attributes:
         name: As in the manifest.
-        stamp: Size and time of the file, to notice when it changes.
-        num_frames: Frames that could be decoded.
-        width_px: Of the upright picture; 0 if there is none.
-        height_px: Likewise.
-        fps: Average frame rate, or 0 if the file does not tell.
+        stamp: Size and modification time of the file, to detect changes.
+        num_frames: Number of decoded frames.
+        width_px: Of the upright picture; 0 if no frame could be decoded.
+        height_px: See `width_px`.
+        fps: Average frame rate, or 0 if unknown.
         content: A hash of the file's bytes.
-        error: Why it cannot be decoded to its end, or nothing.
+        error: Why it cannot be decoded to its end, or empty.
     """
 
     name: str
@@ -63,35 +66,35 @@ def check_videos(
     num_workers: int = 2,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Decodes every video and writes `journal.jsonl`, `report.json` and, for data in files, `clean.txt`.
+    """Decode every video and write `journal.jsonl`, `report.json` and, for data in files, `clean.txt`.
 
-    `clean.txt` is a `path label` list of what is good, to be trained on. Of files with the same content it has the
-    first; if they disagree about the class it has none of them.
+    `clean.txt` is a `path label` list of the good videos, for training. Of files with the same content it has the
+    first, or none if their classes differ.
 
     Args:
-        manifest: What to check.
-        folder: Where to write; one that holds an interrupted check of the same data is continued.
-        unknown: Listed videos whose class there is not, as `read_manifest` noted them; they are reported.
-        min_frames: What a video must have so as not to be called too short.
-        num_workers: Processes that decode.
+        manifest: The videos to check.
+        folder: Output folder; an interrupted check of the same data is resumed there.
+        unknown: Listed videos of unknown classes, as collected by `read_manifest`; they are reported.
+        min_frames: Videos with fewer frames count as too short.
+        num_workers: Number of decoding processes.
         report: Called with the number of videos done and the number of failures so far.
 
     Returns:
-        What report.json says.
+        The content of report.json.
 
     Raises:
-        DataError: For impossible arguments.
+        DataError: For impossible arguments, or a folder whose journal is not one.
     """
     if min_frames < 1 or num_workers < 1:
         raise DataError(f"expected min_frames >= 1 and num_workers >= 1, got {min_frames} and {num_workers}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = _journal(folder / "journal.jsonl")
-    wanted = {video.name: video for video in manifest.videos}
+    listed = {video.name: video for video in manifest.videos}
     outcomes = {
         name: outcome
         for name, outcome in outcomes.items()
-        if name in wanted and outcome.stamp == _stamp(wanted[name].source)
+        if name in listed and outcome.stamp == _stamp(listed[name].source)
     }
     failed = sum(1 for outcome in outcomes.values() if outcome.error)
     report(len(outcomes), failed)
@@ -118,7 +121,7 @@ def check_videos(
 
 
 def decode_whole(video: Video) -> Outcome:
-    """Decodes one video to its end and says what was found; no damage makes it raise."""
+    """Decode one video to its end; damage is part of the outcome and raises no error."""
     content, num_frames, width_px, height_px, fps, error = "", 0, 0, 0, 0.0, ""
     try:
         content = _hash(video.source)
@@ -135,7 +138,7 @@ def decode_whole(video: Video) -> Outcome:
 
 
 def _decode_all(videos: list[Video], num_workers: int) -> Iterator[Outcome]:
-    """In parallel, in whatever order they are done. A video that kills its process is an outcome like others."""
+    """Decode in parallel and yield outcomes as they finish; a video that kills its process gives an outcome too."""
     suspects: list[Video] = []
     waiting = deque(videos)
     while waiting:
@@ -177,8 +180,8 @@ def _summary(manifest: Manifest, outcomes: dict[str, Outcome], min_frames: int) 
     for video in manifest.videos:
         if not outcomes[video.name].error:
             same[outcomes[video.name].content].append(video.name)
-    found = [outcomes[video.name] for video in manifest.videos]
-    good = [outcome for outcome in found if not outcome.error]
+    checked = [outcomes[video.name] for video in manifest.videos]
+    good = [outcome for outcome in checked if not outcome.error]
     per_class = [0] * manifest.num_classes
     for outcome in good:
         if label_of[outcome.name] >= 0:
@@ -186,11 +189,11 @@ def _summary(manifest: Manifest, outcomes: dict[str, Outcome], min_frames: int) 
     return {
         "source": manifest.source,
         "listed": len(manifest.videos) + len(manifest.missing),
-        "found": len(found),
+        "found": len(checked),
         "good": len(good),
         "frames": sum(outcome.num_frames for outcome in good),
         "min_frames": min_frames,
-        "failed": [{"name": outcome.name, "reason": outcome.error} for outcome in found if outcome.error],
+        "failed": [{"name": outcome.name, "reason": outcome.error} for outcome in checked if outcome.error],
         "too_short": [
             {"name": outcome.name, "frames": outcome.num_frames} for outcome in good if outcome.num_frames < min_frames
         ],
@@ -211,7 +214,7 @@ def _summary(manifest: Manifest, outcomes: dict[str, Outcome], min_frames: int) 
 
 
 def _journal(path: Path) -> dict[str, Outcome]:
-    """What an earlier check found; a last line that was cut off by an interruption is nothing."""
+    """Read the outcomes of an earlier check; an incomplete last line is dropped."""
     if not path.exists():
         return {}
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -220,12 +223,12 @@ def _journal(path: Path) -> dict[str, Outcome]:
     try:
         outcomes: Iterable[Outcome] = [Outcome(**json.loads(line)) for line in lines[:-1]]
     except (TypeError, ValueError) as exc:
-        raise DataError(f"{path}: not the journal of a check ({exc}); remove it or give another folder") from exc
+        raise DataError(f"{path}: expected the journal of a check: {exc}; remove it or choose another folder") from exc
     return {outcome.name: outcome for outcome in outcomes}
 
 
 def _hash(source: Path | FilePart) -> str:
-    """Of the bytes of a file, a part of a file, or the names and bytes of a folder's files, read in blocks."""
+    """Hash the bytes of a file or a part of one, or the names and bytes of a folder's files."""
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(source, FilePart):
         _add_bytes(digest, source.path, source.start_bytes, source.num_bytes)
@@ -252,7 +255,11 @@ def _stamp(source: Path | FilePart) -> str:
     try:
         status = path.stat()
         if path.is_dir():
-            status = max((file.stat() for file in path.iterdir()), key=lambda one: one.st_mtime_ns, default=status)
+            status = max(
+                (file.stat() for file in path.iterdir()),
+                key=lambda file_status: file_status.st_mtime_ns,
+                default=status,
+            )
     except OSError:
         return "cannot be read"
     place = f"@{source.start_bytes}" if isinstance(source, FilePart) else ""

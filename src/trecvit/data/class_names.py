@@ -1,4 +1,4 @@
-"""Names of classes in the order of their numbers: those of public data sets, and files of them."""
+"""Class names in index order: those of public data sets, and files of names."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trecvit.config import nearest, why_no_label
+from trecvit.config import nearest
 from trecvit.data.text import read_json, read_text, split_lines
 from trecvit.errors import DataError
 from trecvit.files import write_text
+from trecvit.labels import why_no_label
 
 DataSet = Literal["kinetics400", "something_something_v2"]
 
 
 def class_names(data_set: str) -> tuple[str, ...]:
-    """The class names of "kinetics400" (400) or "something_something_v2" (174 templates), line n being class n.
+    """Return the class names of "kinetics400" (400) or "something_something_v2" (174 templates).
 
     Raises:
-        DataError: for another name, with the nearest one.
+        DataError: The data set is unknown; the message suggests the nearest name.
     """
-    known = get_args(DataSet)
-    if data_set not in known:
-        raise DataError(f"no class names for {data_set!r}{nearest(data_set, known)}; there are {', '.join(known)}")
+    data_sets = get_args(DataSet)
+    if data_set not in data_sets:
+        raise DataError(f"data_set: expected {' or '.join(data_sets)}, got {data_set!r}{nearest(data_set, data_sets)}")
     text = (files("trecvit.data") / "labels" / f"{data_set}.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
 
 def read_labels(name: str | Path) -> tuple[str, ...]:
-    """Names of classes in the order of their numbers.
+    """Read class names in index order.
 
-    Text files have a name per line. Byte-order marks, blanks around names and blank lines at the end are nothing; a
-    blank line before a name, or a name that stands there twice, is an error.
+    Text files have a name per line. Byte-order marks, blanks around names and blank lines at the end are ignored; a
+    blank line before a name or a duplicate name is an error.
 
     Args:
         name: "kinetics400", "something_something_v2", a text file with a name per line, a `.csv` file with names and
-            numbers, or a JSON file: a list of names, or an object of names and numbers, either way round.
+            numbers, or a JSON file: a list of names, or an object from names to numbers or back.
 
     Raises:
-        DataError: When it is none of these, the numbers have gaps, or a name is empty, doubled or no valid text.
+        DataError: The file is none of these, the numbers have gaps, or a name is empty, duplicate or invalid text.
     """
-    path, known = Path(name), get_args(DataSet)
+    path, data_sets = Path(name), get_args(DataSet)
     if not path.exists():
-        if str(name) in known:
+        if str(name) in data_sets:
             return class_names(str(name))
         raise DataError(
-            f"{name}: expected a file with the names of the classes, or {' or '.join(known)}; there is no such file"
-            f"{nearest(str(name), known)}; check the path"
+            f"{name}: expected a file of class names, or {' or '.join(data_sets)}, got no such file"
+            f"{nearest(str(name), data_sets)}; check the path"
         )
     if path.suffix.lower() == ".json":
         return _from_json(path)
@@ -64,36 +65,38 @@ def read_labels(name: str | Path) -> tuple[str, ...]:
 
 
 def write_labels(path: Path, labels: Sequence[str]) -> None:
-    """Writes names as `read_labels` reads them, one per line."""
+    """Write names as `read_labels` reads them, one per line."""
     write_text(path, "".join(f"{label}\n" for label in labels))
 
 
 def label_hash(labels: Sequence[str]) -> str:
-    """A short hash of the classes' names in their order, to tell whether two label maps are the same."""
+    """Return a short hash of the class names in order, to compare label maps."""
     return hashlib.sha256("\n".join(labels).encode()).hexdigest()[:16]
 
 
 def check_labels(labels: Sequence[str], places: Sequence[str]) -> None:
-    """Refuses names that files of names could not hold, or that stand for two classes.
+    """Validate class names.
 
     Args:
         labels: The names.
-        places: Where each of them stands, for messages.
+        places: The origin of each, for messages.
 
     Raises:
-        DataError: For a name that is empty, begins or ends with a blank, is no valid text, or is there twice.
+        DataError: A name is empty, begins or ends with a blank, is invalid text, or is a duplicate.
     """
     first: dict[str, str] = {}
     for label, place in zip(labels, places, strict=True):
         if reason := why_no_label(label):
-            raise DataError(f"{place}: expected the name of a class, got {label!r}, {reason}")
+            raise DataError(f"{place}: expected a class name, got {label!r}, {reason}")
         if label in first:
-            raise DataError(f"{place}: {label!r} is the name of a class already ({first[label]}); rename one")
+            raise DataError(
+                f"{place}: expected unique class names, got {label!r} again (first: {first[label]}); rename one"
+            )
         first[label] = place
 
 
 def plain(template: str) -> str:
-    """A template without the brackets around its placeholders, as the class names have it."""
+    """Remove the brackets around a template's placeholders, as in the class names."""
     return template.replace("[", "").replace("]", "").strip()
 
 
@@ -108,7 +111,7 @@ def _from_json(path: Path) -> tuple[str, ...]:
             return _numbered(path, ((int(number), plain(label)) for label, number in content.items()))
         if all(_is_number(key) and isinstance(value, str) for key, value in content.items()):
             return _numbered(path, ((int(number), plain(label)) for number, label in content.items()))
-    raise DataError(f"{path}: expected a list of names, or an object of names and numbers from 0 on")
+    raise DataError(f"{path}: expected a list of names, or an object of names and numbers from 0")
 
 
 def _is_number(value: Any) -> bool:
@@ -117,7 +120,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _table(lines: Iterable[str]) -> list[tuple[int, str]]:
-    """The rows of a table of numbers and names, with or without a header; nothing if the lines are none."""
+    """Parse a table of numbers and names, with or without a header; empty if the lines are not a table."""
     rows = [row for row in csv.reader(lines) if row]
     if not all(len(row) == 2 for row in rows):
         return []
@@ -129,7 +132,7 @@ def _table(lines: Iterable[str]) -> list[tuple[int, str]]:
 
 
 def _numbered(path: Path, pairs: Iterable[tuple[int, str]]) -> tuple[str, ...]:
-    """The names in the order of their numbers, which must be all from 0 on."""
+    """Sort names by their numbers, which must be consecutive from 0."""
     by_number: dict[int, str] = {}
     for number, label in pairs:
         if number in by_number:

@@ -1,14 +1,13 @@
-"""Clips of real videos for training and evaluation: decoded, cut, augmented; the same again for the same numbers.
+"""Clips of real videos for training and evaluation: decoded, cut and augmented, reproducibly.
 
-A video that cannot be read is never replaced by another. It comes out as a `Failure` with its name and the reason, and
-whoever asked decides what that means: training counts and goes on, evaluation lists it.
+A video that cannot be read is never replaced by another. It gives a `Failure` with its name and the reason: training
+counts these, evaluation lists them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from trecvit.config import Preprocessing
 from trecvit.data.augment import Augmentation
 from trecvit.data.manifest import NO_LABEL, Manifest
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, DataError, VideoError
 from trecvit.video.decode import Source, open_video
 from trecvit.video.sampling import clip_indices, evaluation_clips, spatial_crops
@@ -25,13 +25,13 @@ from trecvit.video.transforms import crop
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was taken from one video.
+    """Pixels and label of one video.
 
     Attributes:
-        pixels: uint8; a clip to train on `[T, 3, H, W]`, or all views for evaluation `[V, T, 3, H, W]`: clips, and
-            within each clip its crops.
-        label: The number of its class.
-        name: Of the video, as in the manifest.
+        pixels: uint8; a training clip `[T, 3, H, W]`, or all evaluation views `[V, T, 3, H, W]`: clips, and within each
+            clip its crops.
+        label: Class index.
+        name: The video's name in the manifest.
     """
 
     pixels: Tensor
@@ -44,7 +44,7 @@ class Failure:
     """A video that could not be read.
 
     Attributes:
-        name: As in the manifest.
+        name: The video's name in the manifest.
         reason: One line.
     """
 
@@ -53,13 +53,13 @@ class Failure:
 
 
 class TrainingClips(Dataset[Sample | Failure]):
-    """(epoch, index) -> a clip of the manifest's video `index`, cut and augmented as seed, epoch and index say.
+    """Training clips: (epoch, index) -> a clip of video `index`, cut and augmented, fixed by seed, epoch and index.
 
     Args:
         manifest: The videos.
         preprocessing: Length, stride and size of the clips.
-        augmentation: How they are varied.
-        seed: Of all that is drawn.
+        augmentation: Their augmentation.
+        seed: 0 or more.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class TrainingClips(Dataset[Sample | Failure]):
     ) -> None:
         if augmentation.flip and not manifest.labels and any(video.label != NO_LABEL for video in manifest.videos):
             raise ConfigError(
-                f"{manifest.source} has numbers only: without the names of its classes nobody knows which may be "
-                "mirrored; give `labels`, or flip=false"
+                f"{manifest.source}: expected class names, which decide what may be mirrored, got class indices only; "
+                "give `labels`, or flip=false"
             )
         self.manifest, self.preprocessing, self.augmentation = manifest, preprocessing, augmentation
-        self.in_mirror = augmentation.in_mirror(manifest.labels)
+        self.mirrored_labels = augmentation.mirrored_labels(manifest.labels)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class TrainingClips(Dataset[Sample | Failure]):
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample | Failure:
         epoch, index = epoch_and_index
-        rng = np.random.default_rng([self.seed, epoch, index])
+        generator = rng(self.seed, Stream.AUGMENTATION, epoch, index)
         video = self.manifest.videos[index]
         plan = self.preprocessing
         try:
@@ -87,32 +87,32 @@ class TrainingClips(Dataset[Sample | Failure]):
                 num_frames, fps = opened.length_and_rate()
                 stride = plan.stride_for(fps)
                 room = max(0, num_frames - ((plan.num_frames - 1) * stride + 1))
-                indices = clip_indices(num_frames, plan.num_frames, stride, int(rng.integers(room + 1)))
-                short_side_px = self.augmentation.short_side_px(rng, plan.image_size)
+                indices = clip_indices(num_frames, plan.num_frames, stride, int(generator.integers(room + 1)))
+                short_side_px = self.augmentation.short_side_px(generator, plan.image_size)
                 frames, _ = opened.frames_at(indices, short_side_px=short_side_px)
         except VideoError as exc:
             return Failure(video.name, exc.reason)
-        mirrored = self._in_mirror(video.label)
-        clip, flipped = self.augmentation(frames, rng, plan.image_size, may_flip=mirrored is not None)
+        mirrored = self._mirrored_label(video.label)
+        clip, flipped = self.augmentation(frames, generator, plan.image_size, may_flip=mirrored is not None)
         label = mirrored if flipped and mirrored is not None else video.label
         return Sample(torch.from_numpy(clip).permute(0, 3, 1, 2), label, video.name)
 
-    def _in_mirror(self, label: int) -> int | None:
-        """What a mirrored video of this class would be called; None if it must not be mirrored."""
-        if label == NO_LABEL:  # nothing that a mirror could make untrue
+    def _mirrored_label(self, label: int) -> int | None:
+        """Return the label of a mirrored video; None if it must not be mirrored."""
+        if label == NO_LABEL:
             return NO_LABEL if self.augmentation.flip else None
-        # Without names nothing says what a mirror would show.
-        return self.in_mirror[label] if self.in_mirror else None
+        # Without class names the mirrored label is unknown.
+        return self.mirrored_labels[label] if self.mirrored_labels else None
 
 
 class EvaluationViews(Dataset[Sample | Failure]):
-    """index -> all views of the manifest's video `index`: clips spread evenly over it, crops along its longer side.
+    """Evaluation views: index -> all views of a video, clips spread evenly over it and crops along its longer side.
 
     Args:
         manifest: The videos.
         preprocessing: Length, stride and size of the clips.
-        num_clips: Clips of each video (paper, Table 9: 4).
-        num_crops: Crops of each clip, 1 or 3 (paper, Table 9: 3).
+        num_clips: Clips per video (paper, Table 9: 4).
+        num_crops: Crops per clip, 1 or 3 (paper, Table 9: 3).
     """
 
     def __init__(self, manifest: Manifest, preprocessing: Preprocessing, *, num_clips: int, num_crops: int) -> None:
@@ -137,10 +137,10 @@ class EvaluationViews(Dataset[Sample | Failure]):
         return Sample(views, video.label, video.name)
 
     def first_views(self, count: int | None = None) -> tuple[list[UInt8[Tensor, "t 3 h w"]], list[Failure]]:
-        """One view of each of the first `count` videos, by default of all, and those of which there is none.
+        """Read one view of each of the first `count` videos, by default of all, and the failures.
 
         Raises:
-            DataError: when not one video can be read.
+            DataError: No video can be read.
         """
         items = [self[index] for index in range(min(len(self), len(self) if count is None else count))]
         failures = [item for item in items if isinstance(item, Failure)]
@@ -154,13 +154,13 @@ class EvaluationViews(Dataset[Sample | Failure]):
 def evaluation_views(
     source: Source, plan: Preprocessing, num_clips: int, num_crops: int
 ) -> UInt8[Tensor, "views t 3 h w"]:
-    """The views of one video, clip by clip and within each crop by crop.
+    """Read the views of one video, clip by clip and within each clip crop by crop.
 
-    The short side is resized to that of the crop, as the released model's input was, and the crops lie at both ends
-    and in the middle of the longer side. Clips are square.
+    The short side is resized to that of the crop, as for the released model, and the crops lie at both ends and in the
+    middle of the longer side. Clips are square.
 
     Raises:
-        VideoError: When the video cannot be read.
+        VideoError: The video cannot be read.
     """
     side = plan.image_size[0]
     with open_video(source) as opened:

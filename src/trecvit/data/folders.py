@@ -1,4 +1,4 @@
-"""Video files in folders: which files are videos, which entries are the system's, and which folders are splits."""
+"""Video files in folders: recognising videos, system entries and split folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from trecvit.errors import DataError
 from trecvit.video.frames import VIDEO_SUFFIXES
 
-# What operating systems, archivers and network drives leave in folders, beside the names that begin with a dot.
+# Entries that operating systems, archivers and network drives leave, besides names that begin with a dot.
 _SYSTEM_NAMES = frozenset(
     {
         *("__macosx", "icon\r", "paxheaders", "lost+found", "__pycache__"),
@@ -26,7 +26,7 @@ _SYSTEM_NAMES = frozenset(
 _SPLITS = {"train": r"train(ing)?", "validation": r"val(id(ation)?)?|dev|eval", "test": r"test(ing)?"}
 _SPLIT_ENDS = r"([ _-]?(set|data|split|\d+(px|p)?))?"
 
-# Why something was passed over, in the singular and the plural.
+# Reasons for skipping an entry, singular and plural.
 _REASONS = {
     "not_videos": ("file that is no video", "files that are no videos"),
     "hidden": ("hidden or system entry", "hidden or system entries"),
@@ -40,17 +40,17 @@ _REASONS = {
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or left by a system: `._a.mp4`, `__MACOSX`, `Thumbs.db` …"""
+    """Test whether a file or folder name is hidden or a system's: `._a.mp4`, `__MACOSX`, `Thumbs.db` …"""
     return name.startswith((".", "PaxHeaders.")) or name.casefold() in _SYSTEM_NAMES
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder that end so and are not hidden, sorted."""
+    """List the visible files of a folder with this suffix, sorted."""
     return sorted(path for path in folder.glob(f"*{suffix}") if not is_hidden(path.name))
 
 
 def is_video(name: str, head: bytes | None) -> bool:
-    """Whether a file is taken as a video: by its suffix, a WebP only if it is animated.
+    """Test whether a file counts as a video: by its suffix, and a WebP only if animated.
 
     Args:
         name: Of the file.
@@ -59,35 +59,35 @@ def is_video(name: str, head: bytes | None) -> bool:
     suffix = PurePosixPath(name).suffix.lower()
     if suffix != ".webp":
         return suffix in VIDEO_SUFFIXES
-    # Download tools put a still picture in WebP beside each video.
+    # Download tools store a still thumbnail in WebP beside each video.
     return head is not None and head[8:16] == b"WEBPVP8X" and bool(head[20:21]) and bool(head[20] & 0b10)
 
 
 def passed_over(skipped: Mapping[str, Sequence[str]]) -> str:
-    """One line on what was skipped: "passed over 12 files that are no videos: .txt (10), .jpg (2); …"."""
+    """Summarise skipped entries: "passed over 12 files that are no videos: .txt (10), .jpg (2); …"."""
     parts = []
     for reason, names in skipped.items():
-        said = _REASONS[reason][len(names) > 1]
+        description = _REASONS[reason][len(names) > 1]
         if reason == "not_videos":
             suffixes = Counter(PurePosixPath(name).suffix.lower() or PurePosixPath(name).name for name in names)
             kinds = [f"{suffix} ({count})" for suffix, count in suffixes.most_common(8)]
             examples = ", ".join(kinds + ["…"] * (len(suffixes) > 8))
         else:
             examples = ", ".join([*names[:3], *["…"] * (len(names) > 3)])
-        parts.append(f"{len(names):,} {said}: {examples}")
+        parts.append(f"{len(names):,} {description}: {examples}")
     return "passed over " + "; ".join(parts) if parts else ""
 
 
 @dataclass
 class Listing:
-    """The videos below a folder. All names are relative to it, with "/" between their parts.
+    """The videos below a folder. All names are relative to it, with "/" as separator.
 
     Attributes:
         root: The folder.
         videos: Names of the videos, sorted part by part.
-        folders: Names of the folders directly in it that were read, sorted.
-        missing: Names of links to videos that are not there.
-        skipped: Names of what was passed over, by the reason; see `passed_over`.
+        folders: Names of its direct subfolders that were read, sorted.
+        missing: Names of broken links to videos.
+        skipped: Names of skipped entries by reason; see `passed_over`.
     """
 
     root: Path
@@ -98,37 +98,37 @@ class Listing:
 
 
 def list_videos(folder: str | Path) -> Listing:
-    """Finds the videos in a folder at any depth, without what is hidden.
+    """List the videos in a folder at any depth, without hidden entries.
 
-    Links to files and folders are followed, but each real folder is read once: under its own place, else under the
-    first link to it. A link to the folder itself or to one around it is passed over.
+    Links to files and folders are followed, but each real folder is read once: under its own path, else under the first
+    link to it. A link to the folder itself or to one of its parents is skipped.
 
     Raises:
-        DataError: When the folder, or one in it, cannot be read.
+        DataError: The folder, or one below it, cannot be read.
     """
     listing = Listing(Path(folder))
     real = listing.root.resolve()
-    seen = {_identity(place) for place in (real, *real.parents)}
+    visited = {_identity(place) for place in (real, *real.parents)}
 
     def is_new(name: str) -> bool:
         identity = _identity(listing.root / name)
-        if identity in seen:
+        if identity in visited:
             listing.skipped["read_already"].append(name)
             listing.folders = [folder for folder in listing.folders if folder != name]
             return False
-        seen.add(identity)
+        visited.add(identity)
         return True
 
     folders: list[str] = [""]
     links: list[str] = []
     while folders or links:
-        if not folders:  # all that is reached without a link has been read
-            # The nearest to the top first: a class folder that is a link is that class.
+        if not folders:  # everything reachable without a link has been read
+            # Shallowest first: a class folder that is a link stays that class.
             links.sort(key=lambda name: (name.count("/"), _parts(name)))
             folders, links = [name for name in links if is_new(name)], []
             continue
-        found, linked = _read_folder(listing, folders.pop())
-        folders += [name for name in found if is_new(name)]
+        subfolders, linked = _read_folder(listing, folders.pop())
+        folders += [name for name in subfolders if is_new(name)]
         links += linked
     for names in (listing.videos, listing.missing, *listing.skipped.values()):
         names.sort(key=_parts)
@@ -138,22 +138,22 @@ def list_videos(folder: str | Path) -> Listing:
 
 
 def split_folders(folder: str | Path) -> dict[str, Path]:
-    """The splits of a data set that is laid out as torchvision and Ultralytics do: `train/cat/…`, `val/cat/…`.
+    """Find the splits of a data set in the layout of torchvision and Ultralytics: `train/cat/…`, `val/cat/…`.
 
-    A folder is such a data set if all of its folders that hold videos are named like splits, in any case, and hold
-    class folders; or if there are several of them. So a class called "train" beside "bus" stays a class.
+    A folder is such a data set if all its subfolders with videos have names of splits, in upper or lower case, and hold
+    class folders; or if it has several such subfolders. So a class "train" beside "bus" stays a class.
 
     Returns:
-        The folders by "train", "validation" and "test"; nothing for any other folder, or what is no folder.
+        Folders by "train", "validation" and "test"; empty for other folders and for paths that are not folders.
 
     Raises:
-        DataError: When the folder, or one in it, cannot be read.
+        DataError: The folder, or one below it, cannot be read, or two folders are the same split.
     """
     return splits_of(list_videos(folder)) if Path(folder).is_dir() else {}
 
 
 def splits_of(listing: Listing) -> dict[str, Path]:
-    """`split_folders` of a folder that has been listed."""
+    """Find the splits in a listing, see `split_folders`."""
     with_videos = sorted({name.split("/")[0] for name in listing.videos if "/" in name})
     with_classes = {name.split("/")[0] for name in listing.videos if name.count("/") > 1}
     splits: dict[str, list[str]] = defaultdict(list)
@@ -174,18 +174,18 @@ def splits_of(listing: Listing) -> dict[str, Path]:
 
 
 def _split_named(name: str) -> str:
-    """Which split a folder of this name is, or nothing."""
+    """Return the split that a folder name stands for, or an empty string."""
     return next((split for split, names in _SPLITS.items() if re.fullmatch(f"({names}){_SPLIT_ENDS}", name, re.I)), "")
 
 
 def _read_folder(listing: Listing, folder: str) -> tuple[list[str], list[str]]:
-    """Adds the files of one folder to a listing; returns the folders in it and the links to folders."""
+    """Add the files of one folder to a listing; return its subfolders and its links to folders."""
     folders: list[str] = []
     links: list[str] = []
     try:
         entries = list(os.scandir(listing.root / folder))
     except OSError as error:
-        raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
+        raise DataError(f"{error.filename}: expected a readable folder: {error.strerror}") from error
     for entry in entries:
         name = f"{folder}/{entry.name}" if folder else entry.name
         kind = _kind(entry)
@@ -224,11 +224,11 @@ def _head(path: str) -> bytes | None:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """The same for all paths to one folder, through links and mounts alike."""
+    """Return an identity that all paths to a folder share, through links and mounts too."""
     try:
         status = path.stat()
     except OSError as error:
-        raise DataError(f"{path}: the folder cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: expected a readable folder: {error.strerror}") from error
     return status.st_dev, status.st_ino
 
 

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout: a few large files instead of very many small ones."""
+"""Writing tar shards in WebDataset's layout: a few large files instead of many small ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from trecvit.data.class_names import write_labels
 from trecvit.data.manifest import Manifest, Video
 from trecvit.errors import DataError
 from trecvit.files import emptied_on_error, empty, is_empty, only_writer, storage_error, writing
-from trecvit.video.decode import FilePart
 from trecvit.video.frames import VIDEO_SUFFIXES
+from trecvit.video.sources import FilePart
 
 
 def write_shards(
@@ -22,28 +22,28 @@ def write_shards(
     shard_bytes: int = 1_000_000_000,
     report: Callable[[int], None] = lambda _: None,
 ) -> list[Path]:
-    """Writes `shard-000000.tar` … and `labels.txt`. The videos' bytes are kept as they are.
+    """Write `shard-000000.tar` … and `labels.txt`, with the videos' bytes unchanged.
 
-    Each video becomes the members `{key}.mp4`, under its own suffix, and `{key}.cls`, the number of its class as text;
-    the key is its place in the manifest and its name, with everything that WebDataset would misread replaced. Dates
-    and owners are left out, so that the same data give the same bytes.
+    A video becomes the members `{key}.mp4`, with its own suffix, and `{key}.cls`, its class index as text. The key is
+    its position in the manifest and its name, without characters that WebDataset would misread. Dates and owners are
+    left out, so that the same data give the same bytes.
 
     Args:
-        manifest: What to pack.
-        folder: A new or an empty one.
-        shard_bytes: A shard is closed once it is as long as this.
-        report: Called with the number of videos written.
+        manifest: The videos.
+        folder: A new or empty folder.
+        shard_bytes: Size at which a shard is closed.
+        report: Called with the number of videos written so far.
 
     Raises:
-        DataError: For a folder that is not empty, folders of frames, or a file that cannot be read.
+        DataError: The folder is not empty, a video is a folder of frames, or a file cannot be read.
     """
     folder = Path(folder)
     if not is_empty(folder):
-        raise DataError(f"{folder}: expected a new or an empty folder; remove it or give another")
+        raise DataError(f"{folder}: expected a new or empty folder; remove it or choose another")
     for video in manifest.videos:
         if Path(video.source.name).suffix.lower() not in VIDEO_SUFFIXES:
-            raise DataError(f"{video.source}: expected a file with one of {' '.join(VIDEO_SUFFIXES)}")
-    # Under another name until all is written: what an interrupted run leaves must not look like a smaller data set.
+            raise DataError(f"{video.source}: expected a file with a suffix of {' '.join(VIDEO_SUFFIXES)}")
+    # Renamed at the end: an interrupted run must not leave what looks like a smaller data set.
     part = folder.with_name(folder.name + ".part")
     with only_writer(part), emptied_on_error(part):
         empty(part)
@@ -55,7 +55,7 @@ def write_shards(
 
 
 def _write_all(manifest: Manifest, folder: Path, shard_bytes: int, report: Callable[[int], None]) -> list[str]:
-    """Writes all files of a data set and returns the names of the shards."""
+    """Write all files of a data set and return the names of the shards."""
     names: list[str] = []
     number = 0
     while number < len(manifest.videos):
@@ -77,7 +77,7 @@ def _add(tar: tarfile.TarFile, video: Video, number: int) -> None:
     key = f"{number:09d}_{stem[:80]}"
     member = tarfile.TarInfo(f"{key}{Path(source.name).suffix.lower()}")
     try:
-        # In blocks: a video may be larger than the memory.
+        # Copied in blocks: a video may not fit into memory.
         if isinstance(source, FilePart):
             member.size = source.num_bytes
             with source.path.open("rb") as file:
@@ -88,9 +88,11 @@ def _add(tar: tarfile.TarFile, video: Video, number: int) -> None:
             with source.open("rb") as file:
                 tar.addfile(member, file)
     except OSError as exc:
-        if storage_error(exc) is not None:  # of the shard, not of the video
+        if storage_error(exc) is not None:  # an error of the shard, not of the video
             raise
-        raise DataError(f"{source}: could not be read: {exc}; `trecvit data check` finds all such videos") from exc
+        raise DataError(
+            f"{source}: expected a readable file: {exc}; find all such videos with `trecvit data check`"
+        ) from exc
     label = str(video.label).encode()
     member = tarfile.TarInfo(f"{key}.cls")
     member.size = len(label)

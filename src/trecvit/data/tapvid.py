@@ -1,13 +1,11 @@
-"""The point-tracking benchmarks as they lie on disk, and clips of Kubric (MOVi-E and others) with their tracks.
+"""Files of the point-tracking benchmarks, and of Kubric clips (MOVi-E and others) with tracks.
 
 - TAP-Vid's pickles (DAVIS, Kinetics, RGB-stacking, RoboTAP): `read_tapvid`.
 - Perception Test's JSON and videos: `read_perception_test`.
-- One `.npz` per clip, with the names of Kubric's point-tracking challenge: `read_track_files`, `write_track_file`.
+- One `.npz` per clip, with the names of Kubric's point-tracking challenge: `read_track_files`.
 
-`read_tracked` takes any of them.
-
-Nothing is downloaded. A pickle can hold any program: here it may hold arrays and plain containers, and is refused if
-it holds anything else.
+`read_tracked` reads any of them, from local files only. A pickle can run any program when it is loaded: these readers
+accept arrays and plain containers and refuse all else.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from trecvit.data.folders import visible_files
 from trecvit.data.text import read_json
 from trecvit.data.tracked import TrackedVideo, TrackedVideos, resized_frame
 from trecvit.errors import DataError
-from trecvit.files import write_whole
 from trecvit.video.decode import read_frames
 
 
@@ -40,24 +37,26 @@ def read_tracked(
     split: str | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> TrackedVideos:
-    """Reads whichever of the benchmarks the path holds.
+    """Read a benchmark of any supported format.
 
     Args:
         path: TAP-Vid's `.pkl` or a folder of them, Perception Test's `.json`, or a folder of `.npz` track files.
         videos: For Perception Test: the folder of its videos.
-        split: Likewise: only videos of this split.
-        image_size: Height and width to bring the frames to while reading; track files are left as they are.
+        split: For Perception Test: read only this split.
+        image_size: Height and width to resize frames to while reading; ignored for track files.
 
     Raises:
-        DataError: The path is none of these, or as the readers below say.
+        DataError: The path is none of these, or see the readers below.
     """
     path = Path(path)
     if path.suffix == ".json":
         if videos is None:
-            raise DataError(f"{path}: Perception Test's videos are not in this file; say which folder they are in")
+            raise DataError(f"{path}: expected `videos`, the folder of Perception Test's videos, got none; give it")
         return read_perception_test(path, videos, split=split, image_size=image_size)
     if videos is not None or split is not None:
-        raise DataError(f"{path}: a folder of videos and a split belong to Perception Test's .json files only")
+        raise DataError(
+            f"{path}: expected Perception Test's .json with `videos` or `split`, got another path; leave them out"
+        )
     if path.suffix == ".pkl" or visible_files(path, ".pkl"):
         return read_tapvid(path, image_size=image_size)
     if visible_files(path, ".npz"):
@@ -71,28 +70,28 @@ def read_tracked(
 
 
 def read_tapvid(path: str | Path, *, image_size: tuple[int, int] | None = None) -> TrackedVideos:
-    """Reads one of TAP-Vid's pickles, or a folder of them, as the shards `0000_of_0010.pkl` of Kinetics are.
+    """Read one of TAP-Vid's pickles, or a folder of them, such as the shards `0000_of_0010.pkl` of Kinetics.
 
-    A file holds a dictionary from names to videos (DAVIS, RoboTAP), or a list of videos (Kinetics, RGB-stacking), which
-    are named by their place. Each is a dictionary with
+    A file holds a dictionary from names to videos (DAVIS, RoboTAP), or a list of videos (Kinetics, RGB-stacking), named
+    by their index. Each is a dictionary with
 
     - `video`: uint8 `[T, H, W, 3]`, or T frames as JPEG files (bytes);
-    - `points`: floats `[N, T, 2]`, (x, y) as parts of width and height;
+    - `points`: floats `[N, T, 2]`, (x, y) as fractions of width and height;
     - `occluded`: bool `[N, T]`.
 
     Args:
-        path: A file, or a folder whose `.pkl` files are read in the order of their names. Of a folder, one file at a
-            time is in memory, and each is read once more to count its videos.
-        image_size: Height and width to bring the frames to while reading; by default they stay as they are.
+        path: A file, or a folder of `.pkl` files, read in the order of their names. One file of a folder is in memory
+            at a time, and each is read once more to count its videos.
+        image_size: Height and width to resize frames to while reading; by default they keep their size.
 
     Raises:
-        DataError: The path holds no pickle, or one that is damaged, of another layout, or not arrays and containers
-            only. A video that does not hold together raises when it is asked for.
+        DataError: There is no pickle, or one is damaged, has another layout, or holds more than arrays and containers.
+            An inconsistent video raises on access.
     """
     path = Path(path)
     files = visible_files(path, ".pkl") if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path}: expected .pkl files in this folder, and there is none")
+        raise DataError(f"{path}: expected .pkl files in this folder, got none")
     shards = _Shards()
     return TrackedVideos(
         str(path),
@@ -105,16 +104,16 @@ def read_tapvid(path: str | Path, *, image_size: tuple[int, int] | None = None) 
 
 
 class _Shards:
-    """Pickle files, of which the one asked for last stays in memory."""
+    """Pickle files with a cache of the last one read."""
 
     def __init__(self) -> None:
         self._file: Path | None = None
         self._entries: dict[str, Any] = {}
 
     def entries(self, file: Path) -> dict[str, Any]:
-        """What a file holds, by name."""
+        """Read the entries of a file by name."""
         if file != self._file:
-            self._file, self._entries = None, {}  # let go of the old one before the new one comes
+            self._file, self._entries = None, {}  # free the old file first
             content = load_plain_pickle(file)
             if isinstance(content, list | tuple):
                 content = {f"{file.stem}[{number}]": entry for number, entry in enumerate(content)}
@@ -128,10 +127,8 @@ def _tapvid_video(shards: _Shards, file: Path, name: str, image_size: tuple[int,
     entry = shards.entries(file)[name]
     missing = {"video", "points", "occluded"} - (entry.keys() if isinstance(entry, dict) else set())
     if missing:
-        raise DataError(
-            f"{file}: {name}: expected video, points and occluded; there is no {', '.join(sorted(missing))}"
-        )
-    return _from_shares(
+        raise DataError(f"{file}: {name}: expected video, points and occluded, got no {', '.join(sorted(missing))}")
+    return _from_fractions(
         f"{file}: {name}",
         name,
         _stacked(f"{file}: {name}", entry["video"], image_size),
@@ -140,10 +137,10 @@ def _tapvid_video(shards: _Shards, file: Path, name: str, image_size: tuple[int,
     )
 
 
-def _from_shares(
+def _from_fractions(
     label: str, name: str, video: UInt8[np.ndarray, "t h w 3"], points: NDArray[Any], occluded: NDArray[Any]
 ) -> TrackedVideo:
-    """A tracked video from points (x, y) as parts of width and height."""
+    """Build a tracked video from points (x, y) as fractions of width and height."""
     if points.dtype.kind != "f" or points.shape != (*occluded.shape, 2) or occluded.shape[-1:] != (len(video),):
         raise DataError(
             f"{label}: expected points [N, {len(video)}, 2] of floats and occluded [N, {len(video)}], got "
@@ -156,7 +153,7 @@ def _from_shares(
 
 
 def _stacked(label: str, frames: Iterable[Any], image_size: tuple[int, int] | None) -> UInt8[np.ndarray, "t h w 3"]:
-    """Frames, as arrays or JPEG files, one by one brought to a size."""
+    """Stack frames, arrays or JPEG files, each resized first."""
     images: list[NDArray[np.uint8]] = []
     for number, frame in enumerate(frames):
         image = _decoded(f"{label}: frame {number}", frame) if isinstance(frame, bytes) else np.asarray(frame)
@@ -176,32 +173,32 @@ def _decoded(label: str, jpeg: bytes) -> UInt8[np.ndarray, "h w 3"]:
         raise DataError(f"{label}: expected a JPEG file: {exc}") from exc
 
 
-# ---- pickles without programs --------------------------------------------------------------------------------------
+# ---- safe pickles --------------------------------------------------------------------------------------------------
 
 
 def load_plain_pickle(file: str | Path) -> Any:
-    """Loads a pickle of arrays, numbers, text, bytes and plain containers.
+    """Load a pickle of arrays, numbers, text, bytes and plain containers.
 
     Raises:
-        DataError: When it asks for anything else, which is then not run; or when it is damaged or not there.
+        DataError: It refers to anything else, which is not run; or it is damaged or does not exist.
     """
     try:
         with Path(file).open("rb") as opened:
             return _PlainUnpickler(opened).load()
     except DataError as exc:
         raise DataError(f"{file}: {exc}") from exc
-    except Exception as exc:  # a damaged pickle fails in a dozen ways
-        raise DataError(f"{file}: this pickle cannot be read: {type(exc).__name__}: {exc}") from exc
+    except Exception as exc:  # a damaged pickle raises many types of errors
+        raise DataError(f"{file}: expected a readable pickle: {type(exc).__name__}: {exc}") from exc
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How bytes are written in pickles of protocol 2 and below; of `_codecs.encode` no more is needed."""
+    """Decode bytes of pickles of protocol 2 and below: the permitted use of `_codecs.encode`."""
     if encoding != "latin1":
-        raise DataError(f"it encodes text as {encoding!r}")
+        raise DataError(f"expected text encoded as latin1, got {encoding!r}")
     return text.encode("latin1")
 
 
-# An array names the functions that rebuild it; where they live depends on NumPy's version.
+# The functions that rebuild an array; their modules depend on NumPy's version.
 _REBUILD_ARRAY = np.empty(0).__reduce__()[0]
 _ARRAY_FROM_BUFFER = np.empty(0).__reduce_ex__(5)[0]
 _PERMITTED: dict[tuple[str, str], Any] = {
@@ -221,8 +218,8 @@ class _PlainUnpickler(pickle.Unpickler):
             return _PERMITTED[module_name, global_name]
         except KeyError:
             raise DataError(
-                f"it holds {module_name}.{global_name}, and only arrays and plain containers are read: whatever else a "
-                "pickle asks for could run any program"
+                f"expected arrays and plain containers only, got {module_name}.{global_name}, "
+                "which could run any program"
             ) from None
 
 
@@ -236,25 +233,25 @@ def read_perception_test(
     split: str | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> TrackedVideos:
-    """Reads the point tracks of the Perception Test (arXiv:2305.13786).
+    """Read the point tracks of the Perception Test (arXiv:2305.13786).
 
     The annotations are one JSON file: video's name -> `metadata` (`video_id`, `split`, `num_frames`, …) and
     `point_tracking`, a list of tracks with `frame_ids` `[N]`, the frames that show the point, and `points` `[2, N]`,
-    its rows y and x as parts of height and width. In all other frames the point is occluded.
+    rows y and x as fractions of height and width. In all other frames the point is occluded.
 
     Args:
-        annotations: Such as `point_tracking_valid.json`.
+        annotations: The JSON file, such as `point_tracking_valid.json`.
         videos: Folder of the files `{video_id}.mp4`.
-        split: Only videos of this split.
-        image_size: Height and width to bring the frames to while reading; by default they stay as they are, and a video
-            may take gigabytes.
+        split: Read only this split.
+        image_size: Height and width to resize frames to while reading; by default they keep their size, and a video may
+            take gigabytes.
 
     Returns:
         The videos that have point tracks.
 
     Raises:
-        DataError: The annotations are damaged or of another layout, or no video is left. A video whose length is not
-            what the annotations say raises when it is asked for.
+        DataError: The annotations are damaged or have another layout, or no video is left. A video whose length differs
+            from the annotations raises on access.
     """
     annotations, videos = Path(annotations), Path(videos)
     content = read_json(annotations)
@@ -267,7 +264,9 @@ def read_perception_test(
     except (ValueError, AttributeError, KeyError, TypeError) as exc:
         raise DataError(f"{annotations}: expected Perception Test's annotations: {exc!r}") from exc
     if not entries:
-        raise DataError(f"{annotations}: no video{f' of split {split!r}' if split else ''} has point tracks")
+        raise DataError(
+            f"{annotations}: expected videos with point tracks{f' in split {split!r}' if split else ''}, got none"
+        )
     return TrackedVideos(
         str(annotations),
         [
@@ -293,31 +292,31 @@ def _perception_video(
             raise DataError(f"{name}: track {number}: expected frame_ids [N] and points [2, N]: {exc!r}") from exc
     video = _stacked(name, (frame.image for frame in read_frames(file)), image_size)
     if len(video) != num_frames:
-        raise DataError(f"{file}: expected {num_frames} frames, as the annotations say, got {len(video)}")
-    return _from_shares(name, name, video, points, occluded)
+        raise DataError(f"{file}: expected {num_frames} frames, as in the annotations, got {len(video)}")
+    return _from_fractions(name, name, video, points, occluded)
 
 
 # ---- clips with tracks, one per file -------------------------------------------------------------------------------
 
 
 def read_track_files(folder: str | Path) -> TrackedVideos:
-    """Reads clips with tracks, a `.npz` file each, in the order of their names.
+    """Read clips with tracks, a `.npz` file each, in the order of their names.
 
-    The arrays have the names and meanings of what Kubric's point-tracking challenge makes of MOVi-E
-    (`create_point_tracking_dataset`, without a batch axis), so that a clip is exported by `numpy.savez(path, **clip)`:
+    The arrays are those that Kubric's point-tracking challenge makes from MOVi-E (`create_point_tracking_dataset`,
+    without a batch axis), so `numpy.savez(path, **clip)` exports a clip:
 
     - `video`: uint8 `[T, H, W, 3]`, or floats from -1 (black) to 1 (white);
-    - `target_points`: floats `[Q, T, 2]`, (x, y) in pixels, counted from the outer corner of the top left one;
-    - `occluded`: bool `[Q, T]`, hidden or outside of the frame;
-    - `query_points`, if there are any: floats `[Q, 3]`, (frame, y, x).
+    - `target_points`: floats `[Q, T, 2]`, (x, y) in pixels from the outer corner of the top left pixel;
+    - `occluded`: bool `[Q, T]`, hidden or outside the frame;
+    - `query_points`, optional: floats `[Q, 3]`, (frame, y, x).
 
     Raises:
-        DataError: There is no such file. One that is damaged or of another layout raises when it is asked for.
+        DataError: There is no such file. A damaged file or one of another layout raises on access.
     """
     folder = Path(folder)
     files = visible_files(folder, ".npz")
     if not files:
-        raise DataError(f"{folder}: expected .npz files with tracks in this folder, and there is none")
+        raise DataError(f"{folder}: expected .npz files with tracks in this folder, got none")
     return TrackedVideos(str(folder), [(file.stem, partial(_track_file, file)) for file in files])
 
 
@@ -330,7 +329,7 @@ def _track_file(file: Path) -> TrackedVideo:
         raise DataError(f"{file}: expected the arrays video, target_points and occluded: {exc}") from exc
     if video.dtype.kind == "f":
         if not np.abs(video).max(initial=0) <= 1:
-            raise DataError(f"{file}: a video of floats must be from -1 to 1")
+            raise DataError(f"{file}: video: expected floats from -1 to 1, got others")
         video = ((video.astype(np.float32) + 1) * 127.5).round().astype(np.uint8)
     return TrackedVideo(
         name=file.stem,
@@ -339,16 +338,3 @@ def _track_file(file: Path) -> TrackedVideo:
         occluded=occluded.astype(bool),
         query_points_tyx=queries,
     )
-
-
-def write_track_file(path: str | Path, video: TrackedVideo) -> None:
-    """Writes one file as `read_track_files` reads it; the name of the video is that of the file."""
-    arrays = {"video": video.video, "target_points": video.tracks_xy, "occluded": video.occluded}
-    if video.query_points_tyx is not None:
-        arrays["query_points"] = video.query_points_tyx
-
-    def write(part: Path) -> None:
-        with part.open("wb") as opened:  # given a path, NumPy would add an ending to it
-            np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
-
-    write_whole(Path(path), write)

@@ -1,4 +1,4 @@
-"""Lists, tables and JSON as text files of any system: UTF-8, or UTF-16 and UTF-32 with a byte-order mark."""
+"""Text files of any system, and JSON: UTF-8, or UTF-16 and UTF-32 with a byte-order mark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from trecvit.errors import DataError
 
-# In this order: the mark of UTF-32 begins with that of UTF-16.
+# UTF-32 first: its mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -22,8 +22,8 @@ _MARKS = (
 _UNPACK = "unpack it and give the folder"
 _EXPORT = "write a list of paths and class numbers as text from it"
 _VIDEO = "a video; give the folder that holds it, or a list of videos"
-# What files begin with (bytes, and where they stand), and what they are.
-_KNOWN = (
+# Magic numbers of other file types: bytes, their offset, and a description with advice.
+_MAGIC = (
     (b"PK\x03\x04", 0, f"a zip archive; {_UNPACK}"),
     (b"PK\x05\x06", 0, f"a zip archive, and an empty one; {_UNPACK}"),
     (b"Rar!\x1a\x07", 0, f"a rar archive; {_UNPACK}"),
@@ -54,20 +54,20 @@ _KNOWN = (
 
 
 def read_text(path: Path, expected: str, *, errors: str = "strict") -> str:
-    """The content of a text file without its byte-order mark; line ends are kept as they are.
+    """Read a text file without its byte-order mark; line ends are kept.
 
     Args:
         path: The file.
-        expected: What it should be, for messages.
-        errors: For bytes that are no UTF-8: "strict" refuses them, "surrogateescape" keeps them.
+        expected: A description of the expected content, for messages.
+        errors: For bytes that are not UTF-8: "strict" raises, "surrogateescape" keeps them.
 
     Raises:
-        DataError: For a file that is not there, cannot be read, is empty, or is no text; the message says what it is.
+        DataError: The file does not exist, cannot be read, is empty or is not text; the message names its type.
     """
     if path.is_dir():
         raise DataError(f"{path}: expected {expected}, got a folder")
     if not path.is_file():
-        raise DataError(f"{path}: expected {expected}, and there is no such file; check the path")
+        raise DataError(f"{path}: expected {expected}, got no such file; check the path")
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -76,7 +76,7 @@ def read_text(path: Path, expected: str, *, errors: str = "strict") -> str:
                 raise DataError(f"{path}: expected {expected}, got {kind}")
             content = head + file.read()
     except OSError as exc:
-        raise DataError(f"{path}: expected {expected}, and it cannot be read: {exc.strerror}") from exc
+        raise DataError(f"{path}: expected {expected}, got an unreadable file: {exc.strerror}") from exc
     mark, encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), (b"", "utf-8"))
     content = content[len(mark) :]
     try:
@@ -93,24 +93,24 @@ def read_text(path: Path, expected: str, *, errors: str = "strict") -> str:
 
 
 def kind_of(head: bytes) -> str:
-    """What a file is by its first bytes, 262 or more, and what to do with it; empty for text and what is not known."""
-    for magic, place, words in _KNOWN:
-        if head[place : place + len(magic)] == magic:
-            return words
+    """Describe a file type by its first 262 bytes or more, with advice; empty for text and unknown types."""
+    for magic, offset, description in _MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            return description
     return ""
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines without their ends, which may be those of Unix, Windows or old Macs."""
+    """Split text into lines, with the line ends of Unix, Windows or classic Mac OS."""
     lines = re.split(r"\r\n|\n|\r", text)
     return lines[:-1] if not lines[-1] else lines
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; an object that names a key twice is refused.
+    """Read a JSON file; duplicate keys are an error.
 
     Raises:
-        DataError: For what is not JSON, or cannot be read.
+        DataError: The file is not JSON or cannot be read.
     """
     try:
         return json.loads(read_text(path, "JSON"), object_pairs_hook=_unique)
@@ -122,6 +122,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            raise ValueError(f"the key {key!r} stands there twice")
+            raise ValueError(f"duplicate key {key!r}")
         content[key] = value
     return content

@@ -1,8 +1,7 @@
-"""Videos whose points are followed through all frames: what the benchmarks, Kubric's files and our own scenes share.
+"""Videos with point tracks: the common form of the benchmarks, Kubric's files and synthetic scenes.
 
-Points are `(x, y)` in pixels of the video, counted as TAP-Vid does, from the outer corner of the top left pixel: that
-pixel's centre is (0.5, 0.5), and a frame of width W reaches from 0 to W. So points of a resized video are the points
-times the ratio of the sizes, and nothing else.
+Points are `(x, y)` in pixels from the outer corner of the top left pixel, as in TAP-Vid: that pixel's centre is
+(0.5, 0.5), and a frame of width W spans 0 to W. So resizing a video only scales its points.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ from trecvit.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrackedVideo:
-    """A video and the tracks of points in it.
+    """A video with point tracks.
 
     Attributes:
         name: For messages and results.
-        video: uint8 `[T, H, W, 3]`, red green blue.
-        tracks_xy: float32 `[Q, T, 2]`, where each point is in every frame, in pixels. While a point is occluded this
-            may be a guess, or anything at all.
-        occluded: bool `[Q, T]`: it cannot be seen, because something hides it or it is outside of the frame.
-        query_points_tyx: float32 `[Q, 3]`, (frame, y, x) to ask for each track with, if the data says so.
+        video: uint8 `[T, H, W, 3]`, RGB.
+        tracks_xy: float32 `[Q, T, 2]`, the position of each point in every frame, in pixels; arbitrary while occluded.
+        occluded: bool `[Q, T]`: hidden by an object, or outside the frame.
+        query_points_tyx: float32 `[Q, 3]`, the query (frame, y, x) of each track, if the data define it.
     """
 
     name: str
@@ -48,17 +46,18 @@ class TrackedVideo:
             expected.append(("query_points_tyx", self.query_points_tyx, np.float32, (len(self.tracks_xy), 3)))
         for name, array, dtype, shape in expected:
             fits = array.ndim == len(shape) and all(
-                want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+                size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
             )
             if array.dtype != dtype or not fits:
-                wanted = ", ".join("any" if size is None else str(size) for size in shape)
+                expected_shape = ", ".join("any" if size is None else str(size) for size in shape)
                 raise DataError(
-                    f"{self.name}: {name}: expected {np.dtype(dtype)} [{wanted}], got {array.dtype} {list(array.shape)}"
+                    f"{self.name}: {name}: expected {np.dtype(dtype)} [{expected_shape}], "
+                    f"got {array.dtype} {list(array.shape)}"
                 )
         if min(self.video.shape) < 1:
-            raise DataError(f"{self.name}: the video is empty: {list(self.video.shape)}")
+            raise DataError(f"{self.name}: expected at least one frame and pixel, got {list(self.video.shape)}")
         if not np.isfinite(self.tracks_xy[~self.occluded]).all():
-            raise DataError(f"{self.name}: some visible points of tracks_xy are not finite numbers")
+            raise DataError(f"{self.name}: tracks_xy: expected finite visible points, got NaN or infinity")
 
     @property
     def num_frames(self) -> int:
@@ -66,9 +65,9 @@ class TrackedVideo:
         return len(self.video)
 
     def resized(self, image_size: tuple[int, int]) -> TrackedVideo:
-        """The same with frames of `(height, width)` pixels, whatever their aspect was, as TAP-Vid has it.
+        """Resize frames and points to `(height, width)` pixels, without keeping the aspect, as TAP-Vid does.
 
-        Frames go through Pillow's Lanczos filter, as they do in the benchmark's own code (by way of mediapy).
+        The filter is Pillow's Lanczos, as in the benchmark's code (through mediapy).
         """
         if self.video.shape[1:3] == image_size:
             return self
@@ -83,17 +82,17 @@ class TrackedVideo:
 
 
 def resized_frame(frame: UInt8[np.ndarray, "h w 3"], image_size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ 3"]:
-    """One frame, brought to `(height, width)` pixels by Pillow's Lanczos filter."""
+    """Resize one frame to `(height, width)` pixels by Pillow's Lanczos filter."""
     height, width = image_size
     return np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
 class TrackedVideos:
-    """Tracked videos that are read one at a time, as they are asked for.
+    """Tracked videos, each read on access.
 
     Args:
-        source: Where they come from, for messages and results.
-        videos: The name of each, and how to read it.
+        source: Their origin, for messages and results.
+        videos: The name and the reader of each.
     """
 
     def __init__(self, source: str, videos: Sequence[tuple[str, Callable[[], TrackedVideo]]]) -> None:
@@ -109,11 +108,11 @@ class TrackedVideos:
     @overload
     def __getitem__(self, index: slice) -> TrackedVideos: ...
     def __getitem__(self, index: int | slice) -> TrackedVideo | TrackedVideos:
-        """One of them, read anew, or some of them, unread.
+        """Read one video, or select some without reading them.
 
         Raises:
-            DataError: When its tracks do not hold together.
-            VideoError: When its frames cannot be read.
+            DataError: Its tracks are inconsistent.
+            VideoError: Its frames cannot be read.
         """
         if isinstance(index, slice):
             return TrackedVideos(self.source, list(zip(self.names, self._read, strict=True))[index])
@@ -124,16 +123,16 @@ class TrackedVideos:
 
 
 def random_queries(video: TrackedVideo, rng: np.random.Generator) -> Float[np.ndarray, "q 3"]:
-    """For each track a query (frame, y, x) float32 at one of the frames that show it, each as likely as any other.
+    """Draw a query (frame, y, x), float32, for each track, uniformly among its visible frames.
 
     Raises:
-        DataError: When a track is never seen.
+        DataError: A track is never visible.
     """
-    seen = ~video.occluded
-    never = ~seen.any(axis=1)
+    visible = ~video.occluded
+    never = ~visible.any(axis=1)
     if never.any():
         raise DataError(f"{video.name}: track {int(np.argmax(never))} is occluded in every frame; leave it out")
-    # The frame with the largest of independent draws, hidden ones last.
-    frames = np.where(seen, rng.random(seen.shape), -1).argmax(axis=1)
+    # The visible frame with the largest random number.
+    frames = np.where(visible, rng.random(visible.shape), -1).argmax(axis=1)
     x, y = video.tracks_xy[np.arange(len(frames)), frames].T
     return np.stack([frames, y, x], axis=1).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Protocols that turn a model and data into numbers."""
+"""Evaluation protocols: a model and data in, metrics out."""

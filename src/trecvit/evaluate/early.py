@@ -1,11 +1,10 @@
-"""How early does a model know? Videos streamed frame by frame, and the answer after a part of each.
+"""Early recognition: accuracy after part of each video, streamed frame by frame.
 
-Readouts, with e_t what frame t contributes to the head (see `Head.evidence`); the classifier is linear, so averaging
-evidence and averaging per-frame logits is the same:
+Readouts average the evidence e_t of each frame (`Head.evidence`); the classifier is linear, so this equals averaging
+per-frame logits:
 
-- "mean": (e_1 + … + e_t) / t, what `model.step` answers;
-- "exponential": weights that halve every `half_life` frames, divided by their sum, so that the first answers are not
-  drawn to zero;
+- "mean": (e_1 + … + e_t) / t, the logits of `model.step`;
+- "exponential": weights that halve every `half_life` frames, divided by their sum so that early outputs are unbiased;
 - "window": the mean of the last `window` frames.
 """
 
@@ -34,11 +33,11 @@ _FRAMES_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Readouts:
-    """The readouts' lengths, in frames that the model sees.
+    """Lengths of the readouts, in frames that the model sees.
 
     Attributes:
-        half_life: Of the exponential one.
-        window: Of the windowed one.
+        half_life: Half-life of the exponential weights.
+        window: Length of the window.
     """
 
     half_life: float = 8.0
@@ -49,7 +48,7 @@ class Readouts:
             raise ConfigError(f"expected half_life > 0 and window >= 1, got {self.half_life} and {self.window}")
 
     def __call__(self, evidence: Float[Tensor, "T R"], readout: str) -> Float[Tensor, " R"]:
-        """What a readout makes of the frames so far."""
+        """Average the evidence of the frames so far."""
         if readout == "mean":
             return evidence.mean(dim=0)
         if readout == "window":
@@ -68,24 +67,24 @@ def evaluate_early(
     readouts: Readouts | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[dict[tuple[str, float], Scores], list[Failure]]:
-    """Scores after each part of each video, for each readout.
+    """Score each readout after each part of each video.
 
-    Each video is streamed once, at the stride that the model was trained with. "After 25 %" means after the frames
-    that begin in the first quarter of those the model sees, one at least.
+    Each video is streamed once, at the model's training stride. "After 25 %" is after the frames that begin in the
+    first quarter of those the model sees, at least one.
 
     Args:
-        model: With a head whose classes are the data's.
-        manifest: The videos; those without a class are left out.
-        parts: Shares of a video, above 0 and at most 1.
+        model: A classifier with the data's classes.
+        manifest: The videos; unlabelled ones are skipped.
+        parts: Shares of a video, in (0, 1].
         readouts: Their lengths.
-        report: Called with the number of videos done and how many of them failed.
+        report: Called with the number of videos done and of those that failed.
 
     Returns:
-        Scores by (readout, part), and the videos that could not be read.
+        Scores by (readout, part), and the unreadable videos.
 
     Raises:
-        ConfigError: When the model has no head, or a part is impossible.
-        DataError: When its classes are not the data's, no video has one, or none could be read.
+        ConfigError: when the model has no head, or a part is out of range.
+        DataError: when its classes are not the data's, no video is labelled, or none is readable.
     """
     check_labels(model, manifest)
     if not parts or not all(0 < part <= 1 for part in parts):
@@ -96,8 +95,8 @@ def evaluate_early(
     probs: dict[tuple[str, float], list[np.ndarray]] = {(name, part): [] for name in READOUTS for part in parts}
     failures: list[Failure] = []
     model.eval()
-    wanted = [manifest.videos[number] for number in with_class(manifest)]
-    for done, video in enumerate(wanted, start=1):
+    videos = [manifest.videos[index] for index in with_class(manifest)]
+    for done, video in enumerate(videos, start=1):
         try:
             evidence = torch.cat(list(_evidence(model, video.source)))
             if not len(evidence):
@@ -109,32 +108,32 @@ def evaluate_early(
             classes.append(video.label)
             for (name, part), rows in probs.items():
                 so_far = evidence[: max(1, int(np.ceil(part * len(evidence))))]
-                assert model.head is not None, "check_labels has refused models without a head"
+                assert model.head is not None, "check_labels refuses models without a head"
                 logits = model.head(readouts(so_far, name)[None])
                 rows.append(logits.softmax(dim=-1)[0].cpu().numpy())
         report(done, len(failures))
     refuse_if_none(names, manifest, failures)
     labels = model.labels or manifest.labels
-    found = {
+    scores = {
         key: Scores(tuple(names), np.array(classes, np.int64), np.stack(rows), labels) for key, rows in probs.items()
     }
-    return found, failures
+    return scores, failures
 
 
 def _evidence(model: TRecViT, source: Source) -> Iterator[Float[Tensor, "T R"]]:
-    """What the frames of one video contribute, a few at a time, with a carried state."""
+    """Yield the evidence of a video's frames, a few frames per step."""
     assert model.head is not None
     state = model.init_state(1)
-    waiting: list[Tensor] = []
+    pending: list[Tensor] = []
     with open_video(source) as video:
         stride = model.preprocessing.stride_for(video.info.rate_fps)
-        for number, frame in enumerate(video.frames(short_side_px=max(model.preprocessing.image_size))):
-            if number % stride == 0:
-                waiting.append(to_clip(frame.image[None], model.preprocessing.image_size))
-            if len(waiting) == _FRAMES_AT_ONCE:
-                out, state = model.step(torch.cat(waiting)[None].to(model.device), state)
+        for index, frame in enumerate(video.frames(short_side_px=max(model.preprocessing.image_size))):
+            if index % stride == 0:
+                pending.append(to_clip(frame.image[None], model.preprocessing.image_size))
+            if len(pending) == _FRAMES_AT_ONCE:
+                out, state = model.step(torch.cat(pending)[None].to(model.device), state)
                 yield model.head.evidence(out.features)[0].float()
-                waiting = []
-    if waiting:
-        out, state = model.step(torch.cat(waiting)[None].to(model.device), state)
+                pending = []
+    if pending:
+        out, state = model.step(torch.cat(pending)[None].to(model.device), state)
         yield model.head.evidence(out.features)[0].float()

@@ -1,7 +1,7 @@
-"""What point trackers are compared with: points that stay where they were, and Lucas and Kanade's optical flow.
+"""Baselines of point tracking: static points, and pyramidal Lucas–Kanade optical flow.
 
-Both are trackers as `trecvit.model.tracker` has them: called with a video, uint8 `[B, T, 3, H, W]`, and queries
-(frame, y, x), `[B, Q, 3]`, they answer with `TrackerOutput` in pixels of the video.
+Both are callables as `trecvit.model.tracker.Tracker` describes: video uint8 `[B,T,3,H,W]` and queries (frame, y, x)
+`[B,Q,3]` -> `TrackerOutput`, in pixels of the video.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from trecvit.errors import MissingPackageError
 from trecvit.model.tracker import TrackerOutput
 
 
-def still_points(video: Tensor, query_points_tyx: Tensor) -> TrackerOutput:
-    """Every point stays where it was asked for, and is always seen."""
+def static_points(video: Tensor, query_points_tyx: Tensor) -> TrackerOutput:
+    """Predict that every point stays at its query's place and is always visible."""
     batch_size, num_frames = video.shape[:2]
     points_xy = query_points_tyx[..., [2, 1]].float()[:, :, None].expand(-1, -1, num_frames, -1)
     always = torch.ones(batch_size, query_points_tyx.shape[1], num_frames, device=video.device)
@@ -26,18 +26,18 @@ def still_points(video: Tensor, query_points_tyx: Tensor) -> TrackerOutput:
 
 
 class LucasKanade:
-    """OpenCV's pyramidal Lucas–Kanade flow from each frame to the next (Bouguet 2000), checked forwards and backwards.
+    """OpenCV's pyramidal Lucas–Kanade flow (Bouguet 2000) from frame to frame, with a forward-backward check.
 
-    A point is lost when the flow fails, when flowing back does not lead to where it came from, or when it leaves the
-    frame. A lost point stays where it was last seen and is called hidden from then on: flow alone cannot find it again.
+    A point is lost when the flow fails, when the backward flow does not return to its start, or when it leaves the
+    frame. A lost point stays at its last place and is hidden from then on: flow alone cannot recover it.
 
     Args:
-        window_px: Side of the square that is matched, an odd number of pixels; by default OpenCV's.
-        pyramid_levels: Halvings of the picture, for large motions; by default OpenCV's.
-        return_within_px: How far from its beginning a point may end up, there and back.
+        window_px: Side of the matched square, an odd number of pixels; OpenCV's default.
+        pyramid_levels: Halvings of the picture, for large motions; OpenCV's default.
+        return_within_px: Largest distance between a point and the end of its forward and backward flow.
 
     Raises:
-        MissingPackageError: OpenCV is not installed.
+        MissingPackageError: when OpenCV is not installed.
     """
 
     def __init__(self, *, window_px: int = 21, pyramid_levels: int = 3, return_within_px: float = 1.0) -> None:
@@ -56,7 +56,7 @@ class LucasKanade:
         self.return_within_px = return_within_px
 
     def __call__(self, video: Tensor, query_points_tyx: Tensor) -> TrackerOutput:
-        """TrackerOutput every point from its query's frame on."""
+        """Track every point from its query's frame to the end."""
         rows = [
             self._follow(frames.permute(0, 2, 3, 1).cpu().numpy(), queries.double().cpu().numpy())
             for frames, queries in zip(video, query_points_tyx, strict=True)
@@ -68,32 +68,34 @@ class LucasKanade:
     def _follow(
         self, frames: NDArray[np.uint8], queries: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Points `[Q, T, 2]` of one video `[T, H, W, 3]`, and whether they are still seen `[Q, T]`."""
+        """Return points `[Q,T,2]` of one video `[T,H,W,3]`, and whether each is visible `[Q,T]`."""
         greys = [self._cv2.cvtColor(np.ascontiguousarray(frame), self._cv2.COLOR_RGB2GRAY) for frame in frames]
         height, width = frames.shape[1:3]
-        asked_at = np.round(queries[:, 0])
+        query_frames = np.round(queries[:, 0])
         points = np.repeat(queries[:, None, [2, 1]].astype(np.float32), len(frames), axis=1)
-        seen = np.repeat((asked_at < len(frames))[:, None], len(frames), axis=1)
+        seen = np.repeat((query_frames < len(frames))[:, None], len(frames), axis=1)
         for frame in range(1, len(frames)):
-            begun = asked_at < frame
-            points[begun, frame] = points[begun, frame - 1]
-            seen[begun, frame] = seen[begun, frame - 1]
-            followed = np.nonzero(begun & seen[:, frame - 1])[0]
+            started = query_frames < frame
+            points[started, frame] = points[started, frame - 1]
+            seen[started, frame] = seen[started, frame - 1]
+            followed = np.nonzero(started & seen[:, frame - 1])[0]
             if not len(followed):
                 continue
             start = points[followed, frame - 1]
-            moved, there = self._flow(greys[frame - 1], greys[frame], start)
-            returned, back = self._flow(greys[frame], greys[frame - 1], moved)
+            moved, tracked = self._flow(greys[frame - 1], greys[frame], start)
+            returned, tracked_back = self._flow(greys[frame], greys[frame - 1], moved)
             inside = ((moved >= 0) & (moved <= (width, height))).all(axis=1)
-            found = there & back & inside & (np.linalg.norm(returned - start, axis=1) <= self.return_within_px)
-            seen[followed, frame] = found
-            points[followed[found], frame] = moved[found]
+            consistent = np.linalg.norm(returned - start, axis=1) <= self.return_within_px
+            kept = tracked & tracked_back & inside & consistent
+            seen[followed, frame] = kept
+            points[followed[kept], frame] = moved[kept]
         return points, seen
 
     def _flow(
         self, grey: NDArray[np.uint8], next_grey: NDArray[np.uint8], points_xy: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Where points `[N, 2]` go, and whether that was found; OpenCV counts from the pixels' centres."""
+        """Return the new places of points `[N,2]`, and whether the flow succeeded."""
+        # OpenCV's origin is the centre of the upper left pixel, ours its corner.
         moved, status, _ = self._cv2.calcOpticalFlowPyrLK(
             grey, next_grey, points_xy[:, None] - np.float32(0.5), None, **self._settings
         )

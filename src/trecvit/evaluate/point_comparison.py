@@ -1,6 +1,6 @@
-"""How well points are followed, beside two baselines in the same run: points that stay, and optical flow.
+"""Accuracy of a point tracker beside the static and the optical-flow baseline, on the same videos.
 
-On held-out synthetic scenes, and on real frames under a moving camera, bare and with things that pass in front of them.
+Videos are held-out synthetic scenes, and real frames under a moving camera, with and without occluders.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 
 from trecvit.data.tracked import TrackedVideos
 from trecvit.errors import DataError
-from trecvit.evaluate.point_baselines import LucasKanade, still_points
+from trecvit.evaluate.point_baselines import LucasKanade, static_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.evaluate.track_pictures import saved_in
 from trecvit.model.tracker import PointTracker, Tracker
 from trecvit.synthetic.footage import moved_footage
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 
 METRICS = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy")
@@ -34,10 +34,10 @@ class Scored:
     """One tracker on one set of videos.
 
     Attributes:
-        test: Which videos.
-        tracker: Who followed the points.
-        num_videos: How many videos.
-        metrics: TAP-Vid's, by name, queries at the frame that first shows a point.
+        test: Name of the set of videos.
+        tracker: Name of the tracker.
+        num_videos: Videos in the set.
+        metrics: TAP-Vid's, by name, with queries in the frame that first shows a point.
     """
 
     test: str
@@ -56,16 +56,16 @@ def compare_trackers(
     pictures: Path | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> list[Scored]:
-    """Scores the tracker and the baselines on each set of videos, at the tracker's own size for it.
+    """Score the tracker and both baselines on each set of videos.
 
     Args:
-        tracker: Whose `preprocessing` says the size of the frames that it sees.
-        scenes: What the held-out scenes look like; the baselines see them in this size.
-        num_scenes: How many.
+        tracker: Sees frames of the size in its `preprocessing`.
+        scenes: Configuration of the held-out scenes; the baselines see them in this size.
+        num_scenes: Number of scenes.
         footage: Videos whose frames are moved; the baselines see them in 256 x 256 pixels.
-        clips_per_video: Clips of each, with and without things in front.
-        pictures: Folder for a picture of each video in a folder for each set: the tracker's answer, without baselines.
-        report: Called with the number of scores.
+        clips_per_video: Clips of each, with and without occluders.
+        pictures: Folder for a picture of the tracker's predictions for each video, in one folder per set.
+        report: Called with the number of scores so far.
     """
     size = scenes.image_size
     surfaces = photographs("held_out")
@@ -76,32 +76,32 @@ def compare_trackers(
         for name, covers in (("moved footage", 0), ("moved footage, covered now and then", _COVERS)):
             moved = moved_footage(footage, clips_per_video=clips_per_video, seed=_SEED, num_covers=covers)
             tests.append((name, moved, (256, 256)))
-    found = []
+    scored = []
     for test, videos, native_px in tests:
-        followed: tuple[tuple[str, Tracker, tuple[int, int]], ...] = (
+        trackers: tuple[tuple[str, Tracker, tuple[int, int]], ...] = (
             (type(tracker).__name__, tracker, tracker.preprocessing.image_size),
-            (BASELINES[0], still_points, native_px),
+            (BASELINES[0], static_points, native_px),
             (BASELINES[1], LucasKanade(), native_px),
         )
-        for name, follow, image_size in followed:
-            show = saved_in(pictures / test if pictures and follow is tracker else None)
-            scores, failures = evaluate_tapvid(follow, videos, image_size=image_size, device=tracker.device, show=show)
+        for name, track, image_size in trackers:
+            show = saved_in(pictures / test if pictures and track is tracker else None)
+            scores, failures = evaluate_tapvid(track, videos, image_size=image_size, device=tracker.device, show=show)
             if failures:
                 raise DataError(f"{failures[0].name}: {failures[0].reason}")
             means = scores.means()
             metrics = {metric: means[metric] for metric in METRICS}
-            found.append(Scored(test=test, tracker=name, num_videos=len(videos), metrics=metrics))
-            report(len(found))
-    return found
+            scored.append(Scored(test=test, tracker=name, num_videos=len(videos), metrics=metrics))
+            report(len(scored))
+    return scored
 
 
-def to_dict(found: Sequence[Scored], *, scenes: TrackSceneConfig, footage: Sequence[str | Path]) -> dict[str, Any]:
-    """As plain JSON values."""
+def to_dict(scored: Sequence[Scored], *, scenes: TrackSceneConfig, footage: Sequence[str | Path]) -> dict[str, Any]:
+    """Convert to plain JSON values."""
     return {
         "protocol": "trecvit eval points, version 1",
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "scenes": asdict(scenes),
         "footage": [Path(path).name for path in footage],
-        "scores": [asdict(one) for one in found],
+        "scores": [asdict(score) for score in scored],
     }

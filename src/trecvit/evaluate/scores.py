@@ -1,7 +1,7 @@
-"""Probabilities of whole videos, and every number that is reported of them.
+"""Class probabilities of whole videos, and all metrics computed from them.
 
-A result is a folder: `scores.npz` holds each video's name, class and probabilities, `result.json` how they came about
-and the figures. The figures are functions of the scores alone, so that anyone can compute them anew.
+A result is a folder: `scores.npz` with each video's name, class and probabilities, and `result.json` with the protocol
+and the metrics. The metrics are functions of the scores alone, so they can be recomputed from the file.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Scores:
 
     Attributes:
         names: As in the manifest.
-        classes: `[M]`, the right class of each.
-        probs: `[M, V]`, averaged over the views.
-        labels: The names of the classes, or none.
+        classes: `[M]`, the true classes.
+        probs: `[M,V]`, averaged over the views.
+        labels: The names of the classes, or empty.
     """
 
     names: tuple[str, ...]
@@ -43,14 +43,14 @@ class Scores:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise DataError("expected the scores of at least one video; not one could be read")
+            raise DataError("scores: expected at least one readable video, got none")
         if len({len(self.names), len(self.classes), len(self.probs)}) > 1:
-            raise DataError("scores: names, classes and probabilities must have one row per video")
+            raise DataError("scores: expected names, classes and probabilities of the same number of videos")
         if not np.isfinite(self.probs).all():
-            raise DataError("scores: some probabilities are not finite numbers; the weights may be damaged")
+            raise DataError("scores: expected finite probabilities, got NaN or infinity; the weights may be damaged")
 
     def save(self, path: Path) -> None:
-        """Writes an `.npz` without any pickled object in it."""
+        """Write an `.npz` without pickled objects."""
         with writing(path):
             np.savez_compressed(
                 path,
@@ -62,7 +62,7 @@ class Scores:
 
     @classmethod
     def load(cls, path: Path) -> Scores:
-        """Inverse of `save`."""
+        """Read what `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 names, labels = (tuple(str(name) for name in arrays[key]) for key in ("names", "labels"))
@@ -72,24 +72,23 @@ class Scores:
 
 
 def figures(scores: Scores) -> dict[str, Any]:
-    """Top-1, top-5, mean class accuracy, calibration and a row per class, as plain JSON values.
+    """Compute top-1, top-5, mean class accuracy, calibration and a row per class, as plain JSON values.
 
-    A class stands in the ranking behind all that are at least as likely, so that a model which says the same of all
-    classes is not called right.
+    Ties count against the true class, so a model with equal probabilities for all classes scores 0.
     """
     rows = np.arange(len(scores.classes))
     own = scores.probs[rows, scores.classes]
-    # How many others are at least as likely.
+    # The number of other classes that are at least as likely.
     ahead = (scores.probs >= own[:, None]).sum(axis=1) - 1
     per_class = []
-    for number in np.unique(scores.classes):
-        mine = scores.classes == number
+    for index in np.unique(scores.classes):
+        members = scores.classes == index
         per_class.append(
             {
-                "class": scores.labels[number] if scores.labels else str(number),
-                "videos": int(mine.sum()),
-                "top1": float((ahead[mine] == 0).mean()),
-                "most_taken_for": _most_taken_for(scores, mine, int(number)),
+                "class": scores.labels[index] if scores.labels else str(index),
+                "videos": int(members.sum()),
+                "top1": float((ahead[members] == 0).mean()),
+                "most_taken_for": _most_taken_for(scores, members, int(index)),
             }
         )
     return {
@@ -103,16 +102,16 @@ def figures(scores: Scores) -> dict[str, Any]:
 
 
 def confusion(scores: Scores) -> Int[np.ndarray, "v v"]:
-    """How many videos of each class (row) were taken for each class (column)."""
+    """Count the videos of each true class (row) and predicted class (column)."""
     counts = np.zeros((scores.probs.shape[1],) * 2, np.int64)
     np.add.at(counts, (scores.classes, scores.probs.argmax(axis=1)), 1)
     return counts
 
 
 def draw_confusion(scores: Scores) -> PIL.Image.Image:
-    """The confusions as a picture: a row per right class, a column per class named, darker for a larger share.
+    """Draw the confusion matrix: a row per true class, a column per predicted class, darker for a larger share.
 
-    Up to 60 classes are named at the side.
+    Up to 60 classes are labelled.
     """
     counts = confusion(scores)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -127,38 +126,37 @@ def draw_confusion(scores: Scores) -> PIL.Image.Image:
     picture = PIL.Image.new("RGB", (margin + grid.width, grid.height), "white")
     picture.paste(grid, (margin, 0))
     pen = PIL.ImageDraw.Draw(picture)
-    for number, label in enumerate(scores.labels):
-        pen.text((margin - 6, (number + 0.5) * cell), label, fill="black", font=font, anchor="rm")
-        right = f"{shares[number, number]:.0%}"
-        place = (margin + (number + 0.5) * cell, (number + 0.5) * cell)
-        pen.text(
-            place, right, fill="white" if shares[number, number] > 0.5 else "black", anchor="mm", font_size=cell // 2
-        )
+    for index, label in enumerate(scores.labels):
+        y = (index + 0.5) * cell
+        recall = shares[index, index]
+        pen.text((margin - 6, y), label, fill="black", font=font, anchor="rm")
+        ink_name = "white" if recall > 0.5 else "black"
+        pen.text((margin + y, y), f"{recall:.0%}", fill=ink_name, anchor="mm", font_size=cell // 2)
     return picture
 
 
 def calibration_error(scores: Scores) -> float:
-    """Expected calibration error (Guo et al. 2017): how far confidence is from accuracy, over 15 equal bins."""
+    """Compute the expected calibration error (Guo et al. 2017): mean |confidence - accuracy| over 15 equal bins."""
     confidence = scores.probs.max(axis=1)
     right = scores.probs.argmax(axis=1) == scores.classes
     bins = np.minimum((confidence * _NUM_BINS).astype(np.int64), _NUM_BINS - 1)
     error = 0.0
-    for number in np.unique(bins):
-        mine = bins == number
-        error += mine.mean() * abs(right[mine].mean() - confidence[mine].mean())
+    for index in np.unique(bins):
+        members = bins == index
+        error += members.mean() * abs(right[members].mean() - confidence[members].mean())
     return float(error)
 
 
 def write_result(
     folder: str | Path, scores: Scores, protocol: dict[str, Any], failures: Sequence[Any]
 ) -> dict[str, Any]:
-    """Writes `scores.npz`, `confusion.png` and `result.json` and returns what the latter says.
+    """Write `scores.npz`, `confusion.png` and `result.json`; return the latter's content.
 
     Args:
-        folder: Made if need be.
-        scores: Of all videos that could be read.
-        protocol: Everything that says how they came about.
-        failures: Videos that could not be read: objects with `name` and `reason`.
+        folder: Created if missing.
+        scores: Of all readable videos.
+        protocol: How the scores were computed.
+        failures: Unreadable videos: objects with `name` and `reason`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,10 +173,10 @@ def write_result(
     return result
 
 
-def _most_taken_for(scores: Scores, mine: NDArray[np.bool_], number: int) -> str:
-    """The wrong class named most often for videos of one class, or nothing."""
-    named = scores.probs[mine].argmax(axis=1)
-    wrong = named[named != number]
+def _most_taken_for(scores: Scores, members: NDArray[np.bool_], index: int) -> str:
+    """Return the most frequent wrong prediction for videos of one class, or an empty string."""
+    predicted = scores.probs[members].argmax(axis=1)
+    wrong = predicted[predicted != index]
     if not len(wrong):
         return ""
     other = int(np.bincount(wrong).argmax())

@@ -1,8 +1,7 @@
-"""TAP-Vid (Doersch et al. 2022, arXiv:2211.03726): how well a tracker follows points, and sees when they are hidden.
+"""TAP-Vid benchmark (Doersch et al. 2022, arXiv:2211.03726): accuracy of tracked points and of their visibility.
 
-A tracker is anything that is called with a video, uint8 `[B, T, 3, H, W]`, and queries (frame, y, x), float32
-`[B, Q, 3]`, and answers with a `TrackerOutput`. Points are in pixels of that
-video, counted from the outer corner of the top left pixel (see `trecvit.data.tracked`).
+A tracker is any callable: video uint8 `[B,T,3,H,W]` and queries (frame, y, x) float32 `[B,Q,3]` -> `TrackerOutput`.
+Points are in pixels of that video; the origin is the outer corner of the top left pixel (see `trecvit.data.tracked`).
 """
 
 from __future__ import annotations
@@ -46,30 +45,31 @@ def tapvid_metrics(
     pred_tracks_xy: NDArray[Any],
     query_mode: str,
 ) -> dict[str, Float[np.ndarray, " b"]]:
-    """The benchmark's metrics of each video of a batch, from 0 to 1; those of a data set are their means over videos.
+    """Compute the benchmark's metrics of each video of a batch, in [0, 1]; a data set's are means over its videos.
 
-    The query's own frame never counts; in mode `first` neither do the frames before it. "Visible" and "hidden" below
-    are the truth unless said otherwise.
+    The query's frame never counts; in mode `first` neither do the frames before it. "Visible" and "hidden" are the
+    truth; "predicted visible" is the prediction.
 
-    - `occlusion_accuracy` (OA): share of points whose visibility was told right.
-    - `pts_within_{d}`, d in 1, 2, 4, 8, 16: share of visible points that were placed less than d pixels off, whatever
-      was said of their visibility; `average_pts_within_thresh` (δ_avg) is the mean of the five.
-    - `jaccard_{d}`: true positives / (visible + false positives). True positives are visible, called visible and less
-      than d off; false positives are called visible, but hidden or too far off. `average_jaccard` (AJ) is their mean.
+    - `occlusion_accuracy` (OA): share of points with correctly predicted visibility.
+    - `pts_within_{d}`, d in 1, 2, 4, 8, 16: share of visible points placed less than d pixels off, whatever the
+      predicted visibility; `average_pts_within_thresh` (δ_avg) is the mean of the five.
+    - `jaccard_{d}`: true positives / (visible + false positives). True positives are visible, predicted visible and
+      less than d off; false positives are predicted visible, but hidden or too far off. `average_jaccard` (AJ) is the
+      mean of the five.
 
     Args:
-        query_points_tyx: `[B, Q, 3]`, (frame, y, x); only the frame is looked at.
-        gt_occluded: bool `[B, Q, T]`.
-        gt_tracks_xy: `[B, Q, T, 2]` in pixels of a 256 x 256 raster.
-        pred_occluded: bool `[B, Q, T]`.
-        pred_tracks_xy: `[B, Q, T, 2]`, likewise.
+        query_points_tyx: `[B,Q,3]`, (frame, y, x); only the frame is used.
+        gt_occluded: bool `[B,Q,T]`.
+        gt_tracks_xy: `[B,Q,T,2]` in pixels of a 256 x 256 raster.
+        pred_occluded: bool `[B,Q,T]`.
+        pred_tracks_xy: `[B,Q,T,2]`, in the same pixels.
         query_mode: "first" or "strided".
 
     Returns:
-        Name -> float64 `[B]`. What has no point to be the share of is NaN, as in the benchmark's own code.
+        Name -> float64 `[B]`. Metrics over no point are NaN, as in the benchmark's own code.
 
     Raises:
-        InputError: Shapes that do not fit, frames outside the video, or another mode.
+        InputError: for inconsistent shapes, frames outside the video, or an unknown mode.
     """
     gt_hidden, pred_hidden = np.asarray(gt_occluded, bool), np.asarray(pred_occluded, bool)
     counted = _counted(query_points_tyx, gt_hidden.shape, query_mode)
@@ -80,7 +80,7 @@ def tapvid_metrics(
     ):
         if array.shape != shape:
             raise InputError(f"{name}: expected {list(shape)} as gt_occluded has it, got {list(array.shape)}")
-    visible, called_visible = ~gt_hidden & counted, ~pred_hidden & counted
+    visible, pred_visible = ~gt_hidden & counted, ~pred_hidden & counted
     squared_error = np.square(np.asarray(pred_tracks_xy) - gt_tracks_xy).sum(axis=-1)
 
     def count(points: Bool[np.ndarray, "b q t"]) -> Int[np.ndarray, " b"]:
@@ -91,9 +91,9 @@ def tapvid_metrics(
         metrics = {"occlusion_accuracy": count((pred_hidden == gt_hidden) & counted) / count(counted)}
         for threshold in THRESHOLDS_PX:
             near = squared_error < threshold**2
-            false_positives = called_visible & ~(visible & near)
+            false_positives = pred_visible & ~(visible & near)
             metrics[f"pts_within_{threshold}"] = count(visible & near) / count(visible)
-            metrics[f"jaccard_{threshold}"] = count(visible & near & called_visible) / (
+            metrics[f"jaccard_{threshold}"] = count(visible & near & pred_visible) / (
                 count(visible) + count(false_positives)
             )
     metrics["average_jaccard"] = np.mean([metrics[f"jaccard_{d}"] for d in THRESHOLDS_PX], axis=0)
@@ -102,7 +102,7 @@ def tapvid_metrics(
 
 
 def _counted(queries: NDArray[Any], shape: tuple[int, ...], query_mode: str) -> Bool[np.ndarray, "b q t"]:
-    """Which points of which frames count."""
+    """Return which points of which frames count."""
     if query_mode not in QUERY_MODES:
         raise InputError(f"query_mode: expected one of {', '.join(QUERY_MODES)}, got {query_mode!r}")
     if len(shape) != 3 or queries.shape != (*shape[:2], 3):
@@ -110,11 +110,11 @@ def _counted(queries: NDArray[Any], shape: tuple[int, ...], query_mode: str) -> 
             f"expected gt_occluded [B, Q, T] and query_points_tyx [B, Q, 3], got {list(shape)} and "
             f"{list(queries.shape)}"
         )
-    asked_at = np.round(queries[..., :1]).astype(np.int64)
-    if ((asked_at < 0) | (asked_at >= shape[2])).any():
-        raise InputError(f"query_points_tyx: frames must be from 0 to {shape[2] - 1}, got {int(asked_at.max())}")
+    query_frames = np.round(queries[..., :1]).astype(np.int64)
+    if ((query_frames < 0) | (query_frames >= shape[2])).any():
+        raise InputError(f"query_points_tyx: expected frames from 0 to {shape[2] - 1}, got {int(query_frames.max())}")
     frames = np.arange(shape[2])
-    counted: np.ndarray = frames > asked_at if query_mode == "first" else frames != asked_at
+    counted: np.ndarray = frames > query_frames if query_mode == "first" else frames != query_frames
     return counted
 
 
@@ -122,11 +122,11 @@ def _counted(queries: NDArray[Any], shape: tuple[int, ...], query_mode: str) -> 
 
 
 class Queries(NamedTuple):
-    """What a tracker is asked.
+    """Queries of one video.
 
     Attributes:
-        points_tyx: float32 `[Q, 3]`, (frame, y, x).
-        tracks: `[Q]`, the number of the track that each query is a point of.
+        points_tyx: float32 `[Q,3]`, (frame, y, x).
+        tracks: `[Q]`, the index of each query's track.
     """
 
     points_tyx: NDArray[np.float32]
@@ -134,14 +134,14 @@ class Queries(NamedTuple):
 
 
 def queries_first(video: TrackedVideo) -> Queries:
-    """Each track where it is first seen. Tracks that are never seen are left out."""
+    """Query each track in its first visible frame; never visible ones are skipped."""
     seen = ~video.occluded
     tracks = np.nonzero(seen.any(axis=1))[0]
     return _queries(video, tracks, seen[tracks].argmax(axis=1))
 
 
 def queries_strided(video: TrackedVideo, stride: int = QUERY_STRIDE) -> Queries:
-    """Each track at every `stride`-th frame from the first on that shows it."""
+    """Query each track in every `stride`-th frame of the video in which it is visible."""
     offsets, tracks = np.nonzero(~video.occluded[:, ::stride].T)
     return _queries(video, tracks, offsets * stride)
 
@@ -159,9 +159,9 @@ class TapvidScores:
     """One row per video.
 
     Attributes:
-        names: Of the videos.
+        names: Names of the M videos.
         num_queries: `[M]`.
-        metrics: Name, as `tapvid_metrics` has it -> `[M]`.
+        metrics: Name as in `tapvid_metrics` -> `[M]`.
     """
 
     names: tuple[str, ...]
@@ -169,11 +169,11 @@ class TapvidScores:
     metrics: dict[str, NDArray[np.float64]]
 
     def means(self) -> dict[str, float]:
-        """Of each metric over the videos: the benchmark's numbers."""
+        """Average each metric over the videos: the benchmark's numbers."""
         return {name: float(values.mean()) for name, values in self.metrics.items()}
 
     def per_video(self) -> list[dict[str, Any]]:
-        """A row of plain JSON values for each video."""
+        """Return a row of plain JSON values for each video."""
         return [
             {
                 "video": name,
@@ -197,29 +197,29 @@ def evaluate_tapvid(
     report: Callable[[int, int], None] = lambda *_: None,
     show: Callable[[TrackedVideo, Queries, TrackerOutput], None] = lambda *_: None,
 ) -> tuple[TapvidScores, list[Failure]]:
-    """Scores of a tracker on every video, each by itself, resized to 256 x 256 pixels as the benchmark says.
+    """Score a tracker on every video, resized to `image_size`; the benchmark's is 256 x 256 pixels.
 
     Args:
         tracker: See the top of this file.
         videos: From one of the readers of `trecvit.data.tapvid`, or scenes of `trecvit.synthetic.track_scenes`.
-        query_mode: "first" asks for each track once, where it is first seen, and scores the frames after that;
-            "strided" asks at every fifth frame that shows it, and scores all other frames: those before the query are
-            tracked on the reversed video.
-        use_certainty: A point is called visible if the probability of being visible times the certainty is above one
-            half, as MooG and TAPIR have it, instead of by `visible_logits` alone.
-        queries_at_once: How many points the tracker follows together. By default all of a video: points that attend to
-            each other change each other's tracks, so this is part of the protocol.
-        image_size: Height and width that the tracker sees. Scores are always of the 256 x 256 raster.
-        device: Where the tracker is.
-        report: Called with the number of videos done, and how many of them failed.
-        show: Called with each video as the tracker saw it, what was asked and the answer, before they are let go of.
+        query_mode: "first" queries each track once, in its first visible frame, and scores the later frames;
+            "strided" queries it in every fifth frame that shows it, and scores all other frames: those before the query
+            are tracked on the reversed video.
+        use_certainty: Predict visible where sigmoid(visible_logits) * certainty > 0.5, as MooG and TAPIR do, instead
+            of by `visible_logits` alone.
+        queries_at_once: Points tracked together; by default all of a video. Points that attend to each other change
+            each other's tracks, so this is part of the protocol.
+        image_size: Height and width that the tracker sees. Scores are always in pixels of the 256 x 256 raster.
+        device: The tracker's device.
+        report: Called with the number of videos done, and of those that failed.
+        show: Called with each video as the tracker saw it, its queries and its predictions.
 
     Returns:
-        The scores of the videos that could be scored, and the others: unreadable, or with no visible point to score.
+        The scores, and the videos without a score: unreadable, or with no visible point to score.
 
     Raises:
-        InputError: An impossible argument, or a tracker that answers in other shapes.
-        DataError: When not one video could be scored.
+        InputError: for an invalid argument, or a tracker's output of wrong shape.
+        DataError: when no video has a score.
     """
     if query_mode not in QUERY_MODES:
         raise InputError(f"query_mode: expected one of {', '.join(QUERY_MODES)}, got {query_mode!r}")
@@ -238,11 +238,11 @@ def evaluate_tapvid(
             failures.append(Failure(name, str(exc)))
         else:
             pixels = torch.from_numpy(video.video).permute(0, 3, 1, 2)[None].to(device)
-            asked = torch.from_numpy(queries.points_tyx)[None].to(device)
-            follow = partial(track_both_ways, tracker) if query_mode == "strided" else tracker
-            answer = _ask(follow, pixels, asked, queries_at_once or len(queries.tracks))
-            show(video, queries, answer)
-            rows.append(_score(video, queries, answer, query_mode, use_certainty))
+            points_tyx = torch.from_numpy(queries.points_tyx)[None].to(device)
+            track = partial(track_both_ways, tracker) if query_mode == "strided" else tracker
+            output = _track(track, pixels, points_tyx, queries_at_once or len(queries.tracks))
+            show(video, queries, output)
+            rows.append(_score(video, queries, output, query_mode, use_certainty))
             names.append(name)
             num_queries.append(len(queries.tracks))
         report(done, len(failures))
@@ -260,14 +260,14 @@ def _refuse_if_nothing_counts(video: TrackedVideo, queries: Queries, query_mode:
         raise DataError(f"{video.name}: no point is visible in a frame that counts in mode {query_mode!r}")
 
 
-def _ask(tracker: Tracker, video: Tensor, query_points_tyx: Tensor, queries_at_once: int) -> TrackerOutput:
-    """The tracker's answers to all queries, asked some at a time."""
+def _track(tracker: Tracker, video: Tensor, query_points_tyx: Tensor, queries_at_once: int) -> TrackerOutput:
+    """Track all queries, so many at a time."""
     expected = (video.shape[0], query_points_tyx.shape[1], video.shape[1])
-    answers = [tracker(video, some) for some in query_points_tyx.split(queries_at_once, dim=1)]
+    parts = [tracker(video, queries) for queries in query_points_tyx.split(queries_at_once, dim=1)]
     tracks = TrackerOutput(
-        torch.cat([answer.points_xy for answer in answers], dim=1),
-        torch.cat([answer.visible_logits for answer in answers], dim=1),
-        torch.cat([answer.certainty for answer in answers], dim=1),
+        torch.cat([part.points_xy for part in parts], dim=1),
+        torch.cat([part.visible_logits for part in parts], dim=1),
+        torch.cat([part.certainty for part in parts], dim=1),
     )
     for name in ("points_xy", "visible_logits", "certainty"):
         tensor, shape = getattr(tracks, name), (*expected, 2) if name == "points_xy" else expected
@@ -277,19 +277,19 @@ def _ask(tracker: Tracker, video: Tensor, query_points_tyx: Tensor, queries_at_o
 
 
 def _score(
-    video: TrackedVideo, queries: Queries, answer: TrackerOutput, query_mode: QueryMode, use_certainty: bool
+    video: TrackedVideo, queries: Queries, output: TrackerOutput, query_mode: QueryMode, use_certainty: bool
 ) -> dict[str, NDArray[np.float64]]:
     height, width = video.video.shape[1:3]
     to_raster = np.array([IMAGE_SIZE[1] / width, IMAGE_SIZE[0] / height])
-    visible = answer.visible_logits > 0
+    visible = output.visible_logits > 0
     if use_certainty:
-        visible = answer.visible_logits.float().sigmoid() * answer.certainty.float() > 0.5
+        visible = output.visible_logits.float().sigmoid() * output.certainty.float() > 0.5
     return tapvid_metrics(
         query_points_tyx=queries.points_tyx[None],
         gt_occluded=video.occluded[queries.tracks][None],
         gt_tracks_xy=video.tracks_xy[queries.tracks][None] * to_raster,
         pred_occluded=~visible.cpu().numpy(),
-        pred_tracks_xy=answer.points_xy.float().cpu().numpy() * to_raster,
+        pred_tracks_xy=output.points_xy.float().cpu().numpy() * to_raster,
         query_mode=query_mode,
     )
 
@@ -306,11 +306,11 @@ def tapvid_protocol(
     queries_at_once: int | None = None,
     image_size: tuple[int, int] = IMAGE_SIZE,
 ) -> dict[str, Any]:
-    """Everything that must be known to get the same scores from `evaluate_tapvid` again, as plain JSON values.
+    """Describe a run of `evaluate_tapvid` so that it can be repeated, as plain JSON values.
 
     Args:
-        videos: As evaluated.
-        tracker: What was evaluated, such as the checkpoint as the user named it.
+        videos: The data.
+        tracker: Name of the tracker, such as the checkpoint that the user gave.
         query_mode: As given to `evaluate_tapvid`, as are the others.
         use_certainty: Likewise.
         queries_at_once: Likewise.
@@ -339,12 +339,12 @@ def tapvid_protocol(
 def write_tapvid_result(
     folder: str | Path, scores: TapvidScores, protocol: Mapping[str, Any], failures: Sequence[Failure]
 ) -> dict[str, Any]:
-    """Writes `result.json`, the means first and then a row per video, and returns what it says.
+    """Write `result.json`, means first, then a row per video; return its content.
 
     Args:
-        folder: Made if need be.
-        scores: Of all videos that could be scored.
-        protocol: Everything that says how they came about; see `tapvid_protocol`.
+        folder: Created if missing.
+        scores: Of the videos with a score.
+        protocol: How the scores were computed; see `tapvid_protocol`.
         failures: The other videos.
     """
     folder = Path(folder)

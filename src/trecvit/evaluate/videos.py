@@ -1,4 +1,4 @@
-"""Evaluation on real videos: several views of each, one answer per video, nothing left out in silence."""
+"""Evaluation of classifiers on videos: probabilities averaged over several views of each video."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Subset
 
+from trecvit.data.class_names import label_hash
 from trecvit.data.clips import EvaluationViews, Failure
-from trecvit.data.manifest import Manifest, label_hash
+from trecvit.data.manifest import Manifest
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.scores import Scores
 from trecvit.model.trecvit import Output, TRecViT
@@ -35,45 +36,44 @@ def evaluate_videos(
     processes: Processes | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Scores, list[Failure]]:
-    """The probabilities of every video, averaged over its views.
+    """Compute the probabilities of every video, averaged over its views.
 
     Args:
-        model: With a head whose classes are the data's.
-        manifest: The videos; those without a class are left out.
+        model: A classifier with the data's classes.
+        manifest: The videos; unlabelled ones are skipped.
         num_clips: Clips of each video, spread evenly over it.
         num_crops: Crops of each clip, 1 or 3.
-        views_at_once: How many views go through the model together: what limits the memory.
-        num_workers: Processes that decode.
-        processes: Those that share the videos, each with the whole model; by default this one is alone.
-        report: Called with the number of videos that this process has done, and how many of them failed.
+        views_at_once: Batch size, which limits memory.
+        num_workers: Worker processes that decode.
+        processes: Ranks that share the videos, each with the whole model; by default this process alone.
+        report: Called with the number of videos done by this process, and of those that failed.
 
     Returns:
-        The scores of the videos that could be read, in the manifest's order, and the others; in every process those of
-        all.
+        The scores of the readable videos, in the manifest's order, and the unreadable ones; the same in every rank.
 
     Raises:
-        ConfigError: When the model has no head.
-        DataError: When its classes are not the data's.
+        ConfigError: when the model has no head.
+        DataError: when its classes are not the data's.
     """
     check_labels(model, manifest)
     processes = processes or Processes()
     mine = processes.share.of(with_class(manifest))
     views = EvaluationViews(manifest, model.preprocessing, num_clips=num_clips, num_crops=num_crops)
     loader = load_items(Subset(views, mine), batch_size=None, num_workers=num_workers)
-    found: dict[int, Failure | NDArray[np.float32]] = {}
+    outcomes: dict[int, Failure | NDArray[np.float32]] = {}
     num_failed = 0
     model.eval()
-    for done, (number, item) in enumerate(zip(mine, loader, strict=True), start=1):
-        found[number] = item if isinstance(item, Failure) else _mean_probs(model, item.pixels, views_at_once)
+    for done, (index, item) in enumerate(zip(mine, loader, strict=True), start=1):
+        outcomes[index] = item if isinstance(item, Failure) else _mean_probs(model, item.pixels, views_at_once)
         num_failed += isinstance(item, Failure)
         report(done, num_failed)
-    everything = {number: item for some in processes.gather(found) for number, item in some.items()}
-    failures = [item for _, item in sorted(everything.items()) if isinstance(item, Failure)]
-    probs = {number: item for number, item in sorted(everything.items()) if not isinstance(item, Failure)}
+    of_all = sorted((index, item) for part in processes.gather(outcomes) for index, item in part.items())
+    failures = [item for _, item in of_all if isinstance(item, Failure)]
+    probs = {index: item for index, item in of_all if not isinstance(item, Failure)}
     refuse_if_none(probs, manifest, failures)
     scores = Scores(
-        names=tuple(manifest.videos[number].name for number in probs),
-        classes=np.array([manifest.videos[number].label for number in probs], np.int64),
+        names=tuple(manifest.videos[index].name for index in probs),
+        classes=np.array([manifest.videos[index].label for index in probs], np.int64),
         probs=np.stack(list(probs.values())),
         labels=model.labels or manifest.labels,
     )
@@ -81,20 +81,20 @@ def evaluate_videos(
 
 
 def with_class(manifest: Manifest) -> list[int]:
-    """The numbers of the videos that have a class.
+    """List the indices of the videos that have a class.
 
     Raises:
-        DataError: When none has.
+        DataError: when no video has one.
     """
-    wanted = [number for number, video in enumerate(manifest.videos) if video.label >= 0]
-    if not wanted:
-        raise DataError(f"{manifest.source}: no video has a class, so there is nothing to compare with")
-    return wanted
+    indices = [index for index, video in enumerate(manifest.videos) if video.label >= 0]
+    if not indices:
+        raise DataError(f"{manifest.source}: expected labelled videos, got {len(manifest.videos)} without a class")
+    return indices
 
 
-def refuse_if_none(found: Sized, manifest: Manifest, failures: Sequence[Failure]) -> None:
-    """Raises DataError when not one video could be read."""
-    if not found:
+def refuse_if_none(readable: Sized, manifest: Manifest, failures: Sequence[Failure]) -> None:
+    """Raise DataError when no video is readable."""
+    if not readable:
         raise DataError(
             f"{manifest.source}: none of {len(failures)} videos could be read; the first, {failures[0].name}: "
             f"{failures[0].reason}"
@@ -102,37 +102,36 @@ def refuse_if_none(found: Sized, manifest: Manifest, failures: Sequence[Failure]
 
 
 def check_labels(model: TRecViT, manifest: Manifest) -> None:
-    """Refuses a model that cannot speak of these classes.
+    """Check that the model has the data's classes.
 
     Raises:
-        ConfigError: When the model has no head.
-        DataError: When numbers or names of classes differ.
+        ConfigError: when the model has no head.
+        DataError: when numbers or names of classes differ.
     """
     if not model.config.num_classes:
         raise ConfigError("the checkpoint has no head (num_classes = 0): train or fine-tune it before evaluating it")
     if manifest.labels and model.labels and model.labels != manifest.labels:
         theirs, ours = set(manifest.labels), set(model.labels)
         if theirs == ours:
-            place = next(n for n, (a, b) in enumerate(zip(model.labels, manifest.labels, strict=True)) if a != b)
+            index = next(n for n, (a, b) in enumerate(zip(model.labels, manifest.labels, strict=True)) if a != b)
             raise DataError(
-                f"the model and {manifest.source} have the same classes in another order: class {place} is "
-                f"{model.labels[place]!r} for the model and {manifest.labels[place]!r} for the data"
+                f"{manifest.source}: expected the model's order of classes, got class {index} "
+                f"{manifest.labels[index]!r} in the data and {model.labels[index]!r} in the model"
             )
         stranger = sorted(theirs - ours or ours - theirs)[0]
         raise DataError(
-            f"the model has {len(ours)} classes and {manifest.source} has {len(theirs)}, and they differ: "
-            f"{stranger!r} is known to one only"
+            f"{manifest.source}: expected the model's {len(ours)} classes, got {len(theirs)}; {stranger!r} is in only "
+            "one of the two"
         )
-    if manifest.labels and len(manifest.labels) != model.config.num_classes:
-        raise DataError(f"{manifest.source} has {len(manifest.labels)} classes, the model {model.config.num_classes}")
-    if manifest.num_classes > model.config.num_classes:
+    num_classes = len(manifest.labels) or manifest.num_classes
+    if num_classes > model.config.num_classes or (manifest.labels and num_classes != model.config.num_classes):
         raise DataError(
-            f"{manifest.source} has {manifest.num_classes} classes, the model only {model.config.num_classes}"
+            f"{manifest.source}: expected the model's {model.config.num_classes} classes, got {num_classes}"
         )
 
 
 def views_protocol(num_clips: int, num_crops: int) -> dict[str, Any]:
-    """How `evaluate_videos` looks at a video, as plain JSON values."""
+    """Describe the views of `evaluate_videos`, as plain JSON values."""
     return {
         "clips": num_clips,
         "crops": num_crops,
@@ -144,13 +143,13 @@ def views_protocol(num_clips: int, num_crops: int) -> dict[str, Any]:
 def protocol(
     model: TRecViT, manifest: Manifest, *, checkpoint: str | Path, looked_at: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything that must be known to get the same scores again, as plain JSON values.
+    """Describe an evaluation so that it can be repeated, as plain JSON values.
 
     Args:
-        model: As evaluated.
-        manifest: Likewise.
-        checkpoint: What was loaded, as the user named it.
-        looked_at: How the videos were looked at, such as `views_protocol`.
+        model: The evaluated model.
+        manifest: Its data.
+        checkpoint: Name or path that the user gave.
+        looked_at: How the videos were sampled, such as `views_protocol`.
     """
     return {
         "checkpoint": str(checkpoint),
@@ -170,7 +169,7 @@ def protocol(
 
 
 def hash_of_weights(model: nn.Module) -> str:
-    """Of names and values, so that it is the same whatever file they came from."""
+    """Hash names and values of all weights, independent of the file that stored them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -180,9 +179,9 @@ def hash_of_weights(model: nn.Module) -> str:
 
 def _mean_probs(model: TRecViT, views: torch.Tensor, views_at_once: int) -> NDArray[np.float32]:
     probs = []
-    for some in views.split(views_at_once):
-        out: Output = model(some.to(model.device))
-        assert out.probs is not None, "check_labels has refused models without a head"
+    for batch in views.split(views_at_once):
+        out: Output = model(batch.to(model.device))
+        assert out.probs is not None, "check_labels refuses models without a head"
         probs.append(out.probs.float().cpu())
     mean: NDArray[np.float32] = torch.cat(probs).mean(dim=0).numpy()
     return mean

@@ -1,7 +1,7 @@
-"""How well a model knows the world's motions: on scenes it never saw, and on real footage moved the same ways.
+"""Accuracy on the synthetic world's motions: held-out scenes, and real footage moved in the same ways.
 
-Every number comes with its count, and scenes come in pairs of opposite classes that share all their frames, so that a
-model which looks at single frames is held to the level that single frames allow.
+Clips are made in pairs of opposite classes that share all their frames, so a model without a sense of time is at
+chance within each pair.
 """
 
 from __future__ import annotations
@@ -20,30 +20,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trecvit.config import Preprocessing
+from trecvit.draws import rng_without_stream
 from trecvit.errors import DataError
 from trecvit.evaluate.scores import Scores, figures
 from trecvit.model.trecvit import Output, TRecViT
-from trecvit.synthetic.textures import photographs
+from trecvit.synthetic.pictures import photographs
 from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.video.decode import open_video
 from trecvit.video.frames import Image
 
-CAMERA_LABELS = tuple(
-    range(8)
-)  # moving, rising, approaching, turning, and their opposites: what a whole picture can do
+CAMERA_LABELS = tuple(range(8))  # motions of a whole picture: moving, rising, approaching, turning, and opposites
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Outcome of one test.
+    """Result of one test.
 
     Attributes:
-        name: What was tested.
-        num_clips: How many clips.
-        top1: Share of clips whose likeliest class is the right one.
-        pair: Share of clips where the right class is likelier than its opposite: 0.5 for whoever sees no motion.
-        by_class: Top-1 of each class that occurred, by name.
-        confused_with: For each class that occurred, the wrong class that was named most often, or nothing.
+        name: Name of the test.
+        num_clips: Number of clips.
+        top1: Top-1 accuracy.
+        pair: Share of clips whose true class is likelier than its opposite: 0.5 without a sense of motion.
+        by_class: Top-1 accuracy of each class in the test, by name.
+        confused_with: The most frequent wrong prediction for each class in the test, or an empty string.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Accuracy:
     confused_with: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Convert to plain JSON values."""
         return dict(self.__dict__)
 
 
@@ -66,12 +65,12 @@ def accuracy(
     name: str,
     report: Callable[[int], None] = lambda _: None,
 ) -> Accuracy:
-    """Top-1 and pair accuracy over batches of clips (uint8 [B,T,3,H,W]) and classes [B].
+    """Compute top-1 and pair accuracy over batches of clips (uint8 [B,T,3,H,W]) and classes [B].
 
     Args:
-        model: Whose classes are the world's, in the world's order.
+        model: A classifier with the world's classes, in the world's order.
         clips: The batches.
-        name: What is tested.
+        name: Name of the test.
         report: Called with the number of clips done.
     """
     if model.labels != LABELS:
@@ -83,18 +82,18 @@ def accuracy(
         assert out.probs is not None, "a model with labels has a head"
         probs.append(out.probs.float().cpu())
         classes.append(labels)
-        report(sum(len(some) for some in classes))
-    right = torch.cat(classes)
-    scores = Scores(tuple(map(str, range(len(right)))), right.numpy(), torch.cat(probs).numpy(), LABELS)
-    found = figures(scores)
-    opposite = scores.probs[np.arange(len(right)), scores.classes ^ 1]
+        report(sum(map(len, classes)))
+    truth = torch.cat(classes).numpy()
+    scores = Scores(tuple(map(str, range(len(truth)))), truth, torch.cat(probs).numpy(), LABELS)
+    metrics = figures(scores)
+    rows = np.arange(len(truth))
     return Accuracy(
         name=name,
-        num_clips=found["videos"],
-        top1=found["top1"],
-        pair=float((scores.probs[np.arange(len(right)), scores.classes] > opposite).mean()),
-        by_class={entry["class"]: entry["top1"] for entry in found["per_class"]},
-        confused_with={entry["class"]: entry["most_taken_for"] for entry in found["per_class"]},
+        num_clips=metrics["videos"],
+        top1=metrics["top1"],
+        pair=float((scores.probs[rows, truth] > scores.probs[rows, truth ^ 1]).mean()),
+        by_class={entry["class"]: entry["top1"] for entry in metrics["per_class"]},
+        confused_with={entry["class"]: entry["most_taken_for"] for entry in metrics["per_class"]},
     )
 
 
@@ -106,15 +105,15 @@ def report_world(
     footage: Sequence[str | Path] = (),
     report: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """All tests of one model, with everything needed to repeat them, as plain JSON values.
+    """Run all tests of a model; return results and protocol as plain JSON values.
 
     Args:
-        model: Whose classes are the world's.
+        model: A classifier with the world's classes.
         num_clips: Clips per test, even.
-        seed: Of the test scenes; must not be the training seed.
-        footage: Real videos. With any, the world is also made of cut-outs from their frames on their frames, and crop
-            windows pan, zoom and turn over them as they play.
-        report: Called with the number of clips done, all tests together.
+        seed: Seed of the test scenes; not the training seed.
+        footage: Real videos. If given, there are two more tests: scenes made of cut-outs of their frames, and crop
+            windows that pan, zoom and turn over them as they play.
+        report: Called with the number of clips done in all tests.
     """
     plan = model.preprocessing
     config = WorldConfig(num_frames=plan.num_frames, image_size=plan.image_size)
@@ -150,47 +149,47 @@ def _add(report: Callable[[int], None], done: int, count: int) -> None:
 def world_clips(
     config: WorldConfig, *, num_clips: int, seed: int, pictures: Sequence[Image], batch_size: int = 36
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the first clips of a world.
+    """Yield batches of the first clips of a world.
 
     Args:
-        config: What they look like.
-        num_clips: How many; even.
-        seed: Must not be the training seed, or the model has seen them.
-        pictures: The pictures that surfaces are cut from, uint8 [H,W,3].
+        config: The world's configuration.
+        num_clips: Number of clips; even.
+        seed: Seed of the world; not the training seed.
+        pictures: Pictures that surfaces are cut from, uint8 [H,W,3].
         batch_size: Clips per batch; even.
     """
     world = World(config, seed=seed, pictures=pictures)
     for first in range(0, num_clips // 2, batch_size // 2):
-        pairs = [world.pair(number) for number in range(first, min(first + batch_size // 2, num_clips // 2))]
+        pairs = [world.pair(index) for index in range(first, min(first + batch_size // 2, num_clips // 2))]
         yield torch.cat([videos for videos, _ in pairs]), torch.tensor([label for _, pair in pairs for label in pair])
 
 
 def camera_clips(
     footage: Sequence[Image], config: WorldConfig, *, num_clips: int, seed: int, batch_size: int = 36
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of real footage that goes on playing while a crop window pans, zooms or turns over it.
+    """Yield batches of real footage that plays while a crop window pans, zooms or turns over it.
 
-    The label is what the picture does: a window that goes right makes it move left. Clips come in pairs: the same
+    The label is the picture's motion: a window that moves right makes the picture move left. Clips are made in pairs: a
     piece of footage, and the same piece played backwards.
 
     Args:
         footage: Videos, uint8 [F,H,W,3], each of at least `config.num_frames` frames.
         config: Length and size of the clips.
-        num_clips: How many; even.
-        seed: Decides everything.
+        num_clips: Number of clips; even.
+        seed: Seed of all choices.
         batch_size: Clips per batch; even.
     """
     for first in range(0, num_clips // 2, batch_size // 2):
         videos, labels = [], []
-        for number in range(first, min(first + batch_size // 2, num_clips // 2)):
-            forward, label = _camera_clip(footage, config, np.random.default_rng([seed, number]), number)
+        for index in range(first, min(first + batch_size // 2, num_clips // 2)):
+            forward, label = _camera_clip(footage, config, rng_without_stream(seed, index), index)
             videos += [forward, forward.flip(0)]
             labels += [label, label ^ 1]
         yield torch.stack(videos), torch.tensor(labels)
 
 
 def _read_footage(path: str | Path, plan: Preprocessing) -> Image:
-    """The frames of a video at the model's frame rate, small enough to keep; at most ten seconds."""
+    """Read at most 120 frames of a video at the model's frame rate, reduced in size."""
     with open_video(path) as video:
         stride = plan.stride_for(video.info.rate_fps)
         short_side_px = min(2 * max(plan.image_size), video.info.height_px, video.info.width_px)
@@ -202,19 +201,19 @@ def _read_footage(path: str | Path, plan: Preprocessing) -> Image:
 
 
 def _camera_clip(
-    footage: Sequence[Image], config: WorldConfig, rng: np.random.Generator, number: int
+    footage: Sequence[Image], config: WorldConfig, rng: np.random.Generator, index: int
 ) -> tuple[Tensor, int]:
-    """One clip of the first class of a pair."""
+    """Make a clip of the first class of a pair."""
     video = footage[int(rng.integers(len(footage)))]
     start = int(rng.integers(len(video) - config.num_frames + 1))
     pixels = torch.from_numpy(video[start : start + config.num_frames]).permute(0, 3, 1, 2).float()
     height, width = pixels.shape[2:]
-    label = 2 * (number % (len(CAMERA_LABELS) // 2))
+    label = 2 * (index % (len(CAMERA_LABELS) // 2))
     progress = torch.linspace(-0.5, 0.5, config.num_frames, dtype=torch.float64)
     # The window's half side, centre and angle, in units where the shorter side of the footage is 2.
     side, centre, angle = torch.full_like(progress, 0.55), torch.zeros(config.num_frames, 2), torch.zeros_like(progress)
     reach = rng.uniform(0.35, 0.7)
-    if label in (0, 2):  # the picture moves left (up): the window goes right (down)
+    if label in (0, 2):  # the picture moves left (up): the window moves right (down)
         centre[:, 0 if label == 0 else 1] = (progress * reach).float()
     elif label == 4:  # approaching: the window shrinks
         side = 0.6 * torch.exp(-progress * np.log(rng.uniform(1.4, 2.2)))

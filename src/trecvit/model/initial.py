@@ -1,7 +1,6 @@
-"""Random first values of weights, but none on the meta device, where a model is made that is given its weights.
+"""Random initial weights, skipped on the meta device, where a model is built before its weights are assigned.
 
-There PyTorch would work out even what is only a shape with parts of its compiler, and to import them takes longer than
-to load a small model.
+There PyTorch would import parts of its compiler to draw them, which takes longer than to load a small model.
 """
 
 from __future__ import annotations
@@ -10,6 +9,6 @@ from torch import Tensor, nn
 
 
 def normal_(weight: Tensor, std: float) -> None:
-    """Normal values of this deviation and no mean."""
+    """Fill a weight with normal values of mean zero."""
     if not weight.is_meta:
         nn.init.normal_(weight, std=std)

@@ -1,9 +1,10 @@
-"""The gated linear recurrent unit and what surrounds it: one temporal part of the paper's Figure 1.
+"""Causal depthwise convolution, RG-LRU and the temporal block around them (paper, Figure 1).
 
-Everything works on [B,T,N,E] as it lies in memory, and every module is `forward(x, state) -> (y, state)`: the same
-function for a clip (state of zeros) and for the next frames of a stream (state of the frames before).
+Everything works on [B,T,N,E] as it lies in memory, and every recurrent module is `forward(x, state) -> (y, state)`: the
+same function for a clip (state of zeros) and for the next frames of a stream (state after the frames before).
 
-B streams · T frames · N tokens per frame · D width · E recurrent width · G gate blocks · K conv taps
+B streams · T frames · N tokens per frame · D width · E recurrent width · F eigenvalues, E real or E/2 complex ones ·
+G gate blocks · K conv taps · M MLP width
 
 Sources: "paper" arXiv:2412.14294 section 3; "Griffin" arXiv:2402.19427 section 2.4 and appendix A; "code" the JAX
 layers that the released model was built with, github.com/google-deepmind/recurrentgemma.
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
 from trecvit.model.initial import normal_
-from trecvit.model.linear import GELU, Linear
+from trecvit.model.linear import Linear
 from trecvit.model.recompute import Recomputing
 from trecvit.model.scan import GATE_SHARPNESS, bounded_sqrt, gated_scan, linear_scan
 
@@ -30,9 +31,7 @@ _MAX_PHASE = 0.1  # code: complex eigenvalues start with phases in [0, 0.1 pi)
 
 
 class LayerState(NamedTuple):
-    """What one layer remembers of each token's past; its size does not depend on how many frames there were.
-
-    How wide both are, or whether there is anything in them, is the temporal part's: see `mixers.state_sizes`.
+    """One layer's memory of each token's past, of constant size; `mixers.state_sizes` has the widths, which may be 0.
 
     Attributes:
         hidden: State of the recurrence, float32 (float64 for a float64 model) whatever the compute dtype.
@@ -51,52 +50,31 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Normalises the last axis."""
+        """Normalise the last axis."""
         return F.rms_norm(x, self.scale.shape, self.scale + 1.0, eps=NORM_EPS)
 
 
 class BlockDiagonalLinear(nn.Module):
-    """A linear map with G independent blocks on its diagonal, one per head (Griffin, appendix A)."""
+    """A linear layer whose weight has G independent blocks on its diagonal, one per head (Griffin, appendix A)."""
 
     def __init__(self, width_in: int, width_out: int, num_blocks: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_blocks, width_in // num_blocks, width_out // num_blocks))
         self.bias = nn.Parameter(torch.zeros(num_blocks, width_out // num_blocks))
-        # JAX counts the block axis as part of the fan-in, so the code's deviation is 1/sqrt(width_in) and not
-        # 1/sqrt(width_in / num_blocks), as one would read in the paper's words and in the PyTorch twin of its code.
+        # JAX counts the block axis into the fan-in, so the code's deviation is 1/sqrt(width_in), not
+        # 1/sqrt(width_in / num_blocks) as in the paper and in the code's PyTorch twin.
         normal_(self.weight, width_in**-0.5)
 
     def forward(self, x: Float[Tensor, "B T N E"]) -> Float[Tensor, "B T N F"]:
-        """Maps the last axis, channels [0, E/G) by the first block and so on."""
+        """Map the last axis, channels [0, E/G) by the first block and so on."""
         num_blocks, block_in, block_out = self.weight.shape
-        blocks = x.reshape(x.shape[:-1].numel(), num_blocks, block_in).transpose(0, 1)
-        mapped = torch.baddbmm(self.bias[:, None], blocks, self.weight)
+        blocks = x.reshape(x.shape[:-1].numel(), num_blocks, block_in).transpose(0, 1)  # [G,BTN,E/G]
+        mapped = torch.baddbmm(self.bias[:, None], blocks, self.weight)  # [G,BTN,F/G]
         return mapped.transpose(0, 1).reshape(*x.shape[:-1], num_blocks * block_out)
 
 
-class GatePair(nn.Module):
-    """Both gates of an `RGLRU` in one product, in float32, for inference: they read the same input."""
-
-    def __init__(self, input_gate: BlockDiagonalLinear, a_gate: BlockDiagonalLinear) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.cat([input_gate.weight, a_gate.weight], dim=2), requires_grad=False)
-        bias = torch.stack([input_gate.bias.flatten(), a_gate.bias.flatten()])
-        self.bias = nn.Parameter(bias[:, None], requires_grad=False)
-
-    def forward(self, x: Float[Tensor, "B T N E"]) -> Float[Tensor, "2 B T N F"]:
-        """Input gate and recurrence gate, before their sigmoids, in new memory."""
-        num_blocks, block_in, _ = self.weight.shape
-        blocks = x.reshape(x.shape[:-1].numel(), num_blocks, block_in).transpose(0, 1)
-        # The bias comes later: a product to which something is added takes up to twice as long as one alone.
-        mapped = torch.bmm(blocks, self.weight)
-        pair: Tensor = mapped.unflatten(2, (2, -1)).permute(2, 1, 0, 3)
-        # One copy brings both into the order and the precision of the recurrence.
-        pair = pair.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-        return pair.flatten(2).add_(self.bias).view(2, *x.shape[:-1], self.bias.shape[-1])
-
-
 class CausalConv(nn.Module):
-    """Depthwise convolution over the current and the K-1 frames before it; tap K-1 is the current frame."""
+    """Depthwise convolution over a frame and the K-1 before it; tap K-1 is the current frame."""
 
     def __init__(self, width: int, taps: int) -> None:
         super().__init__()
@@ -107,10 +85,10 @@ class CausalConv(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T N E"], taps: Float[Tensor, "B taps N E"]
     ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B taps N E"]]:
-        """Returns the convolved frames and the last K-1 inputs, for the frames to come."""
+        """Convolve; return the frames and the last K-1 inputs, for the next frames."""
         window = torch.cat([taps.to(x.dtype), x], dim=1) if taps.shape[1] else x
         y: Tensor = _DepthwiseConv.apply(window, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        # A copy: a view would keep the whole window alive, and come with other strides than the state began with.
+        # A copy: a view would keep the whole window alive, with other strides than the initial state's.
         return y, window[:, x.shape[1] :].to(taps.dtype).clone(memory_format=torch.contiguous_format)
 
 
@@ -130,31 +108,29 @@ class RGLRU(nn.Module):
         num_eigenvalues = config.lru_width // 2 if self.is_complex else config.lru_width
         self.input_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
         self.a_gate = BlockDiagonalLinear(config.lru_width, num_eigenvalues, config.num_heads)
-        self.pair: GatePair | None = None
-        self.a_param = _on_the_ring(config, num_eigenvalues)
+        self.a_param = _initial_a_param(config, num_eigenvalues)
         if self.is_complex:
             self.a_imag_param = nn.Parameter(torch.rand(num_eigenvalues).mul_(_MAX_PHASE * math.pi))
 
     def forward(
         self, x: Float[Tensor, "B T N E"], hidden: Float[Tensor, "B N E"], fresh: Bool[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
-        """Runs the recurrence on; gates and states are in `hidden`'s dtype, the result in `x`'s.
+        """Continue the recurrence; gates and states are in `hidden`'s dtype, the result in `x`'s.
 
         Args:
             x: Inputs.
             hidden: State after the frames before; zeros for a fresh stream.
-            fresh: Which streams start with this first frame. Their first input is not scaled down.
+            fresh: Which streams start with the first of these frames. Their first input is not scaled down.
         """
-        input_gate, recurrence_gate = self.pair(x) if self.pair else (self.input_gate(x), self.a_gate(x))
+        input_gate, recurrence_gate = self.gates(x)
         if self.is_complex:
             return self._complex_scan(x, input_gate, recurrence_gate, hidden, fresh)
         states, last = gated_scan(x, input_gate, recurrence_gate, self.a_param, hidden, fresh)
         return states.to(x.dtype), last
 
-    def join_gates(self) -> None:
-        """From now on one product computes both gates: faster, and no longer the weights that are saved."""
-        self.pair = GatePair(self.input_gate, self.a_gate)
-        del self.input_gate, self.a_gate
+    def gates(self, x: Float[Tensor, "B T N E"]) -> tuple[Float[Tensor, "B T N F"], Float[Tensor, "B T N F"]]:
+        """Input gate and recurrence gate before their sigmoids; F = E for real eigenvalues, E/2 for complex ones."""
+        return self.input_gate(x), self.a_gate(x)
 
     def _complex_scan(
         self, x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, hidden: Tensor, fresh: Tensor
@@ -174,13 +150,13 @@ class RGLRU(nn.Module):
 class UngatedLRU(nn.Module):
     """The recurrence without its gates (paper, Table 1): h_t = a h_(t-1) + sqrt(1 - a^2) x_t, first frame h_1 = x_1.
 
-    a = sigmoid(lambda), as in the linear recurrent unit (arXiv:2303.06349). The paper does not say whether the power c
-    stays; our choice is none, so that radii are what the configuration says. `a_param` is -lambda.
+    a = sigmoid(lambda), as in the linear recurrent unit (arXiv:2303.06349). Whether the power c stays is not in the
+    paper; our choice is none, so that radii are those of the configuration. `a_param` is -lambda.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.a_param = _on_the_ring(config, config.lru_width)
+        self.a_param = _initial_a_param(config, config.lru_width)
 
     def forward(
         self, x: Float[Tensor, "B T N E"], hidden: Float[Tensor, "B N E"], fresh: Bool[Tensor, " B"]
@@ -195,11 +171,12 @@ class UngatedLRU(nn.Module):
 
 
 class GatedMLP(Recomputing):
-    """Griffin's MLP: gelu(W_1 x) * (W_2 x), then a linear map back. TRecViT leaves it out, TAPNext has it."""
+    """Griffin's MLP: W_3 (gelu(W_1 x) * W_2 x). TRecViT leaves it out, TAPNext has it."""
 
     def __init__(self, width: int, hidden_width: int, out_scale: float) -> None:
         super().__init__()
         self.gate = Linear(width, hidden_width)
+        self.gelu = nn.GELU(approximate="tanh")
         self.up = Linear(width, hidden_width)
         self.down = Linear(hidden_width, width)
         # code: the kernels of gate and up are one [2, D, M] array whose first axis JAX counts into the fan-in.
@@ -208,16 +185,13 @@ class GatedMLP(Recomputing):
         init_linear(self.down, out_scale)
 
     def forward(self, x: Float[Tensor, "B T N D"], *, add: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Maps every token by itself and adds `add`."""
-        gate = self.gate(x, gelu=None if self._keeps_inputs_only() else "tanh")
-        down: Tensor = self._stage(self._down, gate, self.up(x), add)
-        return down
+        """Map every token and add `add`."""
+        return self._stage(self._down)(self.gate(x), self.up(x), add)
 
     def _down(
         self, gate: Float[Tensor, "B T N M"], up: Float[Tensor, "B T N M"], add: Float[Tensor, "B T N D"]
     ) -> Float[Tensor, "B T N D"]:
-        if self._keeps_inputs_only():
-            gate = F.gelu(gate, approximate=GELU["tanh"])
+        gate = self.gelu(gate)
         down: Tensor = self.down(gate * up, add=add)
         return down
 
@@ -232,6 +206,7 @@ class TemporalBlock(Recomputing):
         self.skip = config.temporal_skip
         self.norm = RMSNorm(width)
         self.linear_y = Linear(width, lru_width)
+        self.gelu = nn.GELU(approximate="tanh")
         self.linear_x = Linear(width, lru_width)
         self.conv = CausalConv(lru_width, config.conv_width) if config.conv_width else None
         self.lru = RGLRU(config) if config.lru_gates else UngatedLRU(config)
@@ -245,25 +220,23 @@ class TemporalBlock(Recomputing):
     def forward(
         self, x: Float[Tensor, "B T N D"], state: LayerState, fresh: Bool[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B T N D"], LayerState]:
-        """Mixes each token with its own past; tokens of one frame do not see each other.
+        """Mix each token with its own past, independently of the other tokens of its frame.
 
         Args:
-            x: Tokens of the frames to come.
-            state: What this layer remembers of the frames before.
+            x: Tokens of the next frames.
+            state: This layer's memory of the frames before.
             fresh: Which streams have no frames before.
         """
-        gate, y = self._stage(self._branches, x)
-        y, state = self._stage(self._recurrence, y, state, fresh)
-        x = self._stage(self._join, gate, y, x)
+        gate, y = self._stage(self._branches)(x)
+        y, state = self._stage(self._recurrence)(y, state, fresh)
+        x = self._stage(self._join)(gate, y, x)
         if self.mlp is not None and self.mlp_norm is not None:
             x = self.mlp(self.mlp_norm(x), add=x)
         return x, state
 
     def _branches(self, x: Float[Tensor, "B T N D"]) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B T N E"]]:
-        """The gate, before its GELU if that is computed again, and what is to recur."""
         normed = self.norm(x)
-        gate = self.linear_y(normed, gelu=None if self._keeps_inputs_only() else "tanh")
-        return gate, self.linear_x(normed)
+        return self.linear_y(normed), self.linear_x(normed)
 
     def _recurrence(
         self, y: Float[Tensor, "B T N E"], state: LayerState, fresh: Bool[Tensor, " B"]
@@ -277,25 +250,23 @@ class TemporalBlock(Recomputing):
     def _join(
         self, gate: Float[Tensor, "B T N E"], y: Float[Tensor, "B T N E"], x: Float[Tensor, "B T N D"]
     ) -> Float[Tensor, "B T N D"]:
-        if self._keeps_inputs_only():
-            gate = F.gelu(gate, approximate=GELU["tanh"])
-        x = self.linear_out(gate * y, add=x if self.skip else None)
-        return x
+        joined: Tensor = self.linear_out(self.gelu(gate) * y, add=x if self.skip else None)
+        return joined
 
 
 def init_linear(linear: nn.Linear, variance_scale: float) -> None:
-    """Normal weights of variance `variance_scale` / inputs, zero bias (code: variance_scaling(fan_in, normal))."""
+    """Initialise with normal weights of variance `variance_scale` / inputs and zero bias (code: variance_scaling)."""
     normal_(linear.weight, math.sqrt(variance_scale / linear.in_features))
     nn.init.zeros_(linear.bias)
 
 
-def _on_the_ring(config: ModelConfig, num_eigenvalues: int) -> nn.Parameter:
+def _initial_a_param(config: ModelConfig, num_eigenvalues: int) -> nn.Parameter:
     """-lambda, such that a^2 and not a is uniform between the squared radii (code: rnn_param_init)."""
     low, high = config.min_radius**2, config.max_radius**2
-    between = torch.rand(num_eigenvalues)
-    if between.is_meta:  # see `initial`
-        return nn.Parameter(between)
-    log_a = 0.5 * torch.log(between * (high - low) + low + 1e-8)
+    uniform = torch.rand(num_eigenvalues)
+    if uniform.is_meta:  # see `initial`
+        return nn.Parameter(uniform)
+    log_a = 0.5 * torch.log(uniform * (high - low) + low + 1e-8)
     return nn.Parameter(torch.log(torch.expm1(-log_a)))
 
 

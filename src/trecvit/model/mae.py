@@ -1,11 +1,11 @@
-"""Masked autoencoding (paper, section 4.1): most tubes of a clip are hidden, the rest is encoded, and all is restored.
+"""Masked autoencoding (paper, section 4.1): hide most tubes of a clip, encode the rest, reconstruct the hidden ones.
 
 A tube is one patch of the picture through all frames: one temporal recurrence. The encoder is a TRecViT's tokenizer,
-blocks and last norm, given fewer tokens: it mixes tubes over time one by one and frames over space as sets, so it takes
-any of them, each with its position, and what is hidden costs nothing.
+blocks and last norm on fewer tokens: mixing over time treats tubes separately and mixing over space treats frames as
+sets, so it takes any subset of the tubes, each with its position, at no cost for hidden ones.
 
-B clips · F frames · T temporal patches, of one frame each but for `temporal_patch_size` · P patches per frame, of which
-K are visible and H hidden · D width of the encoder
+B clips · F frames · T temporal patches of `temporal_patch_size` frames · P patches per frame, K visible and H hidden ·
+D width of the encoder
 
 Sources: "paper" arXiv:2412.14294; "VideoMAE", whose recipe it follows, github.com/MCG-NJU/VideoMAE at 14ef8d8.
 """
@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from trecvit.config import AutoencoderConfig, ModelConfig, Preprocessing
+from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
 from trecvit.errors import InputError
 from trecvit.model.pixels import unit_pixels
 from trecvit.model.state import empty_layers
@@ -44,39 +45,87 @@ _DECODER = f"{DECODER_FOLDER}."
 Clips = Shaped[Tensor, "B F 3 height width"]  # F = T * temporal_patch_size
 
 _MIN_DEVIATION = 1e-6  # VideoMAE: added to a patch's deviation
-_GREY, _SPREAD = 0.5, 0.25  # of pixels in [0,1], about: targets of size one
+_GREY, _SPREAD = 0.5, 0.25  # approximate mean and deviation of pixels in [0,1], for targets of unit scale
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderConfig(BlocksConfig):
+    """Architecture of a masked autoencoder: a TRecViT over the visible tubes of a clip, a decoder for the hidden ones.
+
+    Attributes:
+        blocks: Tokenizer and blocks of the encoder, without a head.
+        decoder: Blocks of the decoder, see `decoder_config`. Patches are the encoder's, positions the fixed ones.
+        mask_ratio: Share of the tubes that are hidden (paper, section 4.1: 0.9 does best).
+        normalised_targets: Whether each target patch is brought to mean 0 and deviation 1 (paper), or left as it is. In
+            a small picture hidden patches share the colour of their surroundings, which is soon learnt; normalised
+            patches have lost it.
+    """
+
+    blocks: ModelConfig
+    decoder: ModelConfig
+    mask_ratio: float = 0.9
+    normalised_targets: bool = True
+
+    def __post_init__(self) -> None:
+        self._require_blocks(num_classes=0)
+        self._require(isinstance(self.decoder, ModelConfig), "decoder", "a ModelConfig")
+        rule = "patch_size >= 2, patches of one pixel have no contrast"
+        self._require(self.blocks.patch_size >= 2, "blocks", rule)
+        for name, value in _decoder_must_have(self.blocks).items():
+            self._require(getattr(self.decoder, name) == value, "decoder", f"{name}={value!r}")
+        self._require(0.0 <= self.mask_ratio < 1.0, "mask_ratio", "a share of 0 up to but not 1")
+
+
+def decoder_config(blocks: ModelConfig, **fields: Any) -> ModelConfig:
+    """Return the configuration of a decoder for an encoder of these blocks, by default as large as VideoMAE's base one.
+
+    The paper does not describe its decoder. VideoMAE's (github.com/MCG-NJU/VideoMAE at 14ef8d8) has 4 blocks of width
+    384 with 6 heads, which attend to all tokens of all frames. These are TRecViT's own blocks, so that a hidden tube
+    too remembers its past, or with `temporal_mixer="none"` blocks that see single frames.
+
+    Args:
+        blocks: The encoder's.
+        fields: Fields of `ModelConfig` to override.
+    """
+    size = {"width": 384, "depth": 4, "num_heads": 6, "mlp_width": 1536}
+    return ModelConfig().replace(**{**size, **_decoder_must_have(blocks), **fields})
+
+
+def _decoder_must_have(blocks: ModelConfig) -> dict[str, Any]:
+    same = {name: getattr(blocks, name) for name in ("patch_size", "temporal_patch_size", "image_size")}
+    return {**same, "positions": "sincos2d", "pooling": "mean", "num_classes": 0}
 
 
 def tube_masks(num_clips: int, num_patches: int, mask_ratio: float, generator: torch.Generator) -> Int64[Tensor, "B K"]:
-    """Which patches of each clip are visible, in all its frames: one random 2-D mask per clip.
+    """Draw the visible patches of each clip, the same in all its frames: one random 2-D mask per clip.
 
     Args:
         num_clips: B.
         num_patches: Patches P of a frame.
-        mask_ratio: Share that is hidden, rounded down to whole patches (VideoMAE), and one always stays visible.
-        generator: On the CPU; decides which.
+        mask_ratio: Hidden share, rounded down to whole patches (VideoMAE); at least one patch stays visible.
+        generator: On the CPU.
 
     Returns:
-        Their numbers in rising order.
+        Their indices in rising order.
     """
     num_visible = max(num_patches - int(mask_ratio * num_patches), 1)
     return torch.rand(num_clips, num_patches, generator=generator).argsort(dim=1)[:, :num_visible].sort(dim=1).values
 
 
 def hidden_patches(visible: Int64[Tensor, "B K"], num_patches: int) -> Int64[Tensor, "B H"]:
-    """The numbers of all other patches, in rising order."""
+    """Return the indices of all other patches, in rising order."""
     is_visible = torch.zeros(len(visible), num_patches, dtype=torch.int8, device=visible.device)
     is_visible = is_visible.scatter(1, visible, torch.ones_like(visible, dtype=torch.int8))
     return is_visible.argsort(dim=1, stable=True)[:, : num_patches - visible.shape[1]]
 
 
 class Targets(NamedTuple):
-    """What is to be restored, and what makes pixels of it again: pixels = normalised * deviation + mean.
+    """Targets of the hidden patches; pixels = normalised * deviation + mean.
 
     Attributes:
-        normalised: Each patch, colour by colour, brought to mean 0 and deviation 1.
-        mean: Of each patch and colour, for pixels in [0,1]; or mid-grey, if patches are taken as they are.
-        deviation: Likewise; or a quarter.
+        normalised: Patches with mean 0 and deviation 1 in each colour.
+        mean: Of each patch and colour, for pixels in [0,1]; without normalisation mid-grey.
+        deviation: Likewise; without normalisation a quarter.
     """
 
     normalised: Float[Tensor, "B T H pixels"]
@@ -85,15 +134,15 @@ class Targets(NamedTuple):
 
 
 def targets(video: Clips, hidden: Int64[Tensor, "B H"], config: AutoencoderConfig) -> Targets:
-    """The hidden patches of uint8 or [0,1] videos, normalised one by one (VideoMAE's normalised targets) unless the
-    configuration says otherwise, float32."""
+    """Return the hidden patches of uint8 or [0,1] videos, float32, each normalised (VideoMAE's normalised targets) if
+    `config.normalised_targets`."""
     patches = patches_of(unit_pixels(video), config.blocks).take_along_dim(hidden[:, None, :, None], dim=2)
     if not config.normalised_targets:
         mean, deviation = torch.full_like(patches, _GREY), torch.full_like(patches, _SPREAD)
         return Targets((patches - mean) / deviation, mean, deviation)
-    colours = patches.unflatten(3, (3, -1))
+    colours = patches.unflatten(3, (3, -1))  # [B, T, H, 3, pixels/3]
     mean = colours.mean(dim=4, keepdim=True)
-    # Not std(), which complains where nothing is hidden.
+    # Not std(), which warns without hidden patches.
     variance = (colours - mean).square().sum(dim=4, keepdim=True) / (colours.shape[4] - 1)
     deviation = (variance.sqrt() + _MIN_DEVIATION).expand_as(colours).flatten(3)
     mean = mean.expand_as(colours).flatten(3)
@@ -101,11 +150,11 @@ def targets(video: Clips, hidden: Int64[Tensor, "B H"], config: AutoencoderConfi
 
 
 class Restoration(NamedTuple):
-    """What an autoencoder says of what it did not see.
+    """An autoencoder's reconstruction of the hidden patches.
 
     Attributes:
-        normalised: Its guess of `Targets.normalised`.
-        hidden: Which patches these are.
+        normalised: Prediction of `Targets.normalised`.
+        hidden: Indices of these patches.
     """
 
     normalised: Float[Tensor, "B T H pixels"]
@@ -113,7 +162,7 @@ class Restoration(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Visible tokens, and a mask token wherever something is hidden -> blocks -> pixels of the hidden patches."""
+    """Visible tokens, and mask tokens for the hidden patches -> blocks -> pixels of the hidden patches."""
 
     def __init__(self, config: ModelConfig, encoder_width: int) -> None:
         super().__init__()
@@ -136,70 +185,69 @@ class Decoder(nn.Module):
         *,
         recompute: bool = False,
     ) -> Float[Tensor, "B T H pixels"]:
-        """Restores the hidden patches of all frames.
+        """Reconstruct the hidden patches of all frames.
 
         Args:
-            features: The encoder's, of the visible patches.
-            visible: Which these are.
-            hidden: Which the others are.
+            features: The encoder's features of the visible patches.
+            visible: Indices of the visible patches.
+            hidden: Indices of the hidden patches.
             grid: Rows and columns of patches in a frame.
             recompute: See `through_blocks`.
         """
         positions = sincos_positions(*grid, self.config.width).to(self.mask)
-        seen = self.embedding(features) + positions[visible][:, None]
-        unseen = (self.mask + positions[hidden])[:, None].expand(-1, seen.shape[1], -1, -1)
-        # Visible first: blocks do not care for an order, and what is wanted then lies in one piece.
-        tokens = torch.cat([seen, unseen.to(seen.dtype)], dim=2)
+        visible_tokens = self.embedding(features) + positions[visible][:, None]
+        mask_tokens = (self.mask + positions[hidden])[:, None].expand(-1, visible_tokens.shape[1], -1, -1)
+        # Visible first: blocks are independent of the order, and the outputs needed are then contiguous.
+        tokens = torch.cat([visible_tokens, mask_tokens.to(visible_tokens.dtype)], dim=2)
         batch_size, num_tokens = tokens.shape[0], tokens.shape[2]
         layers = empty_layers(self.config, batch_size, num_tokens, device=tokens.device, dtype=self.mask.dtype)
         fresh = torch.ones(batch_size, dtype=torch.bool, device=tokens.device)
         tokens, _ = through_blocks(self.blocks, tokens, layers, fresh, recompute=recompute)
-        restored: Tensor = self.out(self.norm(tokens[:, :, visible.shape[1] :]))
-        return restored
+        pixels: Tensor = self.out(self.norm(tokens[:, :, visible.shape[1] :]))
+        return pixels
 
 
 class Autoencoder(Pretrained, tags=["masked-autoencoding"]):
-    """What, called with a video and the numbers of its visible patches, gives a `Restoration` of the others."""
+    """Base of autoencoders: called with a video and the indices of its visible patches, they return a `Restoration`."""
 
     config: AutoencoderConfig
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
 
     @torch.no_grad()
     def restore(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Float[Tensor, "B F 3 height width"]:
-        """The videos with their hidden patches restored, in [0,1], float32.
+        """Return the videos with their hidden patches reconstructed, in [0,1], float32.
 
-        Of normalised targets the decoder does not say mean and contrast; those are the true ones, as in VideoMAE's
-        pictures.
+        Normalised targets lack mean and contrast; the true ones are used, as in VideoMAE's pictures.
         """
         normalised, hidden = self(video, visible)
         true = targets(video, hidden, self.config)
-        guess = (normalised.float() * true.deviation + true.mean).clamp(0.0, 1.0)
-        return self.with_patches(video, hidden, guess)
+        patches = (normalised.float() * true.deviation + true.mean).clamp(0.0, 1.0)
+        return self.with_patches(video, hidden, patches)
 
     def with_patches(
-        self, video: Clips, numbers: Int64[Tensor, "B H"], patches: Shaped[Tensor, "B T H pixels"]
+        self, video: Clips, indices: Int64[Tensor, "B H"], patches: Shaped[Tensor, "B T H pixels"]
     ) -> Float[Tensor, "B F 3 height width"]:
-        """The videos in [0,1], float32, with some patches replaced.
+        """Return the videos in [0,1], float32, with some patches replaced.
 
         Args:
             video: uint8, or floating point in [0,1].
-            numbers: Which patches.
+            indices: Indices of the patches.
             patches: Their pixels in [0,1].
         """
         whole = patches_of(unit_pixels(video), self.config.blocks)
-        index = numbers[:, None, :, None].expand_as(patches)
+        index = indices[:, None, :, None].expand_as(patches)  # [B, T, H, pixels]
         whole = whole.scatter(2, index, patches)
         return frames_of(whole, self.config.blocks, (video.shape[3], video.shape[4]))
 
 
 class MaskedAutoencoder(VideoModel, Autoencoder):
-    """`autoencoder(video, visible)` restores what is hidden of clips; `save` leaves the encoder as a TRecViT.
+    """`autoencoder(video, visible)` reconstructs the hidden patches of clips; `save` saves the encoder as a TRecViT.
 
-    The decoder is saved in a folder within, so that `MaskedAutoencoder.load` finds both.
+    The decoder is saved in a subfolder, so that `MaskedAutoencoder.load` can load both.
     """
 
     config: AutoencoderConfig
@@ -217,14 +265,14 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
         self.decoder = Decoder(config.decoder, config.blocks.width)
 
     def forward(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Restoration:
-        """Restores the patches that are not visible, in all frames.
+        """Reconstruct the hidden patches of all frames.
 
         Args:
             video: uint8, or floating point in [0,1].
-            visible: Numbers of the patches that are, see `tube_masks`. Others are not looked at.
+            visible: Indices of the visible patches, see `tube_masks`. No others are used.
 
         Raises:
-            InputError: for shapes, dtypes or values that are not a video, or not patches of it.
+            InputError: for invalid shapes, dtypes or values of the video.
         """
         self._check_frames(video)
         side = self.config.blocks.patch_size
@@ -235,7 +283,7 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
         return Restoration(self.decoder(features, visible, hidden, grid, recompute=recompute), hidden)
 
     def encode(self, video: Clips, visible: Int64[Tensor, "B K"]) -> Float[Tensor, "B T K D"]:
-        """The encoder's features of the visible patches; a class token goes with them, and is not among these."""
+        """Return the encoder's features of the visible patches, without a class token, which it processes with them."""
         blocks = self.config.blocks
         if video.shape[1] % blocks.temporal_patch_size:
             raise InputError(
@@ -251,13 +299,13 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
         return features
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the encoder into a folder as a TRecViT without a head, and the decoder into a folder within."""
+        """Write the encoder into a folder as a TRecViT without a head, and the decoder into a subfolder."""
         folder, weights = Path(folder), self.state_dict()
         self._check_can_be_loaded(weights, folder)
         encoder = {name: tensor for name, tensor in weights.items() if not name.startswith(_DECODER)}
-        about, source = self.preprocessing, self.provenance
+        preprocessing, provenance = self.preprocessing, self.provenance
         build(
-            lambda: TRecViT(self.config.blocks, preprocessing=about, provenance=source),
+            lambda: TRecViT(self.config.blocks, preprocessing=preprocessing, provenance=provenance),
             encoder,
             source="the encoder's weights",
             device=self.device,
@@ -268,7 +316,7 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
 
     @classmethod
     def load(cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: Dtype = None) -> MaskedAutoencoder:
-        """Reads what `save` wrote, see `Pretrained.load`."""
+        """Load a folder that `save` wrote, see `Pretrained.load`."""
         return super().load(Path(folder) / DECODER_FOLDER, device=device, dtype=dtype)
 
     @classmethod

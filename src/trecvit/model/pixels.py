@@ -1,4 +1,4 @@
-"""Pixels as all models take them: uint8, or floating point in [0,1] with the overshoot of a resize."""
+"""Input pixels of all models: uint8, or floating point in [0,1] with the overshoot of a resize."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from torch import Tensor
 from trecvit.errors import InputError
 
 # How far valid pixels may be outside [0,1]. Resampling kernels with negative lobes overshoot at edges: on pictures by
-# 0.1 to 0.2; on black and white noise, the worst there is, by up to 0.438 at one end alone, and at both ends bicubic
-# ones by 0.45 and Lanczos ones by 0.8 (4,000 random pictures and sizes, with torch, Pillow and OpenCV). Antialiased
-# bilinear ones do so by rounding only. Pixels from which a mean was subtracted go further at the dark end alone, and
-# those divided by a standard deviation further than that.
+# 0.1 to 0.2; on black and white noise, the worst case, by up to 0.438 at one end alone, and at both ends by 0.45
+# (bicubic) or 0.8 (Lanczos; 4,000 random pictures and sizes, with torch, Pillow and OpenCV). Antialiased bilinear
+# kernels overshoot by rounding only. Subtracting a mean exceeds these limits at the dark end alone, and dividing by a
+# standard deviation exceeds them further.
 MAX_OVERSHOOT = 0.85
 _MAX_AT_ONE_END, _AT_THE_OTHER = 0.44, 0.1
 
 
 def check_pixels(frames: Shaped[Tensor, "*any"]) -> None:
-    """Raises InputError for floating-point pixels that no resize of pixels in [0,1] gives, or that are not numbers.
+    """Raise InputError for floating-point pixels that are not in [0,1] nor the overshoot of a resize, and for NaN.
 
-    Every frame is checked on its own, so that a clip is refused if and only if one of its frames is, and on every
-    device the same. On a GPU this waits for the frames; uint8 frames need no check.
+    Frames are checked one by one, so that a clip is refused if and only if one of its frames is, on every device. On a
+    GPU this waits for the frames; uint8 frames need no check.
 
     Args:
         frames: The last three axes are those of a frame.
     """
     if not frames.is_floating_point() or not frames.numel() or frames.device.type == "meta":
+        return
+    if torch.compiler.is_compiling():  # no graph can branch on values: there `unit_pixels` checks
         return
     low, high = (value.item() for value in frames.detach().aminmax())
     if low >= 0.0 and high <= 1.0:
@@ -41,21 +43,21 @@ def check_pixels(frames: Shaped[Tensor, "*any"]) -> None:
 
 
 def _is_resized(frames: Tensor) -> Tensor:
-    """Whether all frames can be what a resize makes of pixels in [0,1]; false for those that are not numbers."""
+    """Return whether all frames can result from a resize of pixels in [0,1]; false for NaN."""
     low, high = frames.flatten(-min(3, frames.dim())).aminmax(dim=-1)
     least, most = torch.minimum(-low, high - 1.0), torch.maximum(-low, high - 1.0)
     return ((most <= MAX_OVERSHOOT) & ((most <= _MAX_AT_ONE_END) | (least >= _AT_THE_OTHER))).all()
 
 
 def unit_pixels(frames: Shaped[Tensor, "*any"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*any"]:
-    """uint8 or floating-point pixels as numbers in [0,1]; the overshoot of a resize is clamped.
+    """Convert uint8 or floating-point pixels to [0,1]; the overshoot of a resize is clamped.
 
-    In a compiled graph, where `check_pixels` cannot raise, this raises in its place; a program of `torch.export` has an
+    In a compiled graph, where `check_pixels` cannot raise, this raises in its place; a `torch.export` program has an
     assertion instead.
 
     Args:
-        frames: What `check_pixels` has seen.
-        dtype: Of the result.
+        frames: Pixels that have passed `check_pixels`.
+        dtype: Dtype of the result.
     """
     if frames.dtype == torch.uint8:
         return frames.to(dtype) / 255.0
@@ -69,10 +71,10 @@ def unit_pixels(frames: Shaped[Tensor, "*any"], dtype: torch.dtype = torch.float
     return frames.to(dtype).clamp(0.0, 1.0)
 
 
-# It reads a value back, which a CUDA graph cannot record: it is left out of such graphs.
+# It reads a value back, which a CUDA graph cannot record: hence the tag, which excludes it from such graphs.
 @torch.library.custom_op("trecvit::checked_pixels", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _checked(frames: Tensor) -> Tensor:
-    """`check_pixels` and the clamp as one operation, which a compiler neither looks into nor leaves out."""
+    """Check and clamp as one operation that a compiler neither traces nor removes."""
     check_pixels(frames)
     return frames.clamp(0.0, 1.0)
 

@@ -1,8 +1,7 @@
 """The paper's point tracker (arXiv:2412.14294, section 5.3): a frozen TRecViT and a `RecurrentPointReadout`.
 
-The backbone sees the frames and nothing of the points; each point has a state of its own that reads the frames'
-features one after another. So points do not change each other's tracks, and what is asked for later costs nothing until
-then but its slot.
+The backbone processes frames, independent of the points; each point has a state that attends to the frames' features
+one after another. So points do not change each other's tracks.
 
 B videos (streams) · T frames · Q query points · N tokens per frame · D width · S width of a point's state
 """
@@ -10,26 +9,42 @@ B videos (streams) · T frames · Q query points · N tokens per frame · D widt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from trecvit.config import ModelConfig, PointReadoutConfig, Preprocessing, ReadoutTrackerConfig
-from trecvit.errors import StateError
-from trecvit.model.readouts import RecurrentPointReadout
-from trecvit.model.state import empty_layers, num_patches, recurrent_dtype
+from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
+from trecvit.model.engine import Engine
+from trecvit.model.readouts import PointReadoutConfig, RecurrentPointReadout
 from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
 from trecvit.model.trecvit import TRecViT
 
 _Tracker = TypeVar("_Tracker", bound="ReadoutTracker")  # not Self, which the tests' shape checks do not understand
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutTrackerConfig(BlocksConfig):
+    """Architecture of the paper's point tracker (section 5.3): a frozen TRecViT and a recurrent readout.
+
+    Attributes:
+        blocks: The backbone, without its head.
+        readout: The readout of the points.
+    """
+
+    blocks: ModelConfig = field(default_factory=lambda: ModelConfig(num_classes=0))
+    readout: PointReadoutConfig = field(default_factory=PointReadoutConfig)
+
+    def __post_init__(self) -> None:
+        self._require_blocks(num_classes=0, temporal_patch_size=1)
+        self._require(isinstance(self.readout, PointReadoutConfig), "readout", "a PointReadoutConfig")
+
+
 @dataclass(frozen=True)
 class ReadoutState(TrackerState):
-    """What a `ReadoutTracker` remembers of B streams with Q points each; see `TrackerState` for its methods.
+    """State of a `ReadoutTracker` for B streams with Q points each; see `TrackerState` for its methods.
 
     Attributes:
         point_states: The readout's state of each point, float32 at least; zero in empty slots.
@@ -39,68 +54,24 @@ class ReadoutState(TrackerState):
 
     _FORMAT: ClassVar[str] = "trecvit-readout-state-1"
     _ALIKE: ClassVar[tuple[str, ...]] = (*TrackerState._ALIKE, "readout_width")
-
-    @classmethod
-    def begin(
-        cls,
-        config: ModelConfig,
-        query_frames: Int64[Tensor, "B Q"],
-        query_points_yx: Float[Tensor, "B Q 2"],
-        *,
-        readout_width: int,
-        image_size: tuple[int, int],
-        dtype: torch.dtype,
-    ) -> ReadoutState:
-        """The state before the first frame, where the queries are; `dtype` is the model's."""
-        batch_size, num_queries = query_frames.shape
-        device = query_frames.device
-        num_tokens = num_patches(config, image_size) + (config.pooling == "cls")
-        states = (batch_size, num_queries, readout_width)
-        return cls(
-            layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
-            frames_seen=torch.zeros(batch_size, dtype=torch.int64, device=device),
-            config=config,
-            image_size=image_size,
-            query_frames=query_frames,
-            query_points_yx=query_points_yx,
-            point_states=torch.zeros(states, dtype=recurrent_dtype(dtype), device=device),
-        )
+    _POINT_MEMORY: ClassVar[str] = "point_states"
 
     @property
     def readout_width(self) -> int:
         """Channels S of a point's state."""
         return self.point_states.shape[2]
 
-    def _slots_in(self, name: str) -> tuple[int, int] | None:
-        return (1, 0) if name == "point_states" else super()._slots_in(name)
-
-    @classmethod
-    def _described(
-        cls, config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]
-    ) -> ReadoutState:
-        batch_size, num_queries, readout_width = tensors["point_states"].shape
-        return cls.begin(
-            config,
-            torch.empty(batch_size, num_queries, dtype=torch.int64, device="meta"),
-            torch.empty(batch_size, num_queries, 2, device="meta"),
-            readout_width=readout_width,
-            image_size=image_size,
-            dtype=tensors["layers.0.taps"].dtype,
-        )
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"point_states": self.point_states, **super()._tensors()}
-
 
 class ReadoutTracker(PointTracker):
-    """The tracker; see `PointTracker` for how it is used, and `on` for one on a trained backbone.
+    """The tracker; see `PointTracker` for its use, and `on` for a tracker on a trained backbone.
 
-    The backbone has no gradient and is never in training mode: only the readout learns (paper, section 5.3).
+    The backbone has no gradient and is never in training mode: only the readout is trained (paper, section 5.3).
     """
 
     config: ReadoutTrackerConfig
     config_class = ReadoutTrackerConfig
     state_class = ReadoutState
+    engine: Engine[Tensor, ReadoutState]
 
     def __init__(
         self,
@@ -116,7 +87,7 @@ class ReadoutTracker(PointTracker):
 
     @classmethod
     def on(cls: type[_Tracker], backbone: TRecViT, readout: PointReadoutConfig | None = None) -> _Tracker:
-        """A tracker with a copy of this backbone and a readout that has yet to be trained.
+        """Build a tracker from a copy of this backbone and an untrained readout.
 
         Args:
             backbone: Its head is left out.
@@ -135,53 +106,37 @@ class ReadoutTracker(PointTracker):
         return tracker.to(backbone.device, backbone.dtype).eval()
 
     def train(self: _Tracker, mode: bool = True) -> _Tracker:
-        """Puts the readout into training mode, or out of it."""
+        """Set the readout's training mode; the backbone stays in evaluation mode."""
         super().train(mode)
         for part in self._backbone():
             part.eval()
         return self
 
-    def begin(
-        self,
-        query_frames: Int64[Tensor, "B Q"],
-        query_points_yx: Float[Tensor, "B Q 2"],
-        image_size: tuple[int, int],
-    ) -> ReadoutState:
-        """See `PointTracker.begin`."""
-        return ReadoutState.begin(
-            self.config.blocks,
-            query_frames,
-            query_points_yx,
-            readout_width=self.config.readout.width,
-            image_size=image_size,
-            dtype=self.dtype,
-        )
+    @property
+    def point_memory_width(self) -> int:
+        """Channels S of a point's state."""
+        return self.config.readout.width
 
     def _backbone(self) -> tuple[nn.Module, ...]:
         return self.tokenizer, self.blocks, self.norm
 
     def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
-        assert isinstance(state, ReadoutState), "step has seen to it"
-        if state.readout_width != self.config.readout.width:
-            raise StateError(
-                f"the state belongs to a readout of width {state.readout_width}, this one's is "
-                f"{self.config.readout.width}"
-            )
+        assert isinstance(state, ReadoutState), "checked by step"
         frames_until = state.query_frames - state.frames_seen[:, None]
         size_xy = torch.tensor(state.image_size, device=self.device).flip(0)
         with torch.no_grad():
-            features, state = self._advance(frames, state)
+            features, state = self.engine(frames, state)
         queries_xy = state.query_points_yx.flip(-1) / size_xy
-        said, points = self.readout(features, queries_xy, frames_until, state.point_states)
+        read, point_states = self.readout(features, queries_xy, frames_until, state.point_states)
         out = TrackerOutput(
-            said.points_xy * size_xy,
-            said.visible_logits,
-            said.certainty_logits.sigmoid(),
-            certainty_logits=said.certainty_logits,
+            read.points_xy * size_xy,
+            read.visible_logits,
+            read.certainty_logits.sigmoid(),
+            certainty_logits=read.certainty_logits,
         )
-        return out, state.replace(point_states=points)
+        return out, state.replace(point_states=point_states)
 
     def _advance(self, frames: Tensor, state: ReadoutState) -> tuple[Tensor, ReadoutState]:
-        """One pass of the backbone over all tokens: their features [B,T,N,D], and the state without the points'."""
+        """Run the backbone; return its features [B,T,N,D] and the state with new layers."""
         tokens, layers = self._through_blocks(self.tokenizer(frames), state.layers, state.frames_seen == 0)
         return self.norm(tokens), state.replace(layers=layers, frames_seen=state.frames_seen + frames.shape[1])

@@ -1,20 +1,22 @@
-"""Readouts: what is trained on top of a backbone's features, to tell a class or to follow points.
+"""Readouts on a backbone's features, for classes and for point tracks.
 
 B videos · T frames · N tokens per frame · D the features' width · Q query points · S width of a point's state ·
 G attention heads, of d channels each · V outputs
 
 Sources: "MooG" is github.com/google-deepmind/representations4d, `moog/modules.py` (ConditionalAutoregressiveReadout),
 `moog/attention.py` and `moog/pos_embeddings.py` at 36b1387, with the sizes of `moog/configs/movi.py`; the paper
-(arXiv:2412.14294, section 5.3) says that it tracks with MooG's readout. "4DS" is `models/readout.py` of the same
-repository (AttentionReadout with match_vjepa_implementation); the paper only says "attention readout", so that this
-is the one is inferred. flax's defaults hold where those say nothing: LeCun's normal for matrices, zeros for biases,
-tanh-approximated GELU, norms with epsilon 1e-6.
+(arXiv:2412.14294, section 5.3) tracks with MooG's readout. "4DS" is `models/readout.py` of the same repository
+(AttentionReadout with match_vjepa_implementation); the paper's "attention readout" is inferred to be this one. Where
+the sources leave a choice open, flax's defaults hold: LeCun's normal for matrices, zeros for biases, tanh-approximated
+GELU, norms with epsilon 1e-6.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -22,13 +24,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from trecvit.config import PointReadoutConfig
+from trecvit.config import Config
 from trecvit.errors import InputError
 from trecvit.model.initial import normal_
 from trecvit.model.trecvit import NORM_EPS, init_lecun
 
 _STATE_NORM_EPS = 1e-4  # MooG: state_layer_norm
-_FIRST_STD = 0.02  # 4DS: of the query; of the temporal positions, for which it says nothing, a choice
+_INITIAL_STD = 0.02  # 4DS: of the query; of the temporal positions a choice, 4DS does not give it
 
 
 class MLP(nn.Module):
@@ -40,7 +42,7 @@ class MLP(nn.Module):
         self.down = _linear(hidden, width_out)
 
     def forward(self, x: Float[Tensor, "*any I"]) -> Float[Tensor, "*any O"]:
-        """Maps the last axis."""
+        """Map the last axis."""
         y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
         return y
 
@@ -49,7 +51,7 @@ class MLP(nn.Module):
 
 
 class AttentionReadout(nn.Module):
-    """One learned query looks at all tokens of all frames, and a linear map tells the outputs (4DS: AttentionReadout).
+    """A learned query attends to all tokens of all frames, a linear layer maps it to outputs (4DS: AttentionReadout).
 
         f = LayerNorm(features) + position of the frame
         z = query + W attention(query; f);   z = z + MLP(LayerNorm(z));   outputs = W_out z
@@ -57,9 +59,9 @@ class AttentionReadout(nn.Module):
     Args:
         feature_width: D.
         num_outputs: V, such as the number of classes.
-        num_frames: T. Every frame has a position of its own.
-        width: Channels of query, keys and values; the MLP's hidden ones are four times as many. The paper does not say
-            it; 1024 in 16 heads is what 4DS's demonstrations have.
+        num_frames: T, each with a learned position.
+        width: Channels of query, keys and values; the MLP has four times as many hidden channels. The paper does not
+            give it; 4DS's demonstrations have 1024 in 16 heads.
         num_heads: G; divides `width`.
     """
 
@@ -72,7 +74,7 @@ class AttentionReadout(nn.Module):
         self.positions = nn.Parameter(torch.empty(num_frames, feature_width))
         self.query = nn.Parameter(torch.empty(width))
         for learned in (self.positions, self.query):
-            normal_(learned, _FIRST_STD)
+            normal_(learned, _INITIAL_STD)
         self.keys_values = _linear(feature_width, 2 * width)
         self.attention_out = _linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -80,16 +82,16 @@ class AttentionReadout(nn.Module):
         self.out = _linear(width, num_outputs)
 
     def forward(self, features: Float[Tensor, "B T N D"]) -> Float[Tensor, "B V"]:
-        """Outputs of whole clips.
+        """Map whole clips to outputs.
 
         Raises:
-            InputError: for another number of frames than there are positions.
+            InputError: unless there are as many frames as positions.
         """
         if features.shape[1] != len(self.positions):
             raise InputError(f"expected features of {len(self.positions)} frames, got {features.shape[1]}")
-        seen = (self.norm(features) + self.positions[:, None]).flatten(1, 2)
-        keys, values = _heads(self.keys_values(seen), 2 * self.num_heads).chunk(2, dim=-3)
-        query = self.query.view(1, self.num_heads, 1, -1).expand(len(features), -1, -1, -1)
+        tokens = (self.norm(features) + self.positions[:, None]).flatten(1, 2)  # [B, TN, D]
+        keys, values = _heads(self.keys_values(tokens), 2 * self.num_heads).chunk(2, dim=-3)  # each [B, G, TN, d]
+        query = self.query.view(1, self.num_heads, 1, -1).expand(len(features), -1, -1, -1)  # [B, G, 1, d]
         mixed = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values).flatten(1)
         token = self.query + self.attention_out(mixed)
         token = token + self.mlp(self.mlp_norm(token))
@@ -100,13 +102,36 @@ class AttentionReadout(nn.Module):
 # ---- points --------------------------------------------------------------------------------------------------------
 
 
-class PointReadout(NamedTuple):
-    """What a `RecurrentPointReadout` says of Q points in T frames.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointReadoutConfig(Config):
+    """Architecture of a `RecurrentPointReadout`. The defaults are MooG's (moog/configs/movi.py, head "points").
 
     Attributes:
-        points_xy: Where each is, from 0 to 1 over the picture's width and height.
-        visible_logits: Above 0 where it is seen.
-        certainty_logits: Above 0 where the place is likely to be right.
+        num_bases: Fourier frequencies of a query's x and y.
+        width: Channels S of a point's state, and of its queries, keys and values.
+        depth: Layers of cross-attention.
+        num_heads: Attention heads; divides `width`.
+        mlp_width: Hidden channels of the layers' MLPs; all other MLPs have `width`.
+    """
+
+    num_bases: int = 16
+    width: int = 512
+    depth: int = 3
+    num_heads: int = 8
+    mlp_width: int = 2048
+
+    def __post_init__(self) -> None:
+        self._require_whole(*(entry.name for entry in dataclasses.fields(self)))
+        self._require(self.width % self.num_heads == 0, "num_heads", f"a divisor of width={self.width}")
+
+
+class PointReadout(NamedTuple):
+    """Predictions of a `RecurrentPointReadout` for Q points in T frames.
+
+    Attributes:
+        points_xy: Positions, from 0 to 1 over the picture's width and height.
+        visible_logits: Above 0 where the point is visible.
+        certainty_logits: Above 0 where the position is likely to be accurate.
     """
 
     points_xy: Float[Tensor, "B Q T 2"]
@@ -115,15 +140,15 @@ class PointReadout(NamedTuple):
 
 
 class RecurrentPointReadout(nn.Module):
-    """A state per point that looks at each frame's tokens in turn (MooG: ConditionalAutoregressiveReadout).
+    """A state per point that attends to each frame's tokens in turn (MooG: ConditionalAutoregressiveReadout).
 
-        in the query's frame   s = MLP(Fourier features of where it is)
+        in the query's frame   s = MLP(Fourier features of the query's position)
         in every frame         z = s + transformer(s; tokens);   s = LayerNorm(z + MLP(z))
-        told of z              place = sigmoid(MLP(z)),   (visible, certain) = MLP(z)
+        predictions from z     position = sigmoid(MLP(z)),   (visible, certain) = MLP(z)
 
-    Points do not see each other. Choices, where MooG's code leaves it open: a query is told as (x, y) from 0 to 1, as
-    the places that come out; the state before the query is zero (there it means nothing); the tokens are all those of a
-    frame, a class token included.
+    Points do not attend to each other. Choices where MooG's code leaves them open: queries and predictions are (x, y)
+    from 0 to 1; the state before the query is zero and meaningless; the tokens are all those of a frame, with the class
+    token.
 
     Args:
         feature_width: D.
@@ -151,47 +176,49 @@ class RecurrentPointReadout(nn.Module):
         frames_until: Int64[Tensor, "B Q"],
         states: Float[Tensor, "B Q S"],
     ) -> tuple[PointReadout, Float[Tensor, "B Q S"]]:
-        """Follows the points through the next T frames.
+        """Track the points through the next T frames.
 
         Args:
             features: Of these frames.
-            points_xy: Where each query is, from 0 to 1 over the picture's width and height.
-            frames_until: In how many frames it comes; 0 is the next frame, a negative number one that has been.
-            states: Zeros at first, then what the last call returned; in the dtype in which they are carried.
+            points_xy: Position of each query, from 0 to 1 over the picture's width and height.
+            frames_until: Number of frames until each query; 0 is the next frame, negative is past.
+            states: Initially zeros, then the last call's result; their dtype is that of the recurrence.
         """
         dtype = self.enter.weight.dtype
         first = self.begin(fourier_features(points_xy, self.config.num_bases).to(dtype)).to(states.dtype)
-        # Keys and values are the features' alone: those of all frames in one product.
-        to_look_at = [cast(CrossAttention, layer).keys_and_values(features) for layer in self.layers]
-        seen = []
+        # Keys and values do not depend on the states: one matrix multiplication for all frames.
+        keys_values = [cast(CrossAttention, layer).keys_and_values(features) for layer in self.layers]
+        read = []
         scale = self.state_norm.weight.to(states.dtype)
         for frame in range(features.shape[1]):
             states = torch.where((frames_until == frame)[..., None], first, states)
-            looked = self._look(states.to(dtype), [(keys[:, frame], values[:, frame]) for keys, values in to_look_at])
-            now = states + looked.to(states.dtype)
-            after = now + self.predict(now.to(dtype)).to(states.dtype)
-            states = F.layer_norm(after, scale.shape, scale, eps=_STATE_NORM_EPS)
-            seen.append(now)
-        told_from = torch.stack(seen, dim=2).to(dtype)
-        places = self.place(told_from).to(states.dtype).sigmoid()
-        visible, certain = self.belief(told_from).to(states.dtype).unbind(dim=-1)
-        return PointReadout(places, visible, certain), states
+            update = self._attend(
+                states.to(dtype), [(keys[:, frame], values[:, frame]) for keys, values in keys_values]
+            )
+            corrected = states + update.to(states.dtype)
+            predicted = corrected + self.predict(corrected.to(dtype)).to(states.dtype)
+            states = F.layer_norm(predicted, scale.shape, scale, eps=_STATE_NORM_EPS)
+            read.append(corrected)
+        z = torch.stack(read, dim=2).to(dtype)  # [B, Q, T, S]
+        positions_xy = self.place(z).to(states.dtype).sigmoid()
+        visible, certain = self.belief(z).to(states.dtype).unbind(dim=-1)
+        return PointReadout(positions_xy, visible, certain), states
 
-    def _look(
+    def _attend(
         self, states: Float[Tensor, "B Q S"], frame: Sequence[tuple[Float[Tensor, "B G N d"], Float[Tensor, "B G N d"]]]
     ) -> Float[Tensor, "B Q S"]:
-        """What the points' states find in one frame, given each layer's keys and values (MooG: ImprovedTransformer)."""
+        """Attend to one frame, given each layer's keys and values (MooG: ImprovedTransformer)."""
         x: Tensor = self.enter(states)
         for layer, (keys, values) in zip(self.layers, frame, strict=True):
             x = layer(x, keys, values)
-        found: Tensor = self.leave(self.norm(x))
-        return found
+        update: Tensor = self.leave(self.norm(x))
+        return update
 
 
 class CrossAttention(nn.Module):
     """A pre-norm layer of cross-attention and MLP (MooG: ImprovedTransformerBlock with cross_attn_only).
 
-    Queries and keys are normalised in each head; the features that keys and values are made of are not.
+    Queries and keys are normalised in each head; the features are not.
     """
 
     def __init__(self, feature_width: int, config: PointReadoutConfig) -> None:
@@ -210,7 +237,7 @@ class CrossAttention(nn.Module):
     def keys_and_values(
         self, features: Float[Tensor, "B T N D"]
     ) -> tuple[Float[Tensor, "B T G N d"], Float[Tensor, "B T G N d"]]:
-        """What the points can look at in these frames."""
+        """Project the features of these frames to keys and values."""
         features = features.to(self.keys.weight.dtype)
         keys = _rms_norm(_heads(self.keys(features), self.num_heads), self.keys_scale)
         values = _heads(self.values(features), self.num_heads)
@@ -219,18 +246,18 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B Q S"], keys: Float[Tensor, "B G N d"], values: Float[Tensor, "B G N d"]
     ) -> Float[Tensor, "B Q S"]:
-        """One layer; points look at tokens, not at each other."""
+        """Apply the layer; points attend to tokens, not to each other."""
         queries = _rms_norm(_heads(self.queries(self.query_norm(x)), self.num_heads), self.queries_scale)
         mixed = F.scaled_dot_product_attention(queries.to(values.dtype), keys, values)
-        x = x + self.attention_out(mixed.transpose(-3, -2).flatten(-2))
+        x = x + self.attention_out(mixed.transpose(-3, -2).flatten(-2))  # [B, G, Q, d] -> [B, Q, S]
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
 
 def fourier_features(points_xy: Float[Tensor, "*any 2"], num_bases: int) -> Float[Tensor, "*any F"]:
-    """sin(2^i pi x), sin(2^i pi y) for i from 0 on, then all cosines (MooG: SampleFourierEmbedding)."""
+    """Compute sin(2^i pi x), sin(2^i pi y) for i = 0, 1, ..., then all cosines (MooG: SampleFourierEmbedding)."""
     frequencies = 2.0 ** torch.arange(num_bases, device=points_xy.device, dtype=points_xy.dtype)
-    # A product with a power of two and the remainder are exact, so that also the highest frequencies keep their phase.
+    # Multiplying by a power of two and the remainder are exact, so that the highest frequencies keep their phase.
     half_turns = (points_xy[..., None, :] * frequencies[:, None]).flatten(-2).remainder(2.0)
     return torch.cat([(math.pi * half_turns).sin(), (math.pi * half_turns).cos()], dim=-1)
 
@@ -241,7 +268,7 @@ def _heads(x: Float[Tensor, "*any N S"], num_heads: int) -> Float[Tensor, "*any 
 
 
 def _rms_norm(x: Float[Tensor, "*any d"], scale: Float[Tensor, " d"]) -> Float[Tensor, "*any d"]:
-    """x over its root mean square, times the scale (flax: RMSNorm)."""
+    """Divide by the root mean square and multiply by the scale (flax: RMSNorm)."""
     return F.rms_norm(x, scale.shape, scale.to(x.dtype), eps=NORM_EPS)
 
 

@@ -1,39 +1,44 @@
-"""What a training step keeps for its gradient.
+"""Activation checkpointing by stages.
 
-Autograd keeps the input of every operation. Most of them are cheap to compute again from a few others: norms, GELUs,
-products of gates, the attention's softmax, convolution and recurrence. A `Recomputing` module names its stages, each of
-which keeps its inputs only. A linear map at the end of a stage is not computed again: PyTorch's checkpointing stops as
-soon as it has all that was saved, which is before that map's product.
+Autograd saves the input of every operation. Most operations are cheap to recompute from a few others: norms, GELUs,
+products of gates, the attention's softmax, convolution and recurrence. A `Recomputing` module computes in stages, of
+which only the inputs are saved. A linear layer at the end of a stage is not recomputed: PyTorch's checkpointing stops
+as soon as it has every tensor that was saved, which is before that layer's matrix multiplication.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def saving_inputs_only(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Wrap a function so that the backward pass recomputes it from its inputs; without gradients it is unchanged."""
+    if not torch.is_grad_enabled():
+        return function
+    return partial(checkpoint, function, use_reentrant=False)
+
 
 class Recomputing(nn.Module):
-    """A part of a network that can keep less for the gradient and compute more.
+    """A part of a network that computes in stages.
 
     Attributes:
-        recomputes: Whether it does. Values and gradients are the same either way.
+        recomputes: Whether the backward pass recomputes each stage. Values and gradients are the same either way.
     """
 
     recomputes = False
 
-    def _stage(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """function(*inputs), of which only the inputs are kept if this module recomputes.
-
-        A compiler has a plan of its own for what is computed again.
-        """
-        if self._keeps_inputs_only() and not torch.compiler.is_compiling():
-            # Nothing in a stage is drawn at random.
-            return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return function(*inputs)
-
-    def _keeps_inputs_only(self) -> bool:
-        return self.recomputes and torch.is_grad_enabled()
+    def _stage(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """The function as it is, or recomputed in the backward pass. It must draw no random numbers."""
+        # A compiler chooses for itself what to recompute.
+        if not self.recomputes or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return function
+        return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)

@@ -1,15 +1,14 @@
-"""The linear recurrence h_t = a_t * h_(t-1) + b_t, element by element, over axis 1, and the gates around it.
+"""The linear recurrence h_t = a_t * h_(t-1) + b_t, element by element over axis 1, with and without the RG-LRU's gates.
 
-`gated_scan` is what the model calls: the real RG-LRU from its gates' inputs to its states. `linear_scan` is the
-recurrence by itself, real or complex. Beside each stands a reference written to be obviously right, which autograd
-differentiates by itself. The tests hold them together: outputs, final states and every gradient.
+`gated_scan` is the real RG-LRU after its gates' linear layers; `linear_scan` is the recurrence alone, real or complex.
+Beside each stands a reference written to be obviously right and differentiated by autograd. The tests compare outputs,
+final states and every gradient.
 
 B streams · T frames · N tokens per frame · E recurrent channels · C channels (N and E folded into one)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -19,22 +18,22 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from trecvit.config import nearest
-from trecvit.errors import ConfigError, InputError, MissingPackageError
+from trecvit.errors import InputError
 
 GATE_SHARPNESS = 8.0  # c in a = sigmoid(lambda)^(c r): Griffin (arXiv:2402.19427), section 2.4
 MAX_SQRT_GRADIENT = 1000.0  # code (recurrentgemma): keeps the gradient of sqrt(1 - a^2) finite as a -> 1
+_MIN_ROOT_ARGUMENT = 0.25 / MAX_SQRT_GRADIENT**2  # where d sqrt(x)/dx reaches it
 
 Sequence = Inexact[Tensor, "B T C"]
 Hidden = Inexact[Tensor, "B C"]
 
 
 def linear_scan(decay: Sequence, inputs: Sequence, initial: Hidden) -> tuple[Sequence, Hidden]:
-    """Runs the recurrence and returns all states and the last one.
+    """Run the recurrence; return all states and the last one.
 
-    Works on real and complex tensors, in their dtype (the model passes float32 or complex64). One pass over memory in
-    each direction, no transposed copy: every step is one fused multiply-add on all streams and channels at once. The
-    gradient keeps only `decay`, `initial` and the states, not one graph node per frame.
+    It computes in the dtype of its arguments, real or complex. Each direction is one pass over memory without a
+    transposed copy: every step is a fused multiply-add on all streams and channels at once. Only `decay`, `initial` and
+    the states are saved for the gradient, not one graph node per frame.
 
     Args:
         decay: a_t, usually with absolute values in [0, 1].
@@ -45,7 +44,7 @@ def linear_scan(decay: Sequence, inputs: Sequence, initial: Hidden) -> tuple[Seq
         The states h_1 ... h_T and h_T. Gradients reach `decay`, `inputs` and `initial`, also through h_T.
 
     Raises:
-        InputError: for shapes, dtypes or devices that do not belong together, and for T = 0.
+        InputError: for shapes or dtypes that do not match, and for T = 0.
     """
     _check(decay, inputs, initial)
     states: Tensor = _LinearScan.apply(decay, inputs, initial)  # type: ignore[no-untyped-call]
@@ -70,39 +69,49 @@ def gated_scan(
     hidden: Float[Tensor, "B N E"],
     fresh: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
-    """The RG-LRU after its gates' linear maps (paper, section 3.1): on a GPU one Triton kernel in each direction, or
-    what `use_kernels` says; else one frame at a time while it is in the cache.
+    """Run the RG-LRU after its gates' linear layers (paper, section 3.1).
 
     log a_t = -c sigmoid(recurrence_gate_t) softplus(a_param), and
     h_t = a_t h_(t-1) + sqrt(1 - a_t^2) sigmoid(input_gate_t) x_t; the first frame of a fresh stream has no root.
 
-    Only the arguments and the states are kept for the gradient; the gates are computed again.
+    On a GPU it is one Triton kernel in each direction, elsewhere a loop over frames, each of which stays in the cache.
+    Only the arguments and the states are saved for the gradient; the gates are recomputed.
 
     Args:
         x: Inputs, of any floating-point dtype.
         input_gate: Before its sigmoid.
         recurrence_gate: Before its sigmoid.
         a_param: -lambda.
-        hidden: h_0. Its dtype is the one computed in.
-        fresh: Which streams begin with the first frame.
+        hidden: h_0. Its dtype is that of the computation.
+        fresh: Which streams start with the first frame.
 
     Returns:
         All states, and the last one. Gradients reach every floating-point argument.
     """
     states: Tensor
-    on_gpu = x.is_cuda and hidden.dtype == torch.float32
-    # Compilers see through our own operator, and not into the others' kernels.
-    if on_gpu and _others is not None and not torch.compiler.is_compiling():
-        states = _others(x, input_gate, recurrence_gate, a_param, hidden, fresh)
-    elif on_gpu and _has_triton():
-        from trecvit.model.scan_triton import gated_scan_triton
-
+    if x.is_cuda and hidden.dtype == torch.float32 and _has_triton():
         states = gated_scan_triton(x, input_gate, recurrence_gate, a_param, hidden, fresh)
     else:
         states = _GatedScan.apply(x, input_gate, recurrence_gate, a_param, hidden, fresh)  # type: ignore[no-untyped-call]
     last = states[:, -1]
     # A view would keep the states of all frames alive, in every layer, until the clip has gone through the last one.
-    return states, last if torch.compiler.is_compiling() or x.shape[1] == 1 else last.clone()
+    return states, last if x.shape[1] == 1 else last.clone()
+
+
+def gated_scan_triton(
+    x: Float[Tensor, "B T N E"],
+    input_gate: Float[Tensor, "B T N E"],
+    recurrence_gate: Float[Tensor, "B T N E"],
+    a_param: Float[Tensor, " E"],
+    hidden: Float[Tensor, "B N E"],
+    fresh: Bool[Tensor, " B"],
+) -> Float[Tensor, "B T N E"]:
+    """All states of `gated_scan` from the Triton kernels; `hidden` is float32."""
+    from trecvit.model.scan_triton import gated_scan_op
+
+    rate = -GATE_SHARPNESS * F.softplus(a_param.float())
+    states: Tensor = gated_scan_op(x, input_gate, recurrence_gate, rate, hidden, fresh, _MIN_ROOT_ARGUMENT)
+    return states
 
 
 def gated_scan_reference(
@@ -113,56 +122,15 @@ def gated_scan_reference(
     hidden: Float[Tensor, "B N E"],
     fresh: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B N E"]]:
-    """The equations of `gated_scan` one after the other. Same arguments and results."""
-    log_a, inputs = gate_equations(x, input_gate, recurrence_gate, a_param, fresh, hidden.dtype)
-    states, last = linear_scan_reference(log_a.exp().flatten(2), inputs.flatten(2), hidden.flatten(1))
-    return states.view_as(inputs), last.view_as(hidden)
-
-
-def gate_equations(
-    x: Float[Tensor, "B T N E"],
-    input_gate: Float[Tensor, "B T N E"],
-    recurrence_gate: Float[Tensor, "B T N E"],
-    a_param: Float[Tensor, " E"],
-    fresh: Bool[Tensor, " B"],
-    dtype: torch.dtype,
-) -> tuple[Float[Tensor, "B T N E"], Float[Tensor, "B T N E"]]:
-    """What `gated_scan` makes of its arguments for the recurrence h_t = a_t h_(t-1) + b_t: log a_t and b_t."""
+    """The equations of `gated_scan`, one by one. Same arguments and results."""
+    dtype = hidden.dtype
     log_a = -GATE_SHARPNESS * torch.sigmoid(recurrence_gate.to(dtype)) * F.softplus(a_param.to(dtype))
     gated = torch.sigmoid(input_gate.to(dtype)) * x.to(dtype)
     inputs = bounded_sqrt(-torch.expm1(2.0 * log_a)) * gated
     first = torch.where(fresh[:, None, None], gated[:, 0], inputs[:, 0])
-    return log_a, torch.cat([first[:, None], inputs[:, 1:]], dim=1)
-
-
-KERNELS = ("own", "fla")
-_others: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-
-
-def use_kernels(whose: str) -> None:
-    """Says whose kernels `gated_scan` takes on GPUs, from now on and in this process.
-
-    Elsewhere, in float64, in models that are compiled or exported, and for complex eigenvalues nothing changes.
-
-    Args:
-        whose: "own", as long as nothing else is said: one kernel for gates and recurrence. "fla":
-            flash-linear-attention's for the recurrence (`trecvit.model.scan_fla`), the gates operation by operation.
-
-    Raises:
-        ConfigError: For another word.
-        MissingPackageError: flash-linear-attention is asked for and not installed.
-    """
-    global _others
-    if whose not in KERNELS:
-        raise ConfigError(f"kernels: expected one of {', '.join(KERNELS)}, got {whose!r}{nearest(whose, KERNELS)}")
-    if whose == "own":
-        _others = None
-        return
-    try:
-        from trecvit.model.scan_fla import gated_scan_fla
-    except ImportError as error:
-        raise MissingPackageError("fla-core", needed_for="use_kernels('fla')", extra="fla") from error
-    _others = gated_scan_fla
+    inputs = torch.cat([first[:, None], inputs[:, 1:]], dim=1)
+    states, last = linear_scan_reference(log_a.exp().flatten(2), inputs.flatten(2), hidden.flatten(1))
+    return states.view_as(inputs), last.view_as(hidden)
 
 
 @cache
@@ -171,24 +139,17 @@ def _has_triton() -> bool:
 
 
 def bounded_sqrt(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """sqrt(x), with a gradient that is nowhere steeper than `MAX_SQRT_GRADIENT`."""
+    """sqrt(x) with a gradient of at most `MAX_SQRT_GRADIENT`."""
     root: Tensor = _BoundedSqrt.apply(x)  # type: ignore[no-untyped-call]
     return root
-
-
-def _addcmul_into(frame: Tensor, inputs: Tensor, decay: Tensor, previous: Tensor) -> Tensor:
-    """Writes inputs + decay * previous into the states of a frame, and gives them."""
-    if torch.compiler.is_compiling():  # compilers want what is written into to be contiguous
-        return frame.copy_(torch.addcmul(inputs, decay, previous))
-    return torch.addcmul(inputs, decay, previous, out=frame)
 
 
 class _LinearScan(torch.autograd.Function):
     """The loop with a hand-written gradient.
 
-    With g_t the gradient that reaches h_t from everywhere: g_t = dy_t + conj(a_(t+1)) g_(t+1), and then
-    db_t = g_t, da_t = g_t conj(h_(t-1)), dh_0 = conj(a_1) g_1. Nothing is divided by products of decays, which
-    underflow as soon as a gate learns to forget.
+    With g_t the total gradient of h_t: g_t = dy_t + conj(a_(t+1)) g_(t+1), and then db_t = g_t,
+    da_t = g_t conj(h_(t-1)), dh_0 = conj(a_1) g_1. There is no division by products of decays, which underflow as soon
+    as a gate learns to forget.
     """
 
     @staticmethod
@@ -196,7 +157,8 @@ class _LinearScan(torch.autograd.Function):
         states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
         previous = initial
         for step in range(inputs.shape[1]):
-            previous = _addcmul_into(states[:, step], inputs[:, step], decay[:, step], previous)
+            previous = torch.addcmul(inputs[:, step], decay[:, step], previous)
+            states[:, step] = previous
         ctx.save_for_backward(decay, initial, states)
         return states
 
@@ -235,7 +197,8 @@ class _GatedScan(torch.autograd.Function):
             scale = torch.expm1(2.0 * log_a).neg_().sqrt_()
             if step == 0:
                 scale.masked_fill_(fresh[:, None, None], 1.0)
-            previous = _addcmul_into(states[:, step], gated.mul_(scale), log_a.exp_(), previous)
+            previous = gated.mul_(scale).addcmul_(log_a.exp_(), previous)
+            states[:, step] = previous
         ctx.save_for_backward(x, input_gate, recurrence_gate, a_param, hidden, fresh, states)
         return states
 
@@ -253,7 +216,7 @@ class _GatedScan(torch.autograd.Function):
             i = torch.sigmoid(input_gate[:, step].to(dtype))
             log_a = r * rate
             one_minus_a2 = torch.expm1(2.0 * log_a).neg_()
-            slope = one_minus_a2.clamp(min=0.25 / MAX_SQRT_GRADIENT**2).rsqrt_()
+            slope = one_minus_a2.clamp(min=_MIN_ROOT_ARGUMENT).rsqrt_()
             scale = one_minus_a2.sqrt()
             if step == 0:
                 scale.masked_fill_(fresh[:, None, None], 1.0)
@@ -282,7 +245,7 @@ class _BoundedSqrt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        slope: Tensor = 0.5 * x.clamp(min=0.25 / MAX_SQRT_GRADIENT**2).rsqrt()
+        slope: Tensor = 0.5 * x.clamp(min=_MIN_ROOT_ARGUMENT).rsqrt()
         return grad_outputs[0] * slope
 
 

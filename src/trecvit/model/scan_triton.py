@@ -1,13 +1,13 @@
 """`gated_scan` as one Triton kernel in each direction, for GPUs.
 
-Gates, decay, root and recurrence of one frame happen in registers: x and the two gates are read once, the states are
-written once, and nothing else of size B·T·N·E exists. Each program owns a stretch of channels of one stream and walks
-through its frames; computation is in float32 whatever the inputs are. The gradient reads the same again, from the last
-frame to the first, and needs only what the caller has anyway and the states.
+Gates, decay, root and recurrence of one frame are computed in registers: x and the two gates are read once, the states
+are written once, and no other tensor of size B·T·N·E exists. Each program owns a stretch of channels of one stream and
+loops over its frames, in float32 whatever the inputs' dtype. The gradient reads the same tensors and the states, from
+the last frame to the first.
 
 The kernels are registered as `torch.ops.trecvit.gated_scan`, so that torch.compile, torch.export and autocast see an
-ordinary operator. On the CPU they run in Triton's interpreter (TRITON_INTERPRET=1), which is how they are tested; no
-GPU was at hand when this was written.
+ordinary operator. The tests run them on the CPU in Triton's interpreter (TRITON_INTERPRET=1); they have not yet run on
+a GPU.
 
 B streams · T frames · N tokens per frame · E recurrent channels · C = N·E
 """
@@ -17,15 +17,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trecvit.model.scan import GATE_SHARPNESS, MAX_SQRT_GRADIENT
-
 _BLOCK = 128  # channels per program
-_EXPM1_TERMS_BELOW = tl.constexpr(0.35)  # |x| from which exp(x) - 1 is exact enough by itself
+_EXPM1_TERMS_BELOW = tl.constexpr(0.35)  # |x| from which exp(x) - 1 is exact enough without a series
 
 
 @triton.jit
@@ -94,7 +91,7 @@ def _backward(  # type: ignore[no-untyped-def]
         unscaled = fresh & first
         scale = tl.where(unscaled, 1.0, tl.sqrt(rest))
         slope = tl.where(unscaled, 0.0, 1.0 / tl.sqrt(tl.maximum(rest, least_rest)))
-        # Before the first frame is nothing to be read; any place within the tensor will do.
+        # There is no state before the first frame to load; any place within the tensor will do.
         earlier = tl.load(states_ptr + tl.where(first, at, at - num_channels), mask=inside, other=0.0)
         earlier = tl.where(first, hidden, earlier)
         g = tl.load(grad_states_ptr + at, mask=inside, other=0.0) + carried
@@ -113,12 +110,19 @@ def _backward(  # type: ignore[no-untyped-def]
 @torch.library.custom_op(
     "trecvit::gated_scan",
     mutates_args=(),
-    schema="(Tensor x, Tensor input_gate, Tensor recurrence_gate, Tensor rate, Tensor hidden, Tensor fresh) -> Tensor",
+    schema="(Tensor x, Tensor input_gate, Tensor recurrence_gate, Tensor rate, Tensor hidden, Tensor fresh, "
+    "float least_rest) -> Tensor",
 )
 def gated_scan_op(
-    x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, rate: Tensor, hidden: Tensor, fresh: Tensor
+    x: Tensor,
+    input_gate: Tensor,
+    recurrence_gate: Tensor,
+    rate: Tensor,
+    hidden: Tensor,
+    fresh: Tensor,
+    least_rest: float,
 ) -> Tensor:
-    """All states [B,T,N,E], float32.
+    """Compute all states [B,T,N,E], float32.
 
     Args:
         x: Inputs [B,T,N,E], of any floating-point dtype, as the gates.
@@ -126,14 +130,15 @@ def gated_scan_op(
         recurrence_gate: Before its sigmoid.
         rate: -c softplus(a_param), float32 [E].
         hidden: h_0, float32 [B,N,E].
-        fresh: Which streams begin with the first frame, [B].
+        fresh: Which streams start with the first frame, [B].
+        least_rest: The gradient takes the slope of the square root at 1 - a^2, or at this if it is larger.
     """
     batch_size, num_frames = x.shape[:2]
     states = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     num_channels = hidden[0].numel()
     with torch.cuda.device_of(x):  # Triton launches on the current device
         _forward[_programs(batch_size, num_channels)](
-            *(given.contiguous() for given in (x, input_gate, recurrence_gate, rate, hidden)),
+            *(tensor.contiguous() for tensor in (x, input_gate, recurrence_gate, rate, hidden)),
             fresh.to(torch.int8), states, num_frames, num_channels, len(rate), BLOCK=_BLOCK,
         )  # fmt: skip
     return states
@@ -156,14 +161,14 @@ def gated_scan_backward_op(
     states: Tensor,
     least_rest: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the operator's first five arguments. The root's slope is that of 1 - a^2 >= `least_rest`."""
-    given = tuple(tensor.contiguous() for tensor in (x, input_gate, recurrence_gate))
-    grads = tuple(torch.empty_like(tensor) for tensor in given)
+    """Compute the gradients of the operator's first five arguments; see there for `least_rest`."""
+    inputs = tuple(tensor.contiguous() for tensor in (x, input_gate, recurrence_gate))
+    grads = tuple(torch.empty_like(tensor) for tensor in inputs)
     grad_rate, grad_hidden = (torch.empty(hidden.shape, dtype=torch.float32, device=x.device) for _ in range(2))
     num_channels = hidden[0].numel()
     with torch.cuda.device_of(x):
         _backward[_programs(x.shape[0], num_channels)](
-            grad_states.contiguous(), *given, rate.contiguous(), hidden.contiguous(), fresh.to(torch.int8), states,
+            grad_states.contiguous(), *inputs, rate.contiguous(), hidden.contiguous(), fresh.to(torch.int8), states,
             *grads, grad_rate, grad_hidden, x.shape[1], num_channels, len(rate), least_rest, BLOCK=_BLOCK,
         )  # fmt: skip
     return grads[0], grads[1], grads[2], grad_rate.sum(dim=(0, 1)), grad_hidden
@@ -174,7 +179,15 @@ def _programs(batch_size: int, num_channels: int) -> tuple[int]:
 
 
 @gated_scan_op.register_fake
-def _(x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, rate: Tensor, hidden: Tensor, fresh: Tensor) -> Tensor:
+def _(
+    x: Tensor,
+    input_gate: Tensor,
+    recurrence_gate: Tensor,
+    rate: Tensor,
+    hidden: Tensor,
+    fresh: Tensor,
+    least_rest: float,
+) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.float32)
 
 
@@ -190,25 +203,17 @@ def _(
     states: Tensor,
     least_rest: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wide = (given.new_empty(given.shape) for given in (x, input_gate, recurrence_gate))
+    wide = (tensor.new_empty(tensor.shape) for tensor in (x, input_gate, recurrence_gate))
     return (*wide, torch.empty_like(rate), hidden.new_empty(hidden.shape))  # type: ignore[return-value]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
+    *tensors, ctx.least_rest = inputs
+    ctx.save_for_backward(*tensors, output)
 
 
 def _gradients(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    return (*gated_scan_backward_op(grad_states, *ctx.saved_tensors, 0.25 / MAX_SQRT_GRADIENT**2), None)
+    return (*gated_scan_backward_op(grad_states, *ctx.saved_tensors, ctx.least_rest), None, None)
 
 
 gated_scan_op.register_autograd(_gradients, setup_context=_setup_context)
-
-
-def gated_scan_triton(
-    x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, a_param: Tensor, hidden: Tensor, fresh: Tensor
-) -> Tensor:
-    """All states; arguments as `trecvit.model.scan.gated_scan`, with a float32 `hidden`."""
-    rate = -GATE_SHARPNESS * F.softplus(a_param.float())
-    states: Tensor = gated_scan_op(x, input_gate, recurrence_gate, rate, hidden, fresh)
-    return states

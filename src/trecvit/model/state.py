@@ -1,6 +1,6 @@
-"""`State`: what a model remembers of the streams of a batch. It goes into `step` and comes out of it, and never hides.
+"""Explicit states of streams: `step` returns a new state and mutates nothing.
 
-Row b of every tensor belongs to stream b and to no other, so streams can start, stop and move between batches freely.
+Row b of each tensor belongs to stream b alone, so that streams can start, stop and move between batches freely.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _DOES_NOT_SHAPE_STATE = ("min_radius", "max_radius", "num_classes")
 
 @dataclass(frozen=True)
 class StreamState:
-    """The memory of B independent streams. Every method returns a new state and leaves this one as it is.
+    """State of B independent streams. Methods return a new state and leave this one unchanged.
 
     Attributes:
         layers: One `LayerState` per block.
-        frames_seen: How many frames each stream has had, int64.
+        frames_seen: Number of frames that each stream has processed, int64.
         config: Architecture of the blocks that the state belongs to.
         image_size: Height and width of the frames in pixels.
     """
@@ -44,9 +44,9 @@ class StreamState:
     config: ModelConfig
     image_size: tuple[int, int]
 
-    _FORMAT: ClassVar[str]  # what `save` calls its files
-    _ALIKE: ClassVar[tuple[str, ...]] = ("image_size", "dtype", "device")  # in states that `cat` joins
-    _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ()  # tensors that say what a stream is, not what it has seen
+    _FORMAT: ClassVar[str]  # of the files of `save`
+    _ALIKE: ClassVar[tuple[str, ...]] = ("image_size", "dtype", "device")  # equal in states that `cat` joins
+    _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ()  # inputs of a stream rather than its history
 
     @property
     def batch_size(self) -> int:
@@ -55,21 +55,21 @@ class StreamState:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.frames_seen.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's dtype; the recurrence itself is carried in float32 at least."""
+        """The model's dtype; recurrent values are stored in float32 at least."""
         return self.layers[0].taps.dtype
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes. It depends on the model, the image size and B, and not on the frames seen."""
+        """Size in bytes. It depends on the model, the image size and B, not on the frames seen."""
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def reset(self: _States, mask: Bool[Tensor, " B"] | Sequence[bool]) -> _States:
-        """The streams where `mask` is true begin anew, exactly as in a new state; the others go on untouched."""
+        """Reset the streams where `mask` is true to their initial state; the others keep theirs."""
         mask = torch.as_tensor(mask, device=self.device)
         if mask.shape != (self.batch_size,) or mask.dtype != torch.bool:
             raise StateError(
@@ -90,7 +90,7 @@ class StreamState:
     def select(
         self: _States, rows: Int64[Tensor, " R"] | Bool[Tensor, " B"] | Sequence[int] | Sequence[bool]
     ) -> _States:
-        """The streams of these rows, in this order; a row may be dropped, moved or repeated."""
+        """Select the streams of these rows, in this order; rows may be dropped, moved or repeated."""
         index = torch.as_tensor(rows, device=self.device)
         if index.dtype == torch.bool and index.shape == (self.batch_size,):
             index = index.nonzero()[:, 0]
@@ -101,13 +101,13 @@ class StreamState:
                 f"got {index.dtype} of shape {tuple(index.shape)}"
             )
         if index.numel() and not (-self.batch_size <= int(index.min()) and int(index.max()) < self.batch_size):
-            raise StateError(f"select: rows {index.tolist()} go beyond the {self.batch_size} streams of this state")
+            raise StateError(f"select: expected rows of {self.batch_size} streams, got {index.tolist()}")
         index = index % max(self.batch_size, 1)
         return self._with({name: tensor.index_select(0, index) for name, tensor in self._tensors().items()})
 
     @classmethod
     def cat(cls: type[_States], states: Sequence[_States]) -> _States:
-        """All streams of several states in one batch, in order.
+        """Concatenate the streams of several states, in order.
 
         Raises:
             StateError: for no states, and for states of different models, image sizes, dtypes or devices.
@@ -121,29 +121,29 @@ class StreamState:
                 if getattr(first, name) != getattr(state, name):
                     reason = reason or f"{name} {getattr(first, name)} and {getattr(state, name)}"
             if reason:
-                raise StateError(f"cat: states 0 and {position} do not belong together: {reason}")
+                raise StateError(f"cat: expected states of one kind, states 0 and {position} differ: {reason}")
         columns = [state._tensors() for state in states]
         return first._with({name: torch.cat([column[name] for column in columns]) for name in columns[0]})
 
     def to(self: _States, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> _States:
-        """On another device, or for a model of another floating-point dtype (the recurrence stays float32)."""
-        carried = {name: tensor.to(device=device) for name, tensor in self._tensors().items()}
+        """Move to another device, or convert for a model of another dtype (recurrent values stay float32)."""
+        tensors = {name: tensor.to(device=device) for name, tensor in self._tensors().items()}
         if dtype is not None:
-            for name, tensor in carried.items():
+            for name, tensor in tensors.items():
                 if name.endswith(("taps", "pending")):
-                    carried[name] = tensor.to(dtype)
-        return self._with(carried)
+                    tensors[name] = tensor.to(dtype)
+        return self._with(tensors)
 
     def replace(self: _States, **changes: Any) -> _States:
-        """A copy with some attributes changed."""
+        """Copy with some attributes changed."""
         return dataclasses.replace(self, **changes)
 
     def detach(self: _States) -> _States:
-        """The same values without history, for backpropagation through time that is cut here."""
+        """Detach from the graph, to truncate backpropagation through time here."""
         return self._with({name: tensor.detach() for name, tensor in self._tensors().items()})
 
     def save(self, path: str | Path) -> None:
-        """Writes the state to one safetensors file, which appears whole or not at all."""
+        """Write the state to a safetensors file, atomically."""
         metadata = {
             "format": self._FORMAT,
             "config": json.dumps(self.config.to_dict()),
@@ -154,7 +154,7 @@ class StreamState:
 
     @classmethod
     def load(cls: type[_States], path: str | Path, *, device: torch.device | str = "cpu") -> _States:
-        """Reads what `save` wrote.
+        """Load a file that `save` wrote.
 
         Raises:
             StateError: when the file is missing, damaged, or not a state.
@@ -171,45 +171,47 @@ class StreamState:
             config = ModelConfig.from_dict(json.loads(metadata["config"]))
             height, width = (int(side) for side in json.loads(metadata["image_size"]))
             if config.depth > len(tensors):
-                raise StateError(f"{path}: {config.depth} layers cannot be in {len(tensors)} tensors")
-            # Without memory: what the description promises is compared with what is there before it is believed.
+                raise StateError(f"{path}: expected tensors of {config.depth} layers, got {len(tensors)} tensors")
+            # On the meta device: untrusted sizes are compared with the file's tensors before memory is allocated.
             state = cls._described(config, (height, width), tensors)
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as exc:
             if isinstance(exc, StateError):
                 raise
-            raise StateError(f"{path}: the state's description is damaged: {exc!r}") from exc
+            raise StateError(
+                f"{path}: expected a state's config and image size, got damaged metadata: {exc!r}"
+            ) from exc
         for name, tensor in state._tensors().items():
-            found = tensors.get(name)
-            if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
-                what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
-                raise StateError(f"{path}: expected {name} {tensor.dtype} {tuple(tensor.shape)}, got {what}")
+            stored = tensors.get(name)
+            if stored is None or stored.shape != tensor.shape or stored.dtype != tensor.dtype:
+                got = "no such tensor" if stored is None else f"{stored.dtype} {tuple(stored.shape)}"
+                raise StateError(f"{path}: expected {name} {tensor.dtype} {tuple(tensor.shape)}, got {got}")
         return state._with({name: tensors[name] for name in state._tensors()})
 
     def check_fits(self, frames: Tensor, config: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Raises StateError unless these frames are the next of these streams, for a model of this kind.
+        """Raise StateError unless these frames, in a model of this kind, can continue these streams.
 
         Args:
             frames: `[B, T, 3, H, W]`.
             config: Architecture of the model's blocks.
-            device: Where the model is.
-            dtype: Its weights' dtype.
+            device: Device of the model.
+            dtype: Dtype of its weights.
         """
         if reason := difference(config, self.config):
-            raise StateError(f"the state belongs to another model; this model's and its architecture differ: {reason}")
+            raise StateError(f"expected a state of this model's architecture, got another: {reason}")
         if self.batch_size != frames.shape[0]:
             raise StateError(
                 f"the state holds {self.batch_size} streams, the frames {frames.shape[0]}; use state.select(rows) "
-                f"to drop streams and {type(self).__name__}.cat to add some that init_state has made"
+                f"to drop streams and {type(self).__name__}.cat to add some from init_state"
             )
         if self.image_size != tuple(frames.shape[3:]):
             raise StateError(
-                f"the state was begun with {self.image_size[0]}x{self.image_size[1]} frames, got "
-                f"{frames.shape[3]}x{frames.shape[4]}; resize them or begin with init_state(image_size=...)"
+                f"expected frames of the state's size {self.image_size[0]}x{self.image_size[1]}, got "
+                f"{frames.shape[3]}x{frames.shape[4]}; resize them, or use a new state, init_state(image_size=...)"
             )
         if not config.can_stream and bool(self.frames_seen.any()):
             raise StateError(
-                f"temporal_mixer={config.temporal_mixer!r} looks at whole clips and cannot go on with a stream; "
-                "give all frames at once, with a fresh state"
+                f"temporal_mixer={config.temporal_mixer!r} needs whole clips and cannot continue a stream; "
+                "give all frames at once, with a new state"
             )
         if self.dtype != dtype:
             raise StateError(f"the state is for a {self.dtype} model, this one is {dtype}; use state.to(dtype={dtype})")
@@ -220,19 +222,19 @@ class StreamState:
     def _described(
         cls: type[_States], config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> _States:
-        """A state on the meta device, as large as a description and the numbers of rows in a file promise."""
+        """Return a state on the meta device, in the sizes that a file's metadata and tensors declare."""
         raise NotImplementedError
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {"frames_seen": self.frames_seen}
-        for number, layer in enumerate(self.layers):
-            named[f"layers.{number}.hidden"], named[f"layers.{number}.taps"] = layer
+        for index, layer in enumerate(self.layers):
+            named[f"layers.{index}.hidden"], named[f"layers.{index}.taps"] = layer
         return named
 
     def _with(self: _States, tensors: dict[str, Tensor]) -> _States:
         layers = tuple(
-            LayerState(tensors[f"layers.{number}.hidden"], tensors[f"layers.{number}.taps"])
-            for number in range(len(self.layers))
+            LayerState(tensors[f"layers.{index}.hidden"], tensors[f"layers.{index}.taps"])
+            for index in range(len(self.layers))
         )
         others: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
         return dataclasses.replace(self, layers=layers, **others)
@@ -240,11 +242,11 @@ class StreamState:
 
 @dataclass(frozen=True)
 class State(StreamState):
-    """What a `TRecViT` remembers of B independent streams; see `StreamState` for its methods.
+    """State of a `TRecViT` for B independent streams; see `StreamState` for its methods.
 
     Attributes:
         evidence: Mean over all frames so far of the head's tanh layer, float32; [B,0] without a head.
-        pending: The frames that wait until a temporal patch is complete, at most temporal_patch_size - 1.
+        pending: Frames of the incomplete temporal patch, at most temporal_patch_size - 1.
     """
 
     evidence: Float[Tensor, "B R"]
@@ -262,9 +264,9 @@ class State(StreamState):
         device: torch.device,
         dtype: torch.dtype,
     ) -> State:
-        """The state of `batch_size` streams that have not begun; `dtype` is the model's."""
+        """Return the initial state of `batch_size` streams; `dtype` is the model's."""
         if batch_size < 0:
-            raise InputError(f"expected a number of streams of 0 or more, got {batch_size}")
+            raise InputError(f"expected a batch size of 0 or more, got {batch_size}")
         height, width = image_size = as_image_size(image_size)
         num_tokens = num_patches(config, image_size) + (config.pooling == "cls")
         waiting = (batch_size, config.temporal_patch_size - 1, 3, height, width)
@@ -290,7 +292,7 @@ class State(StreamState):
 def empty_layers(
     config: ModelConfig, batch_size: int, num_tokens: int, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[LayerState, ...]:
-    """What the blocks remember of `num_tokens` tokens per stream before their first frame; `dtype` is the model's."""
+    """Return the blocks' initial states for `num_tokens` tokens per stream; `dtype` is the model's."""
     sizes = state_sizes(config)
     hidden = (batch_size, num_tokens, sizes.hidden_width)
     taps = (batch_size, sizes.num_taps, num_tokens, sizes.taps_width)
@@ -304,19 +306,19 @@ def empty_layers(
 
 
 def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In what a model of this dtype carries its recurrence."""
+    """Return the dtype of the recurrence in a model of this dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def num_patches(config: ModelConfig, image_size: tuple[int, int]) -> int:
-    """Patches P of a frame of this height and width in pixels."""
+    """Count the patches P of a frame of this height and width in pixels."""
     height, width = image_size
     return (height // config.patch_size) * (width // config.patch_size)
 
 
 def difference(expected: ModelConfig, got: ModelConfig) -> str:
-    """Words for the fields in which two architectures differ as far as a state is concerned, or nothing."""
-    if expected is got:  # the usual case, and a compiler cannot look into a dataclass's fields
+    """Describe the fields in which two architectures differ, of those that shape a state; empty if none."""
+    if expected is got:  # the usual case, and a compiler cannot trace dataclasses.fields
         return ""
     return ", ".join(
         f"{field.name} {getattr(expected, field.name)} and {getattr(got, field.name)}"

@@ -1,14 +1,14 @@
 """TAPNext (arXiv:2504.05579): TRecViT with point tokens beside the patches, to be read from top to bottom.
 
-Every point has a token in every frame. Before its query the token says "unknown", in the query's frame where the point
-is, afterwards "find it". The blocks treat it as any other token, mixing it over time with its own past and over space
-with patches and other points, and two readouts tell from what becomes of it where the point is and whether it is seen.
+Every point has a token in every frame: an "unknown" token before its query, the embedded query in the query's frame, a
+mask token afterwards. The blocks treat it as any other token, mixing it over time with its own past and over space with
+patches and other points. Two readouts of the resulting features predict the point's position and visibility.
 
-`TrackerConfig.matching` adds what no published model has: `trecvit.model.matching`, which tells the tokens where their
-query's look is found again, and makes the places that the readouts tell better ones.
+`TrackerConfig.matching` adds `trecvit.model.matching`, which no published model has: it conditions the tokens on
+matches of their query's appearance and refines the predicted positions.
 
 B videos (streams) · T frames · Q query points · P patches per frame · N = P + Q tokens per frame · D width ·
-R raster, the columns and rows that the readout tells apart · S channels of a query's look, 0 without matching
+R raster, the columns and rows that the readout scores · S channels of a query's descriptors, 0 without matching
 
 Source of every formula: "code", github.com/google-deepmind/tapnet at c2cbab8 (`tapnet/models/ssm_vit.py`,
 `tapnet/models/video_ssm_tracker.py` in JAX, `tapnet/tapnext/` in PyTorch).
@@ -16,10 +16,10 @@ Source of every formula: "code", github.com/google-deepmind/tapnet at c2cbab8 (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy.typing as npt
 import torch
@@ -27,14 +27,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from trecvit.config import ModelConfig, Preprocessing, TrackerConfig
-from trecvit.errors import StateError
+from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU
 from trecvit.model.matching import Matching
-from trecvit.model.state import empty_layers, num_patches, recurrent_dtype
+from trecvit.model.state import recurrent_dtype
 from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
 from trecvit.model.trecvit import init_lecun, sincos_positions
+
+QueryBorder = Literal["nearest", "zeros"]
 
 # code: prediction_heads and tracker_certainty; all in columns or rows of the raster.
 _SOFT_ARGMAX_RADIUS = 20
@@ -42,75 +43,77 @@ _SOFT_ARGMAX_TEMPERATURE = 0.5  # logits are multiplied by it
 _CERTAINTY_RADIUS = 8
 
 
-@dataclass(frozen=True)
-class TrackState(TrackerState):
-    """What a `TAPNext` remembers of B streams with Q points each; see `TrackerState` for its methods.
+def _tapnext_b() -> ModelConfig:
+    """Return the blocks of TAPNext-B; initial eigenvalues are in Griffin's range, recurrentgemma's default."""
+    return ModelConfig(
+        patch_size=8, image_size=(256, 256), temporal_mlp=True, min_radius=0.9, pooling="mean", num_classes=0
+    )
 
-    An empty slot is carried as the unknown tokens that the model was trained with.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackerConfig(BlocksConfig):
+    """Architecture of a TAPNext point tracker. The defaults are the published models' size, 194 M parameters.
+
+    Published weights exist in two arithmetics: JAX (`gelu="tanh"` in `blocks`, `norm_eps=1e-6`,
+    `query_border="nearest"`) and PyTorch (`"erf"`, `1e-5`, `"zeros"`). Source: github.com/google-deepmind/tapnet at
+    c2cbab8, `tapnet/models/ssm_vit.py` and `tapnet/tapnext/tapnext_torch.py`.
 
     Attributes:
-        query_looks: How each query looked in its frame, float32 at least; zero before.
+        blocks: Tokenizer and blocks, without class token and head; the readouts use their `gelu` too.
+        raster_px: Side of the square raster in which queries are embedded and points predicted, for pictures of any
+            size: the readout scores `raster_px` columns and as many rows.
+        readout_width: Hidden channels of the readouts.
+        norm_eps: Epsilon of the last norm and of the readouts' norms; the blocks' own is 1e-6.
+        query_border: Values beyond the raster's border, for the embedding of queries within half a raster pixel of it:
+            those of the "nearest" pixel, or "zeros".
+        matching: Whether point tokens are conditioned on matches of their query's appearance, see
+            `trecvit.model.matching`. The published models have no such part.
+    """
+
+    blocks: ModelConfig = field(default_factory=_tapnext_b)
+    raster_px: int = 256
+    readout_width: int = 256
+    norm_eps: float = 1e-6
+    query_border: QueryBorder = "nearest"
+    matching: bool = False
+
+    def __post_init__(self) -> None:
+        self._require_blocks(pooling="mean", num_classes=0, temporal_patch_size=1)
+        self._require_streaming()
+        width = self.blocks.width
+        self._require(width % 4 == 0 and width >= 8, "blocks", "a width >= 8 that 4 divides")
+        self._require_whole("raster_px", "readout_width")
+        is_eps = isinstance(self.norm_eps, float) and 0.0 < self.norm_eps < 1.0
+        self._require(is_eps, "norm_eps", "a number between 0 and 1")
+        self._require(self.query_border in get_args(QueryBorder), "query_border", f"one of {get_args(QueryBorder)}")
+        self._require_bool("matching")
+
+
+@dataclass(frozen=True)
+class TrackState(TrackerState):
+    """State of a `TAPNext` for B streams with Q points each; see `TrackerState` for its methods.
+
+    An empty slot holds the unknown tokens that the model was trained with.
+
+    Attributes:
+        query_looks: Descriptors of each query in its frame, float32 at least; zero before that frame.
     """
 
     query_looks: Float[Tensor, "B Q S"]
 
     _FORMAT: ClassVar[str] = "trecvit-track-state-2"
     _ALIKE: ClassVar[tuple[str, ...]] = (*TrackerState._ALIKE, "look_width")
-
-    @classmethod
-    def begin(
-        cls,
-        config: ModelConfig,
-        query_frames: Int64[Tensor, "B Q"],
-        query_points_yx: Float[Tensor, "B Q 2"],
-        *,
-        look_width: int,
-        image_size: tuple[int, int],
-        dtype: torch.dtype,
-    ) -> TrackState:
-        """The state before the first frame, where the queries are; `dtype` is the model's."""
-        batch_size, num_queries = query_frames.shape
-        device = query_frames.device
-        num_tokens = num_patches(config, image_size) + num_queries
-        return cls(
-            layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
-            frames_seen=torch.zeros(batch_size, dtype=torch.int64, device=device),
-            config=config,
-            image_size=image_size,
-            query_frames=query_frames,
-            query_points_yx=query_points_yx,
-            query_looks=torch.zeros(batch_size, num_queries, look_width, dtype=recurrent_dtype(dtype), device=device),
-        )
+    _POINT_MEMORY: ClassVar[str] = "query_looks"
+    _POINTS_ARE_TOKENS: ClassVar[bool] = True
 
     @property
     def look_width(self) -> int:
-        """Channels S of a query's look."""
+        """Channels S of a query's descriptors."""
         return self.query_looks.shape[2]
-
-    def _slots_in(self, name: str) -> tuple[int, int] | None:
-        first = num_patches(self.config, self.image_size)
-        slots = {"query_looks": (1, 0), "hidden": (1, first), "taps": (2, first)}
-        return slots.get(name.rpartition(".")[2]) or super()._slots_in(name)
-
-    @classmethod
-    def _described(cls, config: ModelConfig, image_size: tuple[int, int], tensors: Mapping[str, Tensor]) -> TrackState:
-        frames = torch.empty(tensors["query_frames"].shape, dtype=torch.int64, device="meta")
-        places = torch.empty(*frames.shape, 2, device="meta")
-        return cls.begin(
-            config,
-            frames,
-            places,
-            look_width=tensors["query_looks"].shape[2],
-            image_size=image_size,
-            dtype=tensors["layers.0.taps"].dtype,
-        )
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"query_looks": self.query_looks, **super()._tensors()}
 
 
 class PointTokens(nn.Module):
-    """The token of each point in each frame: unknown, then its query, then a mask (code: embed_queries)."""
+    """Tokens of the points in each frame: unknown, then the query, then a mask (code: embed_queries)."""
 
     def __init__(self, config: TrackerConfig) -> None:
         super().__init__()
@@ -123,28 +126,28 @@ class PointTokens(nn.Module):
     def forward(
         self, points_yx: Float[Tensor, "B Q 2"], frames_until: Int64[Tensor, "B Q"], num_frames: int
     ) -> Float[Tensor, "B T Q D"]:
-        """Tokens of the T frames to come.
+        """Embed the points in the next T frames.
 
         Args:
-            points_yx: Where each query is, in pixels of the raster.
-            frames_until: In how many frames it comes; 0 is the next frame, a negative number one that has been.
+            points_yx: Position of each query, in pixels of the raster.
+            frames_until: Number of frames until each query; 0 is the next frame, negative is past.
             num_frames: T.
         """
         until = (frames_until[:, None] - torch.arange(num_frames, device=frames_until.device)[:, None])[..., None]
-        query = (self.query + self._where(points_yx).to(self.query.dtype))[:, None]
+        query = (self.query + self._embed(points_yx).to(self.query.dtype))[:, None]
         return torch.where(until > 0, self.unknown, torch.where(until == 0, query, self.mask))
 
-    def _where(self, points_yx: Float[Tensor, "B Q 2"]) -> Float[Tensor, "B Q D"]:
-        """Sines and cosines of x, then of y, bilinearly between those of the four nearest pixels' centres.
+    def _embed(self, points_yx: Float[Tensor, "B Q 2"]) -> Float[Tensor, "B Q D"]:
+        """Interpolate sines and cosines of x, then of y, bilinearly between the four nearest pixels' centres.
 
-        The original interpolates in a table of all R x R pixels. Its entries depend half on x and half on y, and
-        bilinear weights are products, so that one axis is enough.
+        The original interpolates in a table of all R x R pixels. Half of an entry depends on x and half on y, and
+        bilinear weights are products, so a table of one axis is enough.
         """
         axis = torch.from_numpy(_axis_positions(self.config.raster_px, self.config.blocks.width)).to(points_yx.device)
-        at = points_yx - 0.5
-        low = at.floor()
-        pixels = torch.stack([low, low + 1], dim=-1).long()
-        weights = torch.stack([low + 1 - at, at - low], dim=-1)
+        coordinates = points_yx - 0.5  # 0 is the first pixel's centre
+        low = coordinates.floor()
+        pixels = torch.stack([low, low + 1], dim=-1).long()  # [B, Q, 2, 2]: y and x, each between two pixels
+        weights = torch.stack([low + 1 - coordinates, coordinates - low], dim=-1)
         if self.config.query_border == "zeros":
             weights = weights * ((pixels >= 0) & (pixels < len(axis)))
         of_y, of_x = (axis[pixels.clamp(0, len(axis) - 1)] * weights[..., None]).sum(dim=-2).unbind(dim=-2)
@@ -168,7 +171,7 @@ class Readout(nn.Module):
             init_lecun(linear)
 
     def forward(self, x: Float[Tensor, "B T Q D"]) -> Float[Tensor, "B T Q F"]:
-        """Maps every token by itself, in the dtype of these weights; the result is float32 at least."""
+        """Map every token separately, in the dtype of these weights; the result is float32 at least."""
         x = F.gelu(self.first_norm(self.first(x.to(self.first.weight.dtype))), approximate=self.gelu)
         x = F.gelu(self.second_norm(self.second(x)), approximate=self.gelu)
         out: Tensor = self.out(x)
@@ -176,11 +179,12 @@ class Readout(nn.Module):
 
 
 class TAPNext(PointTracker):
-    """The tracker; see `PointTracker` for how it is used."""
+    """The tracker; see `PointTracker` for its use."""
 
     config: TrackerConfig
     config_class = TrackerConfig
     state_class = TrackState
+    engine: Callable[[Tensor, Tensor, TrackState], tuple[Tensor, TrackState]]  # an `Engine` that is given point tokens
 
     def __init__(
         self,
@@ -189,7 +193,7 @@ class TAPNext(PointTracker):
         preprocessing: Preprocessing | None = None,
         provenance: Mapping[str, str] | None = None,
     ) -> None:
-        # Positions are resized as the code does it, without antialiasing.
+        # The code resizes positions without antialiasing.
         super().__init__(
             config, norm_eps=config.norm_eps, antialias=False, preprocessing=preprocessing, provenance=provenance
         )
@@ -198,54 +202,34 @@ class TAPNext(PointTracker):
         self.visibility = Readout(config, 1)
         self.matching = Matching(config.blocks.width, config.raster_px) if config.matching else None
 
-    def begin(
-        self,
-        query_frames: Int64[Tensor, "B Q"],
-        query_points_yx: Float[Tensor, "B Q 2"],
-        image_size: tuple[int, int],
-    ) -> TrackState:
-        """See `PointTracker.begin`."""
-        return TrackState.begin(
-            self.config.blocks,
-            query_frames,
-            query_points_yx,
-            look_width=self._look_width,
-            image_size=image_size,
-            dtype=self.dtype,
-        )
-
     @property
-    def _look_width(self) -> int:
-        return 0 if self.matching is None else self.matching.look_width
+    def point_memory_width(self) -> int:
+        """Channels S of a query's descriptors, 0 without matching."""
+        return 0 if self.matching is None else self.matching.descriptor_width
 
     def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
-        assert isinstance(state, TrackState), "step has seen to it"
-        if state.look_width != self._look_width:
-            raise StateError(
-                f"the state belongs to a tracker with looks of {state.look_width} channels, this one's have "
-                f"{self._look_width}; begin with its init_state"
-            )
+        assert isinstance(state, TrackState), "checked by step"
         to_raster = self.config.raster_px / torch.tensor(state.image_size, device=self.device)
         frames_until = state.query_frames - state.frames_seen[:, None]
         points = self.point_tokens(state.query_points_yx * to_raster, frames_until, frames.shape[1])
         if self.matching is None:
-            features, state = self._advance(frames, points, state)
+            features, state = self.engine(frames, points, state)
             return self._read(features, to_raster.flip(0)), state
         size_xy = torch.tensor(state.image_size, device=self.device).flip(0)
-        looks = self.matching.look(frames)
-        queries = self.matching.find_queries(
-            looks, state.query_points_yx.flip(-1) / size_xy, frames_until, state.query_looks
+        descriptors = self.matching.describe(frames)
+        queries = self.matching.describe_queries(
+            descriptors, state.query_points_yx.flip(-1) / size_xy, frames_until, state.query_looks
         )
-        asked = frames_until[:, None] <= torch.arange(frames.shape[1], device=self.device)[:, None]
-        told, similarity = self.matching.tell(looks, queries, asked)
-        features, state = self._advance(frames, points + told, state.replace(query_looks=queries))
-        said = self._read(features, to_raster.flip(0))
-        first_xy = (said.points_xy / size_xy).transpose(1, 2)
-        points_xy = self.matching.refine(looks, queries, asked, features, first_xy).transpose(1, 2) * size_xy
-        return said._replace(points_xy=points_xy, similarity=similarity), state
+        is_queried = frames_until[:, None] <= torch.arange(frames.shape[1], device=self.device)[:, None]
+        matches, similarity = self.matching.condition(descriptors, queries, is_queried)
+        features, state = self.engine(frames, points + matches, state.replace(query_looks=queries))
+        out = self._read(features, to_raster.flip(0))
+        estimates_xy = (out.points_xy / size_xy).transpose(1, 2)
+        refined_xy = self.matching.refine(descriptors, queries, is_queried, features, estimates_xy)
+        return out._replace(points_xy=refined_xy.transpose(1, 2) * size_xy, similarity=similarity), state
 
     def _advance(self, frames: Tensor, points: Tensor, state: TrackState) -> tuple[Tensor, TrackState]:
-        """One pass over all tokens: what becomes of the points' [B,T,Q,D], and the new state."""
+        """Run all tokens through the blocks; return the points' features [B,T,Q,D] and the new state."""
         patches = self.tokenizer(frames)
         tokens = torch.cat([patches, points], dim=2)
         tokens, layers = self._through_blocks(tokens, state.layers, state.frames_seen == 0)
@@ -253,7 +237,8 @@ class TAPNext(PointTracker):
         return features, state.replace(layers=layers, frames_seen=state.frames_seen + frames.shape[1])
 
     def _read(self, features: Float[Tensor, "B T Q D"], to_raster: Float[Tensor, " 2"]) -> TrackerOutput:
-        # The readout gives rows first, then columns; everything here says (x, y).
+        # The readout's order is rows, columns; here it is (x, y).
+        # [B, T, Q, 2R] -> [B, T, Q, 2, R] -> [B, Q, T, 2, R]
         scores = self.coordinates(features).unflatten(-1, (2, self.config.raster_px)).flip(-2).transpose(1, 2)
         points = soft_argmax(scores)
         visible = self.visibility(features)[..., 0].transpose(1, 2)
@@ -261,7 +246,7 @@ class TAPNext(PointTracker):
 
 
 def soft_argmax(scores: Float[Tensor, "*batch R"]) -> Float[Tensor, "*batch"]:
-    """Mean place, in pixels of the raster, of a softmax over what lies within 20 pixels of the highest score."""
+    """Return the mean position, in raster pixels, under a softmax over the pixels within 20 of the highest score."""
     pixel = torch.arange(scores.shape[-1], device=scores.device)
     is_near = (pixel - scores.argmax(dim=-1, keepdim=True)).abs() <= _SOFT_ARGMAX_RADIUS
     probs = (scores * _SOFT_ARGMAX_TEMPERATURE).masked_fill(~is_near, -torch.inf).softmax(dim=-1)
@@ -270,9 +255,9 @@ def soft_argmax(scores: Float[Tensor, "*batch R"]) -> Float[Tensor, "*batch"]:
 
 @torch.no_grad()
 def certainty(scores: Float[Tensor, "*batch 2 R"], points: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
-    """Probability, by the scores, of the pixels whose centres are within 8 of a point of the raster.
+    """Sum the probabilities of the pixels whose centres are within 8 pixels of a point of the raster.
 
-    A judgement and no part of the prediction: it has no gradient.
+    An estimate of the error, not part of the prediction: no gradient.
     """
     num_pixels = scores.shape[-1]
     extent = min(2 * _CERTAINTY_RADIUS + 1, num_pixels)
@@ -286,7 +271,7 @@ def certainty(scores: Float[Tensor, "*batch 2 R"], points: Float[Tensor, "*batch
 
 @lru_cache(maxsize=8)
 def _axis_positions(raster_px: int, width: int) -> npt.NDArray[Any]:
-    """Sines and cosines of each pixel's number, float32 [R, D/2]."""
-    with torch.device("cpu"):  # also where models without content are counted
+    """Compute sines and cosines of each pixel's index, float32 [R, D/2]."""
+    with torch.device("cpu"):  # also for a model on the meta device
         positions: npt.NDArray[Any] = sincos_positions(1, raster_px, width).numpy()
     return positions[:, : width // 2]

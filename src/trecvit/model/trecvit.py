@@ -1,12 +1,11 @@
-"""TRecViT (arXiv:2412.14294, Figure 1), to be read from top to bottom: tokenizer, block, head, model.
+"""TRecViT (arXiv:2412.14294, Figure 1), from top to bottom: tokenizer, block, head, model.
 
-B videos (streams) · T frames · H W pixels · C colours · P patches per frame · N tokens per frame (P, and a class
-token with "cls" pooling) · D width · R head width · V classes
+B videos (streams) · F frames · T temporal patches, of one frame each by default · H W pixels · P patches per frame ·
+N tokens per frame (P, plus a class token with "cls" pooling) · D width · M MLP width · R head width · V classes
 
-Mixing over time is the only thing that carries information from frame to frame, and it only carries it forward.
-Everything else treats every frame by itself. So the model is causal, and running it on a clip or on one frame after
-another is the same computation.
-(Parts to compare with, which look at whole clips, are the exception: `ModelConfig.can_stream`.)
+Only the temporal block carries information from frame to frame, and only forward; everything else computes each frame
+independently. So the model is causal, and a clip or its frames one after another are the same computation.
+(The comparison models that attend to whole clips are the exception: `ModelConfig.can_stream`.)
 
 Sources: "paper" the above; "code" github.com/google-deepmind/trecvit at 81bcb0a.
 """
@@ -14,50 +13,39 @@ Sources: "paper" the above; "code" github.com/google-deepmind/trecvit at 81bcb0a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from trecvit.config import (
-    Architecture,
-    ImageSize,
-    ModelConfig,
-    Preprocessing,
-    Recompute,
-    as_image_size,
-    check_labels,
-    model_config,
-)
+from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, Recompute, as_image_size, model_config
 from trecvit.errors import InputError, StateError
+from trecvit.labels import check_labels
+from trecvit.model.engine import Engine, Optimizable
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState
 from trecvit.model.mixers import TemporalPositions, temporal_part
 from trecvit.model.pixels import check_pixels, unit_pixels
-from trecvit.model.recompute import Recomputing
+from trecvit.model.recompute import Recomputing, saving_inputs_only
 from trecvit.model.state import State
-from trecvit.pretrained import Labels, Pretrained
+from trecvit.pretrained import Labels
 
 NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
-
-_MAX_TOKENS_FOR_PRODUCTS = 512  # bounds the N x N scores that plain products have to store
 
 Video = Shaped[Tensor, "B T 3 H W"]
 
 
 class Output(NamedTuple):
-    """What the model says.
+    """The result of a clip or of a step.
 
     Attributes:
-        logits: Scores of the classes given all frames so far, float32; None for a model without a head.
+        logits: Class scores given all frames so far, float32; None for a model without a head.
         probs: Their softmax, float32. Averaged over clips when there are several, as the original does.
-        features: The encoder's tokens of the frames just given, after the final norm. With a temporal patch of p
-            frames, one row of tokens per p frames.
+        features: The encoder's tokens of the given frames, after the final norm.
     """
 
     logits: Float[Tensor, "B V"] | None
@@ -66,10 +54,15 @@ class Output(NamedTuple):
 
 
 class Tokenizer(nn.Module):
-    """Cuts frames into patches, maps each linearly to D channels, and adds where it is (paper, section 3)."""
+    """Linear patch embedding plus positions (paper, section 3).
+
+    Args:
+        config: The architecture.
+        antialias: Whether learned positions are antialiased when they are resized for frames of another size than
+            `config.image_size`.
+    """
 
     def __init__(self, config: ModelConfig, *, antialias: bool = True) -> None:
-        """`antialias` says how learned positions are resized for pictures of another size than `config.image_size`."""
         super().__init__()
         self.config = config
         self.antialias = antialias
@@ -87,12 +80,12 @@ class Tokenizer(nn.Module):
     def forward(
         self, frames: Float[Tensor, "B F 3 H W"], visible: Int64[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B T N D"]:
-        """Tokens of F = T * temporal_patch_size frames with values in [0,1].
+        """Tokens of F = T * temporal_patch_size frames.
 
         Args:
-            frames: The videos.
-            visible: Which patches of each video to look at, the same in all its frames, in the order of the tokens to
-                come; the others cost nothing. By default all.
+            frames: Pixels in [0,1].
+            visible: Indices of the patches to tokenize, the same in all frames of a video and in the order of the
+                resulting tokens; by default all. The others cost no time.
         """
         side = self.config.patch_size
         patches = patches_of(frames, self.config)
@@ -100,8 +93,7 @@ class Tokenizer(nn.Module):
         if visible is not None:
             patches = patches.take_along_dim(visible[:, None, :, None], dim=2)
             positions = positions[visible][:, None]
-        tokens: Tensor = self.embedding(patches)
-        tokens = tokens + positions
+        tokens: Tensor = self.embedding(patches) + positions
         if self.cls is not None:
             cls = self.cls.expand(*tokens.shape[:2], 1, -1)
             tokens = torch.cat([cls, tokens], dim=2)
@@ -113,23 +105,28 @@ class Tokenizer(nn.Module):
         trained_rows, trained_columns = (side // self.config.patch_size for side in self.config.image_size)
         if (rows, columns) == (trained_rows, trained_columns):
             return self.positions
-        grid = self.positions.float().view(1, trained_rows, trained_columns, -1).permute(0, 3, 1, 2)
+        grid = self.positions.float().view(1, trained_rows, trained_columns, -1).permute(0, 3, 1, 2)  # [1,D,rows,cols]
         grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=self.antialias)
         return grid[0].flatten(1).T.to(self.positions.dtype)
 
 
 class SpatialBlock(Recomputing):
-    """A pre-norm ViT block on the tokens of each frame by itself: attention, then an MLP (paper, section 3).
+    """A pre-norm ViT block on the tokens of each frame: attention, then an MLP (paper, section 3).
 
-    For the comparisons of Figure 4 the same block attends to the tokens of all frames of the clip, or to those of a
-    token's own frame and the frames before.
+    In the models of Figure 4 the same block attends to the tokens of all frames of the clip ("full_attention"), or to
+    those of a token's own and earlier frames ("causal_attention").
+
+    Attributes:
+        max_plain_tokens: Up to so many tokens attention on the CPU is plain matrix multiplications, which store N x N
+            scores; beyond, PyTorch's fused kernel.
     """
+
+    max_plain_tokens = 512
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
-        self.gelu = config.gelu
         self.frame_by_frame = config.temporal_mixer not in ("full_attention", "causal_attention")
         self.causal = config.temporal_mixer == "causal_attention"
         self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -137,8 +134,9 @@ class SpatialBlock(Recomputing):
         self.attention_out = Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp_up = Linear(width, config.mlp_width)
+        self.gelu = nn.GELU(approximate=GELU[config.gelu])
         self.mlp_down = Linear(config.mlp_width, width)
-        # code: xavier_uniform for every kernel (queries, keys and values one by one), zero and N(0, 1e-6) biases.
+        # code: xavier_uniform for every kernel (queries, keys and values separately), zero and N(0, 1e-6) biases.
         for kernel in (*self.qkv.weight.chunk(3), self.attention_out.weight, self.mlp_up.weight, self.mlp_down.weight):
             nn.init.xavier_uniform_(kernel)
         for bias in (self.qkv.bias, self.attention_out.bias):
@@ -147,40 +145,37 @@ class SpatialBlock(Recomputing):
             normal_(bias, 1e-6)
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Mixes the tokens of each frame, which do not see each other but in the flattened models."""
-        qkv = self._stage(self._queries_keys_values, x)
-        x = self._stage(self._attention, qkv, x)
-        hidden = self._stage(self._up, x)
-        x = self._stage(self._down, hidden, x)
-        return x
+        """Mix the tokens within each frame, or in the models of Figure 4 within the clip."""
+        # `_stage` returns the function itself, unless the backward pass is to recompute it: see `VideoModel.recompute`.
+        qkv = self._stage(self._queries_keys_values)(x)
+        x = self._stage(self._attention)(qkv, x)
+        return self._stage(self._down)(self._stage(self._up)(x), x)
 
     def _queries_keys_values(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N QKV"]:
         qkv: Tensor = self.qkv(self.attention_norm(x))
         return qkv
 
     def _attention(self, qkv: Float[Tensor, "B T N QKV"], x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        sequences = qkv.flatten(0, 1) if self.frame_by_frame else qkv.flatten(1, 2)
-        heads = sequences.unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
-        heads = heads.permute(2, 0, 3, 1, 4)
+        # S sequences of N tokens: one per frame, or in the models of Figure 4 one per clip, of T * N tokens.
+        sequences = qkv.flatten(0, 1) if self.frame_by_frame else qkv.flatten(1, 2)  # [S,N,3D]
+        heads = sequences.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3,S,G,N,D/G]
         if self.causal:
             queries, keys, values = heads
             frame_of = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
-            seen = frame_of[:, None] >= frame_of
-            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+            is_attended = frame_of[:, None] >= frame_of
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=is_attended)
         else:
-            mixed = _attend(heads)
-        mixed = mixed.transpose(1, 2).reshape(x.shape)
+            mixed = attend(heads, max_plain_tokens=self.max_plain_tokens)
+        mixed = mixed.transpose(1, 2).reshape(x.shape)  # [S,G,N,D/G] -> [S,N,G,D/G] -> [B,T,N,D]
         x = self.attention_out(mixed, add=x)
         return x
 
     def _up(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N M"]:
-        """What goes into the GELU, if that is computed again, else what comes out of it."""
-        hidden: Tensor = self.mlp_up(self.mlp_norm(x), gelu=None if self._keeps_inputs_only() else self.gelu)
+        hidden: Tensor = self.mlp_up(self.mlp_norm(x))
         return hidden
 
     def _down(self, hidden: Float[Tensor, "B T N M"], x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        if self._keeps_inputs_only():
-            hidden = F.gelu(hidden, approximate=GELU[self.gelu])
+        hidden = self.gelu(hidden)
         x = self.mlp_down(hidden, add=x)
         return x
 
@@ -196,7 +191,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T N D"], state: LayerState, fresh: Bool[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B T N D"], LayerState]:
-        """One block over the frames to come; see `TemporalBlock.forward` for the arguments."""
+        """Compute one block; see `TemporalBlock.forward` for the arguments."""
         if self.temporal is not None:
             x, state = self.temporal(x, state, fresh)
         if self.spatial is not None:
@@ -205,19 +200,19 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Pools each frame's tokens, tanh(linear), mean over all frames so far, linear (code: ClassificationDecoder)."""
+    """Pooled tokens, tanh(linear), mean over all frames so far, linear (code: ClassificationDecoder)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.pooling = config.pooling
-        self.dropout = 0.0  # share of the evidence that is hidden in training (paper, Table 9, "cls dropout")
+        self.dropout = 0.0  # share of the evidence dropped in training (paper, Table 9, "cls dropout")
         self.pre_logits = Linear(config.width, config.head_width)
         self.classifier = Linear(config.head_width, config.num_classes)
         init_lecun(self.pre_logits)
         init_lecun(self.classifier)
 
     def evidence(self, features: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T R"]:
-        """What each frame by itself contributes."""
+        """Each frame's contribution to the mean."""
         pooled = features[:, :, 0] if self.pooling == "cls" else features.mean(dim=2)
         return torch.tanh(self.pre_logits(pooled))
 
@@ -228,13 +223,8 @@ class Head(nn.Module):
         return logits.float()
 
 
-class VideoModel(Pretrained):
-    """What every model of this family is made of: tokenizer, blocks and a last norm.
-
-    Each has one pass over frames, `_advance`, which faster ways of running replace.
-    """
-
-    _advance: Callable[..., Any]
+class VideoModel(Optimizable):
+    """The common base of all models: tokenizer, blocks and a final norm."""
 
     def __init__(
         self,
@@ -265,19 +255,19 @@ class VideoModel(Pretrained):
 
     @property
     def recompute(self) -> Recompute:
-        """What is computed again in the backward pass instead of being kept.
+        """What the backward pass recomputes instead of reading it from memory.
 
-        "nothing"; "cheap": all but the products of linear maps; "blocks": whole blocks, of which only the inputs are
-        kept. Values and gradients are the same.
+        "nothing"; "cheap": everything but the linear layers; "blocks": whole blocks, of which only the inputs are
+        saved. Values and gradients are the same.
         """
         return self._recompute
 
     @recompute.setter
-    def recompute(self, what: Recompute) -> None:
-        self._recompute = what
+    def recompute(self, recompute: Recompute) -> None:
+        self._recompute = recompute
         for module in self.modules():
             if isinstance(module, Recomputing):
-                module.recomputes = what == "cheap"
+                module.recomputes = recompute == "cheap"
 
     def _through_blocks(
         self, tokens: Tensor, layers: tuple[LayerState, ...], fresh: Tensor
@@ -290,8 +280,7 @@ class VideoModel(Pretrained):
 
     def _check_frames(self, frames: Tensor) -> None:
         self._check_shape(frames)
-        if not torch.compiler.is_compiling():  # where `unit_pixels` does it
-            check_pixels(frames)
+        check_pixels(frames)
 
     def _check_shape(self, frames: Tensor) -> None:
         if frames.dim() != 5 or frames.shape[2] != 3 or frames.shape[1] < 1:
@@ -300,11 +289,11 @@ class VideoModel(Pretrained):
                 + (" (channels last? use video.movedim(-1, 2))" if frames.dim() == 5 and frames.shape[4] == 3 else "")
             )
         if frames.dtype != torch.uint8 and not frames.is_floating_point():
-            raise InputError(f"expected uint8, or floating point in [0,1], got {frames.dtype}")
+            raise InputError(f"expected pixels as uint8, or floating point in [0,1], got {frames.dtype}")
         self._check_image_size(frames.shape[3], frames.shape[4])
 
     def _image_size(self, given: ImageSize | None) -> tuple[int, int]:
-        """Height and width of frames to come, by default those of `preprocessing`, once they have been checked."""
+        """The checked height and width of frames, by default those of `preprocessing`."""
         size = self.preprocessing.image_size if given is None else as_image_size(given)
         self._check_image_size(*size)
         return size
@@ -316,12 +305,13 @@ class VideoModel(Pretrained):
 
 
 class TRecViT(VideoModel, tags=["video-classification"]):
-    """The network: `model(video)` for whole clips, `model.step(frames, state)` for streams, the same weights.
+    """The classifier: `model(video)` for whole clips, `model.step(frames, state)` for streams, with the same weights.
 
-    See `Pretrained` for what it carries besides weights.
+    See `Pretrained` for its description, and for saving and loading.
     """
 
     config: ModelConfig
+    engine: Engine[Output, State]
 
     def __init__(
         self,
@@ -335,8 +325,8 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         self.head = Head(config) if config.num_classes else None
 
     def current_config(self) -> ModelConfig:
-        """`config`, with as many classes as the head has now; none where it was set to None."""
-        if not hasattr(self, "head"):  # while the model is made
+        """`config` with the head's present number of classes, 0 if it was set to None."""
+        if not hasattr(self, "head"):  # during construction
             return self.config
         num_classes = self.config.num_classes if self.head is not None else 0
         if isinstance(classifier := getattr(self.head, "classifier", None), nn.Linear):
@@ -344,21 +334,21 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         return self.config.replace(num_classes=num_classes)
 
     def forward(self, video: Video, *, frames_per_clip: int | None = None) -> Output:
-        """Classifies whole videos.
+        """Classify whole videos.
 
         Args:
             video: uint8, or floating point in [0,1].
-            frames_per_clip: Cuts the video into max(T // frames_per_clip, 1) clips of equal length, each begun with a
-                fresh state, and averages their logits and their probabilities (code: TRecViT.__call__). By default
-                the video is one clip.
+            frames_per_clip: Cut the video into max(T // frames_per_clip, 1) clips of equal length, each with a fresh
+                state, and average their logits and their probabilities (code: TRecViT.__call__). By default the video
+                is one clip.
 
         Returns:
-            The output for all frames. Frames beyond the last whole temporal patch are not looked at.
+            The output for all frames but those beyond the last whole temporal patch.
 
         Raises:
             InputError: for shapes, dtypes or values that are not a video, and when the clips would differ in length.
         """
-        self._check_shape(video)  # its pixels are checked by `step`
+        self._check_shape(video)  # `step` checks its pixels
         batch_size, num_frames = video.shape[:2]
         num_clips = max(num_frames // frames_per_clip, 1) if frames_per_clip else 1
         if num_frames % num_clips:
@@ -385,8 +375,8 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         """The state of `batch_size` streams before their first frame.
 
         Args:
-            batch_size: Number of streams B; 0 is a batch like any other.
-            image_size: Height and width of the frames to come, by default those of `preprocessing`.
+            batch_size: Number of streams B, 0 or more.
+            image_size: Height and width of the frames, by default those of `preprocessing`.
 
         Raises:
             InputError: for a negative number of streams, and a size that patches do not divide.
@@ -395,19 +385,19 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         return State.zeros(self.config, batch_size, image_size=size, device=self.device, dtype=self.dtype)
 
     def step(self, frames: Video, state: State) -> tuple[Output, State]:
-        """Goes on with the next frames, any number of them, of every stream.
+        """Process the next frames of every stream, any number of them.
 
-        Feeding a video in any pieces gives the last piece the same logits as `model(video)`.
+        However a video is cut into steps, the last gives the same logits as `model(video)`.
 
         Args:
             frames: uint8, or floating point in [0,1]; row b belongs to stream b.
-            state: What `init_state` or the last `step` returned. It is not changed.
+            state: From `init_state` or the last `step`. It is not changed.
 
         Returns:
-            The output, in which logits speak of all frames so far and features of these frames, and the new state.
-            With temporal_patch_size p > 1, frames wait in the state until p have come. Before the first p there is
-            no evidence and the logits are the head's bias. When rows are not at the same frame of a patch, one may
-            complete fewer patches than another: its missing features are NaN, in front.
+            The output and the new state. Logits are for all frames so far, features for these frames. With
+            temporal_patch_size p > 1, frames wait in the state until p have arrived; before the first p there is no
+            evidence and the logits are the head's bias. When rows are at different frames of a patch, one may complete
+            fewer patches than another: its missing features are NaN, in front.
 
         Raises:
             InputError: for shapes, dtypes or values that are not frames.
@@ -417,38 +407,37 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         self._check_state(frames, state)
         frames = self._pixels(frames)
         if self.config.temporal_patch_size == 1:
-            return self._advance(frames, state)
+            return self.engine(frames, state)
         return self._advance_whole_patches(frames, state)
 
     def _advance_whole_patches(self, frames: Tensor, state: State) -> tuple[Output, State]:
-        """Adds the pending frames in front, keeps the incomplete patch behind, row by row as their clocks demand."""
+        """Put the pending frames in front and keep back the incomplete patch, grouping rows by their pending frames."""
         extent = self.config.temporal_patch_size
         num_pending = state.frames_seen % extent
-        clocks = num_pending.unique().tolist() or [0]
-        rows_by_clock = [(num_pending == count).nonzero()[:, 0] for count in clocks]
+        counts = num_pending.unique().tolist() or [0]
+        groups = [(num_pending == count).nonzero()[:, 0] for count in counts]
         parts: list[tuple[Output, State]] = []
-        for count, rows in zip(clocks, rows_by_clock, strict=True):
+        for count, rows in zip(counts, groups, strict=True):
             before = state.select(rows)
-            waiting = before.pending[:, :count]
-            available = torch.cat([waiting, frames[rows]], dim=1)
+            available = torch.cat([before.pending[:, :count], frames[rows]], dim=1)
             num_used = available.shape[1] // extent * extent
-            out, after = self._advance(available[:, :num_used], before)
+            out, after = self.engine(available[:, :num_used], before)
             left_over = available[:, num_used:]
             pending = F.pad(left_over, (0, 0) * 3 + (0, extent - 1 - left_over.shape[1]))
             after = after.replace(pending=pending, frames_seen=before.frames_seen + frames.shape[1])
             parts.append((out, after))
         if len(parts) == 1:
             return parts[0]
-        order = torch.cat(rows_by_clock).argsort()
+        order = torch.cat(groups).argsort()
         most = max(out.features.shape[1] for out, _ in parts)
         features = torch.cat(
             [F.pad(out.features, (0, 0, 0, 0, most - out.features.shape[1], 0), value=math.nan) for out, _ in parts]
         )[order]
         state = State.cat([after for _, after in parts]).select(order)
-        return Output(*self._answer(state), features), state
+        return Output(*self.scores(state), features), state
 
     def _advance(self, frames: Tensor, state: State) -> tuple[Output, State]:
-        """One pass over a whole number of temporal patches."""
+        """Compute the pass over a whole number of temporal patches that an `Engine` may take over."""
         tokens = self.tokenizer(frames)
         patches_seen = state.frames_seen // self.config.temporal_patch_size
         layers = state.layers
@@ -463,9 +452,10 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         total = (patches_seen + features.shape[1]).clamp(min=1)[:, None].to(evidence.dtype)
         correction = evidence.sum(dim=1) - features.shape[1] * state.evidence
         state = state.replace(evidence=state.evidence + correction / total)
-        return Output(*self._answer(state), features), state
+        return Output(*self.scores(state), features), state
 
-    def _answer(self, state: State) -> tuple[Tensor | None, Tensor | None]:
+    def scores(self, state: State) -> tuple[Tensor | None, Tensor | None]:
+        """Logits and probabilities given all frames that a state has seen; None without a head."""
         if self.head is None:
             return None, None
         logits = self.head(state.evidence)
@@ -480,23 +470,21 @@ class TRecViT(VideoModel, tags=["video-classification"]):
 def through_blocks(
     blocks: nn.ModuleList, tokens: Tensor, layers: tuple[LayerState, ...], fresh: Tensor, *, recompute: bool
 ) -> tuple[Tensor, tuple[LayerState, ...]]:
-    """Block after block, see `Block.forward`; with `recompute`, what is in them is computed again for the gradient."""
+    """Run all blocks, see `Block.forward`; with `recompute`, the backward pass recomputes each from its inputs."""
     after = []
     for block, layer in zip(blocks, layers, strict=True):
-        if recompute and torch.is_grad_enabled():
-            tokens, layer = checkpoint(block, tokens, layer, fresh, use_reentrant=False)
-        else:
-            tokens, layer = block(tokens, layer, fresh)
+        run = saving_inputs_only(block) if recompute else block
+        tokens, layer = run(tokens, layer, fresh)
         after.append(layer)
     return tokens, tuple(after)
 
 
 def create_model(preset: str, *, labels: Labels = (), **overrides: Any) -> TRecViT:
-    """A freshly initialised model.
+    """Create a randomly initialised model.
 
     Args:
         preset: "tiny", "small", "base", "large" (the paper's sizes) or "base_k400" (the released checkpoint's).
-        labels: Names of the classes, see `relabel`; sets `num_classes` when that is not given.
+        labels: Names of the classes, see `relabel`; they set `num_classes` when that is not given.
         overrides: Any fields of `ModelConfig`.
 
     Raises:
@@ -509,12 +497,13 @@ def create_model(preset: str, *, labels: Labels = (), **overrides: Any) -> TRecV
 
 
 def patches_of(frames: Shaped[Tensor, "B F 3 H W"], config: ModelConfig) -> Shaped[Tensor, "B T P pixels"]:
-    """The pixels of each patch of F = T * temporal_patch_size frames: colour by colour, frame by frame, row by row."""
+    """The pixels of each patch of F = T * temporal_patch_size frames: by colour, frame, row and column."""
     batch_size, num_frames, colours, height, width = frames.shape
     extent, side = config.temporal_patch_size, config.patch_size
     rows, columns = height // side, width // side
     pixels = frames.reshape(batch_size, num_frames // extent, extent, colours, rows, side, columns, side)
-    patches: Tensor = pixels.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(2, 3)
+    pixels = pixels.permute(0, 1, 4, 6, 3, 2, 5, 7)  # [B,T,rows,columns,colours,extent,side,side]
+    patches: Tensor = pixels.flatten(4).flatten(2, 3)
     return patches
 
 
@@ -525,7 +514,8 @@ def frames_of(
     extent, side = config.temporal_patch_size, config.patch_size
     rows, columns = (length // side for length in image_size)
     pixels = patches.unflatten(3, (3, extent, side, side)).unflatten(2, (rows, columns))
-    frames: Tensor = pixels.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(1, 2)
+    pixels = pixels.permute(0, 1, 5, 4, 2, 6, 3, 7)  # [B,T,extent,colours,rows,side,columns,side]
+    frames: Tensor = pixels.flatten(6).flatten(4, 5).flatten(1, 2)
     return frames
 
 
@@ -537,24 +527,24 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[Tensor, "P D"
     return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1).float()
 
 
-def _attend(heads: Float[Tensor, "3 S G N d"]) -> Float[Tensor, "S G N d"]:
-    """Softmax attention: three plain products for few tokens on the CPU, else PyTorch's fused kernel."""
-    if heads.device.type != "cpu" or heads.shape[3] > _MAX_TOKENS_FOR_PRODUCTS:
+def attend(heads: Float[Tensor, "3 S G N d"], *, max_plain_tokens: int) -> Float[Tensor, "S G N d"]:
+    """Softmax attention: plain matrix multiplications for few tokens on the CPU, else PyTorch's fused kernel."""
+    if heads.device.type != "cpu" or heads.shape[3] > max_plain_tokens:
         queries, keys, values = heads
-        return F.scaled_dot_product_attention(queries, keys, values)
-    shape = heads.shape[1:]
+        fused: Tensor = F.scaled_dot_product_attention(queries, keys, values)
+        return fused
     if heads.dtype == torch.bfloat16:
-        heads = heads.contiguous()  # one copy of all, where oneDNN's products would each make their own
-    queries, keys, values = heads.flatten(1, 2)
-    # Not (queries * scale) @ keys: that is one pass over memory more.
-    nothing, scale = queries.new_empty(1, 1, 1), queries.shape[-1] ** -0.5
-    scores = torch.baddbmm(nothing, queries, keys.transpose(-2, -1), beta=0.0, alpha=scale)
-    mixed: Tensor = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).unflatten(0, shape[:2])
+        heads = heads.contiguous()  # one copy of all, where oneDNN's matrix multiplications would each make their own
+    queries, keys, values = heads.flatten(1, 2)  # each [SG,N,d]
+    # Not (queries * scale) @ keys, which is one pass over memory more.
+    unread, scale = queries.new_empty(1, 1, 1), queries.shape[-1] ** -0.5
+    scores = torch.baddbmm(unread, queries, keys.transpose(-2, -1), beta=0.0, alpha=scale)
+    mixed: Tensor = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).unflatten(0, heads.shape[1:3])
     return mixed
 
 
 def init_lecun(linear: nn.Linear) -> None:
-    """flax's default: a normal of variance 1/inputs, cut off at two deviations, and zero bias, if there is one."""
+    """Initialise as flax does: a normal of variance 1/inputs cut off at two deviations, and zero for any bias."""
     # 0.8796... is the deviation of a standard normal cut off at +-2.
     std = linear.in_features**-0.5 / 0.87962566103423978
     nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)

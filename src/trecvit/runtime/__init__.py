@@ -1,1 +1,1 @@
-"""Everything that runs a trained model on real sources."""
+"""Inference on real sources: whole videos, streams, tracked points."""

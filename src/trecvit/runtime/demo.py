@@ -1,4 +1,4 @@
-"""A video for the demo, rendered on the spot: scenes of the synthetic world, one after the other."""
+"""A rendered video for the demo: consecutive scenes of the synthetic world."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SIDE_PX = 288
 
 
 def render_scenes(path: Path, *, seed: int) -> list[str]:
-    """Writes a video with one scene of each pair of motions, and returns what happens in each, in order.
+    """Write a video with one scene of each pair of opposite motions; return the label of each scene.
 
     Args:
         path: An `.mp4` or `.webm` file.
-        seed: Which scenes; even pair members and odd ones alternate by it.
+        seed: Seed of the scenes; its parity selects the motion of each pair.
     """
     world = World(WorldConfig(num_frames=_SCENE_FRAMES, image_size=(_SIDE_PX, _SIDE_PX)), seed=1_000_000 + seed)
     truths = []

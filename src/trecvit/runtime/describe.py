@@ -1,4 +1,4 @@
-"""What a model is and what it costs, in plain values."""
+"""Facts about a model: architecture, size, cost."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trecvit.model.tracker import PointTracker, TrackerState
 from trecvit.model.trecvit import TRecViT
 
 POINTS = 64
-"""With how many points the costs of trackers are told."""
+"""Number of points for which the costs of trackers are given."""
 
 
 def describe(model: TRecViT | PointTracker) -> dict[str, Any]:
-    """Facts about a model as plain JSON values, the most asked for first.
+    """Describe a model in plain JSON values, the most useful first.
 
-    Floating-point operations are PyTorch's count of matrix products, two per multiply-add, for one new frame at the
-    size of `preprocessing`; a tracker's are those with `POINTS` points. A model that cannot stream has no state and is
+    Floating-point operations are PyTorch's count for matrix multiplications, two per multiply-add, for one new frame
+    at the size of `preprocessing`; for a tracker with `POINTS` points. A model that cannot stream has no state and is
     counted over a whole clip.
     """
     height, width = model.preprocessing.image_size
@@ -33,11 +33,9 @@ def describe(model: TRecViT | PointTracker) -> dict[str, Any]:
         state = _tracks(model) if isinstance(model, PointTracker) else model.init_state(1)
         facts |= {"state bytes per stream": state.nbytes}
     if isinstance(model, PointTracker):
-        facts |= {"costs are with": f"{POINTS} points", "input": f"frames of {height}x{width} pixels, one by one"}
+        facts |= {"costs are with": f"{POINTS} points", "input": f"single frames of {height}x{width} pixels"}
     else:
-        clips = f"clips of {model.preprocessing.num_frames}" + (
-            "" if streams else ", whole ones only: it cannot stream"
-        )
+        clips = f"clips of {model.preprocessing.num_frames}" + ("" if streams else "; cannot stream")
         facts |= {"input": f"frames of {height}x{width} pixels, {clips}"}
     facts |= {"preprocessing": model.preprocessing.to_dict(), "model": model.config.to_dict()}
     if isinstance(model, TRecViT):
@@ -46,9 +44,9 @@ def describe(model: TRecViT | PointTracker) -> dict[str, Any]:
 
 
 def flops_per_frame(model: TRecViT | PointTracker, *, num_points: int = POINTS) -> int:
-    """Floating-point operations of one new frame of one stream; with temporal patches, the average over a patch.
+    """Count floating-point operations per frame of one stream; with temporal patches, the mean over a patch.
 
-    For a tracker with `num_points` points, their readouts included. For a model that cannot stream, an average over a
+    A tracker is counted with `num_points` points, readouts included; a model that cannot stream by the mean over a
     clip.
     """
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -60,11 +58,11 @@ def flops_per_frame(model: TRecViT | PointTracker, *, num_points: int = POINTS) 
         extent = model.config.temporal_patch_size
         num_frames = extent if model.config.can_stream else model.preprocessing.num_frames // extent * extent
         frames = torch.zeros(1, num_frames, 3, *model.preprocessing.image_size)
-        shadow._advance(frames, shadow.init_state(1))
+        shadow.engine(frames, shadow.init_state(1))
         return int(counter.get_total_flops()) // num_frames
 
 
 def _tracks(tracker: PointTracker, num_points: int = POINTS) -> TrackerState:
-    """The state of one stream with so many points, without content."""
+    """The state of one stream with `num_points` points, on the meta device."""
     queries = torch.zeros(1, num_points, dtype=torch.int64, device="meta"), torch.zeros(1, num_points, 2, device="meta")
     return tracker.begin(*queries, tracker.preprocessing.image_size)

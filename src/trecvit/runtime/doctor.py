@@ -1,4 +1,4 @@
-"""What works on this machine, what does not, and why."""
+"""Checks of the installation and the machine, with reasons for failures."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-_TIMED_S = 0.5  # of each dtype
+_TIMED_S = 0.5  # per dtype
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was tried.
+    """The result of one check.
 
     Attributes:
-        name: What.
-        works: True, False, or None for something optional that is not there.
-        words: What was found, and what to do about it.
+        name: Subject of the check.
+        works: True, False, or None for something optional that is missing.
+        words: The result and, for a failure, its remedy.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Tries everything the package needs or can use, by using it."""
+    """Check everything the package needs or can use by using it."""
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("Python", platform.python_version),
         ("PyTorch", _torch),
@@ -45,26 +45,26 @@ def examine() -> list[Finding]:
         ("fastest here", _fastest),
         ("cache folder", _cache_folder),
     )
-    found = [_try(name, check) for name, check in checks]
-    return [*found, *_try_all("accelerators", _accelerators), _photographs(), *_try_all("weights", _zoo)]
+    findings = [_try(name, check) for name, check in checks]
+    return [*findings, *_try_all("accelerators", _accelerators), _photographs(), *_try_all("weights", _zoo)]
 
 
 def _try(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, check())
-    except Exception as error:  # whatever goes wrong is the finding
+    except Exception as error:  # any failure is the finding
         return Finding(name, False, f"{type(error).__name__}: {error}")
 
 
 def _try_all(name: str, checks: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(checks())
-    except Exception as error:  # likewise
+    except Exception as error:
         return [Finding(name, False, f"{type(error).__name__}: {error}")]
 
 
 def machine() -> dict[str, str | int]:
-    """What figures of speed depend on."""
+    """The machine and versions that measured speeds depend on."""
     import torch
 
     from trecvit.processor import instruction_set
@@ -80,14 +80,14 @@ def machine() -> dict[str, str | int]:
 
 
 def load_average() -> float | None:
-    """How many processes wanted a core in the last minute, this one included; None where the system does not say."""
+    """Load average of the last minute; None where the system has none."""
     with suppress(AttributeError, OSError):
         return round(os.getloadavg()[0], 2)
     return None
 
 
 def _processor() -> str:
-    """As the system calls it; Linux says it in a file of its own."""
+    """Name of the processor."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -100,24 +100,25 @@ def _torch() -> str:
 
     product = torch.ones(8, 8) @ torch.ones(8, 8)
     if product[0, 0] != 8:
-        raise RuntimeError("a matrix product came out wrong")
+        raise RuntimeError("a matrix multiplication gave a wrong result")
     return f"{torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def _processor_features() -> str:
     from trecvit.processor import FEATURES, features, instruction_set
 
-    found = features()
-    words = f"{_processor()}; PyTorch's kernels for {instruction_set()}; has {', '.join(found) or 'no feature we use'}"
-    missing = [feature for feature in FEATURES if feature not in found]
-    return f"{words}; has not {', '.join(missing)}" if missing else words
+    available = features()
+    words = f"{_processor()}; PyTorch uses {instruction_set()}; supports {', '.join(available) or 'no feature we use'}"
+    missing = [feature for feature in FEATURES if feature not in available]
+    return f"{words}; lacks {', '.join(missing)}" if missing else words
 
 
 def _fastest() -> str:
-    """Times a streamed frame of a small model in each dtype, in turns; compilers are named and not waited for."""
+    """Time a streamed frame of a small model in each dtype, in turns; modes that compile are only listed."""
     import torch
 
-    from trecvit.accelerate.optimize import DTYPES, available_dtype, optimize
+    from trecvit.accelerate.kernels import DTYPES, available_dtype
+    from trecvit.accelerate.optimize import optimize
     from trecvit.accelerate.timing import timed_in_turns
     from trecvit.errors import ConfigError, PrecisionWarning
     from trecvit.model.trecvit import create_model
@@ -135,18 +136,18 @@ def _fastest() -> str:
             slower.append(name)
     with torch.inference_mode():
         times_s = timed_in_turns(*calls.values(), seconds=_TIMED_S)
-    times_ms = {name: median(of_one) * 1e3 for name, of_one in zip(calls, times_s, strict=True)}
+    times_ms = {name: median(samples_s) * 1e3 for name, samples_s in zip(calls, times_s, strict=True)}
     best = min(times_ms, key=times_ms.__getitem__)
-    words = f"--mode eager --dtype {best}, of those timed; two blocks of tiny take "
+    words = f"--mode eager --dtype {best} is the fastest one timed; two blocks of tiny take "
     words += ", ".join(f"{ms:.1f} ms in {name}" for name, ms in times_ms.items())
-    words += "".join(f"; no fast {name} here" for name in slower)
+    words += "".join(f"; no fast {name} on this machine" for name in slower)
     return f"{words}; {_compilers()}"
 
 
 def _compilers() -> str:
-    """Which modes that compile there are; they take up to a minute to start."""
+    """List the modes that compile, which takes up to a minute; or why they are missing."""
+    from trecvit.accelerate.compile import find_compiler
     from trecvit.accelerate.openvino import find_openvino
-    from trecvit.accelerate.optimize import find_compiler
     from trecvit.errors import TRecViTError
 
     available, missing = [], []
@@ -156,7 +157,7 @@ def _compilers() -> str:
             available.append(f"--mode {mode}")
         except TRecViTError as error:
             missing.append(str(error))
-    untimed = [f"not timed, as they compile first: {' and '.join(available)}"] if available else []
+    untimed = [f"not timed because they compile first: {' and '.join(available)}"] if available else []
     return "; ".join(untimed + missing)
 
 
@@ -176,7 +177,7 @@ def _video() -> str:
     with av.open(buffer, "r") as written:
         levels = [float(frame.to_ndarray(format="rgb24").mean()) for frame in written.decode(video=0)]
     if len(levels) != 2 or abs(levels[0] - 40) > 8 or abs(levels[1] - 200) > 8:
-        raise RuntimeError(f"two frames of brightness 40 and 200 came back as {levels}")
+        raise RuntimeError(f"expected two frames of brightness 40 and 200 after encoding and decoding, got {levels}")
     names = {"h264": "H.264", "hevc": "H.265", "vp9": "VP9", "av1": "AV1"}
     decoders = [words for codec, words in names.items() if codec in av.codecs_available]
     return f"PyAV {av.__version__}; H.264 written and read back; decodes {', '.join(decoders)}"
@@ -192,8 +193,8 @@ def _bundled_model() -> str:
     with torch.inference_mode():
         out = model(torch.zeros(1, 2, 3, *model.preprocessing.image_size, dtype=torch.uint8))
     if out.probs is None or not torch.isfinite(out.probs).all():
-        raise RuntimeError("its answer to a black video is not a number")
-    return f"'motions' loads and answers, {len(model.labels)} classes"
+        raise RuntimeError("its prediction for a black video is not finite")
+    return f"'motions' loads and runs, {len(model.labels)} classes"
 
 
 def _cache_folder() -> str:
@@ -202,12 +203,12 @@ def _cache_folder() -> str:
     folder = cache_folder()
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written; set TRECVIT_CACHE to a folder that can")
+        raise PermissionError(f"{folder} is not writable; set TRECVIT_CACHE to a folder that is")
     return str(folder)
 
 
 def _threads() -> str:
-    """How many threads are worth using, with whatever else runs at present."""
+    """Number of threads worth using under the present load."""
     import torch
 
     from trecvit.accelerate.threads import ThreadChoice
@@ -215,8 +216,8 @@ def _threads() -> str:
     most = torch.get_num_threads()
     count = ThreadChoice(most).count
     if count == most:
-        return f"{count} of {most} run at once"
-    return f"only {count} of {most} run at once, as other programs use the CPU; optimised models then take no more"
+        return f"{count} of {most} run concurrently"
+    return f"only {count} of {most} run concurrently while other programs use the CPU; optimised models use {count}"
 
 
 def _accelerators() -> Iterator[Finding]:
@@ -225,8 +226,8 @@ def _accelerators() -> Iterator[Finding]:
     if torch.cuda.is_available():
         yield Finding("CUDA", True, ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
     else:
-        why = "this PyTorch is built without it" if torch.version.cuda is None else "no device found"
-        yield Finding("CUDA", None, f"not available: {why}")
+        reason = "this PyTorch is built without it" if torch.version.cuda is None else "no device found"
+        yield Finding("CUDA", None, f"not available: {reason}")
     if torch.backends.mps.is_built():
         works = torch.backends.mps.is_available() or None
         yield Finding("Apple GPU", works, "available" if works else "not available on this machine")
@@ -234,7 +235,7 @@ def _accelerators() -> Iterator[Finding]:
 
 def _photographs() -> Finding:
     if find_spec("skimage") is None:
-        return Finding("photographs", None, "for training on the world's photographs: pip install 'trecvit[photos]'")
+        return Finding("photographs", None, "needed by recipes that use photographs: pip install 'trecvit[photos]'")
     return Finding("photographs", True, "scikit-image is installed")
 
 
@@ -247,4 +248,4 @@ def _zoo() -> Iterator[Finding]:
         if path.exists():
             yield Finding(f"weights {name}", True, f"{path} ({path.stat().st_size / 1e6:.0f} MB)")
         else:
-            yield Finding(f"weights {name}", None, f"not downloaded; trecvit info {name} fetches {entry.url}")
+            yield Finding(f"weights {name}", None, f"not downloaded; `trecvit info {name}` fetches {entry.url}")

@@ -1,4 +1,4 @@
-"""Points of a video or a live stream: followed, drawn and written down, with one frame at a time in memory."""
+"""Point tracking on a video or live stream, one frame at a time in memory: updates, drawing, track files."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from trecvit.video.frames import Image
 from trecvit.video.transforms import to_whole_clip
 
 Queries: TypeAlias = Float32[np.ndarray, "q 3"]
-"""(frame, y, x) of each point, in pixels of the source."""
+"""(frame, y, x) of each query point, in pixels of the source."""
 
 
 @dataclass(frozen=True)
 class TrackUpdate:
-    """One frame of the source, and where the points are in it.
+    """One frame of the source and the points in it.
 
     Attributes:
-        index: Number of the frame in the source, from 0.
-        time_s: Its time.
+        index: Index of the frame in the source, from 0.
+        time_s: Presentation time in seconds.
         image: The frame, uint8 `[H, W, 3]`; the receiver may draw on it.
-        ids: Which queries have come by now, as their numbers in the list of queries.
-        points: Where their points are; row n is that of `ids[n]`.
+        ids: Indices of the queries whose frame has been reached.
+        points: Their points; row n belongs to `ids[n]`.
     """
 
     index: int
@@ -50,35 +50,34 @@ class TrackUpdate:
 
 
 def grid_queries(count: int, image_size: tuple[int, int]) -> Queries:
-    """`count` x `count` points of the first frame, row by row, each in the middle of its part of the picture.
+    """Place `count` x `count` points in the first frame, row by row, at the centres of the cells of a grid.
 
     Raises:
-        InputError: for a count below 1.
+        InputError: A count below 1.
     """
     if count < 1:
-        raise InputError(f"grid: expected 1 or more points a side, got {count}")
+        raise InputError(f"grid: expected 1 or more points per side, got {count}")
     middles = (np.arange(count) + 0.5) / count
     y, x = np.meshgrid(middles * image_size[0], middles * image_size[1], indexing="ij")
     return np.stack([np.zeros_like(x), y, x], axis=-1).reshape(-1, 3).astype(np.float32)
 
 
 def follow(tracker: PointTracker, source: Source | Video, query_points_tyx: Queries) -> Iterator[TrackUpdate]:
-    """Tracks points through a source as its frames come. Memory does not grow with their number.
+    """Track points through a source frame by frame. Memory does not grow with the number of frames.
 
-    Frames are brought to `tracker.preprocessing.image_size`; what comes out is what the tracker says of them as one
-    clip.
+    Frames are resized to `tracker.preprocessing.image_size`. The points equal those of the tracker on the whole clip.
 
     Args:
         tracker: Such as `load("bootstapnext")`.
-        source: Whatever `trecvit.video.decode.open_video` takes.
-        query_points_tyx: At least one. A point is told of from its frame on.
+        source: Any source of `trecvit.video.decode.open_video`.
+        query_points_tyx: At least one query. Its point is part of the updates from its frame on.
 
     Yields:
         An update for every frame of the source.
 
     Raises:
-        VideoError: as `read_frames`: at once, or after everything that could be decoded.
-        InputError: for no queries, or one that is not in the picture.
+        VideoError: As `read_frames`: at once, or after everything that could be decoded.
+        InputError: No queries, or one outside the frame.
     """
     height, width = tracker.preprocessing.image_size
     state = None
@@ -87,37 +86,30 @@ def follow(tracker: PointTracker, source: Source | Video, query_points_tyx: Quer
         for frame in video.frames():
             if state is None:
                 _check(query_points_tyx, frame.image)
-                # In this order, the last pixel's edge stays the last pixel's edge.
+                # Multiply before dividing: then x = width maps to the model's width exactly.
                 to_model = np.array([[[1, height, width]]]), np.array([[[1, *frame.image.shape[:2]]]])
                 state = tracker.init_state(torch.from_numpy(query_points_tyx * to_model[0] / to_model[1]))
                 scale_xy = (frame.image.shape[1] / width, frame.image.shape[0] / height)
             clip = to_whole_clip(frame.image[None], (height, width))[None]
             with torch.inference_mode():
                 out, state = tracker.step(clip.to(tracker.device), state)
-            ids = [number for number, query in enumerate(query_points_tyx) if query[0] <= frame.index]
+            ids = [index for index, query in enumerate(query_points_tyx) if query[0] <= frame.index]
             yield TrackUpdate(frame.index, frame.time_s, frame.image, tuple(ids), points_in_frame(out, ids, scale_xy))
 
 
 def follow_live(
     tracker: PointTracker, source: Source | Video, query_points_tyx: Queries, *, max_points: int | None = None
 ) -> Iterator[TrackUpdate]:
-    """`follow` by way of a `LiveTracker`, to which each point is added when its frame comes.
+    """`follow` with a `LiveTracker`, to which each point is added at its frame.
 
-    The empty slots that a `LiveTracker` carries take part in what a `TAPNext` does, so its points may differ a little
-    from those of `follow`.
+    The tokens of a `LiveTracker`'s empty slots take part in a `TAPNext`'s attention, so its points may differ slightly
+    from those of `follow`. Updates and errors are those of `follow`.
 
     Args:
         tracker: As for `follow`.
-        source: Likewise.
-        query_points_tyx: Likewise.
-        max_points: Room for more points than are asked for, by default there is none.
-
-    Yields:
-        As `follow`.
-
-    Raises:
-        VideoError: as `follow`.
-        InputError: as `follow`.
+        source: As for `follow`.
+        query_points_tyx: As for `follow`.
+        max_points: Number of slots, by default one per query.
     """
     live = LiveTracker(tracker, max_points=max_points or max(1, len(query_points_tyx)))
     query_of: dict[int, int] = {}
@@ -125,28 +117,29 @@ def follow_live(
         for frame in video.frames():
             if frame.index == 0:
                 _check(query_points_tyx, frame.image)
-            for number, (t, y, x) in enumerate(query_points_tyx):
+            for index, (t, y, x) in enumerate(query_points_tyx):
                 if t == frame.index:
-                    query_of[live.add(float(x), float(y))] = number
+                    query_of[live.add(float(x), float(y))] = index
             points = live.update(frame.image)
-            yield TrackUpdate(frame.index, frame.time_s, frame.image, tuple(query_of[one] for one in live.ids), points)
+            ids = tuple(query_of[point_id] for point_id in live.ids)
+            yield TrackUpdate(frame.index, frame.time_s, frame.image, ids, points)
 
 
 def _check(query_points_tyx: Queries, image: Image) -> None:
     if not len(query_points_tyx):
-        raise InputError("query_points_tyx: expected at least one point to follow, got none")
+        raise InputError("query_points_tyx: expected at least one point, got none")
     read_queries(torch.from_numpy(query_points_tyx)[None], (image.shape[0], image.shape[1]))
 
 
-# ---- drawn ---------------------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------------------------
 
 
 class Trails:
-    """Draws updates with the ways that the points came lately; each point has a hue of its own.
+    """Draw updates with the points' recent trails; each point has its own hue.
 
     Args:
-        num_points: Over how many points the rainbow is spread.
-        num_frames: How far back a way reaches.
+        num_points: Number of points, over which the hues are spread.
+        num_frames: Length of a trail in frames.
     """
 
     def __init__(self, num_points: int, num_frames: int) -> None:
@@ -155,45 +148,45 @@ class Trails:
         self._past: dict[int, deque[tuple[NDArray[Any], bool]]] = {}
 
     def draw(self, update: TrackUpdate) -> Image:
-        """The update's frame, enlarged if tiny, with points, ways, time and how many points are seen."""
+        """Draw points, trails, time and the number of visible points on the frame, enlarged if tiny."""
         image = fit_for_display(update.image)
         scale = np.array([image.shape[1] / update.image.shape[1], image.shape[0] / update.image.shape[0]])
-        for number, point_xy, visible in zip(update.ids, update.points.points_xy, update.points.visible, strict=True):
-            past = self._past.setdefault(number, deque(maxlen=self._num_frames + 1))
+        for index, point_xy, visible in zip(update.ids, update.points.points_xy, update.points.visible, strict=True):
+            past = self._past.setdefault(index, deque(maxlen=self._num_frames + 1))
             past.append((point_xy * scale, bool(visible)))
         trails = [
             Trail(
-                np.array([point for point, _ in self._past[number]]),
-                np.array([visible for _, visible in self._past[number]]),
-                hue_of(number, self._num_points),
+                np.array([point for point, _ in self._past[index]]),
+                np.array([visible for _, visible in self._past[index]]),
+                hue_of(index, self._num_points),
             )
-            for number in update.ids
+            for index in update.ids
         ]
-        seen = f"{int(update.points.visible.sum())} of {len(update.ids)} points seen"
-        words = f"{update.time_s:.2f} s · frame {update.index} · {seen}"
-        return draw_caption(draw_trails(image, trails), words)
+        visible_points = f"{int(update.points.visible.sum())} of {len(update.ids)} points visible"
+        caption = f"{update.time_s:.2f} s · frame {update.index} · {visible_points}"
+        return draw_caption(draw_trails(image, trails), caption)
 
 
-def hue_of(number: int, num_points: int) -> float:
-    """A point's place in the rainbow from red to magenta, which ends before it is red again."""
-    return 0.85 * number / max(1, num_points - 1)
+def hue_of(index: int, num_points: int) -> float:
+    """Hue of a point, from red (0) to magenta (0.85), short of red again."""
+    return 0.85 * index / max(1, num_points - 1)
 
 
-# ---- written down --------------------------------------------------------------------------------------------------
+# ---- track files ---------------------------------------------------------------------------------------------------
 
 
 class TracksWriter(Protocol):
-    """Takes the updates of a source, in their order."""
+    """Receives the updates of a source in order."""
 
     def write(self, update: TrackUpdate) -> None:
-        """Adds one frame."""
+        """Add one frame."""
 
 
 def tracks_writer(path: Path, query_points_tyx: Queries) -> AbstractContextManager[TracksWriter]:
-    """Writes tracks to a `.npz` or `.csv` file, as the name says.
+    """Create a writer of tracks to a `.npz` or `.csv` file.
 
     Raises:
-        InputError: for another kind of file.
+        InputError: Another suffix.
     """
     if path.suffix.lower() == ".npz":
         return TracksNpz(path, query_points_tyx)
@@ -203,9 +196,9 @@ def tracks_writer(path: Path, query_points_tyx: Queries) -> AbstractContextManag
 
 
 class TracksCsv:
-    """A line for each point in each frame, written as they come: frame, time_s, point, x, y, visible, certainty.
+    """One line per point and frame, written as they arrive: frame, time_s, point, x, y, visible, certainty.
 
-    The file is opened for the first frame: until then an earlier file of that name stays as it was.
+    The file is opened at the first frame; until then an existing file is kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -216,13 +209,13 @@ class TracksCsv:
         return self
 
     def write(self, update: TrackUpdate) -> None:
-        """Adds one frame."""
+        """Add one frame."""
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8", newline="")
             self._lines = csv.writer(self._file)
             self._lines.writerow(("frame", "time_s", "point", "x", "y", "visible", "certainty"))
-        for number, (x, y), visible, certainty in zip(update.ids, *update.points, strict=True):
-            row = (f"{update.time_s:.6f}", number, f"{x:.3f}", f"{y:.3f}", int(visible), f"{certainty:.4f}")
+        for index, (x, y), visible, certainty in zip(update.ids, *update.points, strict=True):
+            row = (f"{update.time_s:.6f}", index, f"{x:.3f}", f"{y:.3f}", int(visible), f"{certainty:.4f}")
             self._lines.writerow((update.index, *row))
         self._file.flush()
 
@@ -234,12 +227,12 @@ class TracksCsv:
 
 
 class TracksNpz:
-    """Arrays of Q points in T frames, kept (13 bytes a point and frame) and written at the end, whole or not at all.
+    """Arrays of Q points in T frames, kept in memory (13 bytes per point and frame) and written at the end, atomically.
 
     - `points_xy`: float32 `[Q, T, 2]`, pixels of the source; NaN before a point's query;
     - `visible`: bool `[Q, T]`; False there;
     - `certainty`: float32 `[Q, T]`, from 0 to 1; 0 there;
-    - `query_points_tyx`: float32 `[Q, 3]`, what was asked;
+    - `query_points_tyx`: float32 `[Q, 3]`, the queries;
     - `times_s`: float64 `[T]`.
     """
 
@@ -253,13 +246,13 @@ class TracksNpz:
         return self
 
     def write(self, update: TrackUpdate) -> None:
-        """Adds one frame."""
+        """Add one frame."""
         count, ids = len(self._query_points_tyx), list(update.ids)
         frame = LivePoints(
             np.full((count, 2), math.nan, np.float32), np.zeros(count, np.bool_), np.zeros(count, np.float32)
         )
-        for all_points, known in zip(frame, update.points, strict=True):
-            all_points[ids] = known
+        for all_points, tracked in zip(frame, update.points, strict=True):
+            all_points[ids] = tracked
         self._times_s.append(update.time_s)
         self._frames.append(frame)
 
@@ -268,11 +261,13 @@ class TracksNpz:
     ) -> None:
         if error is not None or not self._frames:
             return
-        arrays = {name: np.stack([getattr(one, name) for one in self._frames], axis=1) for name in LivePoints._fields}
+        arrays = {
+            name: np.stack([getattr(frame, name) for frame in self._frames], axis=1) for name in LivePoints._fields
+        }
         arrays |= {"query_points_tyx": self._query_points_tyx, "times_s": np.array(self._times_s)}
 
         def write(part: Path) -> None:
-            with part.open("wb") as opened:  # given a path, NumPy would add an ending to it
-                np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
+            with part.open("wb") as file:  # given a path, NumPy would append a suffix
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
         write_whole(self._path, write)

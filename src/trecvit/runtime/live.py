@@ -1,4 +1,4 @@
-"""Points that come and go on a live stream, tracked frame by frame at constant cost and memory."""
+"""Point tracking on a live stream: points are added and removed at any frame, at constant cost and memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trecvit.video.transforms import to_whole_clip
 
 
 class LivePoints(NamedTuple):
-    """Where N points are in one frame; row n is that of `LiveTracker.ids[n]`.
+    """Positions of N points in one frame; row n belongs to `LiveTracker.ids[n]`.
 
     Attributes:
-        points_xy: In pixels of the frame, float32 [N,2].
-        visible: Whether each is seen, bool [N].
-        certainty: From 0 to 1, float32 [N]; see `TrackerOutput`.
+        points_xy: Positions in pixels of the frame, float32 [N,2].
+        visible: Visibility, bool [N].
+        certainty: Certainty from 0 to 1, float32 [N]; see `TrackerOutput`.
     """
 
     points_xy: npt.NDArray[np.float32]
@@ -32,26 +32,24 @@ class LivePoints(NamedTuple):
 
 
 class LiveTracker:
-    """Tracks up to `max_points` points, which may be added and removed at any frame.
+    """Track up to `max_points` points, which may be added and removed at any frame.
 
         live = LiveTracker(trecvit.load("bootstapnext"), max_points=16)
         hand = live.add(320, 200)
-        points_xy, visible, certainty = live.update(frame)     # a frame of any size; pixels are that frame's
+        points_xy, visible, certainty = live.update(frame)     # a frame of any size; positions in its pixels
 
-    Every frame costs the same, however many points there are and however long the stream is: empty slots are carried as
-    points that will be asked for later (in a `TAPNext` by the unknown tokens that stand for those in its training). So
-    a point added now is tracked exactly as if its frame had been declared at the start. One slot more is carried than
-    there can be points; it never has one, and a removed point's slot becomes what that one is.
+    The cost of a frame depends on `max_points` only. Empty slots are points whose query frame is in the future (the
+    unknown tokens of `TAPNext`'s training), so a point added now is tracked exactly as if its query had been given at
+    the start. One extra slot always stays empty; removing a point copies it over the point's slot.
 
     Args:
-        tracker: It is not changed. Several live trackers may share it.
-        max_points: How many points there may be at once.
-        image_size: Height and width to which frames are brought for the model, by default
-            `tracker.preprocessing.image_size`.
+        tracker: It is not changed, and several live trackers may share it.
+        max_points: Maximum number of points at any time.
+        image_size: Height and width to which frames are resized, by default `tracker.preprocessing.image_size`.
 
     Raises:
-        InputError: for fewer than one point, or a size that the model's patches do not divide.
-        ConfigError: for what is no size.
+        InputError: Fewer than one point, or a size that the patch size does not divide.
+        ConfigError: `image_size` is not a size.
     """
 
     def __init__(self, tracker: PointTracker, max_points: int, *, image_size: ImageSize | None = None) -> None:
@@ -61,68 +59,70 @@ class LiveTracker:
         self._tracker = tracker
         self._image_size = tracker.preprocessing.image_size if image_size is None else as_image_size(image_size)
         self._state = tracker.init_state(torch.full((1, max_points + 1, 3), math.inf), image_size=self._image_size)
-        self._slots: dict[int, int] = {}  # by id, in the order in which points were added
-        self._new: dict[int, tuple[float, float]] = {}  # x and y of points that no frame has been seen with
+        self._slots: dict[int, int] = {}  # by id, in order of addition
+        self._new: dict[int, tuple[float, float]] = {}  # x and y of points added since the last frame
         self._frame_size: tuple[int, int] | None = None
         self._next_id = 0
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The points there are, in the order in which they were added."""
+        """Ids of the points in order of addition."""
         return tuple(self._slots)
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of what is remembered. It depends on `max_points` and the size of the model's frames."""
+        """Size of the state in bytes. It depends on `max_points` and `image_size` only."""
         return self._state.nbytes
 
     def add(self, x: float, y: float) -> int:
-        """A new point: where it is in the next frame that `update` will be given.
+        """Add a point by its position in the next frame given to `update`.
 
         Args:
-            x: Pixels from that frame's left edge.
+            x: Pixels from the left edge of that frame.
             y: Pixels from its upper edge.
 
         Returns:
-            The point's id, which no other point of this tracker ever has.
+            The point's id, unique in this tracker.
 
         Raises:
-            InputError: when there are `max_points` points already, or for a place outside the last frame.
+            InputError: There are `max_points` points already, or the position is outside the last frame.
         """
         if len(self._slots) == self.max_points:
-            raise InputError(f"add: all {self.max_points} points are in use; remove one, or begin with more max_points")
+            raise InputError(
+                f"add: all {self.max_points} points are in use; remove one, or create the tracker with more max_points"
+            )
         if self._frame_size is not None:
             _check_inside(x, y, self._frame_size)
-        number = self._next_id
+        point_id = self._next_id
         self._next_id += 1
-        taken = set(self._slots.values())
-        self._slots[number] = next(slot for slot in range(self.max_points) if slot not in taken)
-        self._new[number] = (x, y)
-        return number
+        used = set(self._slots.values())
+        self._slots[point_id] = next(slot for slot in range(self.max_points) if slot not in used)
+        self._new[point_id] = (x, y)
+        return point_id
 
     def remove(self, point_id: int) -> None:
-        """Forgets a point; its slot may be used again. The others go on as they are.
+        """Remove a point and free its slot. The other points are not affected.
 
         Raises:
-            InputError: when there is no such point.
+            InputError: No point has this id.
         """
         if point_id not in self._slots:
-            raise InputError(f"remove: no point has the id {point_id}; there are {list(self._slots)}")
+            raise InputError(f"remove: no point has the id {point_id}; the ids are {list(self._slots)}")
         slot = self._slots.pop(point_id)
         if self._new.pop(point_id, None) is None:
             self._state = self._state.copy_slot(self.max_points, slot)
 
     def update(self, frame: Image) -> LivePoints:
-        """Looks at the next frame.
+        """Track all points in the next frame.
 
         Args:
-            frame: uint8 `[H, W, 3]`, red green blue, of any size, which may change from frame to frame.
+            frame: RGB uint8 `[H, W, 3]` of any size, which may change from frame to frame.
 
         Returns:
-            Where every point is in it, in the order of `ids`.
+            The points in this frame, in the order of `ids`.
 
         Raises:
-            InputError: for another kind of frame, or when a new point lies outside it. Nothing has changed then.
+            InputError: Not such a frame, or a new point lies outside it. The tracker is unchanged then.
         """
         clip = to_whole_clip(frame[None], self._image_size)
         height, width = frame.shape[:2]
@@ -130,10 +130,10 @@ class LiveTracker:
             _check_inside(x, y, (height, width))
         model_height, model_width = self._image_size
         state = self._state
-        for number, (x, y) in self._new.items():
-            # In this order, the last pixel's edge stays the last pixel's edge.
-            place = torch.tensor([[x * model_width / width, y * model_height / height]], device=state.device)
-            state = state.place(self._slots[number], place)
+        for point_id, (x, y) in self._new.items():
+            # Multiply before dividing: then x = width maps to model_width exactly.
+            position = torch.tensor([[x * model_width / width, y * model_height / height]], device=state.device)
+            state = state.place(self._slots[point_id], position)
         with torch.inference_mode():
             out, self._state = self._tracker.step(clip[None].to(self._tracker.device), state)
         self._new.clear()
@@ -143,7 +143,7 @@ class LiveTracker:
 
 
 def points_in_frame(out: TrackerOutput, rows: Sequence[int], scale_xy: tuple[float, float]) -> LivePoints:
-    """Some points of one stream in the one frame that `out` speaks of, in pixels `scale_xy` times the model's."""
+    """Select points of a single-frame, single-stream output and scale them by `scale_xy` from the model's pixels."""
     return LivePoints(
         out.points_xy[0, rows, 0].cpu().numpy() * np.array(scale_xy, np.float32),
         out.visible[0, rows, 0].cpu().numpy(),

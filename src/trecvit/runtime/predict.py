@@ -1,4 +1,4 @@
-"""Classifying whole videos: clips spread over the video, their probabilities averaged."""
+"""Classification of whole videos: probabilities averaged over evenly spaced clips."""
 
 from __future__ import annotations
 
@@ -19,46 +19,43 @@ from trecvit.video.frames import Image
 from trecvit.video.sampling import evaluation_clips
 from trecvit.video.transforms import to_clip
 
-# Of a stream, which can be read once only.
-_MOST_KEPT_BYTES = 1 << 30
+_MAX_KEPT_BYTES = 1 << 30  # of the frames of a stream, which can be read only once
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one video.
+    """The classification of one video.
 
     Attributes:
-        source: As the caller named it.
-        labels: The likeliest classes, the first first.
+        source: The video, as named by the caller.
+        labels: The most probable classes in descending order.
         probs: Their probabilities, averaged over clips.
         num_video_frames: Frames of the whole video.
-        num_frames_used: Frames that the model has seen, all clips together.
     """
 
     source: str
     labels: tuple[str, ...]
     probs: tuple[float, ...]
     num_video_frames: int
-    num_frames_used: int
 
 
 @torch.inference_mode()
 def classify(model: TRecViT, source: Source | Video, *, num_clips: int = 4, top_k: int = 5) -> Prediction:
-    """Classifies one video.
+    """Classify one video.
 
-    The clips have the length and the frame rate that the model was trained with, are spread evenly over the video and
-    begin with a fresh state each; the middle of the picture is looked at.
+    The clips have the length and frame rate of the training clips, are evenly spaced, and start from a new state each.
+    Frames are cropped to the centre.
 
     Args:
-        model: With a head.
-        source: Whatever `trecvit.video.decode.open_video` takes, if it has an end. Files, folders and arrays have;
-            an address must state its length.
-        num_clips: Clips to average over; a video no longer than one clip is looked at once.
-        top_k: How many classes to name.
+        model: A model with a head.
+        source: Any source of `trecvit.video.decode.open_video` with an end: files, folders and arrays, and URLs that
+            state their length.
+        num_clips: Clips to average over; a video no longer than one clip is one clip.
+        top_k: Number of classes to return.
 
     Raises:
-        VideoError: when the video cannot be read to the end, or may have none.
-        ConfigError: when the model has no head.
+        VideoError: The video cannot be read to the end, or may have none.
+        ConfigError: The model has no head.
     """
     names = class_labels(model)
     if num_clips < 1 or top_k < 1:
@@ -73,15 +70,14 @@ def classify(model: TRecViT, source: Source | Video, *, num_clips: int = 4, top_
         labels=tuple(names[index] for index in best.indices.tolist()),
         probs=tuple(best.values.tolist()),
         num_video_frames=num_video_frames,
-        num_frames_used=clips.shape[0] * clips.shape[1],
     )
 
 
 def _clips(video: Video, plan: Preprocessing, num_clips: int) -> tuple[UInt8[Tensor, "clips T 3 h w"], int]:
-    """Clips spread evenly over a video, and how many frames it has."""
+    """Read evenly spaced clips; return them and the number of frames of the video."""
     info = video.info
     _check_has_end(video)
-    # Decoding to the size needed keeps the frames of all clips small, whatever the video's resolution.
+    # Frames are resized while decoding, so that memory does not depend on the resolution of the video.
     is_larger = min(info.height_px, info.width_px) > max(plan.image_size)
     short_side_px = max(plan.image_size) if is_larger else None
     kept = _kept_frames(video, short_side_px) if video.is_stream else None
@@ -100,36 +96,36 @@ def _clips(video: Video, plan: Preprocessing, num_clips: int) -> tuple[UInt8[Ten
 
 
 def _kept_frames(video: Video, short_side_px: int | None) -> list[Image] | None:
-    """All frames of a stream, which may be read once only; None if they are too many to be kept."""
+    """All frames of a stream, which can be read only once; None if they exceed `_MAX_KEPT_BYTES`."""
     frames = video.frames(short_side_px=short_side_px)
     first = next(frames).image
-    most = max(_MOST_KEPT_BYTES // first.nbytes, 1)
-    kept = [first, *(frame.image for frame in islice(frames, most))]
-    return kept if len(kept) <= most else None
+    max_frames = max(_MAX_KEPT_BYTES // first.nbytes, 1)
+    kept = [first, *(frame.image for frame in islice(frames, max_frames))]
+    return kept if len(kept) <= max_frames else None
 
 
 def _check_has_end(video: Video) -> None:
-    """Raises VideoError for an address or a camera that does not state how long the video is."""
+    """Raise a VideoError for a URL or camera that does not state the length of the video."""
     if video.is_stream and video.info.duration_s is None and video.info.stated_frames is None:
         raise VideoError(
             video.info.source,
-            "expected a video with an end, got a stream that states no length, such as a camera's; "
+            "expected a video with an end, got a stream without a stated length, such as a camera's; "
             "use `trecvit stream`, or download it to a file first",
         )
 
 
 def class_labels(model: TRecViT) -> tuple[str, ...]:
-    """The model's class names, or "class 0", "class 1" ... for weights that came without names.
+    """Return the class names, or "class 0", "class 1", … for weights without names.
 
     Raises:
-        ConfigError: when the model has no head.
+        ConfigError: The model has no head.
     """
     if not model.config.num_classes:
-        raise ConfigError("the model has no head (num_classes = 0), so it cannot classify")
+        raise ConfigError("expected a classifier, got a model with no head (num_classes=0)")
     return model.labels or tuple(f"class {number}" for number in range(model.config.num_classes))
 
 
 def _probs(model: TRecViT, clip: Tensor) -> Tensor:
     out: Output = model(clip[None].to(model.device))
-    assert out.probs is not None, "class_labels has refused models without a head"
+    assert out.probs is not None, "class_labels refuses models without a head"
     return out.probs[0].cpu()

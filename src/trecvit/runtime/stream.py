@@ -1,4 +1,4 @@
-"""Streaming a source through a model, frame by frame, with a carried state of constant size."""
+"""Frame-by-frame classification of a stream, with a state of constant size."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from trecvit.video.transforms import to_clip
 
 @dataclass(frozen=True)
 class Update:
-    """One frame of the source and the answer up to it.
+    """One frame of the source and the prediction up to it.
 
     Attributes:
-        index: Number of the frame in the source, from 0.
-        time_s: Its time.
+        index: Index of the frame in the source, from 0.
+        time_s: Presentation time in seconds.
         image: The frame, uint8 `[H, W, 3]`; the receiver may draw on it.
-        probs: Probabilities [V] given all frames since the last (re)start; all frames before the first one that the
-            model sees would be guesses, so the first frame is always seen.
-        is_new: Whether the model has seen this frame; with a stride, it sees every so many.
-        frames_seen: How many frames the model has seen since the last (re)start.
+        probs: Probabilities [V] given all frames used since the last (re)start.
+        is_new: Whether the model used this frame; with a stride, it uses every n-th, the first included.
+        frames_seen: Number of frames used since the last (re)start.
     """
 
     index: int
@@ -40,29 +39,29 @@ class Update:
     frames_seen: int
 
     def top(self, labels: tuple[str, ...], count: int) -> list[tuple[str, float]]:
-        """The likeliest classes and their probabilities, the first first."""
+        """Return the most probable classes and their probabilities in descending order."""
         order = np.argsort(-self.probs, kind="stable")[:count]
-        return [(labels[number], float(self.probs[number])) for number in order]
+        return [(labels[index], float(self.probs[index])) for index in order]
 
 
 def stream(
     model: TRecViT, source: Source | Video, *, stride: int = 1, restart_every: int | None = None
 ) -> Iterator[Update]:
-    """Runs a source through the model as its frames come. Memory does not grow with their number.
+    """Classify a source frame by frame. Memory does not grow with the number of frames.
 
     Args:
-        model: With a head.
-        source: Whatever `trecvit.video.decode.open_video` takes.
-        stride: The model sees every so many frames; `model.preprocessing.stride_for(fps)` is what it was trained with.
-        restart_every: Begin with a fresh state whenever the model has seen this many frames, so that the answer speaks
-            of recent frames only. None: the answer speaks of all frames since the beginning.
+        model: A model with a head.
+        source: Any source of `trecvit.video.decode.open_video`.
+        stride: Use every n-th frame; `model.preprocessing.stride_for(fps)` is the stride of training.
+        restart_every: Reset the state after this many used frames, so that predictions cover recent frames only.
+            None: predictions cover all frames since the start.
 
     Yields:
-        An update for every frame of the source, seen by the model or not.
+        An update for every frame of the source, used or not.
 
     Raises:
-        VideoError: as `read_frames`: at once, or after everything that could be decoded.
-        InputError: for a stride or restart below 1.
+        VideoError: As `read_frames`: at once, or after everything that could be decoded.
+        InputError: A stride or restart below 1.
     """
     class_labels(model)
     if stride < 1 or (restart_every is not None and restart_every < 1):
@@ -71,25 +70,25 @@ def stream(
 
 
 def _updates(model: TRecViT, source: Source | Video, stride: int, restart_every: int | None) -> Iterator[Update]:
-    state = fresh = model.init_state(1)
+    state = initial = model.init_state(1)
     probs = np.zeros(model.config.num_classes, np.float32)
     frames_seen = 0
     with open_video(source) as video:
-        for number, frame in enumerate(video.frames()):
-            is_new = number % stride == 0
+        for index, frame in enumerate(video.frames()):
+            is_new = index % stride == 0
             if is_new:
                 if frames_seen == restart_every:
-                    state, frames_seen = fresh, 0
+                    state, frames_seen = initial, 0
                 with torch.inference_mode():
                     clip = to_clip(frame.image[None], model.preprocessing.image_size)[None]
                     out, state = model.step(clip.to(model.device), state)
-                assert out.probs is not None, "class_labels has refused models without a head"
+                assert out.probs is not None, "class_labels refuses models without a head"
                 probs = out.probs[0].cpu().numpy()
                 frames_seen += 1
             yield Update(frame.index, frame.time_s, frame.image, probs, is_new, frames_seen)
 
 
 def annotate(update: Update, labels: tuple[str, ...], *, top_k: int = 3, footer: str = "") -> Image:
-    """The update's frame, enlarged if tiny, with the likeliest classes, their bars and the time drawn in."""
-    words = f"{update.time_s:.2f} s · frame {update.index}" + (f" · {footer}" if footer else "")
-    return draw_predictions(fit_for_display(update.image), update.top(labels, top_k), footer=words)
+    """Draw the most probable classes, their bars and the time on the frame, enlarged if tiny."""
+    caption = f"{update.time_s:.2f} s · frame {update.index}" + (f" · {footer}" if footer else "")
+    return draw_predictions(fit_for_display(update.image), update.top(labels, top_k), footer=caption)

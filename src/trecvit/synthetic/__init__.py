@@ -1,1 +1,1 @@
-"""The synthetic world: textures, scenes, a camera, eighteen motions, and scenes with tracked points."""
+"""The synthetic world: surfaces, sprites, scenes, a camera, eighteen motions, and scenes with tracked points."""

@@ -1,4 +1,4 @@
-"""The camera: the hand that holds it, and the moves that make the whole picture do what a class says."""
+"""Camera motion: hand shake, and moves of the whole picture that show a class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from trecvit.synthetic.stage import Stage
 
 
 def similarity(stage: Stage, shift: NDArray[Any], angle: NDArray[Any], zoom: NDArray[Any], about: Any) -> NDArray[Any]:
-    """Maps that turn and zoom about a point and then shift."""
+    """Build affine maps `[T, 2, 3]` that rotate and zoom about a point and then shift.
+
+    Args:
+        stage: For the number of frames.
+        shift: `[T, 2]` in pixels.
+        angle: `[T]` in radians, clockwise.
+        zoom: `[T]`, a factor.
+        about: The fixed point (x, y).
+    """
     cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
     maps = np.empty((stage.frames, 2, 3))
     maps[:, 0, 0], maps[:, 0, 1], maps[:, 1, 0], maps[:, 1, 1] = cos, -sin, sin, cos
@@ -22,7 +30,7 @@ def similarity(stage: Stage, shift: NDArray[Any], angle: NDArray[Any], zoom: NDA
 
 
 def hand(stage: Stage) -> NDArray[Any]:
-    """The camera in somebody's hand: a shake, and sometimes a drift far slower than what happens."""
+    """Shake the camera as a hand does, sometimes with a slow drift."""
     still = np.zeros(stage.frames)
     shift, angle, zoom = np.zeros((stage.frames, 2)), still, still + 1
     jitter = stage.config.camera_jitter_px

@@ -1,4 +1,4 @@
-"""What happens in the world: each play shows the first class of its pair."""
+"""Plays: the motions of the world, each showing the first class of its pair."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trecvit.synthetic.outlines import SHAPES, TURNABLE
 from trecvit.synthetic.scene import Layer
+from trecvit.synthetic.sprites import Sprite, shatter
 from trecvit.synthetic.stage import Play, Stage
-from trecvit.synthetic.textures import SHAPES, TURNABLE, Sprite, shatter
 
 
 def _moving(stage: Stage, heading: float, side: float) -> Play:
@@ -79,24 +80,24 @@ def _appearing(stage: Stage) -> Play:
 def _way_out(
     stage: Stage, radius: float, lean: float, inner: tuple[float, float], outer: tuple[float, float]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """From behind an occluder to a place in full view: the best of some random tries.
+    """Choose a path from behind an occluder into full view: the best of random tries.
 
     Args:
-        stage: Where.
-        radius: Of what comes out, in pixels.
-        lean: How the occluder is turned, in radians.
-        inner: Half its length and width, as far as it surely hides, in pixels.
-        outer: Half its length and width in full.
+        stage: The scene.
+        radius: Of the appearing object, in pixels.
+        lean: Rotation of the occluder, in radians.
+        inner: Half the length and width of the part that certainly hides, in pixels.
+        outer: Half the length and width of the whole.
 
     Returns:
-        Points (x, y): the occluder's middle, and the start and the end of the way.
+        Points (x, y): the occluder's centre, and start and end of the path.
     """
     tries = 48
     headings = stage.rng.uniform(0, 2 * math.pi, tries)
     along, across = np.abs(np.cos(headings - lean)) + 1e-6, np.abs(np.sin(headings - lean)) + 1e-6
     ahead = np.stack([np.cos(headings), np.sin(headings)], axis=1)
     middles = stage.rng.uniform(0.05, 0.95, (tries, 2)) * stage.size
-    # As a box this is exact; what is rounder hides less in its corners, hence only a part of the way.
+    # Exact for a box; rounder shapes hide less in their corners, hence only a part of the distance.
     hidden_way = np.maximum(np.minimum((inner[0] - radius) / along, (inner[1] - radius) / across), 0)
     starts = middles + ahead * (hidden_way * stage.rng.uniform(0, 0.6, tries))[:, None]
     way = np.minimum(outer[0] / along, outer[1] / across) + radius * stage.rng.uniform(0.7, 1.5, tries)
@@ -112,13 +113,13 @@ def _opening(stage: Stage) -> Play:
 
 
 def _frame_angle(stage: Stage) -> float:
-    """How a door or box stands: mostly upright, or on its side, sometimes askew."""
+    """Draw the rotation of a door or box: mostly upright or on its side, sometimes askew."""
     base = math.pi / 2 * int(stage.rng.integers(4))
     return base + (stage.between(-1.0, 1.0) * math.pi / 4 if stage.chance(0.3) else stage.between(-0.1, 0.1))
 
 
 def _two_doors(stage: Stage) -> tuple[float, float, float, NDArray[Any], list[Layer], tuple[Sprite, Sprite]]:
-    """Height and width of a door, how the pair stands and where, what is behind, and the doors."""
+    """Draw two doors: height and width of each, rotation and position of the pair, the layers behind, the sprites."""
     height, width = stage.between(0.3, 0.75) * stage.unit, stage.between(0.16, 0.32) * stage.unit
     lean = _frame_angle(stage)
     spot = stage.centre + stage.rng.uniform(-0.12, 0.12, 2) * stage.size
@@ -143,7 +144,7 @@ def _sliding_doors(stage: Stage) -> Play:
 
 
 def _swinging_doors(stage: Stage) -> Play:
-    """Two doors on outer hinges, seen from the front: they grow narrow as they swing towards the viewer."""
+    """Swing two doors on outer hinges, seen from the front: they narrow as they turn towards the viewer."""
     _, width, lean, spot, inside, doors = _two_doors(stage)
     ahead = np.array([math.cos(lean), math.sin(lean)])
     swing = stage.between(0.0, 0.15) + stage.progress() * math.radians(stage.between(50.0, 80.0))
@@ -157,7 +158,7 @@ def _swinging_doors(stage: Stage) -> Play:
 
 
 def _foreshortened(swing: NDArray[Any], tilt: float) -> NDArray[Any]:
-    """A board swung about an upright hinge, `[T, 2, 2]`; the tilt lifts its far edge as a near viewer would see it."""
+    """Project a board that swings about an upright hinge, `[T, 2, 2]`; `tilt` lifts its far edge in perspective."""
     maps = np.zeros((len(swing), 2, 2))
     narrow = np.cos(swing)
     maps[:, 0, 0] = np.where(np.abs(narrow) < 0.04, np.where(narrow < 0, -0.04, 0.04), narrow)
@@ -167,7 +168,7 @@ def _foreshortened(swing: NDArray[Any], tilt: float) -> NDArray[Any]:
 
 
 def _cover(stage: Stage) -> Play:
-    """A book or a flap: a board over another of its size swings about one edge, perhaps over to the other side."""
+    """Open a book or a flap: a board over another of its size swings about one edge, perhaps to the other side."""
     height, width = stage.between(0.35, 0.7) * stage.unit, stage.between(0.25, 0.42) * stage.unit
     lean, side = _frame_angle(stage), stage.sign()
     ahead = np.array([math.cos(lean), math.sin(lean)])
@@ -185,7 +186,7 @@ def _cover(stage: Stage) -> Play:
 
 
 def _jaws(stage: Stage) -> Play:
-    """Two parts on one hinge: scissors, a beak, a box and its lid."""
+    """Open two parts on one hinge: scissors, a beak, a box and its lid."""
     length, lid = stage.between(0.35, 0.62) * stage.unit, stage.between(0.09, 0.2) * stage.unit
     boxed = stage.chance(0.4)
     body = stage.between(0.2, 0.42) * stage.unit if boxed else lid * stage.between(0.8, 1.2)
@@ -213,7 +214,7 @@ def _colliding(stage: Stage) -> Play:
     aside = np.array([-ahead[1], ahead[0]]) * stage.between(-0.2, 0.2) * min(sprite.radius_px for sprite in sprites)
     touching = _touching(sprites, turns, heading, aside)
     gap = stage.between(0.25, 0.6) * stage.unit * (1 - stage.progress())
-    # Both move: if one lay still, nothing would set it apart from a thing that has no part in what happens.
+    # Both move: one at rest would look like a distractor.
     share = stage.between(0.25, 0.75)
     near = (-share * gap)[:, None] * ahead - ahead * touching / 2 - aside / 2
     far = ((1 - share) * gap)[:, None] * ahead + ahead * touching / 2 + aside / 2
@@ -227,7 +228,7 @@ def _colliding(stage: Stage) -> Play:
 
 
 def _touching(sprites: tuple[Sprite, Sprite], turns: NDArray[Any], heading: float, aside: NDArray[Any]) -> float:
-    """How far apart along the heading the centres of two turned sprites are when they just touch, in pixels."""
+    """Compute the distance in pixels, along the heading, between the centres of two rotated sprites that just touch."""
     fronts = []
     for number, (sprite, turn) in enumerate(zip(sprites, turns, strict=True)):
         _, height, width = sprite.texture.shape
@@ -251,11 +252,11 @@ def _scattering(stage: Stage) -> Play:
     centre = stage.centre + stage.rng.uniform(-0.1, 0.1, 2) * stage.size
     layers: list[Layer] = []
     if stage.chance(0.35):
-        whole = stage.object(0.35, 0.65)
+        intact = stage.object(0.35, 0.65)
         lean = stage.between(0.0, 2 * math.pi)
         turn = np.array([[math.cos(lean), -math.sin(lean)], [math.sin(lean), math.cos(lean)]])
-        for piece, offset in shatter(stage.rng, whole, pieces):
-            start = turn @ offset * whole.scale
+        for piece, offset in shatter(stage.rng, intact, pieces):
+            start = turn @ offset * intact.scale
             ahead = start / max(float(np.hypot(*start)), 1e-6)
             path = centre + start + progress[:, None] * ahead * way * stage.between(0.7, 1.2)
             spin = stage.between(-1.0, 1.0) * math.radians(60) * progress
@@ -279,12 +280,12 @@ def _scattering(stage: Stage) -> Play:
 
 def _passing(stage: Stage) -> Play:
     sprites = [stage.object(0.3, 0.46), stage.object(0.3, 0.46)]
-    # The second was made to stand out from the first; neither part in the play is given away by that.
+    # The second was drawn to stand out from the first, so the roles are assigned at random.
     resting, moving = sprites if stage.chance(0.5) else sprites[::-1]
     clear = resting.radius_px + moving.radius_px
     before, after = clear * stage.between(0.9, 1.3), clear * stage.between(0.9, 1.3)
-    # First the place, then a way that stays in the frame as well as may be. The other way round, the one at rest would
-    # be the one nearer to the middle of the frame, and a single frame would tell which of the two moves.
+    # First the position at rest, then the path that stays in the frame best. The other way round, the resting object
+    # would be nearer to the middle of the frame, and a single frame would reveal which of the two moves.
     inset = 0.75 * resting.radius_px
     spot = stage.rng.uniform(inset, stage.size - inset)
     headings = stage.rng.uniform(0, 2 * math.pi, 5)

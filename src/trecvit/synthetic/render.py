@@ -1,4 +1,4 @@
-"""The synthetic world as real files, in the layout of Something-Something-v2: videos, and JSON lists beside them."""
+"""The synthetic world as files in the layout of Something-Something-v2: videos and JSON lists."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trecvit.draws import Stream, rng
 from trecvit.errors import DataError
 from trecvit.files import emptied_on_error, is_empty, write_json, writing
 from trecvit.synthetic.world import World
@@ -30,25 +31,25 @@ def render_data_set(
     num_workers: int = 0,
     report: Callable[[int], None] = lambda _: None,
 ) -> Path:
-    """Writes `videos/{id}.webm`, `labels.json` and one list per split.
+    """Write `videos/{id}.webm`, `labels.json` and one list per split.
 
-    The splits take the world's items one after the other, so they share no scene. A list holds
-    `{"id", "label", "template", "placeholders"}` per clip; labels.json gives each template its number, as text.
+    The splits take consecutive items of the world, so they share no scene. A list holds
+    `{"id", "label", "template", "placeholders"}` per clip; labels.json maps each template to its class number, as text.
 
     Args:
-        world: Whose clips.
-        folder: Made if need be; must be empty otherwise, so that two renderings do not mix.
-        num_clips: Clips of each split, "train" and "validation"; even, because clips come in pairs of one scene.
-        easy_share: Share of the training scenes that are `WorldConfig.easy`, from which a small model learns what to
-            look for; the validation split has none.
+        world: Source of the clips.
+        folder: Created if needed; must be empty, so that two renderings do not mix.
+        num_clips: Clips of each split, "train" and "validation"; even, because scenes give pairs of clips.
+        easy_share: Share of training scenes with `WorldConfig.easy`, which help small models to start; the validation
+            split has none.
         fps: Frame rate of the files.
         suffix: ".webm" (VP9, as the real data set) or ".mp4" (H.264).
-        num_workers: Processes that render; 0 renders here. The clips do not depend on it.
-        report: Called with the number of clips written.
+        num_workers: Worker processes; 0 renders in this one. The clips do not depend on it.
+        report: Called with the number of clips written so far.
 
     Raises:
-        DataError: for a folder that is not empty, or counts that are not possible.
-        VideoError: when a file cannot be written.
+        DataError: The folder is not empty, or a count is impossible.
+        VideoError: A file cannot be written.
     """
     folder = Path(folder)
     if set(num_clips) - set(SPLITS) or any(count < 0 or count % 2 for count in num_clips.values()):
@@ -58,7 +59,7 @@ def render_data_set(
     if suffix not in SUFFIXES:
         raise DataError(f"suffix: expected one of {', '.join(SUFFIXES)}, got {suffix!r}")
     if not is_empty(folder):
-        raise DataError(f"{folder}: expected a new or an empty folder; remove it or give another")
+        raise DataError(f"{folder}: expected a new or empty folder; remove it or choose another")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with emptied_on_error(folder):
@@ -78,7 +79,7 @@ def render_data_set(
 
 
 class _PairWriter:
-    """Writes both clips of a pair; of the first `num_train_pairs`, the given share are easy ones."""
+    """Writes both clips of a pair; `easy_share` of the first `num_train_pairs` are easy."""
 
     def __init__(
         self,
@@ -94,8 +95,8 @@ class _PairWriter:
         self.folder, self.fps, self.suffix = folder, fps, suffix
 
     def __call__(self, number: int) -> tuple[int, int]:
-        """Writes pair `number`, the clips 2 * number and 2 * number + 1, and says their labels."""
-        draw = np.random.default_rng([self.world.seed, 5, number]).random()
+        """Write pair `number`, the clips 2 * number and 2 * number + 1, and return their labels."""
+        draw = rng(self.world.seed, Stream.RENDERED_EASY, number).random()
         easy = number < self.num_train_pairs and draw < self.easy_share
         videos, labels = (self.easy_world if easy else self.world).pair(number)
         for item, video in enumerate(videos.permute(0, 1, 3, 4, 2).numpy(), start=2 * number):
@@ -106,7 +107,7 @@ class _PairWriter:
 
 
 def _written(writer: _PairWriter, num_pairs: int, num_workers: int, report: Callable[[int], None]) -> Iterator[int]:
-    """The label of every item, as the pairs get written."""
+    """Write the pairs and yield the label of each item."""
     with ExitStack() as stack:
         pairs: Iterator[tuple[int, int]] = map(writer, range(num_pairs))
         if num_workers:
@@ -117,7 +118,7 @@ def _written(writer: _PairWriter, num_pairs: int, num_workers: int, report: Call
             report(2 * number)
 
 
-_writer: _PairWriter  # of a worker process, which is given it once and not with every pair
+_writer: _PairWriter  # of a worker process, sent once and not with every pair
 
 
 def _prepare(writer: _PairWriter) -> None:

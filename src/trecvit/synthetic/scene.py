@@ -1,8 +1,8 @@
-"""A scene of the synthetic world: layers, back to front, each moved by one affine map per frame.
+"""Scenes of layers, back to front, each moved by one affine map per frame: rendering and exact tracks.
 
-Coordinates are `(x, y)` in pixels and whole numbers are **pixel centres**, in textures and in frames alike: the top
-left pixel's centre is (0, 0) and a frame of width W reaches from -0.5 to W - 0.5. (TAP-Vid counts from the pixels'
-corners: add 0.5.) y points down, so a positive angle turns clockwise as seen.
+Coordinates are `(x, y)` in pixels, and whole numbers are **pixel centres** in textures and frames alike: the top left
+pixel has its centre at (0, 0), and a frame of width W spans -0.5 to W - 0.5. (TAP-Vid counts from pixel corners: add
+0.5.) y points down, so a positive angle turns clockwise on screen.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from trecvit.errors import DataError, InputError
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Layer:
-    """One flat thing and where it is in every frame.
+    """A flat textured object and its placement in every frame.
 
     Attributes:
         texture: RGBA `[4, h, w]`, float32 in [0, 1], colours multiplied by alpha.
-        transforms: `[T, 2, 3]`; `transforms[t] @ (x, y, 1)` is where the texture's point (x, y) lies in frame t, in
-            pixels.
-        role: What it is in the scene: "background", "mover", "rest", "occluder", "part", "piece", "inside" or
+        transforms: `[T, 2, 3]`; `transforms[t] @ (x, y, 1)` is the position in frame t, in pixels, of the texture's
+            point (x, y).
+        role: Its part in the scene: "background", "mover", "rest", "occluder", "part", "piece", "inside" or
             "distractor".
-        reflect: Beyond its border the texture goes on, mirrored; it must be opaque then, and hides all behind it.
+        reflect: Whether the texture continues mirrored beyond its border; it must be opaque then, and hides all behind.
     """
 
     texture: Tensor
@@ -48,28 +48,22 @@ class Layer:
         if self.transforms.ndim != 3 or self.transforms.shape[1:] != (2, 3):
             raise DataError(f"layer {self.role!r}: expected transforms [T, 2, 3], got {self.transforms.shape}")
 
-    def to_image(
-        self, points_xy: Float[np.ndarray, "q 2"], frame: int | Int[np.ndarray, " q"]
-    ) -> Float[np.ndarray, "q 2"]:
-        """Where points of the texture lie in a frame, or each in one of its own."""
-        return _apply(self.transforms[frame], points_xy)
-
     def to_texture(
         self, points_xy: Float[np.ndarray, "q 2"], frame: int | Int[np.ndarray, " q"]
     ) -> Float[np.ndarray, "q 2"]:
-        """Which points of the texture lie at points of a frame, or each of one of its own."""
+        """Map points of a frame to the texture; `frame` is one for all points or one per point."""
         return _apply(invert(self.transforms)[frame], points_xy)
 
     def covers(self, points_xy: Float[np.ndarray, "q 2"], frame: int | Int[np.ndarray, " q"]) -> Bool[np.ndarray, " q"]:
-        """Whether the layer hides what is behind it at points of a frame, or each of its own: alpha above one half."""
+        """Test where the layer hides the layers behind it (alpha above 1/2); `frame` as in `to_texture`."""
         if self.reflect:
             return np.ones(len(points_xy), bool)
         _, height, width = self.texture.shape
         x, y = self.to_texture(points_xy, frame).T
-        # Clipped just outside the border, where alpha is 0, so that far points stay whole numbers.
+        # Clipped just outside the border, where alpha is 0: far points would overflow the integers.
         x, y = np.clip(x, -1.0, width), np.clip(y, -1.0, height)
         left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-        alpha = np.pad(self.texture[3].numpy(), ((1, 2), (1, 2)))  # index i of the texture is i + 1 here
+        alpha = np.pad(self.texture[3].numpy(), ((1, 2), (1, 2)))  # texel i is at i + 1
         right_part, low_part = x - left, y - top
         upper = alpha[top + 1, left + 1] * (1 - right_part) + alpha[top + 1, left + 2] * right_part
         lower = alpha[top + 2, left + 1] * (1 - right_part) + alpha[top + 2, left + 2] * right_part
@@ -79,18 +73,18 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scene:
-    """All there is to know about one clip.
+    """Everything that determines one clip.
 
     Attributes:
         layers: Back to front.
         image_size: Height and width of the frames, in pixels.
         light: `[T, 2, 3]`; `light[t]` holds the gain (row 0) and the offset (row 1) of each colour in frame t.
-        blur_passes: How often the frames are smoothed by (1, 2, 1) / 4 in both directions.
+        blur_passes: Number of passes of the filter (1, 2, 1) / 4, in both directions.
         noise_levels: Standard deviation of the sensor's noise, in 8-bit levels.
-        noise_seed: The noise depends on this alone.
+        noise_seed: Determines the noise alone.
         label: The class, -1 for none.
-        partner_label: The class of the scene that differs from this one in nothing but what the class says, or -1.
-        partner_swap: Which two layers change places to make the partner; None if it is this scene played backwards.
+        partner_label: The class of the partner scene, which differs in the class alone, or -1.
+        partner_swap: The two layers to swap for the partner; None if the partner is this scene played backwards.
     """
 
     layers: tuple[Layer, ...]
@@ -105,12 +99,12 @@ class Scene:
 
     def __post_init__(self) -> None:
         if not self.layers:
-            raise DataError("a scene needs at least one layer, and there is none")
+            raise DataError("layers: expected at least one, got none")
         for layer in self.layers:
             if len(layer.transforms) != len(self.light):
                 raise DataError(
-                    f"layer {layer.role!r} has transforms for {len(layer.transforms)} frames, "
-                    f"but the scene has light for {len(self.light)}"
+                    f"layer {layer.role!r}: expected transforms for {len(self.light)} frames, as in `light`, "
+                    f"got {len(layer.transforms)}"
                 )
 
     @property
@@ -119,28 +113,32 @@ class Scene:
         return len(self.light)
 
     def reversed(self) -> Scene:
-        """The same scene played backwards; label and noise stay."""
+        """Play the scene backwards; label and noise stay."""
         layers = tuple(replace(layer, transforms=layer.transforms[::-1]) for layer in self.layers)
         return replace(self, layers=layers, light=self.light[::-1])
 
     def partner(self) -> Scene:
-        """The other scene of the pair; the noise stays."""
+        """Build the other scene of the pair; the noise stays."""
         if self.partner_swap is None:
-            other = self.reversed()
+            scene = self.reversed()
         else:
-            one, two = self.partner_swap
+            first, second = self.partner_swap
             layers = list(self.layers)
-            layers[one], layers[two] = layers[two], layers[one]
-            other = replace(self, layers=tuple(layers))
-        return replace(other, label=self.partner_label, partner_label=self.label)
+            layers[first], layers[second] = layers[second], layers[first]
+            scene = replace(self, layers=tuple(layers))
+        return replace(scene, label=self.partner_label, partner_label=self.label)
 
 
 def invert(transforms: Float[np.ndarray, "t 2 3"]) -> Float[np.ndarray, "t 2 3"]:
-    """The inverse of affine maps; a map that flattens everything onto a line gives an error."""
+    """Invert affine maps.
+
+    Raises:
+        DataError: A map is singular.
+    """
     a, b, c, d = transforms[:, 0, 0], transforms[:, 0, 1], transforms[:, 1, 0], transforms[:, 1, 1]
     determinant = a * d - b * c
     if not (np.abs(determinant) > 1e-12).all():
-        raise DataError("a layer's transform cannot be inverted: it flattens the texture onto a line")
+        raise DataError("a layer's transform cannot be inverted: expected a non-zero determinant")
     inverse = np.empty_like(transforms, dtype=np.float64)
     inverse[:, 0, 0], inverse[:, 0, 1] = d / determinant, -b / determinant
     inverse[:, 1, 0], inverse[:, 1, 1] = -c / determinant, a / determinant
@@ -149,7 +147,7 @@ def invert(transforms: Float[np.ndarray, "t 2 3"]) -> Float[np.ndarray, "t 2 3"]
 
 
 def _apply(matrix: Float[np.ndarray, "*q 2 3"], points_xy: Float[np.ndarray, "q 2"]) -> Float[np.ndarray, "q 2"]:
-    """One map for all points, or one for each."""
+    """Apply one map to all points, or one to each."""
     moved: np.ndarray = (matrix[..., :2] @ points_xy[..., None])[..., 0] + matrix[..., 2]
     return moved
 
@@ -157,7 +155,7 @@ def _apply(matrix: Float[np.ndarray, "*q 2 3"], points_xy: Float[np.ndarray, "q 
 def compose_transforms(
     outer: Float[np.ndarray, "t 2 3"], inner: Float[np.ndarray, "t 2 3"]
 ) -> Float[np.ndarray, "t 2 3"]:
-    """The maps that apply `inner` first and `outer` to its result."""
+    """Compose affine maps: `inner` first, then `outer`."""
     joined: np.ndarray = outer[:, :, :2] @ inner
     joined[:, :, 2] += outer[:, :, 2]
     return joined
@@ -167,12 +165,12 @@ def compose_transforms(
 
 
 def render(scene: Scene) -> UInt8[np.ndarray, "t h w 3"]:
-    """Draw a scene: frames as uint8 RGB, noise included."""
+    """Render a scene: frames as uint8 RGB, with noise."""
     return expose(compose(scene), scene).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def compose(scene: Scene) -> Float[Tensor, "t 3 h w"]:
-    """Draw a scene without noise: RGB around [0, 1], light included, not yet clipped to that range."""
+    """Render a scene without noise: RGB with light, around [0, 1] and not yet clipped."""
     height, width = scene.image_size
     canvas = torch.zeros(scene.num_frames, 3, height, width)
     for layer in scene.layers:
@@ -187,7 +185,7 @@ def compose(scene: Scene) -> Float[Tensor, "t 3 h w"]:
 
 
 def expose(clean: Float[Tensor, "t 3 h w"], scene: Scene) -> UInt8[Tensor, "t 3 h w"]:
-    """Turn what `compose` drew into 8-bit frames with the scene's noise. `clean` stays as it is."""
+    """Add the scene's noise to the output of `compose` and quantise it to 8 bits; `clean` is not changed."""
     levels = clean * 255
     if scene.noise_levels > 0:
         frame = clean[0].numel()
@@ -200,7 +198,7 @@ def expose(clean: Float[Tensor, "t 3 h w"], scene: Scene) -> UInt8[Tensor, "t 3 
 
 @functools.lru_cache(maxsize=4)
 def _noise_bank(frame: int) -> Float[Tensor, " n"]:
-    """Normal noise to take frames from at random places: drawing it afresh would cost more than the whole scene."""
+    """Draw normal noise to cut frames from at random offsets; new noise per frame would cost more than the scene."""
     return torch.from_numpy(np.random.default_rng(0).standard_normal(8 * frame + 4096, dtype=np.float32))
 
 
@@ -219,14 +217,14 @@ def _smooth(canvas: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 h w"]:
 def _draw_everywhere(canvas: Float[Tensor, "t 3 h w"], layer: Layer) -> None:
     _, _, height, width = canvas.shape
     inverse = invert(layer.transforms)
-    if (inverse == inverse[:1]).all():  # a camera on a tripod: one frame is enough
+    if (inverse == inverse[:1]).all():  # camera at rest: one frame is enough
         inverse = inverse[:1]
     corner = np.zeros((len(inverse), 2))
     canvas.copy_(_sample(layer.texture[:3], inverse, corner, (height, width), "reflection"))
 
 
 def _draw(canvas: Float[Tensor, "t 3 h w"], layer: Layer) -> None:
-    """Draw inside boxes around the layer, all of one size, which follow it from frame to frame."""
+    """Draw within boxes of one size that follow the layer from frame to frame."""
     frames, low, size = _boxes(layer, canvas.shape[2], canvas.shape[3])
     if not len(frames):
         return
@@ -248,10 +246,10 @@ def _draw(canvas: Float[Tensor, "t 3 h w"], layer: Layer) -> None:
 
 
 def _boxes(layer: Layer, height: int, width: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Frames in which the layer can be seen, its boxes' corners (x, y) in them, and the boxes' height and width."""
+    """Return the frames that the layer touches, the corners (x, y) of its boxes, and the boxes' height and width."""
     _, texture_height, texture_width = layer.texture.shape
     right, bottom = texture_width, texture_height
-    # One pixel beyond the border: there the last texels still fade out.
+    # One pixel beyond the border, where the last texels still fade out.
     corners = np.array([[-1, -1, 1], [right, -1, 1], [-1, bottom, 1], [right, bottom, 1]], np.float64)
     spread = layer.transforms @ corners.T
     limit = np.array([width, height])
@@ -272,9 +270,9 @@ def _sample(
     size: tuple[int, int],
     beyond: str,
 ) -> Float[Tensor, "n c bh bw"]:
-    """Look up the texture under each pixel of boxes of one size."""
+    """Sample the texture under each pixel of boxes of one size."""
     channels, height, width = texture.shape
-    # grid_sample wants the texture's outer pixel centres at -1 and 1.
+    # grid_sample expects the outer texel centres at -1 and 1.
     span = np.array([2 / (width - 1), 2 / (height - 1)])
     linear = inverse[:, :, :2] * span[:, None]
     origin = np.einsum("nij,nj->ni", linear, corners) + inverse[:, :, 2] * span - 1
@@ -291,50 +289,52 @@ def _sample(
 def scene_tracks(
     scene: Scene, query_points_tyx: NDArray[Any]
 ) -> tuple[Float[np.ndarray, "q t 2"], Bool[np.ndarray, "q t"]]:
-    """Follow points through a scene, exactly.
+    """Track points through a scene exactly.
 
     Args:
         scene: Its layers must cover every query.
-        query_points_tyx: `[Q, 3]`: frame (a whole number), y and x of points on what is seen in that frame.
+        query_points_tyx: `[Q, 3]`: frame (a whole number), y and x of points on the visible surface.
 
     Returns:
-        Where each point is in every frame, `(x, y)` in pixels, also while it cannot be seen; and whether it can be
-        seen: inside the frame and not behind another layer.
+        Positions `(x, y)` in pixels in every frame, also of hidden points; and visibility: inside the frame and not
+        behind another layer.
 
     Raises:
-        InputError: The queries have another shape, or lie outside the video.
+        InputError: The queries have a wrong shape or lie outside the video.
         DataError: No layer covers a query.
     """
-    owner = seen_layers(scene, query_points_tyx)
+    owner = visible_layers(scene, query_points_tyx)
     if (owner < 0).any():
-        raise DataError(f"query {int(np.argmin(owner))}: no layer of the scene covers it")
+        raise DataError(
+            f"query {int(np.argmin(owner))}: expected a point on a layer of the scene, got one that no layer covers"
+        )
     queries = np.asarray(query_points_tyx, np.float64)
     frames, start_xy = queries[:, 0].astype(np.int64), queries[:, [2, 1]]
     points_xy = np.empty((len(queries), scene.num_frames, 2))
     for number, layer in enumerate(scene.layers):
-        mine = owner == number
-        if mine.any():
-            points_xy[mine] = _follow(layer, start_xy[mine], frames[mine])
-    return points_xy, _seen(scene, owner, points_xy)
+        owned = owner == number
+        if owned.any():
+            points_xy[owned] = _follow(layer, start_xy[owned], frames[owned])
+    return points_xy, _visible(scene, owner, points_xy)
 
 
-def seen_layers(scene: Scene, query_points_tyx: NDArray[Any]) -> Int[np.ndarray, " q"]:
-    """The number of the layer that is seen at each of `[Q, 3]` points (frame, y, x); -1 where there is none.
+def visible_layers(scene: Scene, query_points_tyx: NDArray[Any]) -> Int[np.ndarray, " q"]:
+    """Return the index of the visible layer at each of `[Q, 3]` points (frame, y, x); -1 where no layer is.
 
     Raises:
-        InputError: The points have another shape, or lie outside the video.
+        InputError: The points have a wrong shape or lie outside the video.
     """
     queries = _checked(scene, np.asarray(query_points_tyx, np.float64))
     frames, points_xy = queries[:, 0].astype(np.int64), queries[:, [2, 1]]
-    seen = np.full(len(queries), -1)
+    visible = np.full(len(queries), -1)
     for number, layer in enumerate(scene.layers):
-        seen[layer.covers(points_xy, frames)] = number
-    return seen
+        visible[layer.covers(points_xy, frames)] = number
+    return visible
 
 
 def _checked(scene: Scene, queries: np.ndarray) -> np.ndarray:
     if queries.ndim != 2 or queries.shape[1] != 3:
-        raise InputError(f"query_points_tyx must have shape [Q, 3], not {list(queries.shape)}")
+        raise InputError(f"query_points_tyx: expected shape [Q, 3], got {list(queries.shape)}")
     height, width = scene.image_size
     t, y, x = queries.T
     inside = (t >= 0) & (t < scene.num_frames) & (t == np.floor(t))
@@ -342,8 +342,8 @@ def _checked(scene: Scene, queries: np.ndarray) -> np.ndarray:
     if not inside.all():
         first = int(np.argmin(inside))
         raise InputError(
-            f"query_points_tyx[{first}] = {queries[first].tolist()} must be (t, y, x) with a whole t, "
-            f"inside a video of {scene.num_frames} frames of {height} x {width} pixels"
+            f"query_points_tyx[{first}]: expected (t, y, x) with a whole t, inside a video of {scene.num_frames} "
+            f"frames of {height} x {width} pixels, got {queries[first].tolist()}"
         )
     return queries
 
@@ -354,12 +354,12 @@ def _follow(layer: Layer, start_xy: np.ndarray, frames: np.ndarray) -> np.ndarra
     return followed
 
 
-def _seen(scene: Scene, owner: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
+def _visible(scene: Scene, owner: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
     height, width = scene.image_size
     x, y = points_xy[..., 0], points_xy[..., 1]
-    seen: np.ndarray = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    visible: np.ndarray = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
     for number, layer in enumerate(scene.layers):
-        points, frames = np.nonzero(seen & (owner < number)[:, None])
+        points, frames = np.nonzero(visible & (owner < number)[:, None])
         if len(points):
-            seen[points, frames] = ~layer.covers(points_xy[points, frames], frames)
-    return seen
+            visible[points, frames] = ~layer.covers(points_xy[points, frames], frames)
+    return visible

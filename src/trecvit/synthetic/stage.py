@@ -1,4 +1,4 @@
-"""Where a scene of the world is put together: its generator, its measures, and the means to put objects on it."""
+"""The stage on which a scene of the world is assembled, and the world's configuration."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trecvit.errors import ConfigError
+from trecvit.synthetic.outlines import SHAPES
 from trecvit.synthetic.scene import Layer, compose_transforms, invert
-from trecvit.synthetic.textures import SHAPES, Sprite, Supply
+from trecvit.synthetic.sprites import Sprite, Supply
 
-Way = NDArray[np.float64]  # [T, 2]: (x, y) in pixels
+Trajectory = NDArray[np.float64]  # [T, 2]: (x, y) in pixels
 
 _MAX_TURN_DEG = 35.0  # from one frame to the next
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
-    """What the clips look like and how hard they are.
+    """Appearance and difficulty of the clips.
 
     Attributes:
         num_frames: T, at least 2.
         image_size: Height and width of the frames in pixels, each from 32 to 1024.
-        max_distractors: Most objects that lie around and have no part in what happens.
-        camera_jitter_px: Largest shake of the hand that holds the camera, in pixels; 0 for a tripod.
-        light_drift: Largest change of brightness within a clip, as a part of 1, below 0.5.
-        noise: Largest standard deviation of the sensor's noise, in 8-bit levels.
-        picture_share: Share of surfaces that come from pictures, if the world has any.
-        plain_share: Share of surfaces that have one colour and no pattern, where something is to be seen all the same.
-        whole_scene_share: Share of clips of the first four pairs in which the whole picture moves, as if the camera
-            turned, came nearer or rolled.
+        max_distractors: Largest number of objects without a part in the motion.
+        camera_jitter_px: Largest camera shake in pixels; 0 for a tripod.
+        light_drift: Largest relative change of brightness within a clip, below 0.5.
+        noise: Largest standard deviation of the sensor noise, in 8-bit levels.
+        picture_share: Share of surfaces taken from pictures, if the world has any.
+        plain_share: Share of surfaces of one colour, where the motion stays visible.
+        whole_scene_share: Share of clips of the first four pairs in which the whole picture moves, as under a camera
+            that pans, zooms or rolls.
     """
 
     num_frames: int = 16
@@ -48,7 +49,7 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         if len(self.image_size) != 2:
-            raise ConfigError(f"image_size must be (height, width), not {self.image_size!r}")
+            raise ConfigError(f"image_size: expected (height, width), got {self.image_size!r}")
         height, width = self.image_size
         ranges: tuple[tuple[str, float, float, float], ...] = (
             ("num_frames", self.num_frames, 2, 100_000),
@@ -64,12 +65,12 @@ class WorldConfig:
         )
         for name, value, low, high in ranges:
             if isinstance(value, bool) or not low <= value <= high:
-                raise ConfigError(f"{name} must be from {low:g} to {high:g}, not {value!r}")
+                raise ConfigError(f"{name}: expected {low:g} to {high:g}, got {value!r}")
             if name in ("num_frames", "max_distractors", "image_size[0]", "image_size[1]") and int(value) != value:
-                raise ConfigError(f"{name} must be a whole number, not {value!r}")
+                raise ConfigError(f"{name}: expected a whole number, got {value!r}")
 
     def easy(self) -> WorldConfig:
-        """Of the same size, with nothing in it but what happens: plain surfaces, a still hand, a steady light."""
+        """Return an easy variant of the same size: plain surfaces, no distractors, a steady camera and light."""
         return replace(
             self,
             max_distractors=0,
@@ -82,7 +83,7 @@ class WorldConfig:
 
 
 class Stage:
-    """One scene in the making: its generator, its measures, and what has been put on it so far."""
+    """A scene under construction: its random generator, its measures, and the colours used so far."""
 
     def __init__(self, rng: np.random.Generator, config: WorldConfig, supply: Supply) -> None:
         self.rng = rng
@@ -93,25 +94,25 @@ class Stage:
         self.unit = float(min(config.image_size))
         self.size = np.array([self.width, self.height], np.float64)
         self.centre = (self.size - 1) / 2
-        self.colours: list[NDArray[Any]] = []  # what further objects must stand out from
+        self.colours: list[NDArray[Any]] = []  # further objects must stand out from these
 
     def chance(self, share: float) -> bool:
-        """True in this share of cases."""
+        """Return True with this probability."""
         return bool(self.rng.random() < share)
 
     def between(self, low: float, high: float) -> float:
-        """A number from `low` to `high`, all alike."""
+        """Draw uniformly from `low` to `high`."""
         return float(self.rng.uniform(low, high))
 
     def sign(self) -> float:
-        """1 or -1."""
+        """Draw 1 or -1."""
         return 1.0 if self.chance(0.5) else -1.0
 
     def progress(self, shortest: float = 0.45) -> NDArray[np.float64]:
-        """From 0 to 1, never back: starts late, ends early, hastens, slows down, or rests on the way.
+        """Draw a monotone progress `[T]` from 0 to 1, with a random start, end and speed.
 
         Args:
-            shortest: Least share of the clip that it takes.
+            shortest: Least share of the clip that the motion takes.
         """
         length = self.between(shortest, 1.0)
         start = self.between(0.0, 1.0 - length)
@@ -130,9 +131,9 @@ class Stage:
         return np.interp(part, [0, pause * (1 - wait), pause * (1 - wait) + wait, 1], [0, pause, pause, 1])
 
     def turn(self, low: float, high: float) -> NDArray[np.float64]:
-        """Radians `[T]` from 0 up to `low` to `high` degrees, never so fast that a person could not tell which way.
+        """Draw angles `[T]` in radians from 0 to a final `low` to `high` degrees, slow enough to show their direction.
 
-        Of things that look the same after half a turn, boards and bars, a step of a quarter turn tells nothing.
+        Boards and bars look the same after half a turn, so steps near a quarter turn would be ambiguous.
         """
         progress = self.progress()
         fastest = float(np.diff(progress).max())
@@ -140,7 +141,7 @@ class Stage:
         return turn
 
     def wobble(self, reach: float) -> NDArray[np.float64]:
-        """A slow to and fro within plus and minus `reach`; forwards and backwards it looks alike."""
+        """Draw a slow oscillation `[T]` within ±`reach`, without a direction in time."""
         time = np.linspace(0, 2 * math.pi, self.frames)
         waves = sum(np.sin(self.between(0.4, 3.0) * time + self.between(0.0, 2 * math.pi)) for _ in range(2))
         wave: NDArray[np.float64] = reach * self.between(0.0, 0.5) * np.asarray(waves)
@@ -149,9 +150,9 @@ class Stage:
     def object(
         self, low: float, high: float, kinds: Sequence[str] = SHAPES, flat: float = 0.45, at_most: float = 1.0
     ) -> Sprite:
-        """A new object, its larger side from `low` to `high` of the frame's smaller, unlike all that is there.
+        """Draw an object that stands out from all others.
 
-        The ratio of its shorter to its longer side is from `flat` to `at_most`.
+        Its longer side is `low` to `high` of the frame's shorter side, its aspect ratio `flat` to `at_most`.
         """
         long_px, ratio = self.between(low, high) * self.unit, self.between(flat, at_most)
         size = (long_px * ratio, long_px) if self.chance(0.5) else (long_px, long_px * ratio)
@@ -161,22 +162,22 @@ class Stage:
         return sprite
 
     def slab(self, height_px: float, width_px: float, kinds: Sequence[str] = ("box", "round_box")) -> Sprite:
-        """A board of a given size."""
+        """Draw a board of a given size."""
         kind = str(kinds[int(self.rng.integers(len(kinds)))])
         sprite = self.supply.sprite(self.rng, kind, (height_px, width_px), unlike=self.colours)
         self.colours.append(sprite.colour)
         return sprite
 
-    def still(self, point: NDArray[np.float64]) -> Way:
-        """A way that stays where it is."""
+    def still(self, point: NDArray[np.float64]) -> Trajectory:
+        """Return a constant path."""
         return np.tile(point, (self.frames, 1))
 
     def backdrop(self, camera: NDArray[Any], *, irregular: bool) -> Layer:
-        """A surface that fills all that a camera `[T, 2, 3]` will see; see `Supply.background`."""
+        """Draw a background that fills the view of a camera `[T, 2, 3]`; see `Supply.background`."""
         right, bottom = self.size
         corners = np.array([[-1, -1, 1], [right, -1, 1], [-1, bottom, 1], [right, bottom, 1]], np.float64)
-        seen = invert(camera) @ corners.T  # [T, 2, 4]
-        low, high = seen.min(axis=(0, 2)), seen.max(axis=(0, 2))
+        view = invert(camera) @ corners.T  # [T, 2, 4]
+        low, high = view.min(axis=(0, 2)), view.max(axis=(0, 2))
         extent = high - low
         finest = 1.0 / max(1.0, float(extent.max()) / 512)
         width, height = (max(16, round(float(side) * finest * self.between(0.7, 1.0))) for side in extent)
@@ -188,7 +189,7 @@ class Stage:
         return Layer(texture=texture, transforms=compose_transforms(camera, fit), role="background", reflect=True)
 
     def light(self) -> NDArray[Any]:
-        """Gain and offset per frame and colour: a lamp's colour, a camera's contrast, a slow change of brightness."""
+        """Draw gain and offset per frame and colour: colour cast, contrast, and a slow change of brightness."""
         drift = self.config.light_drift
         brightness = 1 + self.wobble(drift) if self.chance(0.6) else np.ones(self.frames)
         cast = self.rng.uniform(0.85, 1.1, 3) if self.chance(0.4) else np.ones(3)
@@ -201,18 +202,18 @@ class Stage:
     def place(
         self,
         sprite: Sprite,
-        path: Way,
+        path: Trajectory,
         *,
         role: str,
         angle: NDArray[Any] | float = 0.0,
         scale: NDArray[Any] | float = 1.0,
         pivot: tuple[float, float] = (0.0, 0.0),
     ) -> Layer:
-        """Put a sprite on the stage.
+        """Place a sprite on a path.
 
         Args:
-            sprite: What.
-            path: Where its pivot is in each frame.
+            sprite: The sprite.
+            path: Position of its pivot in each frame.
             role: See `Layer`.
             angle: Clockwise turn in radians, one or `[T]`.
             scale: Factor on its size; one, `[T]`, or `[T, 2, 2]` for any linear map.
@@ -232,31 +233,31 @@ class Stage:
         transforms[:, :, 2] = path - linear @ fixed
         return Layer(texture=sprite.texture, transforms=transforms, role=role)
 
-    def line(self, heading: float, travel: float, progress: NDArray[Any], radius: float) -> Way:
-        """A way through the frame, straight or slightly bent, whose ends may lie just outside.
+    def line(self, heading: float, travel: float, progress: NDArray[Any], radius: float) -> Trajectory:
+        """Draw a path through the frame, straight or slightly bent; its ends may lie just outside.
 
         Args:
             heading: Direction in radians; 0 is right, a quarter turn is down.
             travel: Length in pixels.
             progress: `[T]`, 0 to 1.
-            radius: Of what goes there, in pixels.
+            radius: Of the moving object, in pixels.
         """
         ahead = np.array([math.cos(heading), math.sin(heading)])
         half = ahead * travel / 2
         beyond = min(0.8 * radius, 0.2 * self.unit) if self.chance(0.35) else -0.5 * radius
-        room = np.where(np.abs(ahead) > 0.7, beyond, -0.7 * radius)  # never along the border, half out of sight
+        room = np.where(np.abs(ahead) > 0.7, beyond, -0.7 * radius)  # never along the border, half outside
         reach = np.maximum(self.size / 2 + room - np.abs(half), 0)
         middle = self.centre + self.rng.uniform(-1, 1, 2) * reach
         bend = self.between(-0.08, 0.08) * travel * np.sin(math.pi * progress)
-        path: Way = middle + (2 * progress - 1)[:, None] * half + bend[:, None] * np.array([-ahead[1], ahead[0]])
+        path: Trajectory = middle + (2 * progress - 1)[:, None] * half + bend[:, None] * np.array([-ahead[1], ahead[0]])
         return path
 
-    def fit(self, *ways: tuple[Way, float]) -> NDArray[np.float64]:
-        """A shift (x, y) that brings things of given radii and their ways into the frame, anywhere they fit."""
-        low = np.min([path.min(axis=0) - radius for path, radius in ways], axis=0)
-        high = np.max([path.max(axis=0) + radius for path, radius in ways], axis=0)
+    def fit(self, *paths: tuple[Trajectory, float]) -> NDArray[np.float64]:
+        """Draw a shift (x, y) that brings paths of objects with given radii into the frame."""
+        low = np.min([path.min(axis=0) - radius for path, radius in paths], axis=0)
+        high = np.max([path.max(axis=0) + radius for path, radius in paths], axis=0)
         room = self.size - (high - low)
-        # Where there is not room enough, both ends stick out about as far.
+        # Where the room is too small, both ends stick out equally.
         corner = np.where(room > 0, self.rng.uniform(0, 1, 2), 0.5) * room
         shift: NDArray[np.float64] = corner - low
         return shift
@@ -264,7 +265,7 @@ class Stage:
 
 @dataclass(slots=True)
 class Play:
-    """What happens on the stage."""
+    """The moving layers of a scene."""
 
     layers: list[Layer]
     swap_last_two: bool = False

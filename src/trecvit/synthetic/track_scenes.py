@@ -1,11 +1,11 @@
-"""Synthetic scenes to learn point tracking from: many things that move, turn, grow, bend and hide each other.
+"""Synthetic scenes with exact point tracks: objects that move, rotate, grow, bend and occlude each other.
 
-A scene holds single pieces, puppets (a body with hinged limbs), chains of hinged links, flocks of look-alikes, and bars
-and fences in front, all with surfaces of their own, before a camera that pans, zooms, rolls and shakes; what is near
-moves more with it than what is far. Every point of every surface is known in every frame, exactly.
+A scene holds single pieces, puppets (a body with hinged limbs), chains of hinged links, flocks of identical objects,
+and bars and fences in front, under a camera that pans, zooms, rolls and shakes, with parallax. Every point of every
+surface has an exact position in every frame.
 
-Everything about a clip is drawn from the seed and its number. Scenes are held out by the seed, which also draws the
-procedural surfaces, and by the pictures that are given: `trecvit.synthetic.textures.photographs` has two splits.
+The seed and the index determine a clip. Held-out scenes have another seed, which also draws the procedural surfaces,
+and other pictures: `trecvit.synthetic.pictures.photographs` has two splits.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from trecvit.data.tracked import TrackedVideo, TrackedVideos
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic.camera import similarity
-from trecvit.synthetic.scene import Layer, Scene, compose_transforms, render, scene_tracks, seen_layers
+from trecvit.synthetic.outlines import SHAPES
+from trecvit.synthetic.scene import Layer, Scene, compose_transforms, render, scene_tracks, visible_layers
+from trecvit.synthetic.sprites import Sprite, Supply
 from trecvit.synthetic.stage import Stage, WorldConfig
-from trecvit.synthetic.textures import SHAPES, Sprite, Supply
 
 Maps = NDArray[np.float64]  # [T, 2, 3], one affine map per frame
 
-# Speeds are said per this many frames, so that longer clips are not slower ones.
+# Speeds are per this many frames, so that longer clips are not slower.
 _SPAN_FRAMES = 16
 _LIMBS = ("box", "round_box", "ellipse", "drop", "blob")
 _BARS = ("box", "round_box", "blob")
@@ -37,20 +39,20 @@ _BARS = ("box", "round_box", "blob")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackSceneConfig:
-    """What the scenes look like and how hard they are.
+    """Appearance and difficulty of the scenes.
 
     Attributes:
         num_frames: T, at least 2.
         image_size: Height and width of the frames in pixels, each from 32 to 1024.
         num_points: Q, tracks per clip.
-        min_things: Fewest things before the background; a puppet or a chain is one thing of several pieces.
-        max_things: Most things.
-        speed: Factor on how fast things move, turn and grow; 0 lets them stand still. Each scene draws its part of it.
-        camera_speed: Factor on how fast the camera pans, zooms, rolls and shakes; 0 for a tripod.
-        light_drift: Largest change of brightness within a clip, as a part of 1, below 0.5.
-        noise: Largest standard deviation of the sensor's noise, in 8-bit levels.
-        picture_share: Share of surfaces that come from pictures, if there are any.
-        plain_share: Share of surfaces of one colour without a pattern, whose points are told by their place only.
+        min_things: Least number of objects before the background; a puppet or a chain is one object.
+        max_things: Largest number of objects.
+        speed: Factor on the speed of objects; 0 for objects at rest. Each scene draws a fraction of it.
+        camera_speed: Factor on the speed of the camera; 0 for a camera at rest.
+        light_drift: Largest relative change of brightness within a clip, below 0.5.
+        noise: Largest standard deviation of the sensor noise, in 8-bit levels.
+        picture_share: Share of surfaces taken from pictures, if there are any.
+        plain_share: Share of surfaces of one colour, whose points differ in position alone.
     """
 
     num_frames: int = 16
@@ -66,7 +68,7 @@ class TrackSceneConfig:
     plain_share: float = 0.06
 
     def __post_init__(self) -> None:
-        self.world()  # checks what the two have in common
+        self.world()  # checks the shared fields
         ranges: tuple[tuple[str, float, float, float], ...] = (
             ("num_points", self.num_points, 1, 100_000),
             ("min_things", self.min_things, 0, 100),
@@ -76,14 +78,14 @@ class TrackSceneConfig:
         )
         for name, value, low, high in ranges:
             if isinstance(value, bool) or not low <= value <= high:
-                raise ConfigError(f"{name} must be from {low:g} to {high:g}, not {value!r}")
+                raise ConfigError(f"{name}: expected {low:g} to {high:g}, got {value!r}")
             if name in ("num_points", "min_things", "max_things") and int(value) != value:
-                raise ConfigError(f"{name} must be a whole number, not {value!r}")
+                raise ConfigError(f"{name}: expected a whole number, got {value!r}")
 
     def easy(self) -> TrackSceneConfig:
-        """The same, with hardly anything in the way: a patterned backdrop that the camera moves past, and few things.
+        """Return an easy variant: the camera moves past a patterned background with at most two objects.
 
-        Most points then move as all around them do, from which a small model learns to follow what it sees at all.
+        Most points then move with their neighbours, which is how a small model learns to track at all.
         """
         return replace(
             self,
@@ -95,7 +97,7 @@ class TrackSceneConfig:
         )
 
     def world(self) -> WorldConfig:
-        """What a `Stage` needs to know of it."""
+        """Return the configuration that `Stage` takes."""
         return WorldConfig(
             num_frames=self.num_frames,
             image_size=self.image_size,
@@ -107,12 +109,12 @@ class TrackSceneConfig:
 
 
 class TrackScenes:
-    """Clips with exact tracks, without end: any index from 0 on is one, and the same one every time.
+    """An endless, indexed supply of clips with exact tracks; an index always gives the same clip.
 
     Args:
         config: See `TrackSceneConfig`.
-        seed: At least 0. Different seeds share no scene and no procedural surface.
-        pictures: uint8 `[H, W, 3]` for surfaces, or `[H, W, 4]` for cut-out things.
+        seed: 0 or more. Different seeds share no scene and no procedural surface.
+        pictures: uint8 `[H, W, 3]` for surfaces, or `[H, W, 4]` for cut-out objects.
 
     Attributes:
         config: As given.
@@ -121,7 +123,7 @@ class TrackScenes:
 
     def __init__(self, config: TrackSceneConfig, *, seed: int, pictures: Sequence[NDArray[Any]] = ()) -> None:
         if seed < 0:
-            raise ConfigError(f"seed must be 0 or more, not {seed}")
+            raise ConfigError(f"seed: expected 0 or more, got {seed}")
         self.config = config
         self.seed = seed
         self._supply = Supply(
@@ -133,42 +135,42 @@ class TrackScenes:
         )
 
     def scene(self, index: int) -> Scene:
-        """The scene of clip `index`, 0 or more."""
+        """Build the scene of clip `index`, 0 or more."""
         if index < 0:
-            raise InputError(f"index must be 0 or more, not {index}")
-        stage = Stage(np.random.default_rng([self.seed, 6, index]), self.config.world(), self._supply)
-        return _film(stage, self.config, noise_seed=(self.seed, 8, index))
+            raise InputError(f"index: expected 0 or more, got {index}")
+        stage = Stage(rng(self.seed, Stream.TRACK_SCENE, index), self.config.world(), self._supply)
+        return _film(stage, self.config, noise_seed=(self.seed, Stream.TRACK_NOISE, index))
 
     def __getitem__(self, index: int) -> TrackedVideo:
-        """Clip `index`, with `num_points` tracks; each of its queries is at a random frame that shows the point."""
+        """Render clip `index` with `num_points` tracks; each query is in a random frame that shows its point."""
         scene = self.scene(index)
-        rng = np.random.default_rng([self.seed, 7, index])
-        return filmed(scene, self.config.num_points, rng, name=f"scene {index}")
+        return filmed(
+            scene, self.config.num_points, rng(self.seed, Stream.TRACKED_POINTS, index), name=f"scene {index}"
+        )
 
     def videos(self, indices: Iterable[int]) -> TrackedVideos:
-        """Some of the clips, as a data set to evaluate on."""
-        numbers = list(indices)
+        """Return clips as a data set to evaluate on."""
         return TrackedVideos(
             f"synthetic scenes, seed {self.seed}",
-            [(f"scene {number}", partial(self.__getitem__, number)) for number in numbers],
+            [(f"scene {index}", partial(self.__getitem__, index)) for index in indices],
         )
 
 
 def filmed(scene: Scene, num_points: int, rng: np.random.Generator, *, name: str) -> TrackedVideo:
-    """A scene's frames, and the tracks of random points of what is seen in them."""
+    """Render a scene with tracks of random visible points."""
     queries = _sample_points(scene, num_points, rng)
     tracks_xy, visible = scene_tracks(scene, queries)
     return TrackedVideo(
         name=name,
         video=render(scene),
-        tracks_xy=(tracks_xy + 0.5).astype(np.float32),  # from pixel centres to TAP-Vid's raster
+        tracks_xy=(tracks_xy + 0.5).astype(np.float32),  # from pixel centres to TAP-Vid's coordinates
         occluded=~visible,
         query_points_tyx=(queries + np.array([0, 0.5, 0.5])).astype(np.float32),
     )
 
 
 def _sample_points(scene: Scene, num_points: int, rng: np.random.Generator) -> Float[np.ndarray, "q 3"]:
-    """Random points (frame, y, x) of what is seen; a piece gets points as the root of the room that it takes."""
+    """Draw visible points (frame, y, x); a layer gets points in proportion to the square root of its visible area."""
     height, width = scene.image_size
     candidates = np.stack(
         [
@@ -178,22 +180,22 @@ def _sample_points(scene: Scene, num_points: int, rng: np.random.Generator) -> F
         ],
         axis=1,
     )
-    _, owners, counts = np.unique(seen_layers(scene, candidates), return_inverse=True, return_counts=True)
-    # The largest of independent Gumbel draws: a sample without replacement, each taken as likely as its weight.
+    _, owners, counts = np.unique(visible_layers(scene, candidates), return_inverse=True, return_counts=True)
+    # Gumbel top-k: a weighted sample without replacement.
     keys = rng.gumbel(size=len(candidates)) - 0.5 * np.log(counts[owners])
     return candidates[np.argsort(keys)[-num_points:]]
 
 
-# ---- how things move -----------------------------------------------------------------------------------------------
+# ---- motion --------------------------------------------------------------------------------------------------------
 
 
 def smooth_walk(rng: np.random.Generator, num_frames: int, step: tuple[float, ...]) -> NDArray[np.float64]:
-    """A smooth random way `[T, D]` that begins at 0 and is drawn back there.
+    """Draw a smooth random path `[T, D]` that starts at 0 and reverts to it.
 
     Args:
-        rng: Where every choice comes from.
+        rng: Source of randomness.
         num_frames: T.
-        step: How far it gets in 16 frames, for each of D numbers.
+        step: Typical distance covered in 16 frames, for each of D coordinates.
     """
     between_knots = rng.uniform(4.0, 12.0)
     num_knots = math.ceil((num_frames - 1) / between_knots) + 3  # one before the first frame, one after the last
@@ -204,10 +206,10 @@ def smooth_walk(rng: np.random.Generator, num_frames: int, step: tuple[float, ..
     place = 1 + np.arange(num_frames) / between_knots
     left = np.floor(place).astype(np.int64)
     part = (place - left)[:, None]
-    before, here, there, after = (knots[np.minimum(left + k, num_knots - 1)] for k in (-1, 0, 1, 2))
-    # Catmull and Rom's spline: through the knots, without corners.
-    curve = 2 * before - 5 * here + 4 * there - after + part * (3 * (here - there) + after - before)
-    walk: NDArray[np.float64] = here + 0.5 * part * (there - before + part * curve)
+    # A Catmull-Rom spline through the knots.
+    p0, p1, p2, p3 = (knots[np.minimum(left + k, num_knots - 1)] for k in (-1, 0, 1, 2))
+    curve = 2 * p0 - 5 * p1 + 4 * p2 - p3 + part * (3 * (p1 - p2) + p3 - p0)
+    walk: NDArray[np.float64] = p1 + 0.5 * part * (p2 - p0 + part * curve)
     walk -= walk[0]
     return walk
 
@@ -217,7 +219,7 @@ def _walk(stage: Stage, step: tuple[float, ...]) -> NDArray[np.float64]:
 
 
 def _path(stage: Stage, speed: float) -> NDArray[np.float64]:
-    """A way `[T, 2]` for a thing: it rests, wanders, crosses the frame, circles or bounces, now and then by fits."""
+    """Draw a path `[T, 2]`: at rest, wandering, crossing the frame, circling or bouncing, sometimes at uneven speed."""
     home = stage.rng.uniform(-0.05, 1.05, 2) * stage.size
     reach = speed * stage.unit * stage.between(0.1, 1.0) ** 1.5
     spans = (stage.frames - 1) / _SPAN_FRAMES
@@ -227,8 +229,8 @@ def _path(stage: Stage, speed: float) -> NDArray[np.float64]:
     if kind < 0.12:
         return path
     if kind < 0.55:
-        way = _walk(stage, (reach, reach))
-        path = home + way - way[int(stage.rng.integers(stage.frames))]
+        walk = _walk(stage, (reach, reach))
+        path = home + walk - walk[int(stage.rng.integers(stage.frames))]
     elif kind < 0.75:
         heading = stage.between(0.0, 2 * math.pi)
         line = time[:, None] * 1.2 * reach * np.array([math.cos(heading), math.sin(heading)])
@@ -241,21 +243,21 @@ def _path(stage: Stage, speed: float) -> NDArray[np.float64]:
         beat = (time * stage.between(0.8, 2.0) * max(speed, 0.1) + stage.rng.random()) % 1
         fall = 4 * beat * (1 - beat) * min(reach, 0.5 * stage.unit)
         path = home + np.stack([time * stage.sign() * reach, -fall], axis=1)
-    if stage.chance(0.2):  # by fits: it waits, hastens, slows down
+    if stage.chance(0.2):  # uneven speed
         frame = stage.progress() * (stage.frames - 1)
         return np.stack([np.interp(frame, np.arange(stage.frames), column) for column in path.T], axis=1)
     return path
 
 
 def _spin(stage: Stage, speed: float) -> NDArray[np.float64]:
-    """Angles `[T]` in radians: most things turn a little, some much."""
+    """Draw rotation angles `[T]` in radians: mostly small, sometimes large."""
     steady = speed * stage.between(-1.0, 1.0) ** 3 * 2 * math.pi * np.arange(stage.frames) / _SPAN_FRAMES
     angle: NDArray[np.float64] = stage.between(0.0, 2 * math.pi) + steady + _walk(stage, (0.5 * speed,))[:, 0]
     return angle
 
 
 def _growth(stage: Stage, speed: float) -> NDArray[np.float64]:
-    """Factors `[T]` on a size, some steady, as if the thing came nearer or went away."""
+    """Draw size factors `[T]`, some growing or shrinking steadily, as an approaching or receding object does."""
     growth = _walk(stage, (speed * stage.between(0.0, 0.5),))[:, 0]
     if stage.chance(0.3):
         growth = growth + speed * stage.between(-0.7, 0.7) * np.arange(stage.frames) / _SPAN_FRAMES
@@ -264,7 +266,7 @@ def _growth(stage: Stage, speed: float) -> NDArray[np.float64]:
 
 
 def _tilt(stage: Stage, speed: float) -> NDArray[np.float64]:
-    """Linear maps `[T, 2, 2]` of a board that turns out of the picture about a line within it."""
+    """Draw linear maps `[T, 2, 2]` of a board that turns out of the image plane."""
     about = stage.between(0.0, math.pi)
     across = np.array([[math.cos(about)], [math.sin(about)]])
     lean = np.clip(_walk(stage, (speed * stage.between(0.3, 1.2),))[:, 0], -1.15, 1.15)
@@ -273,53 +275,52 @@ def _tilt(stage: Stage, speed: float) -> NDArray[np.float64]:
 
 
 def _swing(stage: Stage, speed: float, reach: float) -> NDArray[np.float64]:
-    """Angles `[T]` of a hinge: to and fro about 0."""
+    """Draw hinge angles `[T]` that swing about 0."""
     beats = speed * stage.between(0.3, 1.2) * np.arange(stage.frames) / _SPAN_FRAMES
     swing = stage.between(0.3, 1.0) * reach * np.sin(2 * math.pi * (beats + stage.rng.random()))
     angles: NDArray[np.float64] = swing + _walk(stage, (0.2 * speed * reach,))[:, 0]
     return angles
 
 
-# ---- things --------------------------------------------------------------------------------------------------------
+# ---- objects -------------------------------------------------------------------------------------------------------
 
 
 def _body(stage: Stage, speed: float) -> Maps:
-    """Where a thing of several pieces is: maps from its own pixels, (0, 0) its centre, to the picture."""
-    nowhere = np.zeros(2)
-    return similarity(stage, _path(stage, speed), _spin(stage, speed), _growth(stage, speed), nowhere)
+    """Draw the motion of an object of several pieces: maps from its coordinates, (0, 0) at its centre, to frames."""
+    return similarity(stage, _path(stage, speed), _spin(stage, speed), _growth(stage, speed), np.zeros(2))
 
 
 def _fixed(stage: Stage, sprite: Sprite, maps: Maps, pivot: tuple[float, float] = (0.0, 0.0)) -> Layer:
-    """A sprite whose pivot is at (0, 0) of what `maps` move."""
+    """Attach a sprite by its pivot to the origin of a moving frame of reference."""
     layer = stage.place(sprite, stage.still(np.zeros(2)), role="piece", pivot=pivot)
     return replace(layer, transforms=compose_transforms(maps, layer.transforms))
 
 
 def _hinge(stage: Stage, maps: Maps, at: tuple[float, float], angle: NDArray[Any]) -> Maps:
-    """The maps of what hangs on a hinge at a point of what `maps` move."""
+    """Return the frame of reference of a part hinged at a point of another, moved by `maps`."""
     still = np.zeros(stage.frames)
     turned = similarity(stage, stage.still(np.asarray(at, np.float64)), angle, still + 1, np.zeros(2))
     return compose_transforms(maps, turned)
 
 
 def _sprite(stage: Stage, low: float, high: float, flat: float) -> Sprite:
-    """Any shape; its larger side from `low` to `high` of the frame's smaller, the other from `flat` of that on."""
+    """Draw a sprite: longer side `low` to `high` of the frame's shorter side, aspect ratio `flat` to 1."""
     long_px, ratio = stage.between(low, high) * stage.unit, stage.between(flat, 1.0)
     size = (long_px * ratio, long_px) if stage.chance(0.5) else (long_px, long_px * ratio)
     return stage.supply.sprite(stage.rng, str(stage.rng.choice(SHAPES)), size, cut_outs=True)
 
 
 def _limb(stage: Stage, length: float, width: float) -> Sprite:
-    """A piece that lies along x, to be hung by its left end."""
+    """Draw a piece that lies along x and is hinged at its left end."""
     return stage.supply.sprite(stage.rng, str(stage.rng.choice(_LIMBS)), (width, length))
 
 
-_HANGING = (-0.85, 0.0)  # where a limb is hinged, and the next one on its other end: both within the outline
+_HANGING = (-0.85, 0.0)  # hinges of a limb and, at its other end, of the next one: both within the outline
 _REACH = 0.85
 
 
 def single_piece(stage: Stage, speed: float) -> list[Layer]:
-    """One thing that moves, turns, grows, and may turn out of the picture."""
+    """Draw a single piece that moves, rotates, grows, and may turn out of the image plane."""
     sprite = _sprite(stage, 0.14, 0.6, flat=0.35)
     growth: NDArray[Any] = _growth(stage, speed)
     if stage.chance(0.35):
@@ -329,7 +330,7 @@ def single_piece(stage: Stage, speed: float) -> list[Layer]:
 
 
 def _puppet(stage: Stage, speed: float) -> list[Layer]:
-    """A body with limbs that swing on hinges, some of them with a second part."""
+    """Draw a body with limbs that swing on hinges, some with a second segment."""
     maps = _body(stage, speed)
     size = stage.between(0.18, 0.4) * stage.unit
     body = [_fixed(stage, _sprite(stage, size / stage.unit, size / stage.unit, flat=0.5), maps)]
@@ -350,7 +351,7 @@ def _puppet(stage: Stage, speed: float) -> list[Layer]:
 
 
 def _chain(stage: Stage, speed: float) -> list[Layer]:
-    """Links hinged end to end, through which a wave runs."""
+    """Draw links hinged end to end, with a wave that runs through them."""
     length, num_links = stage.between(0.16, 0.3) * stage.unit, int(stage.rng.integers(3, 6))
     width = stage.between(0.35, 0.7) * length
     maps = _body(stage, speed)
@@ -365,7 +366,7 @@ def _chain(stage: Stage, speed: float) -> list[Layer]:
 
 
 def _flock(stage: Stage, speed: float) -> list[Layer]:
-    """Look-alikes on ways of their own: only by its way can one be told from another."""
+    """Draw identical objects that only their paths distinguish."""
     sprite = _sprite(stage, 0.08, 0.2, flat=0.45)
     return [
         stage.place(sprite, _path(stage, speed), role="piece", angle=_spin(stage, speed), scale=_growth(stage, speed))
@@ -374,7 +375,7 @@ def _flock(stage: Stage, speed: float) -> list[Layer]:
 
 
 def _bars(stage: Stage, speed: float) -> list[Layer]:
-    """A bar, or a fence of like bars, in front of everything behind it."""
+    """Draw a bar, or a fence of equal bars."""
     num_bars = int(stage.rng.choice([1, 1, 2, 3]))
     width = stage.between(0.06, 0.28 / num_bars + 0.04) * stage.unit
     size = (stage.between(0.8, 1.5) * max(stage.size), width)
@@ -399,20 +400,20 @@ _THINGS: tuple[tuple[float, Callable[[Stage, float], list[Layer]]], ...] = (
 )
 
 
-# ---- a scene, from the back to the front ---------------------------------------------------------------------------
+# ---- assembling a scene --------------------------------------------------------------------------------------------
 
 
 def _film(stage: Stage, config: TrackSceneConfig, noise_seed: tuple[int, ...]) -> Scene:
     camera = _Camera(stage, config.camera_speed)
     layers = [stage.backdrop(camera.maps(stage, 0.0), irregular=stage.chance(0.8))]
     num_things = int(stage.rng.integers(config.min_things, config.max_things + 1))
-    speed = config.speed * stage.between(0.3, 1.0)  # there are calm scenes and hurried ones
+    speed = config.speed * stage.between(0.3, 1.0)  # some scenes are calm, others fast
     shares = np.array([share for share, _ in _THINGS])
     for thing in range(num_things):
         kind = int(stage.rng.choice(len(_THINGS), p=shares / shares.sum()))
-        seen_by = camera.maps(stage, (thing + 1) / num_things)
+        camera_maps = camera.maps(stage, (thing + 1) / num_things)
         layers += [
-            replace(layer, transforms=compose_transforms(seen_by, layer.transforms))
+            replace(layer, transforms=compose_transforms(camera_maps, layer.transforms))
             for layer in _THINGS[kind][1](stage, speed)
         ]
     return Scene(
@@ -426,7 +427,7 @@ def _film(stage: Stage, config: TrackSceneConfig, noise_seed: tuple[int, ...]) -
 
 
 class _Camera:
-    """Pan, zoom, roll and shake, of which what is near sees more than what is far."""
+    """Pan, zoom, roll and shake, with parallax: near objects move more than far ones."""
 
     def __init__(self, stage: Stage, speed: float) -> None:
         speed *= stage.rng.choice([0.0, 0.4, 1.0], p=[0.2, 0.4, 0.4])
@@ -440,7 +441,7 @@ class _Camera:
         self.farthest, self.nearest = stage.between(0.5, 1.0), stage.between(1.0, 1.3)
 
     def maps(self, stage: Stage, nearness: float) -> Maps:
-        """What happens to things from the farthest, 0, to the nearest, 1."""
+        """Return the maps at a nearness from 0 (farthest) to 1 (nearest)."""
         part = self.farthest + nearness * (self.nearest - self.farthest)
         zoom = np.exp(np.clip(part * self.growth, math.log(0.5), math.log(2.0)))
         return similarity(stage, part * self.shift, self.roll, zoom, stage.centre)

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: whole or not there at all, the last few of them, and the one before if the newest is damaged.
+"""Atomic checkpoints of a run, the latest few of them, with a fallback to the previous one if the newest is damaged.
 
-Each is a folder of safetensors files written by torch.distributed.checkpoint, one file per process, so that a model
-whose weights are spread over processes is saved without ever being in one place. No pickle is involved. `whole.json`
-holds the step and the hash of every file; a folder without it, or with a file that does not fit, is no checkpoint.
+Each is a folder of safetensors files written by torch.distributed.checkpoint, one per process, so that sharded weights
+are never gathered; no pickle. `whole.json` has the step and the hash of every file; a folder without it, or with a file
+that does not match, is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Checkpoints:
     """The checkpoints of one run folder.
 
     Args:
-        folder: Where they are; made when the first is saved.
-        processes: Of the run; all of them save and resume together.
-        keep: How many to keep.
+        folder: Their folder; the first `save` creates it.
+        processes: Processes of the run, which save and resume together.
+        keep: Number of latest checkpoints to keep.
     """
 
     def __init__(self, folder: Path, processes: Processes, *, keep: int) -> None:
@@ -49,12 +49,12 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None = None) -> None:
-        """Writes what is needed to go on after `step` updates; every process of a run calls this.
+        """Write all that is needed to resume after `step` updates; every process of a run calls this.
 
-        What the recipe and the step determine, such as rates and random numbers, is not in it.
+        Values that recipe and step determine, such as learning rates and random numbers, are not stored.
 
         Raises:
-            StorageError: When it cannot be written; the earlier checkpoints are as they were.
+            StorageError: when it cannot be written; earlier checkpoints are unchanged.
         """
         target = self.path(step)
         part = target.with_name(f"{target.name}.part")
@@ -62,7 +62,7 @@ class Checkpoints:
             with writing(target):
                 self._write(part, step, self._tensors(model, optimisers, mean)[0])
         except BaseException:
-            shutil.rmtree(part, ignore_errors=True)  # on a full disk it would be in its own way
+            shutil.rmtree(part, ignore_errors=True)  # it would keep a full disk full
             raise
         if self.processes.first:
             shutil.rmtree(target, ignore_errors=True)
@@ -72,7 +72,7 @@ class Checkpoints:
         self.processes.wait()
 
     def path(self, step: int) -> Path:
-        """The folder of the checkpoint after `step` updates, whether it is there or not."""
+        """Folder of the checkpoint after `step` updates, which may not exist."""
         return self.folder / f"step-{step:08d}"
 
     def _write(self, part: Path, step: int, tensors: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         self.processes.wait()
-        if step == 0:  # PyTorch makes an optimiser's first state by a step that changes nothing; it does not count
+        if step == 0:  # PyTorch creates an optimiser's first state by a step that changes no weights
             tensors |= {name: torch.zeros_like(value) for name, value in tensors.items() if name.endswith(".step")}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -92,24 +92,24 @@ class Checkpoints:
             (part / _WHOLE).write_text(json.dumps({"step": step, "sha256": hashes}, indent=1) + "\n", encoding="utf-8")
 
     def resume(self, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None = None) -> int:
-        """Loads the newest whole checkpoint and returns its step; 0, and nothing changed, if there is none.
+        """Load the newest whole checkpoint and return its step; without any, return 0 and change no weights.
 
-        A damaged one is passed over with a warning.
+        A damaged one is skipped with a warning.
 
         Raises:
-            CheckpointError: When there are checkpoints, but all are damaged or not of this model.
+            CheckpointError: when there are checkpoints, but all are damaged, or the newest is of another model.
         """
-        found = self._steps()
-        for path in reversed(found):
+        paths = self._steps()
+        for path in reversed(paths):
             try:
                 step = _step_if_whole(path)
             except CheckpointError as exc:
-                warnings.warn(f"{exc}; going on from the checkpoint before it", stacklevel=2)
+                warnings.warn(f"{exc}; resuming from the previous checkpoint", stacklevel=2)
                 continue
             self._load(path, model, optimisers, mean)
             return step
-        if found:
-            raise CheckpointError(f"{self.folder}: every checkpoint is damaged; remove the folder to begin anew")
+        if paths:
+            raise CheckpointError(f"{self.folder}: every checkpoint is damaged; remove the folder to start again")
         return 0
 
     def _steps(self) -> list[Path]:
@@ -120,7 +120,7 @@ class Checkpoints:
     def _tensors(
         self, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """All tensors of a run by name, and the optimisers' whole flat state, of which the rest is the recipe's."""
+        """All tensors of a run by name, and the optimisers' flat state, whose other values are the recipe's."""
         weights, optimiser_state = get_state_dict(model, optimisers, options=_FLAT)
         tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
         tensors |= {f"optimiser.{name}": value for name, value in optimiser_state.items() if isinstance(value, Tensor)}
@@ -130,7 +130,7 @@ class Checkpoints:
         return tensors, dict(optimiser_state)
 
     def _load(self, path: Path, model: nn.Module, optimisers: list[Optimizer], mean: RunningMean | None) -> None:
-        tensors, optimiser_state = self._tensors(model, optimisers, mean)  # the mean's are read in place
+        tensors, optimiser_state = self._tensors(model, optimisers, mean)  # those of the mean are loaded in place
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -153,11 +153,11 @@ def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def _step_if_whole(path: Path) -> int:
     try:
-        said = json.loads((path / _WHOLE).read_text(encoding="utf-8"))
-        for name, digest in said["sha256"].items():
+        content = json.loads((path / _WHOLE).read_text(encoding="utf-8"))
+        for name, digest in content["sha256"].items():
             if _hash(path / name) != digest:
                 raise CheckpointError(f"{path}: {name} is damaged")
-        return int(said["step"])
+        return int(content["step"])
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise CheckpointError(f"{path}: damaged checkpoint ({exc})") from exc
 

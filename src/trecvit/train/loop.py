@@ -1,10 +1,9 @@
-"""The training loop: for any objective, on one process or many.
+"""The training loop, for any task, in one process or several.
 
-A run lives in a folder: `recipe.json` (resolved), `run.json` (versions, commit, machine), `start.txt` (what the first
-weights were made of), `metrics.jsonl`, `validation.jsonl` and the same as TensorBoard's events, `failures.jsonl` if
-videos could not be read, `checkpoints/`, `best/`, an autoencoder's `pictures/` and, at the end, `model/`, `evaluation/`
-and `curves.png`. Killed at any moment and started again with the same recipe, it goes on from its last checkpoint, to
-the same bit on a CPU.
+A run has a folder: `recipe.json` (resolved), `run.json` (versions, commit, machine), `start.txt` (source of the initial
+weights), `metrics.jsonl`, `validation.jsonl` and the same as TensorBoard's events, `failures.jsonl` after unreadable
+videos, `checkpoints/`, `best/`, an autoencoder's `pictures/` and, at the end, `model/`, `evaluation/` and `curves.png`.
+A run that was killed resumes from its last checkpoint under the same recipe, bit-exact on a CPU.
 """
 
 from __future__ import annotations
@@ -20,62 +19,51 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trecvit.baselines.baseline import Baseline
 from trecvit.data.clips import Failure
+from trecvit.draws import Stream, torch_seed
 from trecvit.errors import DataError, Interrupted
 from trecvit.files import only_writer, write_text, writing
-from trecvit.model.memorise import Memoriser
-from trecvit.model.tracker import PointTracker
-from trecvit.model.trecvit import TRecViT
 from trecvit.pretrained import check_path
 from trecvit.processes import Processes
 from trecvit.train.checkpoints import Checkpoints
-from trecvit.train.classify import Classification
-from trecvit.train.feed import Batch, Feed, LabelledBatch
-from trecvit.train.initialise import Trainable, first_model, load_trained
-from trecvit.train.mae import MaskedAutoencoding, held_out_clips
-from trecvit.train.masks import MaskedFeed
-from trecvit.train.memorise import Memorisation, MemoryFeed, held_out_memory
+from trecvit.train.feed import Batch, Feed
+from trecvit.train.initialise import initial_model
+from trecvit.train.networks import Trainable, load_trained
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.optimise import RunningMean, optimisers_of, schedule, uses_bf16
-from trecvit.train.parallel import save_whole, spread
+from trecvit.train.parallel import save_whole, wrap_parallel
 from trecvit.train.recipe import Recipe
 from trecvit.train.run_folder import (
     Journal,
-    as_begun,
     claim,
     draw_curves,
-    known_failures,
+    failures_so_far,
+    resolved,
     steps_if_finished,
     was_tested,
 )
-from trecvit.train.scenes import SceneFeed
 from trecvit.train.stop import StopSignals
-from trecvit.train.track import Tracking, validation_of
-from trecvit.train.tracks import TrackFeed
-from trecvit.train.videos import VideoFeed, read_split
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of the log: means over the steps since the last one.
+    """One line of the log: means over the steps since the previous line.
 
     Attributes:
-        step: Updates done.
-        num_steps: Updates in all.
+        step: Finished updates.
+        num_steps: Updates in total.
         loss: Mean over the training clips.
-        figures: The objective's, such as the accuracy: shares of what was right in the training clips.
-        learning_rate: Now.
+        figures: The objective's figures of the training clips, such as the accuracy.
+        learning_rate: Current learning rate.
         clips_per_s: Throughput of all processes.
-        elapsed_s: Of this process, since the loop began.
-        failed: Videos that could not be read since the last line.
-        first_step: The step that this process went on from.
+        elapsed_s: Time since the loop of this process started.
+        failed: Unreadable videos since the previous line.
+        first_step: Step from which this process started or resumed.
     """
 
     step: int
@@ -89,7 +77,7 @@ class Progress:
     first_step: int
 
     def line(self) -> dict[str, float | int]:
-        """What is logged: all of it, the figures by their own names."""
+        """All values by name, the figures among them."""
         fields = dict(self.__dict__)
         figures = fields.pop("figures")
         head = {name: fields.pop(name) for name in ("step", "num_steps", "loss")}
@@ -103,25 +91,24 @@ def train(
     processes: Processes | None = None,
     parallel: str = "ddp",
     report: Callable[[Progress], None] = lambda _: None,
-) -> TRecViT | PointTracker | Memoriser | Baseline:
-    """Trains a model and leaves it in `folder`/model.
+) -> Trainable:
+    """Train a model and write it to `folder`/model.
 
     Args:
-        recipe: What to train.
-        folder: The run folder. One that holds the beginning of the same run is continued, and a finished run is left as
-            it is.
-        processes: Those that share the work, and the device; by default this one is alone, on the CPU.
-        parallel: How several share it, "ddp" or "fsdp".
-        report: Called with every line of the log, by the first process.
+        recipe: The recipe.
+        folder: The run folder. An unfinished run of the same recipe is resumed, a finished one is not changed.
+        processes: The processes of the run, and the device; by default this one alone, on the CPU.
+        parallel: How several processes share the model, "ddp" or "fsdp".
+        report: Called with every line of the log, in the first process.
 
     Raises:
         BusyError: when another process trains in the folder.
-        CheckpointError: when the folder holds another recipe's run, its data have changed, all its checkpoints are
+        CheckpointError: when the folder has another recipe's run, its data have changed, all its checkpoints are
             damaged, or its path is not UTF-8.
-        DataError: when the loss is no longer a finite number, or too many videos cannot be read.
-        Interrupted: after Ctrl-C or SIGTERM; a checkpoint of that moment has been written.
+        DataError: when the loss is not finite, or too many videos cannot be read.
+        Interrupted: after Ctrl-C or SIGTERM, with a checkpoint of the latest step.
         KeyboardInterrupt: after a second Ctrl-C, which stops at once, or one before the first step or after the last.
-        StorageError: when something cannot be written, as on a full disk; the run goes on once it can.
+        StorageError: when a file cannot be written, as on a full disk; the run can be resumed then.
     """
     processes = processes or Processes()
     folder = Path(folder)
@@ -138,12 +125,12 @@ def _train(
         claim(folder, recipe, processes)
     processes.wait()
     finished = processes.any(processes.first and steps_if_finished(folder, recipe) is not None)
-    recipe = as_begun(folder, recipe)
+    recipe = resolved(folder, recipe)
     torch.manual_seed(recipe.seed)
-    feed, objective = feed_of(recipe), objective_of(recipe)
-    model, made_of = first_model(recipe, feed)
+    feed, objective = recipe.feed(), recipe.objective()
+    model, source = initial_model(recipe, feed)
     if processes.first:
-        write_text(folder / "start.txt", made_of + "\n")
+        write_text(folder / "start.txt", source + "\n")
     loop = Loop(recipe, folder, feed, objective, model.to(processes.device), processes, parallel, report)
     if not loop.run() and finished:
         return
@@ -154,35 +141,19 @@ def _train(
     processes.wait()
 
 
-def feed_of(recipe: Recipe) -> Feed[Batch]:
-    """Where a recipe's batches come from."""
-    if recipe.tracks is not None:
-        return TrackFeed(recipe)
-    if recipe.memory is not None:
-        return MemoryFeed(recipe)
-    clips: Feed[LabelledBatch]
-    if recipe.scenes is not None:
-        clips = SceneFeed(recipe, recipe.scenes)
-    else:
-        assert recipe.videos is not None, "a recipe has scenes or videos"
-        clips = VideoFeed(recipe, recipe.videos)
-    return MaskedFeed(recipe, clips) if recipe.mae is not None else clips
-
-
-def objective_of(recipe: Recipe) -> Objective[Any, Any]:
-    """What a recipe trains for."""
-    if recipe.tracks is not None:
-        return Tracking(recipe, validation_of(recipe.tracks))
-    if recipe.memory is not None:
-        return Memorisation(recipe, held_out_memory(recipe))
-    if recipe.mae is not None:
-        return MaskedAutoencoding(recipe, held_out_clips(recipe))
-    validation = read_split(recipe.videos.validation) if recipe.videos and recipe.videos.validation else None
-    return Classification(recipe, validation)
-
-
 class Loop:
-    """All that a run holds while it goes."""
+    """A run in training: model, optimisers, feed and log.
+
+    Args:
+        recipe: The recipe.
+        folder: The run folder.
+        feed: The batches.
+        objective: Loss and tests.
+        model: The initial model, on the processes' device.
+        processes: The processes of the run.
+        parallel: "ddp" or "fsdp".
+        report: Called with every line of the log, in the first process.
+    """
 
     def __init__(
         self,
@@ -201,42 +172,42 @@ class Loop:
         objective.prepare(model)
         self.model = model.train()
         self.bf16 = uses_bf16(self.plan, processes.device)
-        self.network = spread(model, processes, parallel)
+        self.network = wrap_parallel(model, processes, parallel)
         if self.plan.compile:
             self.network.compile()
         self.optimisers = optimisers_of(model, self.plan)
         self.mean = RunningMean(model, self.plan.ema_decay) if self.plan.ema_decay else None
         self.checkpoints = Checkpoints(folder / "checkpoints", processes, keep=recipe.keep_checkpoints)
-        self.failed: dict[str, str] = {}  # videos that no process could read, and why
+        self.failed: dict[str, str] = {}  # unreadable videos of all processes, and the reasons
 
     def run(self) -> int:
-        """Trains from the last checkpoint, if there is one, to the end; returns how many steps that were."""
+        """Train from the last checkpoint, if there is one, to the end; return the number of steps."""
         first_step = self.checkpoints.resume(self.model, self.optimisers, self.mean)
-        if first_step == self.feed.num_steps and not self._owes_validation(first_step):
+        if first_step == self.feed.num_steps and not self._is_missing_validation(first_step):
             return 0
         journal = Journal(self.folder, first_step) if self.processes.first else None
         self.processes.wait()
-        self.failed = known_failures(self.folder)
+        self.failed = failures_so_far(self.folder)
         try:
             with StopSignals(alone=self.processes.share.count == 1) as stop:
-                self._go_on(first_step, journal, stop)
+                self._train(first_step, journal, stop)
         finally:
             if journal is not None:
                 journal.close()
         return self.feed.num_steps - first_step
 
     def export(self, step: int, folder: Path) -> None:
-        """Writes the model as it is after `step` updates, or the running mean of its weights."""
-        self.model.provenance = {"source": f"trained for {step} steps", "data": self.recipe.data}
-        with self.mean.in_place_of(self.model) if self.mean is not None else nullcontext():
+        """Write the model after `step` updates, with averaged weights if the recipe has `ema_decay`."""
+        self.model.provenance = {"source": f"trained for {step} steps", "data": self.recipe.origin}
+        with self.mean.applied_to(self.model) if self.mean is not None else nullcontext():
             save_whole(self.model, folder, self.processes)
 
-    def _go_on(self, first_step: int, journal: Journal | None, stop: StopSignals) -> None:
+    def _train(self, first_step: int, journal: Journal | None, stop: StopSignals) -> None:
         clock = _Clock()
         sums = self._no_sums()
         done = first_step
         try:
-            if self._owes_validation(done):
+            if self._is_missing_validation(done):
                 self._validate(done, journal, stop)
             with closing(self._batches(first_step, stop)) as batches:
                 for step, batch in enumerate(batches, start=first_step):
@@ -251,7 +222,7 @@ class Loop:
                     with clock.paused():
                         if self.recipe.validates_at(done):
                             self._validate(done, journal, stop)
-                        # After log and validation: a run that goes on from here has them behind it.
+                        # After log and validation: a run that resumes here does not repeat them.
                         if done % self.recipe.checkpoint_every == 0 or last or stopped_by:
                             self.checkpoints.save(done, self.model, self.optimisers, self.mean)
                     if stopped_by:
@@ -263,14 +234,14 @@ class Loop:
                 self.checkpoints.save(done, self.model, self.optimisers, self.mean)
             raise self._stopped_at(done, stop.number) from None
 
-    def _owes_validation(self, done: int) -> bool:
-        """Whether a signal kept the run from the validation after `done` steps, the same in each process."""
+    def _is_missing_validation(self, done: int) -> bool:
+        """Whether a signal prevented the validation after `done` steps; the same in each process."""
         if not done or not self.recipe.validates_at(done):
             return False
         return not self.processes.any(self.processes.first and was_tested(self.folder, done))
 
     def _batches(self, first_step: int, stop: StopSignals) -> Generator[Batch, None, None]:
-        """The feed's; a signal need not wait for the next one."""
+        """The feed's batches; a signal can interrupt the wait for the next one."""
         batches = self.feed.batches(first_step, self.processes.share)
         while True:
             with stop.at_once():
@@ -280,28 +251,28 @@ class Loop:
             yield batch
 
     def _stopped_by(self, stop: StopSignals) -> int:
-        """The signal that came to any of the processes, the same in each; 0 if none did."""
+        """The signal that any of the processes received, the same in each; 0: none."""
         numbers = (signal.SIGINT, signal.SIGTERM)
-        came = self.processes.total(torch.tensor([float(stop.number == number) for number in numbers]))
-        return next((int(number) for number, count in zip(numbers, came, strict=True) if count), 0)
+        received = self.processes.total(torch.tensor([float(stop.number == number) for number in numbers]))
+        return next((int(number) for number, count in zip(numbers, received, strict=True) if count), 0)
 
     def _stopped_at(self, step: int, number: int) -> Interrupted:
         where = self.checkpoints.path(step)
         words = f"from {where}" if where.exists() else "from its beginning"
-        return Interrupted(f"{self.folder}: stopped at step {step} as asked; start it again to go on {words}", number)
+        return Interrupted(f"{self.folder}: interrupted at step {step}; repeat the command to resume {words}", number)
 
     def _log(self, done: int, first_step: int, sums: Tensor, clock: _Clock, journal: Journal | None) -> None:
-        """Adds a line to the log, of the steps since the last one."""
-        of_all = self.processes.total(sums)
-        loss, clips, failed = of_all[:3].tolist()
-        shares = of_all[3:].view(-1, 2).tolist()
+        """Add a line to the log, of the steps since the previous one."""
+        totals = self.processes.total(sums)
+        loss, clips, failed = totals[:3].tolist()
+        shares = totals[3:].view(-1, 2).tolist()
         lap_s = clock.lap_s()
         progress = Progress(
             step=done,
             num_steps=self.feed.num_steps,
             loss=loss / max(clips, 1),
             figures={
-                name: right / max(count, 1) for name, (right, count) in zip(self.objective.figures, shares, strict=True)
+                name: share / max(total, 1) for name, (share, total) in zip(self.objective.figures, shares, strict=True)
             },
             learning_rate=schedule(done - 1, self.plan, self.feed.num_steps) * self.plan.learning_rate,
             clips_per_s=clips / lap_s,
@@ -314,17 +285,17 @@ class Loop:
             self.report(progress)
 
     def _note_failures(self, failures: tuple[Failure, ...], step: int, journal: Journal | None) -> None:
-        """Counts and logs the videos that any process could not read in this step, and stops if they are too many."""
+        """Count and log unreadable videos of this step in all processes; stop at too many."""
         if not self.processes.any(bool(failures)):
             return
-        of_all = [failure for some in self.processes.gather(failures) for failure in some]
+        gathered = [failure for some in self.processes.gather(failures) for failure in some]
         if journal is not None:
-            journal.failures(step, of_all)
-        self.failed |= {failure.name: failure.reason for failure in of_all}
+            journal.failures(step, gathered)
+        self.failed |= {failure.name: failure.reason for failure in gathered}
         self.feed.accept(self.failed)
 
     def _validate(self, step: int, journal: Journal | None, stop: StopSignals) -> None:
-        """Tests the model as it is now; the best so far is kept in `best`."""
+        """Test the current model; keep the best one in `best`."""
         tested = self.folder / "tested"
         self.export(step, tested)
         with stop.at_once():
@@ -341,14 +312,13 @@ class Loop:
         journal.validation({"step": step, **figures})
 
     def _no_sums(self) -> Tensor:
-        """Loss, clips, failures, then for each of the objective's figures how much was right and out of how much."""
+        """Loss, clips, failures, then numerator and denominator of each of the objective's figures."""
         return torch.zeros(3 + 2 * len(self.objective.figures), dtype=torch.float64)
 
     def update(self, batch: Batch, step: int) -> Tensor:
-        """One step; returns the sums that the log is made of, see `_no_sums`."""
-        # What is drawn in a step depends on nothing but the step, whatever was drawn before it.
-        draws = np.random.SeedSequence([self.recipe.seed, 6, step, self.processes.share.number])
-        torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
+        """Run one step; return its sums for the log, see `_no_sums`."""
+        # Random numbers of a step depend on the step alone, so that resuming is exact.
+        torch.manual_seed(torch_seed(self.recipe.seed, Stream.STEP, step, self.processes.share.rank))
         rate = schedule(step, self.plan, self.feed.num_steps)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -372,29 +342,28 @@ class Loop:
         return sums
 
     def _backward(self, part: Batch, num_clips: float) -> PartLoss:
-        """Adds a part's gradient; returns the sum of its losses, and what it got right."""
+        """Add a part's gradient; return the sum of its losses, and its figures."""
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.bf16):
             out = self.network(*part.inputs)
         loss, shares = self.objective.loss(out, part)
-        # Processes average their gradients; what is wanted is the mean over all clips of all of them.
+        # Processes average their gradients; the result must be the mean over the clips of all of them.
         (loss * (self.processes.share.count / num_clips)).backward()
         return PartLoss(loss.detach(), shares)
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
-        """The batch in the parts that go through the model together, as many in every process and every step.
+        """Split the batch for gradient accumulation, into as many parts in every process and every step.
 
-        All processes have to take part in every pass: where there is no clip for one, it shows a blank one that counts
-        nothing.
+        Every process must take part in every pass: an empty part becomes a blank clip without effect.
         """
         for part in batch.split(self.plan.accumulation):
             yield part if len(part) else self.objective.blank(self.recipe.preprocessing, self.processes.device)
 
     def _give_up(self, batch: Batch, step: int) -> None:
-        """Leaves everything that is needed to compute this step again."""
+        """Write all that is needed to repeat this step, and raise DataError."""
         left = self.folder / f"failed-step-{step:08d}"
         self.model.zero_grad(set_to_none=True)
         Checkpoints(left, self.processes, keep=1).save(step, self.model, self.optimisers, self.mean)
-        name = f"batch-{self.processes.share.number}.safetensors"
+        name = f"batch-{self.processes.share.rank}.safetensors"
         with writing(left / name):
             save_file({key: tensor.contiguous() for key, tensor in batch.tensors().items()}, left / name)
         raise DataError(
@@ -404,25 +373,25 @@ class Loop:
 
 
 class _Clock:
-    """Seconds since the loop began, and of the steps since the last line of the log."""
+    """Time since the loop started, and since the previous line of the log."""
 
     def __init__(self) -> None:
-        self._begun_s = self._last_s = time.perf_counter()
+        self._started_s = self._last_s = time.perf_counter()
         self._paused_s = 0.0
 
     @property
     def elapsed_s(self) -> float:
-        return self._last_s - self._begun_s
+        return self._last_s - self._started_s
 
     def lap_s(self) -> float:
-        """Since the last call, without pauses."""
+        """Time since the previous call, without pauses."""
         last_s, self._last_s = self._last_s, time.perf_counter()
         paused_s, self._paused_s = self._paused_s, 0.0
         return self._last_s - last_s - paused_s
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done within is no part of the steps."""
-        begun_s = time.perf_counter()
+        """Exclude the `with` block from the time of the steps."""
+        started_s = time.perf_counter()
         yield
-        self._paused_s += time.perf_counter() - begun_s
+        self._paused_s += time.perf_counter() - started_s

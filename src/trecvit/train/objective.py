@@ -1,4 +1,4 @@
-"""What a training loop trains for: the loss, the figures that are logged beside it, and how a model is tested."""
+"""Objectives of the training loop: loss, logged figures, and tests of the model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _Output = TypeVar("_Output")
 
 
 class PartLoss(NamedTuple):
-    """What comes out for some clips.
+    """Loss and figures of some clips.
 
     Attributes:
-        total: Sum of the clips' losses, to be made small.
-        shares: For each of the objective's figures, how much was right and out of how much, float64 on the CPU.
+        total: Sum of the clips' losses.
+        shares: Numerator and denominator of each of the objective's figures, float64 on the CPU.
     """
 
     total: Float[Tensor, ""]
@@ -31,38 +31,38 @@ class PartLoss(NamedTuple):
 
 
 class Objective(ABC, Generic[_Batch, _Output]):
-    """One of the things that a model can be trained for.
+    """Loss and tests of a task.
 
     Attributes:
-        figures: Names of what is logged beside the loss; each is a share from 0 to 1.
-        score: Which figure of a test tells the better model, by being higher.
+        figures: Names of the figures that are logged beside the loss, shares from 0 to 1.
+        score: The test's figure by which models are compared; higher is better.
     """
 
     figures: ClassVar[tuple[str, ...]]
     score: ClassVar[str]
 
     def prepare(self, model: Any) -> None:
-        """Sets what a model does in training only.
+        """Set the model's training-only options, and check that it can be tested.
 
         Raises:
-            TRecViTError: when the model could not be tested. Now, and not after hours of training.
+            TRecViTError: when it cannot: before training, not after hours of it.
         """
 
     @abstractmethod
     def blank(self, preprocessing: Preprocessing, device: torch.device) -> _Batch:
-        """One clip that counts nothing: no gradient, nothing in the log."""
+        """One clip without effect on gradients and figures."""
 
     @abstractmethod
     def loss(self, out: _Output, part: _Batch) -> PartLoss:
-        """What the model's output is worth."""
+        """Loss and figures of the model's output."""
 
     @abstractmethod
     def test(self, model: Path, processes: Processes) -> dict[str, float | int]:
-        """Figures of a short test of a saved model on the way, `score` among them. All processes call it."""
+        """Figures of a short test of a saved model, with `score`. All processes call it."""
 
     def draw(self, model: Path, folder: Path, processes: Processes) -> None:
-        """Makes pictures of what a saved model on the way does, if there is something to see; in the first process."""
+        """Draw a saved model's outputs, if they are pictures; in the first process."""
 
     @abstractmethod
     def evaluate(self, model: Path, folder: Path, processes: Processes) -> None:
-        """Tests the trained model thoroughly, if there is something to test it on, and writes into `folder`."""
+        """Test the trained model thoroughly and write into `folder`, if there is data to test on."""

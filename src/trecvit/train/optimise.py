@@ -1,4 +1,4 @@
-"""What moves the weights: the schedule, the optimisers, and the running mean of the weights."""
+"""Learning rate schedule, optimisers, and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 from trecvit.model.trecvit import Block, VideoModel
 from trecvit.processor import supports
-from trecvit.train.initialise import Trainable
+from trecvit.train.networks import Trainable
 from trecvit.train.sections import Optimisation
 
 _NOT_DECAYED = ("positions", "bias", "position_embeddings", "cls_token")  # the last two are transformers' names
 
 
 def uses_bf16(plan: Optimisation, device: torch.device) -> bool:
-    """Whether matrix products are in bfloat16; `auto` says so where the device has instructions for them."""
+    """Whether matrix multiplications are in bfloat16; `auto`: if the device has instructions for it."""
     if plan.bf16 != "auto":
         return plan.bf16
     if device.type == "cuda":
@@ -28,7 +28,7 @@ def uses_bf16(plan: Optimisation, device: torch.device) -> bool:
 
 
 def schedule(step: int, plan: Optimisation, num_steps: int) -> float:
-    """Share of the peak rate at update number `step`, from 0 on: linear warm-up, then half a cosine down to zero."""
+    """Factor on the peak learning rate at update `step`, from 0: linear warm-up, then a cosine to zero."""
     if step < plan.warmup_steps:
         return (step + 1) / plan.warmup_steps
     share = (step - plan.warmup_steps) / max(num_steps - plan.warmup_steps, 1)
@@ -36,12 +36,11 @@ def schedule(step: int, plan: Optimisation, num_steps: int) -> float:
 
 
 def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
-    """AdamW, and Muon for the blocks' linear maps if the plan has a rate for it. Groups carry their `peak_lr`.
+    """AdamW, and Muon for the blocks' linear layers if the plan has a rate for it. Groups carry their `peak_lr`.
 
-    Frozen weights are left out. Weight decay is on matrices only; what scales, shifts, places, or sets the recurrence's
-    eigenvalues has none.
+    Frozen weights are left out. Weight decay is on matrices only, without positions.
     """
-    # Also those of an autoencoder's decoder; another network's blocks are no `Block`.
+    # Also those of an autoencoder's decoder; another network's layers are not of class `Block`.
     blocks: list[nn.Module] = [block for block in model.modules() if isinstance(block, Block)] or [*model.blocks]
     in_blocks = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
     patches = model.tokenizer.embedding if isinstance(model, VideoModel) else model.embedding
@@ -66,7 +65,7 @@ def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
         {"params": matrices, "peak_lr": rate, "weight_decay": decay},
         {"params": others, "peak_lr": rate, "weight_decay": 0.0},
     ]
-    # A group without weights could not be read back from a checkpoint.
+    # A group without weights cannot be loaded from a checkpoint.
     groups = [group for group in groups if group["params"]]
     optimisers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, plan.beta2), fused=True)]
     if by_muon:
@@ -76,14 +75,14 @@ def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
 
 
 class RunningMean:
-    """An exponential moving average of the weights.
+    """Exponential moving average of the weights.
 
-    The first updates are averaged with equal shares, so that the initial weights are soon forgotten: the factor of
-    update n is the smaller of `decay` and n / (n + 9) (as in TensorFlow's ExponentialMovingAverage).
+    The decay of update n is the smaller of `decay` and n / (n + 9), so that the initial weights have little influence
+    (as in TensorFlow's ExponentialMovingAverage).
 
     Args:
-        model: Whose weights.
-        decay: The factor by which the past is forgotten in each update.
+        model: The model in training.
+        decay: Factor on the average in each update.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -93,7 +92,7 @@ class RunningMean:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes the weights as they are now into the mean."""
+        """Update the average with the current weights."""
         self.num_updates += 1
         count = int(self.num_updates)
         factor = min(self.decay, count / (count + 9))
@@ -101,8 +100,8 @@ class RunningMean:
             self.weights[name].lerp_(weight.detach(), 1 - factor)
 
     @contextmanager
-    def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Gives the model these weights for a while, and then its own again."""
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Give the model the averaged weights in the `with` block, and its own after it."""
         own = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         try:
             _copy(self.weights, model)

@@ -1,4 +1,4 @@
-"""One model in several processes: PyTorch's own DDP or FSDP2."""
+"""Data parallelism: DDP or FSDP2."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from torch.nn.parallel import DistributedDataParallel
 from trecvit.errors import ConfigError
 from trecvit.pretrained import build
 from trecvit.processes import Processes
-from trecvit.train.initialise import Trainable, fresh
+from trecvit.train.networks import Trainable, untrained
 
 Kind = Literal["ddp", "fsdp"]
 
 
-def spread(model: Trainable, processes: Processes, kind: str) -> nn.Module:
-    """What to call instead of the model, so that gradients are averaged over the processes.
+def wrap_parallel(model: Trainable, processes: Processes, kind: str) -> nn.Module:
+    """Wrap a model so that gradients are averaged over the processes.
 
     Args:
         model: On the processes' device.
         processes: All that train it.
-        kind: "ddp" keeps the whole model in every process, "fsdp" spreads its weights over them.
+        kind: "ddp" keeps the whole model in every process, "fsdp" shards its weights.
+
+    Raises:
+        ConfigError: for another kind.
     """
     if kind not in get_args(Kind):
         raise ConfigError(f"expected one of {', '.join(get_args(Kind))}, got {kind!r}")
@@ -44,16 +47,16 @@ def spread(model: Trainable, processes: Processes, kind: str) -> nn.Module:
 
 
 def save_whole(model: Trainable, folder: Path, processes: Processes) -> None:
-    """Collects the weights from all processes and writes the model from the first."""
+    """Gather the weights of all processes and write the model in the first."""
     weights: Mapping[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     if processes.first:
-        about: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "preprocessing": model.preprocessing,
             "labels": model.labels,
             "provenance": model.provenance,
         }
-        # By its description, because FSDP gives the model in training another class, which cannot be made anew.
-        build(lambda: fresh(model.config, **about), weights, source="the weights in training").save(folder)
+        # From its config: FSDP changes the class of the model in training to one without this constructor.
+        build(lambda: untrained(model.config, **fields), weights, source="the weights in training").save(folder)
     processes.wait()

@@ -1,7 +1,7 @@
-"""What can be told from frozen features: a linear map, nearest neighbours and an attention readout, side by side.
+"""Probes on frozen features: logistic regression, nearest neighbours and an attention readout.
 
 The attention readout on frozen features is the paper's (Table 5; Table 11: rate 3e-4, cosine after a linear warm-up).
-The other two, and every value that the paper does not state, are choices and named so.
+The other two, and every value that the paper does not state, are choices and marked so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from trecvit.data.clips import Failure
 from trecvit.data.manifest import Manifest
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError, DataError
 from trecvit.evaluate.features import Encoder, Features, cached_features
 from trecvit.evaluate.scores import Scores, figures
@@ -34,7 +34,7 @@ from trecvit.train.optimise import schedule
 from trecvit.train.sections import Optimisation
 
 _RIDGE = 1e-3  # of the linear probe, on features of variance one: a choice
-_PARTS = 8  # of a clip that the linear probe keeps apart, so that it can tell what comes first: a choice
+_PARTS = 8  # of a clip, separate inputs of the linear probe, so that it can use their order: a choice
 _LBFGS_STEPS = 200
 _NEIGHBOURS = 20  # and the temperature: those of DINO (arXiv:2104.14294), after Wu et al. 2018
 _TEMPERATURE = 0.07
@@ -42,18 +42,18 @@ _TEMPERATURE = 0.07
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbePlan:
-    """How the probes are trained.
+    """Training of the probes.
 
     Attributes:
         epochs: Of the attention readout; each shows one view of every video (paper, Table 11: 30 on K400).
         batch_size: Clips per update; a choice.
         learning_rate: The peak (paper, Table 11).
         weight_decay: On matrices; a choice.
-        width: Of the attention readout; 0 is that of the features, as V-JEPA's attentive probe has it. Nobody
-            knows the paper's.
+        width: Of the attention readout; 0: that of the features, as in V-JEPA's attentive probe. The paper does not
+            state its own.
         num_clips: Clips of each video, in training and test.
         num_crops: Crops of each clip, 1 or 3.
-        num_seeds: How often everything that has a chance in it is done.
+        num_seeds: Number of repetitions of all randomised steps.
     """
 
     epochs: int = 30
@@ -73,14 +73,14 @@ class ProbePlan:
 
 
 Report = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is, and out of how much."""
+"""Called with the name of a step, its progress and its total."""
 
 
 # ---- the probes ----------------------------------------------------------------------------------------------------
 
 
 def linear_probe(train: Features, test: Features, num_classes: int) -> Float[Tensor, "M C"]:
-    """Probabilities by logistic regression on means of variance one, in order; each training view is an example."""
+    """Probabilities by logistic regression on means of variance 1, in order; each training view is an example."""
     x, y = _in_order(train).flatten(0, 1), train.classes.repeat_interleave(train.per_frame.shape[1])
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-6
     x = (x - mean) / deviation
@@ -101,7 +101,7 @@ def linear_probe(train: Features, test: Features, num_classes: int) -> Float[Ten
 
 
 def _in_order(features: Features) -> Float[Tensor, "M views PD"]:
-    """Means over space and each of `_PARTS` parts of the clip, side by side; of each frame where there are fewer."""
+    """Concatenate means over space and each of `_PARTS` parts of the clip; of each frame if there are fewer."""
     frames = features.per_frame.double()
     parts: Tensor = F.adaptive_avg_pool1d(frames.transpose(2, 3).flatten(0, 1), min(_PARTS, frames.shape[2]))
     return parts.reshape(*frames.shape[:2], -1)
@@ -111,8 +111,8 @@ def knn_probe(train: Features, test: Features, num_classes: int) -> Float[Tensor
     """Shares of the votes of the nearest training views by cosine, each with weight exp(cosine / temperature)."""
     bank = F.normalize(train.per_frame.mean(dim=2).flatten(0, 1), dim=-1)
     classes = F.one_hot(train.classes, num_classes).repeat_interleave(train.per_frame.shape[1], dim=0).float()
-    asked = F.normalize(test.per_frame.mean(dim=2), dim=-1)
-    cosines, nearest = (asked @ bank.T).topk(min(_NEIGHBOURS, len(bank)), dim=-1)
+    queries = F.normalize(test.per_frame.mean(dim=2), dim=-1)
+    cosines, nearest = (queries @ bank.T).topk(min(_NEIGHBOURS, len(bank)), dim=-1)
     votes = (((cosines - 1) / _TEMPERATURE).exp()[..., None] * classes[nearest]).sum(dim=2)
     return (votes / votes.sum(dim=-1, keepdim=True)).mean(dim=1)
 
@@ -141,10 +141,10 @@ def attention_probe(
         {"params": others, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate)
-    rng = np.random.default_rng([seed, 11])
+    draws = rng(seed, Stream.PROBE)
     for step in range(num_steps):
         if step % batches == 0:
-            order, view = rng.permutation(len(train.names)), int(rng.integers(num_views))
+            order, view = draws.permutation(len(train.names)), int(draws.integers(num_views))
         rows = [int(row) for row in order[step % batches * plan.batch_size :][: plan.batch_size]]
         for group in optimiser.param_groups:
             group["lr"] = plan.learning_rate * schedule(step, rates, num_steps)
@@ -153,11 +153,11 @@ def attention_probe(
         loss.backward()
         optimiser.step()
         report(step + 1, num_steps)
-    return _answers(readout.eval(), test, plan.batch_size, device)
+    return _predict(readout.eval(), test, plan.batch_size, device)
 
 
 @torch.inference_mode()
-def _answers(
+def _predict(
     readout: AttentionReadout, test: Features, batch_size: int, device: torch.device | str
 ) -> Float[Tensor, "M C"]:
     """Probabilities, averaged over the views."""
@@ -170,14 +170,14 @@ def _answers(
 
 
 def _readout(features: Features, num_classes: int, plan: ProbePlan) -> AttentionReadout:
-    """With heads of about 64 channels."""
+    """A readout with heads of about 64 channels."""
     num_frames, feature_width = features.per_frame.shape[2:]
     width = plan.width or feature_width
     num_heads = next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
     return AttentionReadout(feature_width, num_classes, num_frames=num_frames, width=width, num_heads=num_heads)
 
 
-# ---- side by side --------------------------------------------------------------------------------------------------
+# ---- all probes ----------------------------------------------------------------------------------------------------
 
 
 def probe(
@@ -192,61 +192,61 @@ def probe(
     device: torch.device | str = "cpu",
     report: Report = lambda *_: None,
 ) -> tuple[dict[str, Any], list[Failure]]:
-    """All probes on the encoder's features and on those of the same architecture with first weights.
+    """Train and test all probes on the encoder's features and on random features of the same architecture.
 
     Args:
-        encoder: What is probed.
-        fresh: The same with the first weights of a seed.
-        train: What the probes learn from.
-        test: What they are tested on; of the same classes.
-        folder: For `features/`, which is kept for the next time, and `probe.json`.
-        plan: How.
-        num_workers: Processes that decode.
-        device: Where the attention readout is trained.
+        encoder: The frozen encoder.
+        fresh: The same with the random initial weights of a seed.
+        train: Training videos.
+        test: Test videos of the same classes.
+        folder: For `features/`, a cache, and `probe.json`.
+        plan: Training of the probes.
+        num_workers: Decoding processes.
+        device: Device of the attention readout.
         report: See `Report`.
 
     Returns:
-        What `probe.json` says, and the videos that could not be read.
+        The content of `probe.json`, and the unreadable videos.
 
     Raises:
-        BusyError: When another process is writing to the folder.
-        DataError: When the classes differ, or `features/` holds other features.
+        BusyError: when another process writes to the folder.
+        DataError: when the classes differ, or `features/` has other features.
     """
     if train.labels != test.labels:
-        raise DataError(f"{train.source} and {test.source} have not the same classes in the same order")
+        raise DataError(f"{train.source} and {test.source} do not have the same classes in the same order")
     folder = Path(folder)
     with only_writer(folder):
         num_classes = max(train.num_classes, test.num_classes)
         failures: dict[str, Failure] = {}
-        found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for kind, name, made, seeds in _runs(encoder, fresh, plan.num_seeds):
+        results: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for kind, name, source, seeds in _runs(encoder, fresh, plan.num_seeds):
             both: dict[str, Features] = {}
             for split, manifest in (("train", train), ("test", test)):
                 both[split], failed = cached_features(
-                    made,
+                    source,
                     manifest,
                     folder / "features" / f"{name}-{split}",
                     num_clips=plan.num_clips,
                     num_crops=plan.num_crops,
                     num_workers=num_workers,
-                    report=partial(_told, report, f"features, {name}, {split}", len(manifest.videos)),
+                    report=partial(_report_videos, report, f"features, {name}, {split}", len(manifest.videos)),
                 )
-                failures |= {f"{split}: {one.name}": one for one in failed}
+                failures |= {f"{split}: {failure.name}": failure for failure in failed}
             for seed in seeds:
-                told = partial(report, f"attention readout, {kind}, seed {seed}")
-                attention = partial(attention_probe, plan=plan, seed=seed, device=device, report=told)
-                for method, answer in (("linear", linear_probe), ("k-NN", knn_probe), ("attention", attention)):
-                    begun_s = time.perf_counter()
-                    right = _top1(both["test"], answer(both["train"], both["test"], num_classes))
-                    found.setdefault((kind, method), []).append((right, time.perf_counter() - begun_s))
+                advance = partial(report, f"attention readout, {kind}, seed {seed}")
+                attention = partial(attention_probe, plan=plan, seed=seed, device=device, report=advance)
+                for method, predict in (("linear", linear_probe), ("k-NN", knn_probe), ("attention", attention)):
+                    started_s = time.perf_counter()
+                    accuracy = _top1(both["test"], predict(both["train"], both["test"], num_classes))
+                    results.setdefault((kind, method), []).append((accuracy, time.perf_counter() - started_s))
         result = {
             "protocol": _protocol(encoder, train, test, plan),
             "encoder_parameters": encoder.num_parameters,
             "attention_readout_parameters": sum(
                 weight.numel() for weight in _readout(both["train"], num_classes, plan).parameters()
             ),
-            "failed": [{"name": name, "reason": one.reason} for name, one in failures.items()],
-            "rows": [_row(kind, method, values) for (kind, method), values in found.items()],
+            "failed": [{"name": name, "reason": failure.reason} for name, failure in failures.items()],
+            "rows": [_row(kind, method, values) for (kind, method), values in results.items()],
         }
         write_json(folder / "probe.json", result)
     return result, list(failures.values())
@@ -255,18 +255,18 @@ def probe(
 def _runs(
     encoder: Encoder, fresh: Callable[[int], Encoder], num_seeds: int
 ) -> Iterator[tuple[str, str, Encoder, Sequence[int]]]:
-    """Kind and name of features, what makes them, and the seeds to probe them with; one encoder at a time."""
+    """Yield kind and name of features, their encoder, and the seeds of the probes; one encoder at a time."""
     yield "pretrained", "pretrained", encoder, range(num_seeds)
     for seed in range(num_seeds):
         yield "random", f"random-{seed}", fresh(seed), [seed]
 
 
-def _told(report: Report, words: str, total: int, done: int, _failed: int) -> None:
+def _report_videos(report: Report, words: str, total: int, done: int, _failed: int) -> None:
     report(words, done, total)
 
 
 def _row(kind: str, method: str, values: list[tuple[float, float]]) -> dict[str, Any]:
-    top1 = [right for right, _ in values]
+    top1 = [accuracy for accuracy, _ in values]
     return {
         "features": kind,
         "probe": method,
@@ -278,15 +278,14 @@ def _row(kind: str, method: str, values: list[tuple[float, float]]) -> dict[str,
 
 
 def fresh_trecvit(model: TRecViT, seed: int) -> TRecViT:
-    """The same architecture with first weights."""
+    """Copy the architecture with random initial weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return TRecViT(model.config, preprocessing=model.preprocessing).to(model.device, model.dtype)
 
 
 def _top1(test: Features, probs: Tensor) -> float:
-    found = figures(Scores(test.names, test.classes.numpy(), probs.numpy(), ()))
-    return float(found["top1"])
+    return float(figures(Scores(test.names, test.classes.numpy(), probs.numpy(), ()))["top1"])
 
 
 def _protocol(encoder: Encoder, train: Manifest, test: Manifest, plan: ProbePlan) -> dict[str, Any]:

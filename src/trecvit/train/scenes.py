@@ -1,48 +1,131 @@
-"""Which scenes of the synthetic world each training step shows.
+"""Clips of the synthetic world: the section `scenes` of a recipe, and the scenes of each training step.
 
-Step s depends on nothing but s, so a run that goes on after an interruption sees exactly what it would have seen.
+Step s depends on s alone, so a resumed run sees the same scenes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trecvit.draws import Stream, rng
 from trecvit.errors import ConfigError
 from trecvit.processes import Share
-from trecvit.synthetic.textures import load_pictures, photographs
-from trecvit.synthetic.world import LABELS, NUM_SYMMETRIES, World, mirrored
+from trecvit.synthetic.pictures import load_pictures, photographs
+from trecvit.synthetic.world import LABELS, NUM_SYMMETRIES, World, WorldConfig, mirrored
 from trecvit.train.feed import Feed, LabelledBatch
-from trecvit.train.recipe import Recipe
-from trecvit.train.sections import Scenes
+from trecvit.train.held_out import Clips, HeldOutClips
+from trecvit.train.run_data import files_fingerprint
+from trecvit.train.sections import Settings, fields_of, require_range
 from trecvit.workers import load_items
 
-# Most numbers of workers divide this one, so that the worker that rendered a scene is the one that shows it again.
+# Most numbers of workers divide this one, so that the worker that rendered a scene also shows it again.
 _STEPS_BETWEEN_VIEWS = 64
 
 
-class SceneFeed(Feed[LabelledBatch]):
-    """Batches of the synthetic world's clips."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenes:
+    """Clips of the synthetic world.
 
-    def __init__(self, recipe: Recipe, scenes: Scenes) -> None:
-        super().__init__(labels=LABELS, num_steps=recipe.optimisation.num_steps)
+    Attributes:
+        world: Appearance of the clips.
+        easy_steps: Steps over which the share of easy scenes (`WorldConfig.easy`) falls from 1 to 0.
+        views_per_scene: Number of times that a scene is shown, each time with another symmetry; divides half the batch.
+        photographs: Whether textures are also cut from photographs (scikit-image's, the training split).
+        pictures: A folder of additional pictures and cut-out sprites.
+        seed: Of the scenes.
+    """
+
+    world: WorldConfig
+    easy_steps: int = 0
+    views_per_scene: int = 1
+    photographs: bool = True
+    pictures: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_range("scenes", self, ("easy_steps", "seed"))
+        if not 1 <= self.views_per_scene <= NUM_SYMMETRIES:
+            raise ConfigError(f"views_per_scene: expected 1 to {NUM_SYMMETRIES}, got {self.views_per_scene}")
+        height, width = self.world.image_size
+        if self.views_per_scene > 1 and height != width:
+            raise ConfigError(f"views_per_scene: only square scenes can be turned, got {height} x {width}")
+
+    @classmethod
+    def from_value(cls, value: Any) -> Scenes:
+        """Read the section of a recipe."""
+        values = fields_of(cls, value, "scenes")
+        world = fields_of(WorldConfig, values.pop("world", {}), "world")
+        if "image_size" in world:
+            world["image_size"] = tuple(world["image_size"])
+        return cls(world=WorldConfig(**world), **values)
+
+    def check(self, settings: Settings, *, labelled: bool) -> None:
+        """Raises ConfigError for another number of classes, another image size, epochs or a batch without pairs."""
+        if labelled and settings.model.num_classes != len(LABELS):
+            raise ConfigError(
+                f"model.num_classes: the world has {len(LABELS)} classes, got {settings.model.num_classes}"
+            )
+        if self.world.image_size != settings.preprocessing.image_size:
+            raise ConfigError(
+                f"world.image_size {self.world.image_size} and preprocessing.image_size "
+                f"{settings.preprocessing.image_size} must be the same"
+            )
+        settings.require_num_steps("scenes")
+        size, views = settings.optimisation.batch_size, self.views_per_scene
+        if size % (2 * views):
+            raise ConfigError(
+                f"batch_size: clips of scenes come in pairs, each shown {views} times; expected a multiple of "
+                f"{2 * views}, got {size}"
+            )
+
+    def feed(self, settings: Settings, *, labelled: bool) -> Feed[LabelledBatch]:
+        """Batches of the clips, with classes in any case."""
+        return SceneFeed(settings, self)
+
+    def held_out(self, settings: Settings, *, count: int, seed: int) -> HeldOutClips:
+        """Scenes of another seed, with photographs of the other split."""
+        pictures = photographs("held_out") if self.photographs else []
+        world = World(self.world, seed=seed, pictures=pictures)
+
+        def read(count: int) -> tuple[Clips, list[Any]]:
+            return [world.pair(index)[0][index % 2] for index in range(count)], []
+
+        return HeldOutClips("the synthetic world, held-out scenes", count, read)
+
+    def fingerprints(self, *, labelled: bool) -> dict[str, dict[str, Any]]:
+        """Summary of the additional pictures."""
+        return {"pictures": files_fingerprint(self.pictures)} if self.pictures else {}
+
+
+class SceneFeed(Feed[LabelledBatch]):
+    """Batches of the synthetic world's clips.
+
+    Args:
+        settings: Of the recipe.
+        scenes: Its section.
+    """
+
+    def __init__(self, settings: Settings, scenes: Scenes) -> None:
+        super().__init__(labels=LABELS, num_steps=settings.optimisation.num_steps)
         self.scenes = scenes
-        self.num_workers = recipe.num_workers
-        self.new_per_step = recipe.optimisation.batch_size // 2 // scenes.views_per_scene
+        self.num_workers = settings.num_workers
+        self.new_per_step = settings.optimisation.batch_size // 2 // scenes.views_per_scene
 
     def examples(self) -> UInt8[Tensor, "b t 3 h w"]:
-        """Some frames of the first scenes."""
+        """Every fifth frame of the first scenes."""
         views = _Views(self.scenes, self.new_per_step)
-        return torch.cat([views.world.pair(number)[0][:, ::5] for number in range(256)])
+        return torch.cat([views.world.pair(index)[0][:, ::5] for index in range(256)])
 
     def accept(self, failed: Mapping[str, str]) -> None:
-        """Scenes are made, not read."""
+        """Check that nothing failed: scenes are rendered, not read."""
         assert not failed, failed
 
     def batches(self, first_step: int, share: Share) -> Iterator[LabelledBatch]:
@@ -58,14 +141,14 @@ class SceneFeed(Feed[LabelledBatch]):
             batch_size=pairs_per_step // share.count,
             sampler=[view for step in steps for view in share.of(self.views(step))],
         )
-        for videos, labels in loader:
-            yield LabelledBatch(videos.flatten(0, 1), labels.flatten())
+        for videos, labels, keys in loader:
+            yield LabelledBatch(videos.flatten(0, 1), labels.flatten(), keys=keys.flatten())
 
     def views(self, step: int) -> list[tuple[int, int]]:
-        """The scene numbers of a step, and how often each has been shown before.
+        """The scenes of a step, and how many times each has been shown before.
 
-        A scene comes back every `_STEPS_BETWEEN_VIEWS` steps until it was shown `views_per_scene` times. The numbers go
-        round: the first steps also show scenes that are new at the last.
+        A scene returns every `_STEPS_BETWEEN_VIEWS` steps until it has been shown `views_per_scene` times. Steps wrap
+        around: the first ones also show scenes that are first shown in the last ones.
         """
         shown = []
         for view in range(self.scenes.views_per_scene):
@@ -74,8 +157,8 @@ class SceneFeed(Feed[LabelledBatch]):
         return shown
 
 
-class _Views(Dataset[tuple[Tensor, Tensor]]):
-    """(scene number, view) -> both clips of the scene [2,T,3,H,W] as that view shows them, and their classes [2]."""
+class _Views(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """(scene, view) -> both clips [2,T,3,H,W] of a scene under the view's symmetry, their classes [2] and keys [2]."""
 
     def __init__(self, scenes: Scenes, new_per_step: int) -> None:
         pictures = photographs("train") if scenes.photographs else []
@@ -87,15 +170,16 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
         self.num_kept = scenes.views_per_scene * _STEPS_BETWEEN_VIEWS * new_per_step
         self.kept: OrderedDict[int, tuple[Tensor, tuple[int, int]]] = OrderedDict()
 
-    def __getitem__(self, scene_and_view: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        number, view = scene_and_view
-        rng = np.random.default_rng([self.scenes.seed, 4, number])
-        # The share of easy scenes falls from all to none over the first `easy_steps`.
-        easy = rng.random() * self.num_easy > number
-        symmetry = int(rng.permutation(NUM_SYMMETRIES)[view]) if self.scenes.views_per_scene > 1 else 0
-        if number not in self.kept:
-            self.kept[number] = (self.easy_world if easy else self.world).pair(number)
+    def __getitem__(self, scene_and_view: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        scene, view = scene_and_view
+        draws = rng(self.scenes.seed, Stream.SCENE_VIEW, scene)
+        # The share of easy scenes falls from 1 to 0 over the first `easy_steps`.
+        easy = draws.random() * self.num_easy > scene
+        symmetry = int(draws.permutation(NUM_SYMMETRIES)[view]) if self.scenes.views_per_scene > 1 else 0
+        if scene not in self.kept:
+            self.kept[scene] = (self.easy_world if easy else self.world).pair(scene)
             if len(self.kept) > self.num_kept:
                 self.kept.popitem(last=False)
-        videos, labels = mirrored(*self.kept[number], symmetry)
-        return videos, torch.tensor(labels)
+        videos, labels = mirrored(*self.kept[scene], symmetry)
+        key = 2 * (scene * NUM_SYMMETRIES + view)
+        return videos, torch.tensor(labels), torch.tensor([key, key + 1])

@@ -13,21 +13,21 @@ from typing import Any
 from trecvit.errors import Terminated
 
 _RAISED: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-# `timeout -s INT` and torchrun's agent, beside the terminal, send one SIGINT twice; a hand is slower.
+# `timeout -s INT` and torchrun's agent repeat the terminal's SIGINT; a user is slower.
 _SAME_S, _SAME_UNDER_AGENT_S = 0.2, 3.0
 
 
 class StopSignals:
-    """Remembers SIGINT and SIGTERM while its `with` block runs, so that training stops where nothing is lost.
+    """Records SIGINT and SIGTERM in its `with` block, so that training can stop after a whole step.
 
-    A second SIGINT raises KeyboardInterrupt at once. Signals that were ignored before stay ignored, and outside of the
-    main thread, where Python allows no handlers, nothing changes.
+    A second SIGINT raises KeyboardInterrupt at once. Ignored signals stay ignored; outside of the main thread, where
+    Python allows no handlers, it has no effect.
 
     Args:
-        alone: Whether this is the only process of the run. Of several, none may leave a step before the others.
+        alone: Whether this is the only process of the run. One of several must not leave a step before the others.
 
     Attributes:
-        number: The first signal that came; 0 before.
+        number: The first signal; 0 before it.
         again: Whether another SIGINT followed.
     """
 
@@ -35,7 +35,7 @@ class StopSignals:
         self.alone = alone
         self.number = 0
         self.again = False
-        self._came_s = 0.0
+        self._first_s = 0.0
         self._raises = False
         self._before: dict[int, Any] = {}
 
@@ -52,7 +52,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raises KeyboardInterrupt or Terminated in the code within, which waits or tests and changes no weights."""
+        """Raise KeyboardInterrupt or Terminated in the `with` block, which waits or tests and changes no weights."""
         self._raises = self.alone and not self.number
         try:
             yield
@@ -62,8 +62,8 @@ class StopSignals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         now_s = time.monotonic()
         if not self.number:
-            self.number, self._came_s = number, now_s
-        elif number == signal.SIGINT and now_s - self._came_s > (_SAME_S if self.alone else _SAME_UNDER_AGENT_S):
+            self.number, self._first_s = number, now_s
+        elif number == signal.SIGINT and now_s - self._first_s > (_SAME_S if self.alone else _SAME_UNDER_AGENT_S):
             self.again = True
         if self._raises or self.again:
             self._raises = False

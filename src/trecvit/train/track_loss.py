@@ -1,12 +1,12 @@
-"""What point trackers are trained to make small.
+"""Losses of point trackers.
 
-`classified_track_loss` is TAPNext's (arXiv:2504.05579; google-deepmind/tapnet, `tapnet/tapnext/losses.py`): where a
-point is, as a class of a column and of a row, and as a distance; and whether it is seen. `regressed_track_loss` is that
-of TAP-Net and TAPIR (arXiv:2306.08637; `tapnet/utils/model_utils.py`), for heads that say a place outright and how sure
-they are of it. `matching_loss` comes on top where a tracker matches looks.
+`classified_track_loss` is TAPNext's (arXiv:2504.05579; google-deepmind/tapnet, `tapnet/tapnext/losses.py`):
+classification of a point's column and row, distance, and visibility. `regressed_track_loss` is TAP-Net's and TAPIR's
+(arXiv:2306.08637; `tapnet/utils/model_utils.py`), for heads that regress places and a certainty. `matching_loss` is
+added for a tracker that matches appearance features.
 
-Every loss is a mean over the elements that count, and the others have no part in it: their gradient is zero, whatever
-they hold. (The tapnet repository's PyTorch port takes the mean first and multiplies by the mask after, to no effect.)
+Every loss is a mean over unmasked elements; masked ones have zero gradient, whatever their values. (The tapnet
+repository's PyTorch port takes the mean first and multiplies by the mask after it, to no effect.)
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ TAPNET_HUBER_WEIGHT = 0.05
 TAPNET_HUBER_DELTA_PX = 4.0
 TAPNET_SURE_WITHIN_PX = 6.0
 MATCHING_WEIGHT = 0.3
-_TAPNET_RASTER_PX = 256  # the side of the picture whose pixels the three above are
+_TAPNET_RASTER_PX = 256  # side of the picture that the three values above refer to
 
 
 class ClassifiedTrackLoss(NamedTuple):
-    """Means over what counts, all in float32.
+    """Means over unmasked elements, in float32.
 
     Attributes:
-        total: What to make small.
+        total: The loss.
         classification: Cross-entropy of the column plus that of the row, in nats.
         huber: Of the distance in pixels of the raster.
         visibility: Binary cross-entropy, in nats.
@@ -46,10 +46,10 @@ class ClassifiedTrackLoss(NamedTuple):
 
 
 class RegressedTrackLoss(NamedTuple):
-    """Means over what counts, all in float32.
+    """Means over unmasked elements, in float32.
 
     Attributes:
-        total: What to make small.
+        total: The loss.
         huber: Of the distance in pixels of a 256 x 256 raster.
         visibility: Binary cross-entropy, in nats.
         certainty: Binary cross-entropy of being near, in nats.
@@ -62,7 +62,7 @@ class RegressedTrackLoss(NamedTuple):
 
 
 def counted_frames(query_points_tyx: Float[Tensor, "B Q 3"], num_frames: int) -> Bool[Tensor, "B Q T"]:
-    """The frames from each query's own on: an online tracker cannot know of those before."""
+    """Mask of the frames from each query's on: an online tracker has no information before it."""
     return torch.arange(num_frames, device=query_points_tyx.device) >= query_points_tyx[..., :1].round()
 
 
@@ -78,26 +78,26 @@ def classified_track_loss(
 ) -> ClassifiedTrackLoss:
     """TAPNext's loss: classification + 0.1 Huber (delta 1 px) + visibility.
 
-    Places count where the point is seen, visibility in all frames that count. Distances and classes are those of the
-    raster of R columns and R rows, whatever the size of the video.
+    Places count where the point is visible, visibility in all counted frames. Distances and classes are those of the
+    raster of R columns and R rows, for any size of the video.
 
     Args:
-        points_xy: Where the tracker says each point is, in pixels of the video.
+        points_xy: Predicted places in pixels of the video.
         coordinate_logits: Scores over the columns (x), then over the rows (y).
-        visible_logits: Above 0 for seen.
-        target_xy: Where it is, in pixels of the video; anything where it is not seen.
-        visible: Whether it is seen.
-        counted: Which frames count, see `counted_frames`.
+        visible_logits: Above 0: visible.
+        target_xy: True places in pixels of the video; any value where not visible.
+        visible: True visibility.
+        counted: Mask of frames, see `counted_frames`.
         image_size: Height and width of the video.
     """
     raster_px = coordinate_logits.shape[-1]
     placed = visible & counted
     target = _on_raster(target_xy, image_size, raster_px, placed)
-    # Bin i holds the places from i to i + 1.
+    # Bin i is the interval from i to i + 1.
     labels = target.floor().clamp(0, raster_px - 1).long()
     entropies = F.cross_entropy(coordinate_logits.float().flatten(0, -2), labels.flatten(), reduction="none")
     classification = _mean(entropies.view(labels.shape).sum(dim=-1), placed)
-    # A soft-argmax cannot say what lies beyond the centres of the outermost bins.
+    # A soft-argmax lies between the centres of the outermost bins.
     reachable = target.clamp(0.5, raster_px - 0.5)
     distances = _distances(_on_raster(points_xy, image_size, raster_px, placed), reachable)
     huber = _mean(_huber(distances, TAPNEXT_HUBER_DELTA_PX), placed)
@@ -118,21 +118,21 @@ def regressed_track_loss(
 ) -> RegressedTrackLoss:
     """TAPIR's loss: 0.05 Huber (delta 4 px) + visibility + certainty of being within 6 px, all of a 256 x 256 raster.
 
-    Places and certainty count where the point is seen, visibility in all frames that count. How far off a place is does
-    not move the place through the certainty.
+    Places and certainty count where the point is visible, visibility in all counted frames. The certainty has no
+    gradient to the places.
 
     Args:
-        points_xy: Where the tracker says each point is, in pixels of the video.
-        visible_logits: Above 0 for seen.
-        certainty_logits: Above 0 for near. (TAPIR's `expected_dist` has the other sign.)
-        target_xy: Where it is, in pixels of the video; anything where it is not seen.
-        visible: Whether it is seen.
-        counted: Which frames count, see `counted_frames`.
+        points_xy: Predicted places in pixels of the video.
+        visible_logits: Above 0: visible.
+        certainty_logits: Above 0: near. (TAPIR's `expected_dist` has the other sign.)
+        target_xy: True places in pixels of the video; any value where not visible.
+        visible: True visibility.
+        counted: Mask of frames, see `counted_frames`.
         image_size: Height and width of the video.
     """
     placed = visible & counted
-    said, target = (_on_raster(xy, image_size, _TAPNET_RASTER_PX, placed) for xy in (points_xy, target_xy))
-    distances = _distances(said, target)
+    predicted, target = (_on_raster(xy, image_size, _TAPNET_RASTER_PX, placed) for xy in (points_xy, target_xy))
+    distances = _distances(predicted, target)
     huber = _mean(_huber(distances, TAPNET_HUBER_DELTA_PX), placed)
     near = (distances.detach() <= TAPNET_SURE_WITHIN_PX).float()
     entropies = F.binary_cross_entropy_with_logits(certainty_logits.float(), near, reduction="none")
@@ -150,15 +150,15 @@ def matching_loss(
     counted: Bool[Tensor, "B Q T"],
     image_size: tuple[int, int],
 ) -> Float[Tensor, ""]:
-    """0.3 times the cross-entropies, coarse and fine, of where each query is seen again; ours.
+    """0.3 times the cross-entropies, coarse and fine, of each query's place in later frames; a choice of this project.
 
-    The truth is shared out between the four places around it, as in a bilinear mean.
+    The true place is distributed over the four cells around it, with bilinear weights.
 
     Args:
-        similarity: Scores of places.
-        target_xy: Where each point is, in pixels of the video; anything where it is not seen.
-        visible: Whether it is seen.
-        counted: Which frames count, see `counted_frames`.
+        similarity: Scores over places.
+        target_xy: True places in pixels of the video; any value where not visible.
+        visible: True visibility.
+        counted: Mask of frames, see `counted_frames`.
         image_size: Height and width of the video.
     """
     placed = visible & counted
@@ -167,27 +167,27 @@ def matching_loss(
     for scores in similarity:
         rows, columns = scores.shape[-2:]
         logs = scores.float().flatten(-2).log_softmax(dim=-1).view(-1, 1, rows, columns)
-        of_truth = F.grid_sample(logs, grid, padding_mode="border", align_corners=False)
-        loss = loss + _mean(-of_truth.view(placed.shape), placed)
+        at_target = F.grid_sample(logs, grid, padding_mode="border", align_corners=False)
+        loss = loss + _mean(-at_target.view(placed.shape), placed)
     return MATCHING_WEIGHT * loss
 
 
 def _on_raster(
     xy: Float[Tensor, "B Q T 2"], image_size: tuple[int, int], raster_px: int, placed: Bool[Tensor, "B Q T"]
 ) -> Float[Tensor, "B Q T 2"]:
-    """From pixels of the video to those of the raster; 0 for what does not count, lest NaN should come through."""
+    """Convert pixels of the video to those of the raster; masked entries become 0 so that NaN cannot leak."""
     height, width = image_size
     ratio = torch.tensor([raster_px / width, raster_px / height], device=xy.device)
     return torch.where(placed[..., None], xy.float() * ratio, 0.0)
 
 
-def _distances(one: Float[Tensor, "B Q T 2"], two: Float[Tensor, "B Q T 2"]) -> Float[Tensor, "B Q T"]:
-    # The root of 0 has no slope.
-    return ((one - two).square().sum(dim=-1) + 1e-12).sqrt()
+def _distances(a: Float[Tensor, "B Q T 2"], b: Float[Tensor, "B Q T 2"]) -> Float[Tensor, "B Q T"]:
+    # The root has no gradient at 0.
+    return ((a - b).square().sum(dim=-1) + 1e-12).sqrt()
 
 
 def _huber(distances: Float[Tensor, "B Q T"], delta: float) -> Float[Tensor, "B Q T"]:
-    """Half the square up to delta, a line of slope delta from there on."""
+    """Half the square up to delta, linear with slope delta beyond."""
     return torch.where(distances < delta, distances.square() / 2, delta * (distances - delta / 2))
 
 
@@ -198,5 +198,5 @@ def _visibility(
 
 
 def _mean(values: Float[Tensor, "B Q T"], counted: Bool[Tensor, "B Q T"]) -> Float[Tensor, ""]:
-    """Over what counts; 0 if nothing does."""
+    """Mean over unmasked elements; 0 without any."""
     return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)

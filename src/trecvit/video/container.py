@@ -1,23 +1,21 @@
-"""An opened video file, camera or stream: packets, pictures in RGB, and what went wrong on the way.
+"""Opened video files, cameras and streams: packets, RGB pictures and decoding errors.
 
-The only file that reads with FFmpeg. Display matrices that turn by 90° or mirror are applied; pixels are taken as
-square, whatever their stated aspect.
+All reading through FFmpeg is here. Display matrices with rotations by 90° and mirroring are applied; pixels are treated
+as square, whatever aspect is stated.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from io import BufferedIOBase, BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import overload
 
 import av
 import av.container
@@ -30,127 +28,57 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from trecvit.errors import VideoError
 from trecvit.video.frames import MAX_PIXELS, Image, VideoInfo, check_size, scaled_size
 from trecvit.video.rate import believable_rate
+from trecvit.video.sources import EncodedSource, FilePart, scheme_of
 
-# How long an address may keep us waiting, to connect and then for each packet.
+# Timeout of an address, for the connection and for each packet.
 NETWORK_TIMEOUT_S = 10.0
 _SCHEMES = ("http", "https", "rtsp", "tcp", "udp")
-# A playlist that comes over the network may name more addresses, but never files of this machine.
+# A playlist from the network may name more addresses, but never local files.
 _NETWORK_PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,srtp,rtsp,crypto,data"
-# FFmpeg's input device for cameras, by platform, and how it calls camera N.
+# FFmpeg's input device for cameras by platform, and its name of camera N.
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 
-# The fast default of swscale makes white 253 and takes each colour sample from its left neighbour.
+# swscale's fast default turns white into 253 and shifts chroma by a sample.
 _SWSCALE = (
     Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 
-# What a picture's colour matrix is called where none is stated: FFmpeg's number.
+# FFmpeg's value for an unstated colour matrix.
 _UNSPECIFIED = 2
 
-# Containers that hold an index and say how much they hold. Elsewhere (MPEG-TS …) FFmpeg guesses from the bit rate.
+# Containers with an index and a stated length. For others (MPEG-TS …) FFmpeg guesses from the bit rate.
 _INDEXED_CONTAINERS = frozenset({"mov", "matroska", "avi"})
-# Codecs that keep one shown frame in each packet. VP8, for one, has packets that show nothing.
+# Codecs with one shown frame per packet. VP8, for example, has packets without a shown frame.
 _ONE_FRAME_A_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "ffv1", "prores", "dnxhd", "png"})
-# Streams that are no video: the cover of a song, a poster, thumbnails.
+# Streams that are not video: cover pictures, posters, thumbnails.
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
-# A video counts as cut short if it ends by more than this before its stated length: frames where the container states
-# their number too, else seconds.
+# A video counts as truncated if it ends this much before its stated length: in frames if the container states their
+# number, else in seconds.
 _SHORT_BY_FRAMES = 1.5
 _SHORT_BY_S = 1.0
 _TIMEOUTS = (av.error.ExitError, av.error.TimeoutError)
-# A container that cannot be read any further tends to report it for ever.
+# An unreadable container may report its error forever.
 _MAX_READ_ERRORS = 16
-# Formats without time stamps, for which FFmpeg states 25 frames per second whatever the codec's own header does.
+# Formats without time stamps, for which FFmpeg states 25 frames per second instead of the codec's rate.
 _UNTIMED_FORMATS = frozenset({"h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "cavsvideo", "h261", "h263", "obu"})
-# What cameras send as JPEG pictures has time stamps that are made up by counting: the time of arrival says more.
+# FFmpeg numbers the JPEG pictures of network cameras instead of timing them; arrival times are better.
 _CAMERA_FORMAT = "mpjpeg"
 _ARRIVAL_TICK = Fraction(1, 1_000_000)
-# More frames per second than such a camera sends: a file that is served as fast as the network can.
+# A higher rate is not a camera's, but a file served at network speed.
 _MAX_CAMERA_FPS = 120
-# Packets that are read ahead to learn the frame rate from their time stamps, and their size in all.
+# Limits of the packets read ahead to measure the frame rate: their number and total size.
 _PACKETS_AHEAD, _BYTES_AHEAD = 64, 16_000_000
-# Of a stream, whose first frame is waited for: how many packets, and for how long.
+# The same for a stream, where latency counts: number of packets and duration.
 _STREAM_PACKETS_AHEAD, _STREAM_AHEAD_S = 16, 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """A video that is a part of another file, as a member of a tar is.
-
-    Attributes:
-        path: The file.
-        start_bytes: Where the part begins in it.
-        num_bytes: How long it is.
-        name: Its own name, for messages.
-    """
-
-    path: Path
-    start_bytes: int
-    num_bytes: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.name}"
-
-    def open(self) -> BufferedIOBase:
-        """The part as a file of its own, read from the disk as it is asked for."""
-        return BufferedReader(_Window(self.path.open("rb"), self.start_bytes, self.num_bytes))
-
-    def read(self) -> bytes:
-        """All of it."""
-        with self.open() as file:
-            return file.read()
-
-
-class _Window(io.RawIOBase):
-    """Some bytes of a file, as a file."""
-
-    def __init__(self, file: BufferedIOBase, start_bytes: int, num_bytes: int) -> None:
-        self._file, self._start, self._size, self._place = file, start_bytes, num_bytes, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._file.seek(self._start + self._place)
-        count = max(min(len(buffer), self._size - self._place), 0)
-        content = self._file.read(count)
-        buffer[: len(content)] = content
-        self._place += len(content)
-        return len(content)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-EncodedSource: TypeAlias = str | Path | FilePart
-
-
-def scheme_of(source: object) -> str:
-    """ "http" of "http://…", "camera" of "camera:0" and of a video device; empty for a path."""
-    if not isinstance(source, str | Path):
-        return ""
-    if re.fullmatch(r"(camera:|/dev/video)\d+", str(source)):
-        return "camera"
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", source) if isinstance(source, str) else None
-    return match[1].lower() if match else ""
-
-
 class Opener:
-    """Opens one source, and again from its start if it is a file. Its file is opened once.
+    """Opener of one source, repeatedly from its start if it is a file, which is opened once.
 
     Args:
         source: A path, a part of a file, an address or a camera.
-        untimed_fps: Frame rate of sources that state no times.
+        untimed_fps: Frame rate of sources without times.
     """
 
     def __init__(self, source: EncodedSource, untimed_fps: Fraction) -> None:
@@ -160,10 +88,10 @@ class Opener:
         self._file: BufferedIOBase | None = None
 
     def open(self) -> Container:
-        """The container at its start.
+        """Open the container at its start.
 
         Raises:
-            VideoError: If it cannot be opened or holds no video.
+            VideoError: It cannot be opened or holds no video.
         """
         scheme = scheme_of(self._source)
         try:
@@ -180,7 +108,7 @@ class Opener:
         return Container(opened, self.label, self._untimed_fps, is_stream=self.is_stream)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
@@ -188,14 +116,16 @@ class Opener:
 def _open_camera(name: str) -> av.container.InputContainer:
     number = re.sub(r"\D", "", name)
     if sys.platform not in _CAMERAS:
-        raise VideoError(name, "cameras can be opened on Linux and macOS; elsewhere name the address of a stream")
+        raise VideoError(name, "expected Linux or macOS for cameras, got another system; give the address of a stream")
     device, pattern = _CAMERAS[sys.platform]
     return av.open(pattern.format(number), "r", format=device, timeout=NETWORK_TIMEOUT_S, metadata_errors="replace")
 
 
 def _open_address(source: str, label: str) -> av.container.InputContainer:
     if scheme_of(source) not in _SCHEMES:
-        raise VideoError(label, f"expected an address that starts with {', '.join(_SCHEMES)}, or a path")
+        raise VideoError(
+            label, f"expected a path or an address that starts with {', '.join(_SCHEMES)}, got {scheme_of(source)}"
+        )
     return av.open(
         source,
         "r",
@@ -213,55 +143,54 @@ def _open_file(source: EncodedSource) -> BufferedIOBase:
         if not str(source):
             raise VideoError("''", "expected a path, an address or a camera, got an empty name")
         if not path.exists():
-            raise VideoError(str(path), "there is no such file or folder; check the path")
+            raise VideoError(str(path), "expected a video, got no such file or folder; check the path")
         if not path.is_file():
             raise VideoError(
                 str(path),
                 "expected a file, a folder of images or an address, got a device or pipe; write it to a file first",
             )
         if path.stat().st_size == 0:
-            raise VideoError(str(path), "the file is empty (0 bytes); it was probably never written to the end")
+            raise VideoError(str(path), "expected a video, got an empty file; it was probably not written to the end")
         return path.open("rb")
     except (OSError, ValueError) as exc:  # ValueError: a path with a null character
-        raise VideoError(str(path), f"the file could not be opened: {exc}") from exc
+        raise VideoError(str(path), f"expected a readable file: {exc}") from exc
 
 
 def _open_bytes(opened: BufferedIOBase) -> av.container.InputContainer:
-    # A "video" may be a playlist in disguise, naming addresses or other files of this machine. FFmpeg is handed the
-    # opened file and allowed no protocol at all, so it can reach nothing but this one file.
+    # A "video" may be a disguised playlist of addresses or local files. FFmpeg gets the opened file and no protocol, so
+    # it can read this file only.
     return av.open(opened, "r", container_options={"protocol_whitelist": "none"}, metadata_errors="replace")
 
 
 def _why_not_opened(exc: Exception, scheme: str) -> str:
-    words = _words(exc)
+    error = _error_text(exc)
     if not scheme:
         return (
-            f"expected a video that FFmpeg can read, but {words}; "
-            "check that it is whole and is a video, or re-encode it"
+            f"expected a video that FFmpeg can read, got: {error}; check that it is a complete video, or re-encode it"
         )
     if scheme == "camera":
-        return f"expected a camera, but {words}; check that it is connected and that no other program uses it"
+        return f"expected a camera, got: {error}; check that it is connected and that no other program uses it"
     if isinstance(exc, av.error.InvalidDataError):
-        return f"expected a video stream at this address, but {words}; check that the address is one of a video"
+        return f"expected a video stream at this address, got: {error}; check that it is the address of a video"
     if isinstance(exc, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
-        return f"expected a video stream at this address, but {words}; check user name, password and rights"
-    return f"expected a video stream at this address, but {words}; check the address, and that its sender is running"
+        return f"expected a video stream at this address, got: {error}; check user name, password and rights"
+    return f"expected a video stream at this address, got: {error}; check the address, and that its sender is running"
 
 
 class Container:
-    """One opened video, at first at its start.
+    """One opened video, initially at its start.
 
     Attributes:
         label: Name for messages.
-        time_base: Seconds that one tick of a time stamp stands for.
+        time_base: Seconds per tick of a time stamp.
         codec: Name of the codec.
-        has_order: Whether packets are frames, and an index proves where each is.
-        timed: Whether presentation times can be believed.
-        stated_rate: Frames per second that the container, or a raw stream's codec, states; None if neither does.
-        rate: That rate if the first time stamps confirm it, else as measured on them; None if unknown.
-        rate_is_doubtful: Whether the time stamps of the whole video may give another.
+        has_order: Whether packets are frames, and an index gives their positions.
+        timed: Whether presentation times are reliable.
+        stated_rate: Frames per second stated by the container, or by a raw stream's codec; None if unstated.
+        rate: The stated rate if the first time stamps confirm it, else the rate measured on them; None if unknown.
+        rate_is_doubtful: Whether the time stamps of the whole video may give another rate.
         step: Seconds between frames, for frames without a time stamp.
-        is_untouched: Whether `packets` gives them from the first on.
+        is_untouched: Whether `packets` starts with the first packet.
     """
 
     def __init__(
@@ -272,22 +201,22 @@ class Container:
         try:
             self._stream = _best_stream(container, label)
             codec = self._stream.codec_context
-            # Size 0 is stated by some streams until the first frame; frames are checked again when they come.
+            # Some streams state size 0 until the first frame; each frame is checked too.
             check_size(label, codec.width or 1, codec.height or 1)
-            # Kept against headers that claim another size in the middle of the video.
+            # Against headers that claim another size in the middle of the video.
             codec.options = {"max_pixels": str(MAX_PIXELS)}
         except BaseException:
             container.close()
             raise
-        # Of the codec: that of the decoder may be another ("libdav1d" for av1).
+        # The codec's name: the decoder's may differ ("libdav1d" for av1).
         self.codec = codec.codec.canonical_name
         formats = set(container.format.name.split(","))
         self._states_its_length = bool(formats & _INDEXED_CONTAINERS)
         self.has_order = self._states_its_length and self.codec in _ONE_FRAME_A_PACKET and not is_stream
-        # AVI stores no presentation times. With B-frames, what FFmpeg makes of it is out of order.
+        # AVI stores no presentation times. With B-frames, FFmpeg's substitutes are out of order.
         self.timed = not (container.format.name == "avi" and codec.has_b_frames)
         self._stamps_arrivals = is_stream and _CAMERA_FORMAT in formats
-        # Present in every stream that a demuxer has opened.
+        # Every stream opened by a demuxer has a time base.
         self.time_base = _ARRIVAL_TICK if self._stamps_arrivals else self._stream.time_base or Fraction(1)
         self._damaged_packets = 0
         self._first_damage = ""
@@ -305,21 +234,21 @@ class Container:
         self.step = 1 / (self.rate or untimed_fps)
 
     def close(self) -> None:
-        """Closes it; a second time does nothing."""
+        """Close it; repeated calls have no effect."""
         self._container.close()
 
     @property
     def is_at_start(self) -> bool:
-        """Whether `pictures` gives them from the first on."""
+        """Whether `pictures` starts with the first picture."""
         return self.is_untouched or self._first is not None
 
     @property
     def is_damaged(self) -> bool:
-        """Whether a packet was damaged or could not be read so far."""
+        """Whether a packet so far was damaged or unreadable."""
         return bool(self._damaged_packets or self._read_error)
 
     def info(self) -> VideoInfo:
-        """What the source states, with its first picture as witness. That picture is the next that `pictures` gives."""
+        """Return the stated metadata, checked on the first picture, which `pictures` yields next."""
         picture = self._first_picture()
         degrees, _ = _orientation(picture)
         width_px, height_px = (picture.height, picture.width) if degrees % 180 else (picture.width, picture.height)
@@ -335,7 +264,7 @@ class Container:
         )
 
     def packets(self) -> Iterator[av.Packet[av.VideoStream]]:
-        """All packets with data, going on past places that the container cannot read."""
+        """Yield all packets with data, skipping unreadable parts of the container."""
         self.is_untouched = False
         while self._ahead:
             yield self._ahead.popleft()
@@ -344,31 +273,31 @@ class Container:
         yield from self._read()
 
     def pictures(self) -> Iterator[av.VideoFrame]:
-        """All pictures that can be decoded, in presentation order.
+        """Yield all decodable pictures in presentation order.
 
         Raises:
-            VideoError: If there is none.
+            VideoError: There is none.
         """
         first, self._first = self._first_picture(), None
         yield first
         yield from self._rest
 
     def pictures_from(self, pts: int) -> Iterator[av.VideoFrame]:
-        """Seeks to a key frame at or before `pts`, or near it: the caller must look at where it landed.
+        """Seek to a key frame at or before `pts`, or near it: the caller must check the position.
 
         Raises:
-            VideoError: If the container cannot seek.
+            VideoError: The container cannot seek.
         """
         self.is_untouched, self._first, self._error_ahead = False, None, None
         self._ahead.clear()
         try:
             self._container.seek(pts, stream=self._stream)
         except av.FFmpegError as exc:
-            raise VideoError(self.label, f"seeking failed: {_words(exc)}") from exc
+            raise VideoError(self.label, f"seeking failed: {_error_text(exc)}") from exc
         return self._decoded()
 
     def forget_damage(self) -> None:
-        """Forgets damage that came of decoding from a place where no picture can be decoded from."""
+        """Forget errors caused by starting to decode at a frame that is not a key frame."""
         self._damaged_packets, self._first_damage, self._read_error = 0, "", ""
 
     @overload
@@ -378,11 +307,11 @@ class Container:
     def seconds(self, ticks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]: ...
 
     def seconds(self, ticks: int | npt.NDArray[np.int64]) -> float | npt.NDArray[np.float64]:
-        """Differences of time stamps in seconds, rounded once, so that a time is the same however it was found."""
+        """Convert differences of time stamps to seconds with one rounding, so that all paths give equal times."""
         return ticks * self.time_base.numerator / self.time_base.denominator
 
     def to_rgb(self, picture: av.VideoFrame, short_side_px: int | None) -> Image:
-        """`[H, W, 3]` uint8, upright, resized."""
+        """Convert a picture to `[H, W, 3]` uint8, upright and resized."""
         size_px = picture.width, picture.height
         if self._size_px is None:
             check_size(self.label, *size_px)
@@ -390,8 +319,8 @@ class Container:
         if size_px != self._size_px:
             raise VideoError(
                 self.label,
-                f"the picture size changes from {self._size_px[0]} x {self._size_px[1]} to {size_px[0]} x "
-                f"{size_px[1]} in the middle of the video; re-encode it to one size",
+                f"expected pictures of one size, got {self._size_px[0]} x {self._size_px[1]} "
+                f"and {size_px[0]} x {size_px[1]}; re-encode the video to one size",
             )
         width_px, height_px = size_px
         if short_side_px is not None:
@@ -403,31 +332,33 @@ class Container:
             )
             image = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
         except (av.FFmpegError, ValueError) as exc:
-            raise VideoError(self.label, f"pictures in {picture.format.name} could not become RGB: {exc}") from exc
+            raise VideoError(
+                self.label, f"pictures in {picture.format.name} could not be converted to RGB: {exc}"
+            ) from exc
         degrees, mirrored = _orientation(picture)
         return np.ascontiguousarray(np.rot90(np.fliplr(image) if mirrored else image, degrees // 90))
 
     def damage(self) -> str:
-        """What went wrong so far, in words; empty if nothing did."""
+        """Describe the errors so far; empty if there are none."""
         packets = f"{self._damaged_packets} of its packets were damaged ({self._first_damage})"
-        found = [packets] if self._damaged_packets else []
+        errors = [packets] if self._damaged_packets else []
         if self._read_error:
-            found.append(f"it could not be read further ({self._read_error})")
-        return " and ".join(found)
+            errors.append(f"it could not be read further ({self._read_error})")
+        return " and ".join(errors)
 
     def missing(self, num_frames: int, last_pts: int, end_pts: int) -> str:
-        """What the video states and does not hold, in words; empty if it is whole or cannot be known.
+        """Describe how much of the stated video is missing; empty if it is complete or its length is unknown.
 
         Args:
-            num_frames: How many frames there are.
+            num_frames: Number of frames present.
             last_pts: Time stamp of the last.
-            end_pts: Time stamp at which it is over, if the file states how long it is shown.
+            end_pts: Time stamp of its end, if the file states its duration.
         """
         stated_s = self._stated_duration_s()
         if not self._states_its_length or stated_s is None:
             return ""
         end_s = max(self.seconds(last_pts) + float(self.step), self.seconds(end_pts))
-        # The count alone proves nothing: an edit list may hide frames that are there, so the end must be missing too.
+        # The count alone proves no damage: an edit list may hide frames, so the end must be missing too.
         if num_frames < self._stream.frames and end_s < stated_s - _SHORT_BY_FRAMES * float(self.step):
             return f"the file is truncated: it states {self._stream.frames} frames and holds {num_frames}"
         if not self._stream.frames and end_s < stated_s - _SHORT_BY_S:
@@ -435,7 +366,7 @@ class Container:
         return ""
 
     def _rate(self, is_stream: bool) -> Fraction | None:
-        # A stream is not kept waiting for a rate that it states and that a camera can have.
+        # No latency for a plausible stated rate of a stream.
         if is_stream and self.stated_rate is not None and 1 <= self.stated_rate <= _MAX_CAMERA_FPS:
             return self.stated_rate
         self._look_ahead(is_stream)
@@ -448,7 +379,7 @@ class Container:
         return rate
 
     def _stamps_ahead(self) -> list[int]:
-        """Time stamps of the packets read ahead: of presentation, or of decoding where those cannot be believed."""
+        """Return presentation times of the packets read ahead, or decoding times where those are unreliable."""
         pairs = [(packet.pts if self.timed else packet.dts, packet.dts) for packet in self._ahead]
         for kind in zip(*pairs, strict=True):
             if None not in kind:
@@ -456,16 +387,16 @@ class Container:
         return []
 
     def _look_ahead(self, is_stream: bool) -> None:
-        num_packets, num_bytes, begun_s = 0, 0, time.perf_counter()
-        most = _STREAM_PACKETS_AHEAD if is_stream else _PACKETS_AHEAD
+        num_packets, num_bytes, start_s = 0, 0, time.perf_counter()
+        limit = _STREAM_PACKETS_AHEAD if is_stream else _PACKETS_AHEAD
         try:
             for packet in self._read():
                 self._ahead.append(packet)
                 num_packets, num_bytes = num_packets + 1, num_bytes + packet.size
-                late = is_stream and time.perf_counter() - begun_s > _STREAM_AHEAD_S
-                if num_packets == most or num_bytes > _BYTES_AHEAD or late:
+                late = is_stream and time.perf_counter() - start_s > _STREAM_AHEAD_S
+                if num_packets == limit or num_bytes > _BYTES_AHEAD or late:
                     return
-        except VideoError as error:  # it is raised once these packets are used up
+        except VideoError as error:  # raised after these packets
             self._error_ahead = error
 
     def _read(self) -> Iterator[av.Packet[av.VideoStream]]:
@@ -473,7 +404,7 @@ class Container:
         while True:
             try:
                 for packet in self._container.demux(self._stream):
-                    # FFmpeg would take a packet without data for the end of the video.
+                    # FFmpeg treats a packet without data as the end of the video.
                     if packet.size:
                         errors = 0
                         if self._stamps_arrivals:
@@ -481,9 +412,11 @@ class Container:
                         yield packet
                 return
             except _TIMEOUTS as exc:
-                raise VideoError(self.label, f"the stream broke off: {_words(exc)}; is its source up?") from exc
+                raise VideoError(
+                    self.label, f"the stream was interrupted: {_error_text(exc)}; check that its source is running"
+                ) from exc
             except (av.FFmpegError, OSError) as exc:
-                self._read_error = self._read_error or _words(exc)
+                self._read_error = self._read_error or _error_text(exc)
                 errors += 1
                 if errors == _MAX_READ_ERRORS:
                     return
@@ -493,8 +426,8 @@ class Container:
             self._rest = self._decoded()
             self._first = next(self._rest, None)
         if self._first is None:
-            words = self._first_damage or self._read_error or "it holds no packets"
-            raise VideoError(self.label, f"expected a video, but not one frame could be decoded; {words}")
+            error = self._first_damage or self._read_error or "it holds no packets"
+            raise VideoError(self.label, f"expected a video, but not one frame could be decoded; {error}")
         return self._first
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
@@ -502,11 +435,11 @@ class Container:
             damaged_before = self._damaged_packets
             yield from self._decode(packet)
             if packet.is_corrupt and self._damaged_packets == damaged_before:
-                self._note_damage("the packet is not whole")
+                self._note_damage("the packet is incomplete")
         yield from self._decode(None)
 
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> Iterator[av.VideoFrame]:
-        # At the end (None), an error about one picture must not cost those that wait behind it.
+        # At the end (None), an error in one picture must not lose the delayed pictures behind it.
         for _ in range(_MAX_READ_ERRORS if packet is None else 1):
             try:
                 yield from self._stream.codec_context.decode(packet)
@@ -514,56 +447,56 @@ class Container:
             except av.error.EOFError:
                 return
             except (av.FFmpegError, ValueError) as exc:
-                self._note_damage(_words(exc))
+                self._note_damage(_error_text(exc))
 
-    def _note_damage(self, words: str) -> None:
+    def _note_damage(self, error: str) -> None:
         self._damaged_packets += 1
-        self._first_damage = self._first_damage or words
+        self._first_damage = self._first_damage or error
 
     def _stated_duration_s(self) -> float | None:
         stream, container = self._stream, self._container
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
-        # Matroska writers put each stream's length among its tags.
+        # Matroska writers store each stream's length in its tags.
         match = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
         if match:
             return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
-        # The length of the whole file may be that of a longer sound track.
+        # The length of the file may be that of a longer sound track.
         if container.duration and len(container.streams) == 1:
             return container.duration / 1_000_000
         return None
 
 
 def _best_stream(container: av.container.InputContainer, label: str) -> av.VideoStream:
-    """The stream that players show: the default one, else FFmpeg's best, never an attached picture.
+    """Choose the stream that players show: the default, else FFmpeg's best, never an attached picture.
 
     Raises:
-        VideoError: If there is none, or this FFmpeg has no decoder for any.
+        VideoError: There is none, or this FFmpeg has no decoder for any.
     """
     videos = [stream for stream in container.streams.video if not stream.disposition & _PICTURES]
     if not videos:
         kinds = {"a cover picture" if stream.type == "video" else str(stream.type) for stream in container.streams}
-        found = " and ".join(sorted(kinds)) or "nothing"
-        raise VideoError(label, f"expected a video, but the file holds only: {found}")
+        content = " and ".join(sorted(kinds)) or "no streams"
+        raise VideoError(label, f"expected a video, but the file holds only: {content}")
     decodable = [stream for stream in videos if stream.codec_context is not None]
     if not decodable:
-        raise VideoError(label, "the video is in a codec that this FFmpeg does not have; re-encode it")
+        raise VideoError(label, "expected a codec that this FFmpeg supports, got another; re-encode the video")
     defaults = [stream for stream in decodable if stream.disposition & Disposition.default]
     best = container.streams.best("video")
     return next((stream for stream in (best, *defaults) if stream in (defaults or decodable)), decodable[0])
 
 
-def _words(exc: Exception) -> str:
+def _error_text(exc: Exception) -> str:
     if isinstance(exc, _TIMEOUTS):
-        return f"no data came for {NETWORK_TIMEOUT_S:g} s"
-    # Not str(exc): it repeats the address, which may hold a password.
-    return f"FFmpeg says: {exc.strerror}" if isinstance(exc, av.FFmpegError) else str(exc)
+        return f"no data for {NETWORK_TIMEOUT_S:g} s"
+    # Not str(exc): it repeats the address, which may contain a password.
+    return f"FFmpeg: {exc.strerror}" if isinstance(exc, av.FFmpegError) else str(exc)
 
 
 def _matrix(picture: av.VideoFrame) -> Colorspace | None:
-    """The matrix that a picture's colours are in, where it states none: BT.709 in HD, as players take it.
+    """Choose the colour matrix of a picture that states none: BT.709 in HD, as players do.
 
-    None leaves it to FFmpeg, which honours what is stated and else takes BT.601.
+    None leaves the choice to FFmpeg: the stated matrix, else BT.601.
     """
     if picture.colorspace != _UNSPECIFIED or picture.format.is_rgb:
         return None
@@ -572,10 +505,10 @@ def _matrix(picture: av.VideoFrame) -> Colorspace | None:
 
 
 def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
-    """How the display matrix wants a picture shown: mirrored left to right or not, then turned counter-clockwise.
+    """Read the display matrix of a picture: rotation, counter-clockwise, and mirroring.
 
     Returns:
-        Degrees, 0, 90, 180 or 270, and whether to mirror first. Turns that are not by 90° are not applied.
+        Degrees, 0, 90, 180 or 270, and whether to mirror left to right first. Other rotations are ignored.
     """
     matrix = picture.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):

@@ -1,13 +1,12 @@
-"""Turns a source into frames: a video file, a folder of images, an array, a camera, or the address of a stream.
+"""Frames of any source: a video file, a folder of images, an array, a camera, or the address of a stream.
 
-Every frame of the source is given once, in presentation order, as RGB uint8, upright, with the time the file gives it.
-Nothing is skipped in silence: a damaged file gives all that can be decoded, and then a `VideoError`. (What FFmpeg does
-not notice itself, such as wrong pixels in a codec without check sums, cannot be known.)
+Every frame of the source is read once, in presentation order, as RGB uint8, upright, with its time in the file. No
+frame is skipped silently: a damaged file gives all decodable frames and then a `VideoError`. (Errors that FFmpeg does
+not detect, such as wrong pixels in a codec without checksums, stay undetected.)
 
-Which picture is "frame `i`" is decided by counting. In a sound file it does not matter how one gets there: seeking is
-used only where the file's own time stamps prove the place of every frame, else everything before it is decoded. In a
-damaged file the two can differ: a reader that came from the start has not counted the frames that could not be decoded,
-one that came by a seek has.
+Frame `i` is defined by counting. In a sound file, seeking gives the same frame: it is used only where the file's time
+stamps prove the position of every frame, else all frames before are decoded. In a damaged file the two can differ:
+reading from the start does not count undecodable frames, seeking does.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trecvit.errors import InputError, VideoError
-from trecvit.video.container import Container, EncodedSource, FilePart, Opener, scheme_of
+from trecvit.video.container import Container, Opener
 from trecvit.video.frames import (
     Frame,
     Image,
@@ -37,11 +36,11 @@ from trecvit.video.frames import (
 )
 from trecvit.video.order import Order, land, presentation_order
 from trecvit.video.rate import believable_rate
+from trecvit.video.sources import EncodedSource, FilePart, scheme_of
 from trecvit.video.stills import ANIMATED_SUFFIXES, Folder, Stills, open_animation, open_array, open_npy
 
 __all__ = [
     "UNTIMED_FPS",
-    "FilePart",
     "Frame",
     "Source",
     "Video",
@@ -55,18 +54,18 @@ __all__ = [
 
 Source: TypeAlias = EncodedSource | npt.NDArray[np.uint8]
 
-# Frame rate of sources that state no times: folders, arrays and bare streams. FFmpeg assumes the same.
+# Frame rate of sources without times: folders, arrays and raw streams. FFmpeg assumes the same.
 UNTIMED_FPS = Fraction(25)
 
 
 class Video(ABC):
-    """A source that was opened once, by `open_video`: what it is, its frames in order, its frames by index.
+    """A source opened once, by `open_video`: metadata, frames in order, and frames by index.
 
-    A file can be read as often as wanted. A stream is read once, from when it was opened; reading it again connects
-    anew. Only one pass at a time: a generator of `frames` ends with an InputError when something else is read.
+    A file can be read repeatedly. A stream is read once, from the time of opening; reading it again reconnects. There
+    is one pass at a time: a generator of `frames` raises an InputError after another read.
 
     Attributes:
-        is_stream: Whether it is a camera or an address, whose end nobody knows.
+        is_stream: Whether it is a camera or an address, without a known end.
     """
 
     is_stream = False
@@ -74,40 +73,40 @@ class Video(ABC):
     @property
     @abstractmethod
     def info(self) -> VideoInfo:
-        """What the source states, with its first frame as witness. Raises VideoError if no frame can be decoded."""
+        """Stated metadata, checked on the first frame. Raises VideoError if no frame can be decoded."""
 
     @abstractmethod
     def frames(
         self, *, start_frame: int = 0, start_s: float | None = None, short_side_px: int | None = None
     ) -> Generator[Frame, None, None]:
-        """See `read_frames`."""
+        """Read frames in order, see `read_frames`."""
 
     @abstractmethod
     def frames_at(
         self, indices: Sequence[int] | npt.NDArray[np.int64], *, short_side_px: int | None = None
     ) -> tuple[Image, npt.NDArray[np.float64]]:
-        """See `read_frames_at`."""
+        """Read frames by index, see `read_frames_at`."""
 
     @abstractmethod
     def length_and_rate(self) -> tuple[int, float | None]:
-        """See `length_and_rate`."""
+        """Count the frames, see `trecvit.video.decode.length_and_rate`."""
 
     @abstractmethod
     def close(self) -> None:
-        """Closes the file or the connection."""
+        """Close the file or the connection."""
 
 
 @contextmanager
 def open_video(source: Source | Video, *, untimed_fps: float | Fraction = UNTIMED_FPS) -> Iterator[Video]:
-    """Opens a source once, for everything that is to be read of it, and closes it at the end of the block.
+    """Open a source once for all reads, and close it at the end of the block.
 
     Args:
-        source: As for `read_frames`; or a video that is open already, which stays open.
-        untimed_fps: Frame rate of sources that state no times.
+        source: As for `read_frames`; or an open video, which stays open.
+        untimed_fps: Frame rate of sources without times.
 
     Raises:
-        VideoError: If it cannot be opened, or holds no video.
-        InputError: For an array that is not uint8 `[T, H, W, 3]`, or an impossible frame rate.
+        VideoError: It cannot be opened, or holds no video.
+        InputError: An array is not uint8 `[T, H, W, 3]`, or the frame rate is impossible.
     """
     if isinstance(source, Video):
         yield source
@@ -120,15 +119,15 @@ def open_video(source: Source | Video, *, untimed_fps: float | Fraction = UNTIME
 
 
 def probe(source: Source, *, untimed_fps: float | Fraction = UNTIMED_FPS) -> VideoInfo:
-    """Opens a source, decodes its first frame and says what it is.
+    """Read the metadata of a source, and decode its first frame.
 
     Args:
         source: As for `read_frames`.
-        untimed_fps: Frame rate of sources that state no times.
+        untimed_fps: Frame rate of sources without times.
 
     Raises:
-        VideoError: If there is no video, or not one frame of it can be decoded.
-        InputError: If an array is not uint8 `[T, H, W, 3]`.
+        VideoError: There is no video, or no frame of it can be decoded.
+        InputError: An array is not uint8 `[T, H, W, 3]`.
     """
     with open_video(source, untimed_fps=untimed_fps) as video:
         return video.info
@@ -142,30 +141,29 @@ def read_frames(
     short_side_px: int | None = None,
     untimed_fps: float | Fraction = UNTIMED_FPS,
 ) -> Generator[Frame, None, None]:
-    """Gives the frames of a source one by one, holding one at a time however long it is.
+    """Read the frames of a source one by one, with one in memory at a time.
 
-    Only a start after the beginning takes more: the time stamps before it, 8 bytes a frame.
+    A later start also keeps the time stamps before it, 8 bytes per frame.
 
     Args:
         source: Path of a video file, an animated picture (`.gif .webp .apng`) or a `.npy` file; folder of images
             (`.png .jpg .jpeg .bmp .webp`, in natural order); array uint8 `[T, H, W, 3]`; `FilePart`; address of a
             stream (`http https rtsp tcp udp`); or a camera, `camera:0` or `/dev/video0`.
-        start_frame: Index of the first frame to give.
-        start_s: Instead of `start_frame`: the first frame given is the first with `time_s >= start_s`. Its `index` is
-            its place in the whole video.
-        short_side_px: Resize so that the short side has this many pixels. None keeps the size.
-        untimed_fps: Frame rate of sources that state no times.
+        start_frame: Index of the first frame to read.
+        start_s: Instead of `start_frame`: start at the first frame with `time_s >= start_s`. Its `index` still counts
+            from the beginning of the video.
+        short_side_px: Resize the short side to this many pixels. None keeps the size.
+        untimed_fps: Frame rate of sources without times.
 
     Yields:
-        Frames with `index` counting up from the start and `time_s` rising, 0 at the video's first frame. A frame
-        without a time stamp, or with one that does not advance, comes one average frame step after the one before.
+        Frames with rising `index` and `time_s`, which is 0 at the video's first frame. A frame without a time stamp, or
+        with one that does not advance, is one average frame step after its predecessor.
 
     Raises:
         InputError: At once, for impossible arguments.
         VideoError: Before the first frame, if the source cannot be opened, holds no video, or ends before the start;
-            after the last frame, if parts were damaged or the file is cut short: all frames that could be decoded
-            have then been given, and `frames_read` counts them; in between, if a stream breaks off or the picture
-            size changes.
+            after the last decodable frame, if parts were damaged or the file is truncated, with their number in
+            `frames_read`; in between, if a stream is interrupted or the picture size changes.
     """
     Start(start_frame, start_s).check()
     check_short_side(short_side_px)
@@ -188,7 +186,7 @@ def read_frames_at(
     short_side_px: int | None = None,
     untimed_fps: float | Fraction = UNTIMED_FPS,
 ) -> tuple[Image, npt.NDArray[np.float64]]:
-    """Reads exactly the frames with these indices, in one pass forward that stops after the last.
+    """Read the frames with these indices in one forward pass, which stops after the last.
 
     Args:
         source: As for `read_frames`.
@@ -197,11 +195,11 @@ def read_frames_at(
         untimed_fps: As for `read_frames`.
 
     Returns:
-        The frames `[T, H, W, 3]` uint8 and their times `[T]` in seconds, in the order asked for.
+        The frames `[T, H, W, 3]` uint8 and their times `[T]` in seconds, in the order of `indices`.
 
     Raises:
-        InputError: If `indices` is empty or holds anything but whole numbers from 0 on.
-        VideoError: If an index is not in the video, or damage on the way makes it uncertain which frame it is.
+        InputError: `indices` is empty or holds anything but whole numbers of 0 or more.
+        VideoError: An index is not in the video, or damage before it makes the count uncertain.
     """
     _needed(indices)
     check_short_side(short_side_px)
@@ -210,14 +208,14 @@ def read_frames_at(
 
 
 def length_and_rate(source: Source) -> tuple[int, float | None]:
-    """How many frames `read_frames` gives, and how many a second if that is known.
+    """Count the frames that `read_frames` yields, and find the frame rate, or None if unknown.
 
-    Nothing is decoded where the file's time stamps prove the number. What a container states may be more: a file cut by
-    an edit list holds frames that are not shown. The rate is what the container states if the time stamps confirm it,
-    else it is measured on them (see `trecvit.video.rate`).
+    No frame is decoded where the file's time stamps prove the number. Containers may state more: a file with an edit
+    list holds frames that are not shown. The rate is the stated one if the time stamps confirm it, else measured on
+    them (see `trecvit.video.rate`).
 
     Raises:
-        VideoError: If the source cannot be opened, is cut short, or has to be decoded and is damaged.
+        VideoError: The source cannot be opened, is truncated, or has to be decoded and is damaged.
     """
     with open_video(source) as video:
         return video.length_and_rate()
@@ -238,7 +236,7 @@ def _open_stills(source: Source, fps: Fraction) -> Stills | None:
         return None
     if not isinstance(source, str | Path):
         raise InputError(f"source: expected a path, an address, a camera or an array, got {type(source).__name__}")
-    # The path of an empty name would be the current folder.
+    # An empty name as a path would be the current folder.
     if scheme_of(source) or not str(source).strip():
         return None
     path = Path(source)
@@ -250,22 +248,22 @@ def _open_stills(source: Source, fps: Fraction) -> Stills | None:
 
 
 def _needed(indices: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
-    """The indices without repeats, rising; InputError if they are none."""
-    wanted = np.asarray(indices)
-    if wanted.ndim != 1 or len(wanted) == 0 or wanted.dtype.kind not in "iu" or wanted.min() < 0:
-        raise InputError(f"indices: expected a list of one or more whole frame numbers from 0 on, got {indices!r}")
-    return sorted({int(index) for index in wanted})
+    """Sort indices and remove repeats; raise InputError unless they are frame indices."""
+    array = np.asarray(indices)
+    if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu" or array.min() < 0:
+        raise InputError(f"indices: expected one or more whole frame indices of 0 or more, got {indices!r}")
+    return sorted({int(index) for index in array})
 
 
 def _stacked(
-    found: dict[int, Frame], indices: Sequence[int] | npt.NDArray[np.int64]
+    by_index: dict[int, Frame], indices: Sequence[int] | npt.NDArray[np.int64]
 ) -> tuple[Image, npt.NDArray[np.float64]]:
-    frames = [found[int(index)] for index in indices]
+    frames = [by_index[int(index)] for index in indices]
     return np.stack([frame.image for frame in frames]), np.array([frame.time_s for frame in frames])
 
 
 class _StillVideo(Video):
-    """Frames that can be had one by one."""
+    """A source of still images, with random access."""
 
     def __init__(self, stills: Stills) -> None:
         self._stills = stills
@@ -298,11 +296,11 @@ class _StillVideo(Video):
         return len(self._stills), float(self._stills.fps)
 
     def close(self) -> None:
-        pass  # a still is opened and closed each time
+        pass  # stills are opened and closed one by one
 
 
 class _EncodedVideo(Video):
-    """What FFmpeg reads: a file, a camera or a stream."""
+    """A source read by FFmpeg: a file, a camera or a stream."""
 
     def __init__(self, opener: Opener) -> None:
         self._opener = opener
@@ -321,7 +319,7 @@ class _EncodedVideo(Video):
     def info(self) -> VideoInfo:
         if self._info is None:
             rate = self._container.rate
-            # The first time stamps of a video whose rate varies say little of the rest.
+            # At a variable rate, the first time stamps do not represent the rest.
             if self._container.rate_is_doubtful and self._order_if(lambda pts: False) is not None:
                 rate = self._rate_of_all()
             self._info = replace(self._at_start().info(), average_fps=rate)
@@ -345,9 +343,9 @@ class _EncodedVideo(Video):
         if order is not None:
             if needed[-1] >= len(order.pts):
                 raise index_not_in(self._container.label, needed[-1], len(order.pts))
-            found = self._pick_by_time_stamp(order, needed, short_side_px)
-            if found is not None:
-                return _stacked(found, indices)
+            frames = self._pick_by_time_stamp(order, needed, short_side_px)
+            if frames is not None:
+                return _stacked(frames, indices)
         return _stacked(self._pick_by_counting(needed, short_side_px), indices)
 
     def length_and_rate(self) -> tuple[int, float | None]:
@@ -359,12 +357,12 @@ class _EncodedVideo(Video):
             return len(order.pts), float(rate) if rate else None
         times_us = [round(frame.time_s * 1_000_000) for frame in self.frames(short_side_px=16)]
         rate = self._container.rate
-        if rate is not None:  # else the times are made up
+        if rate is not None:  # else the times are invented
             rate = believable_rate(rate, times_us, Fraction(1, 1_000_000))
         return len(times_us), float(rate) if rate else None
 
     def _rate_of_all(self) -> Fraction | None:
-        """The stated frame rate if the time stamps of all frames confirm it, else as measured on them."""
+        """Return the stated frame rate if the time stamps of all frames confirm it, else the rate measured on them."""
         assert self._order is not None, "called where there is an order"
         return believable_rate(self._container.stated_rate, self._order.pts, self._container.time_base)
 
@@ -374,14 +372,14 @@ class _EncodedVideo(Video):
         self._opener.close()
 
     def _at_start(self) -> Container:
-        """The container with all its pictures still to come."""
+        """Return the container at its first picture, reopened if needed."""
         if not self._container.is_at_start:
             self._container.close()
             self._container = self._opener.open()
         return self._container
 
     def _order_if(self, enough: Callable[[npt.NDArray[np.int64]], bool]) -> Order | None:
-        """The order of the frames as far as it is needed, if the file proves it; learnt once."""
+        """Return the order of the frames as far as needed, if the file proves it; cached."""
         if self._has_no_order or (self._order is not None and (self._order.is_whole or enough(self._order.pts))):
             return self._order
         if not self._container.is_untouched:
@@ -398,23 +396,25 @@ class _EncodedVideo(Video):
         frames_read, index, last_pts, end_pts, time_s = 0, first_index - 1, 0, 0, 0.0
         try:
             for index, picture in enumerate(pictures, first_index):
-                # Not the last: where frames have no times of presentation, theirs are out of order.
+                # The maximum: without presentation times, those of frames are out of order.
                 last_pts, time_s = max(picture.pts or last_pts, last_pts), clock.time_s(picture)
                 end_pts = max(end_pts, last_pts + (picture.duration or 0))
                 if start.reached(index, time_s):
                     yield Frame(container.to_rgb(picture, short_side_px), time_s, index)
                     frames_read += 1
                     if self._pass != this_pass:
-                        raise InputError(f"{container.label}: something else was read of the video in between")
+                        raise InputError(
+                            f"{container.label}: expected one pass over the video at a time, got another between"
+                        )
         except VideoError as exc:
             exc.frames_read, exc.time_s = frames_read, time_s
             raise
-        problems = [words for words in (container.damage(), container.missing(index + 1, last_pts, end_pts)) if words]
+        problems = [text for text in (container.damage(), container.missing(index + 1, last_pts, end_pts)) if text]
         if problems:
             raise VideoError(
                 container.label,
-                f"{' and '.join(problems)}; {frames_read} frames could be decoded and were given; "
-                "get the file anew, or use what there is knowing that some is missing",
+                f"{' and '.join(problems)}; {frames_read} frames were decoded; "
+                "get an intact copy, or use these frames knowing that some are missing",
                 frames_read=frames_read,
                 time_s=time_s,
             )
@@ -426,7 +426,7 @@ class _EncodedVideo(Video):
         return container.pictures(), 0, _Clock(container)
 
     def _go_to(self, start: Start) -> tuple[Iterator[av.VideoFrame], int, _Clock] | None:
-        """Pictures from the start on, the index of the first, and the clock; None where that is found by counting."""
+        """Seek to the start: pictures, the index of the first, and their clock; None if the frames must be counted."""
         if not (start.frame or start.time_s):
             return None
 
@@ -448,16 +448,16 @@ class _EncodedVideo(Video):
     def _pick_by_time_stamp(
         self, order: Order, needed: Sequence[int], short_side_px: int | None
     ) -> dict[int, Frame] | None:
-        """Seeks where a key frame lies between here and the next frame needed; None if one cannot be reached."""
+        """Pick frames by seeking over key frames; None if one cannot be reached."""
         container = self._container
-        found: dict[int, Frame] = {}
+        frames: dict[int, Frame] = {}
         pictures: Iterator[av.VideoFrame] = iter(())
-        here: int | None = None
+        position: int | None = None
         keys_hold = True
         for index in needed:
             pts = int(order.pts[index])
             keys_before = order.key_pts[: np.searchsorted(order.key_pts, pts, side="right")]
-            if here is None or (keys_hold and len(keys_before) and keys_before[-1] > here):
+            if position is None or (keys_hold and len(keys_before) and keys_before[-1] > position):
                 landing = land(container, order, pts)
                 if landing is None:
                     return None
@@ -465,46 +465,46 @@ class _EncodedVideo(Video):
             picture = next((picture for picture in pictures if picture.pts is None or picture.pts >= pts), None)
             if picture is None or picture.pts != pts:
                 return None
-            here = pts
+            position = pts
             time_s = container.seconds(pts - int(order.pts[0]))
-            found[index] = Frame(container.to_rgb(picture, short_side_px), time_s, index)
-        return found
+            frames[index] = Frame(container.to_rgb(picture, short_side_px), time_s, index)
+        return frames
 
     def _pick_by_counting(self, needed: Sequence[int], short_side_px: int | None) -> dict[int, Frame]:
-        wanted = set(needed)
-        found: dict[int, Frame] = {}
+        indices = set(needed)
+        frames: dict[int, Frame] = {}
         pictures, _, clock = self._from_the_start()
         container, index = self._container, -1
         for index, picture in enumerate(pictures):
             time_s = clock.time_s(picture)
-            if index in wanted:
-                found[index] = Frame(container.to_rgb(picture, short_side_px), time_s, index)
+            if index in indices:
+                frames[index] = Frame(container.to_rgb(picture, short_side_px), time_s, index)
             if index == needed[-1]:
                 break
         if container.damage():
             raise VideoError(
                 container.label,
-                f"{container.damage()} before frame {needed[-1]}, so it is not certain which frame is which; "
-                "get the file anew, or read it with read_frames, which gives all that can be decoded",
-                frames_read=len(found),
+                f"{container.damage()} before frame {needed[-1]}, so the frame count is uncertain; "
+                "get an intact copy, or read all decodable frames with read_frames",
+                frames_read=len(frames),
             )
-        if len(found) < len(needed):
+        if len(frames) < len(needed):
             raise index_not_in(container.label, needed[-1], index + 1)
-        return found
+        return frames
 
 
 class _Clock:
-    """Gives each picture its time, in a row that always rises.
+    """Clock that gives the pictures strictly rising times.
 
     Args:
-        container: What the pictures are from.
-        origin_pts: Time stamp of the video's first frame; None if the next picture is that.
+        container: Source of the pictures.
+        origin_pts: Time stamp of the video's first frame; None if that is the next picture.
     """
 
     def __init__(self, container: Container, origin_pts: int | None = None) -> None:
         self._container = container
         self._origin_pts = origin_pts
-        # Exact, since many small steps in floats drift.
+        # Exact: many small steps in floats would drift.
         self._last: Fraction | None = None
 
     def time_s(self, picture: av.VideoFrame) -> float:

@@ -1,4 +1,4 @@
-"""Draws predictions and points onto frames, readable from a thumbnail to full HD."""
+"""Drawing of predictions and points on frames, readable from thumbnails to full HD."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _OTHER_BAR: _Colour = (125, 143, 166, 255)
 _BRIGHT: _Colour = (255, 255, 255, 255)
 _MUTED: _Colour = (196, 205, 216, 255)
 _RIM: _Colour = (13, 17, 23, 200)
-_NOTHING: _Colour = (0, 0, 0, 0)
-# How much of its opacity a trail keeps where its point was hidden.
+_CLEAR: _Colour = (0, 0, 0, 0)
+# Relative opacity of a trail where its point was hidden.
 _HIDDEN_SHARE = 0.35
-# What is farther off than this, no picture holds, and Pillow's coordinates would overflow.
+# Beyond any picture; farther points would overflow Pillow's coordinates.
 _FARTHEST_PX = 10 * MAX_SIDE_PX
 
-# Text below this many pixels is a smudge, whatever the picture.
+# Smaller text is illegible in any picture.
 _MIN_TEXT_PX = 8
-# Drawn larger and scaled down, since Pillow's own shapes have jagged corners.
+# Supersampling, since Pillow's shapes are not antialiased.
 _SMOOTHING = 2
-_SQUARE_PX = 64  # sides of the pieces in which a picture is painted
+_TILE_PX = 64  # side of the tiles in which a picture is painted
 _ELLIPSIS = "…"
 
 
 class _Layout(NamedTuple):
-    """Measures of the panel in pixels, all from the size of the picture."""
+    """Measures of the panel in pixels, derived from the size of the picture."""
 
     text_px: int
     margin_px: int
@@ -54,7 +54,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, height_px: int, width_px: int) -> _Layout:
-        # Not in proportion: small pictures need relatively larger letters, large ones can spare the room.
+        # Not proportional: small pictures need relatively larger letters.
         text_px = max(_MIN_TEXT_PX, round(3 + min(height_px, width_px) / 29))
         margin_px = max(2, text_px // 2)
         return cls(
@@ -63,21 +63,21 @@ class _Layout(NamedTuple):
             padding_px=max(3, round(text_px * 0.7)),
             row_px=round(text_px * 1.85),
             bar_px=max(2, round(text_px * 0.26)),
-            # Wide pictures keep most of themselves free; narrow ones need all their width for the words.
+            # A part of a wide picture, the full width of a narrow one.
             width_px=min(width_px - 2 * margin_px, text_px * 22),
         )
 
 
 def draw_predictions(image: Image, rows: Sequence[tuple[str, float]], *, title: str = "", footer: str = "") -> Image:
-    """Draws a panel with labels, bars and percentages into the lower left of a frame.
+    """Draw a panel with labels, bars and percentages into the lower left of a frame.
 
-    Rows that do not fit into the height of the picture are left out from the end; labels that do not fit into the
-    width end in "…". Accents are dropped, and scripts other than Latin come out as boxes. Pictures with a short side
-    under about 160 pixels have little room for words: see `fit_for_display`.
+    The last rows are left out if the picture is too low, and long labels end in "…". Accents are dropped, and scripts
+    other than Latin appear as boxes. Pictures with a short side below about 160 pixels have little room for text: see
+    `fit_for_display`.
 
     Args:
-        image: `[H, W, 3]` uint8, red green blue. It is not changed.
-        rows: Label and probability in [0, 1], the likeliest first; the first is set off.
+        image: `[H, W, 3]` uint8, RGB. It is not changed.
+        rows: Label and probability in [0, 1], the likeliest first, which is highlighted.
         title: A line above the rows.
         footer: A smaller line below them.
 
@@ -85,7 +85,7 @@ def draw_predictions(image: Image, rows: Sequence[tuple[str, float]], *, title: 
         A new image of the same size.
 
     Raises:
-        InputError: If `image` is not uint8 `[H, W, 3]`, or a probability is not in [0, 1].
+        InputError: `image` is not uint8 `[H, W, 3]`, or a probability is not in [0, 1].
     """
     _check(image, rows)
     layout = _Layout.of(*image.shape[:2])
@@ -102,18 +102,18 @@ def draw_predictions(image: Image, rows: Sequence[tuple[str, float]], *, title: 
 
 
 def fit_for_display(image: Image, min_short_side_px: int = 360) -> Image:
-    """Enlarges a small frame so that words on it can be read; larger ones come back as they are.
+    """Enlarge a small frame for readable text; larger frames are returned unchanged.
 
     Args:
         image: `[H, W, 3]` uint8.
-        min_short_side_px: Least length of the shorter side of the result.
+        min_short_side_px: Least short side of the result.
 
     Returns:
-        `[H', W', 3]` uint8 with the same aspect. Thumbnails under 64 pixels keep their hard pixel edges, others are
-        enlarged smoothly.
+        `[H', W', 3]` uint8 with the same aspect. Thumbnails below 64 pixels are enlarged by nearest neighbour, others
+        smoothly.
 
     Raises:
-        InputError: If `image` is not uint8 `[H, W, 3]`, or the side is impossible.
+        InputError: `image` is not uint8 `[H, W, 3]`, or the side is impossible.
     """
     _check(image, ())
     check_short_side(min_short_side_px)
@@ -127,12 +127,12 @@ def fit_for_display(image: Image, min_short_side_px: int = 360) -> Image:
 
 
 class Trail(NamedTuple):
-    """Where one point was lately, and its colour.
+    """Recent positions of one point, and its colour.
 
     Attributes:
-        points_xy: [L, 2] in pixels of the picture, (0, 0) its upper left corner; the newest last. What is not finite is
+        points_xy: [L, 2] in pixels of the picture, (0, 0) its upper left corner; the newest last. Non-finite points are
             not drawn.
-        visible: bool [L]; False where something hides the point.
+        visible: bool [L]; False where the point is occluded.
         hue: On the colour wheel, from 0 (red) by 1/3 (green) and 2/3 (blue) to 1 (red again).
     """
 
@@ -142,17 +142,17 @@ class Trail(NamedTuple):
 
 
 def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
-    """Draws points with the ways they came, which fade into the past. A point that is hidden is hollow, its way faint.
+    """Draw points with fading trails. A hidden point is hollow, its trail faint.
 
     Args:
-        image: `[H, W, 3]` uint8, red green blue. It is not changed.
-        trails: Those of later points lie over those of earlier ones, and points over ways.
+        image: `[H, W, 3]` uint8, RGB. It is not changed.
+        trails: Later trails are drawn over earlier ones, and points over all trails.
 
     Returns:
         A new image of the same size.
 
     Raises:
-        InputError: If `image` is not uint8 `[H, W, 3]`, or a trail's arrays do not fit each other.
+        InputError: `image` is not uint8 `[H, W, 3]`, or a trail's arrays do not fit each other.
     """
     _check(image, ())
     for trail in trails:
@@ -164,8 +164,8 @@ def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
 
     def paint(brush: _Brush) -> None:
         for trail in trails:
-            brush.way(trail)
-        # Hidden points first: they must not cover one that is seen.
+            brush.trail(trail)
+        # Hidden points first: they must not cover visible ones.
         for trail in sorted(trails, key=lambda trail: bool(trail.visible[-1])):
             brush.point(trail.points_xy[-1], rainbow(trail.hue), hollow=not trail.visible[-1])
 
@@ -173,43 +173,43 @@ def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
 
 
 def draw_truth(image: Image, point_xy: npt.NDArray[Any], visible: bool) -> Image:
-    """Draws where a point truly is, as a white cross; a fainter one where it is hidden there.
+    """Draw the true position of a point as a white cross, fainter where it is occluded.
 
     Args:
-        image: `[H, W, 3]` uint8, red green blue. It is not changed.
+        image: `[H, W, 3]` uint8, RGB. It is not changed.
         point_xy: [2] in pixels of the picture.
-        visible: Whether it can be seen there.
+        visible: Whether the point is visible.
 
     Returns:
         A new image of the same size.
 
     Raises:
-        InputError: If `image` is not uint8 `[H, W, 3]`.
+        InputError: `image` is not uint8 `[H, W, 3]`.
     """
     _check(image, ())
     return _painted(image, lambda brush: brush.cross(point_xy, (*_BRIGHT[:3], 255 if visible else 110)))
 
 
 class _Brush:
-    """Draws onto an enlarged layer in pixels of the picture; sizes follow the picture's shorter side."""
+    """Brush for an enlarged layer, in pixels of the picture; sizes follow the picture's shorter side."""
 
     def __init__(self, layer: PIL.Image.Image, short_side_px: int) -> None:
         self._draw = PIL.ImageDraw.Draw(layer)
         self._radius = _SMOOTHING * max(3.5, short_side_px / 90)
         self._line_px = round(_SMOOTHING * max(1.5, short_side_px / 240))
 
-    def way(self, trail: Trail) -> None:
-        """The lines between a trail's points, the oldest first."""
+    def trail(self, trail: Trail) -> None:
+        """Draw the lines between a trail's points, the oldest first."""
         colour, places = rainbow(trail.hue), [_place(point) for point in trail.points_xy]
         for newer in range(1, len(places)):
             start, end = places[newer - 1], places[newer]
             if start is not None and end is not None:
-                seen = trail.visible[newer - 1] and trail.visible[newer]
-                alpha = round(255 * newer / len(places) * (1 if seen else _HIDDEN_SHARE))
+                visible = trail.visible[newer - 1] and trail.visible[newer]
+                alpha = round(255 * newer / len(places) * (1 if visible else _HIDDEN_SHARE))
                 self._draw.line((*start, *end), fill=(*colour, alpha), width=self._line_px)
 
     def point(self, point_xy: npt.NDArray[Any], colour: tuple[int, int, int], *, hollow: bool) -> None:
-        """A disc with a dark rim, or a ring of the same size."""
+        """Draw a disc with a dark rim, or a ring of the same size."""
         place = _place(point_xy)
         if place is None:
             return
@@ -217,10 +217,10 @@ class _Brush:
         self._disc(place, self._radius + rim_px, _RIM)
         self._disc(place, self._radius, (*colour, 255))
         if hollow:
-            self._disc(place, self._radius - self._line_px, _NOTHING)
+            self._disc(place, self._radius - self._line_px, _CLEAR)
 
     def cross(self, point_xy: npt.NDArray[Any], colour: _Colour) -> None:
-        """Two strokes with dark rims that leave the middle free."""
+        """Draw two strokes with dark rims and a free centre."""
         place = _place(point_xy)
         if place is None:
             return
@@ -239,15 +239,15 @@ class _Brush:
 
 
 def _painted(image: Image, paint: Callable[[_Brush], None]) -> Image:
-    """The image with a layer over it, which is painted larger and scaled down."""
+    """Draw a supersampled layer over an image."""
     height_px, width_px = image.shape[:2]
-    layer = PIL.Image.new("RGBA", (width_px * _SMOOTHING, height_px * _SMOOTHING), _NOTHING)
+    layer = PIL.Image.new("RGBA", (width_px * _SMOOTHING, height_px * _SMOOTHING), _CLEAR)
     paint(_Brush(layer, min(height_px, width_px)))
     canvas = PIL.Image.fromarray(image)
-    # Square by square: most of a picture stays as it was, and scaling all of it takes longer than tracking.
-    for top in range(0, height_px, _SQUARE_PX):
-        for left in range(0, width_px, _SQUARE_PX):
-            box = (left, top, min(left + _SQUARE_PX, width_px), min(top + _SQUARE_PX, height_px))
+    # By tiles: most of a picture is unchanged, and scaling all of it takes longer than tracking.
+    for top in range(0, height_px, _TILE_PX):
+        for left in range(0, width_px, _TILE_PX):
+            box = (left, top, min(left + _TILE_PX, width_px), min(top + _TILE_PX, height_px))
             painted = layer.crop((_SMOOTHING * left, _SMOOTHING * top, _SMOOTHING * box[2], _SMOOTHING * box[3]))
             if painted.getbbox() is not None:
                 small = painted.resize((box[2] - left, box[3] - top), PIL.Image.Resampling.BOX)
@@ -256,29 +256,29 @@ def _painted(image: Image, paint: Callable[[_Brush], None]) -> Image:
 
 
 def _place(point_xy: npt.NDArray[Any]) -> tuple[float, float] | None:
-    """Where Pillow, which counts from pixels' centres, draws a point on the enlarged layer."""
+    """Convert a point to Pillow's coordinates, which start at pixel centres, on the enlarged layer."""
     x, y = point_xy * _SMOOTHING - 0.5
     return (float(x), float(y)) if abs(x) < _FARTHEST_PX and abs(y) < _FARTHEST_PX else None
 
 
 def rainbow(hue: float) -> tuple[int, int, int]:
-    """Red, green and blue from 0 to 255 of a hue as `Trail` has it."""
+    """Convert a hue, as in `Trail`, to red, green and blue from 0 to 255."""
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.85, 1.0))
     return red, green, blue
 
 
-def draw_caption(image: Image, words: str) -> Image:
-    """Writes a line into the lower left corner of a frame, on a dark box of its size.
+def draw_caption(image: Image, text: str) -> Image:
+    """Write a line into the lower left corner of a frame, on a dark box of its size.
 
     Args:
-        image: `[H, W, 3]` uint8, red green blue. It is not changed.
-        words: Shortened if need be.
+        image: `[H, W, 3]` uint8, RGB. It is not changed.
+        text: The line, shortened if needed.
 
     Returns:
         A new image of the same size.
 
     Raises:
-        InputError: If `image` is not uint8 `[H, W, 3]`.
+        InputError: `image` is not uint8 `[H, W, 3]`.
     """
     _check(image, ())
     height_px, width_px = image.shape[:2]
@@ -287,26 +287,26 @@ def draw_caption(image: Image, words: str) -> Image:
     canvas = PIL.Image.fromarray(image)
     draw = PIL.ImageDraw.Draw(canvas)
     room_px = width_px - 2 * layout.margin_px - 2 * padding_px
-    words = _shortened(draw, words, font, room_px)
-    left_px, top_px, right_px, bottom_px = draw.textbbox((0, 0), words, font=font)
+    text = _shortened(draw, text, font, room_px)
+    left_px, top_px, right_px, bottom_px = draw.textbbox((0, 0), text, font=font)
     size_px = (int(right_px - left_px) + 2 * padding_px, int(bottom_px - top_px) + 2 * padding_px)
     box = _rounded_box(size_px, _PANEL, padding_px)
     corner = (layout.margin_px, height_px - layout.margin_px - size_px[1])
     canvas.paste(box, corner, box)
-    draw.text((corner[0] + padding_px - left_px, corner[1] + padding_px - top_px), words, font=font, fill=_BRIGHT)
+    draw.text((corner[0] + padding_px - left_px, corner[1] + padding_px - top_px), text, font=font, fill=_BRIGHT)
     return np.array(canvas)
 
 
 def draw_grid(rows: Sequence[Sequence[Image]], titles: Sequence[str], *, row_titles: Sequence[str] = ()) -> Image:
-    """Pictures of one size beside and below each other, with a title over each column, and before each row if wanted.
+    """Draw a grid of pictures of one size, with a title over each column and optionally before each row.
 
     Args:
-        rows: As many images as there are titles in each, uint8 `[H, W, 3]`.
-        titles: What stands over the columns, shortened to their width.
-        row_titles: What stands before the rows, one for each or none at all.
+        rows: One image per title in each row, uint8 `[H, W, 3]`.
+        titles: Column titles, shortened to the columns' width.
+        row_titles: Row titles, one for each row or none.
 
     Raises:
-        InputError: If an image is not uint8 `[H, W, 3]`, or sizes or numbers differ.
+        InputError: An image is not uint8 `[H, W, 3]`, or sizes or numbers differ.
     """
     for image in (image for row in rows for image in row):
         _check(image, ())
@@ -349,7 +349,7 @@ def _check(image: Image, rows: Sequence[tuple[str, float]]) -> None:
 def _panel(
     layout: _Layout, height_px: int, rows: Sequence[tuple[str, float]], title: str, footer: str
 ) -> PIL.Image.Image:
-    """The panel as an image with transparency."""
+    """Draw the panel as an image with transparency."""
     panel = _rounded_box((layout.width_px, height_px), _PANEL, layout.padding_px)
     draw = PIL.ImageDraw.Draw(panel)
     inner_px = layout.width_px - 2 * layout.padding_px
@@ -380,7 +380,7 @@ def _row(panel: PIL.Image.Image, layout: _Layout, top_px: int, label: str, proba
     full_px = right_px - left_px
     track = _rounded_box((full_px, layout.bar_px), _TRACK, layout.bar_px / 2)
     panel.alpha_composite(track, (left_px, bar_top_px))
-    # Even a tiny chance leaves a dot, so that a bar is never mistaken for missing.
+    # Even a tiny probability leaves a dot, so that no bar looks missing.
     filled_px = max(layout.bar_px, round(full_px * probability))
     bar = _rounded_box((filled_px, layout.bar_px), _FIRST_BAR if first else _OTHER_BAR, layout.bar_px / 2)
     panel.alpha_composite(bar, (left_px, bar_top_px))
@@ -393,8 +393,8 @@ def _line(
 
 
 def _shortened(draw: PIL.ImageDraw.ImageDraw, text: str, font: _Font, room_px: float) -> str:
-    """The text on one line, cut to the room there is."""
-    # Pillow's own font has no accented letters and would draw boxes: better "cafe" than "caf▯".
+    """Put text on one line and cut it to the given width."""
+    # Pillow's font has no accented letters and would draw boxes: better "cafe" than "caf▯".
     letters = unicodedata.normalize("NFKD", " ".join(text.split()))
     text = "".join(letter for letter in letters if not unicodedata.combining(letter))
     if draw.textlength(text, font=font) <= room_px:

@@ -1,4 +1,4 @@
-"""Writes frames to a video file, whole or not at all."""
+"""Writing video files, complete or not at all."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class _Recipe(NamedTuple):
     pixel_format: str
     codec_options: dict[str, str]
     container_options: dict[str, str]
-    # Ticks a second of the container's clock. None: chosen by the frame rate.
+    # Ticks per second of the container's clock. None: chosen by the frame rate.
     ticks_per_s: int | None
 
 
 _RECIPES = {
-    # With x264's mbtree the same frames now and then make another file, of one thread too; a data set would not be the
-    # same one twice. faststart puts the index first, so that a browser can play what it has.
+    # x264's mbtree is not deterministic, even with one thread, so a data set could not be reproduced. faststart puts
+    # the index first, so that browsers can play a partial download.
     ".mp4": _Recipe(
         "mp4",
         "libx264",
@@ -43,13 +43,13 @@ _RECIPES = {
     ".webm": _Recipe(
         "webm", "libvpx-vp9", "yuv420p", {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "6"}, {}, 1000
     ),
-    # Lossless: what is read back is what was written, bit for bit.
+    # Lossless.
     ".mkv": _Recipe("matroska", "ffv1", "bgr0", {}, {}, 1000),
 }
 
 SUFFIXES = tuple(_RECIPES)
 
-# MP4: given times are kept to about 0.01 ms. More than the maximum would shorten the longest gap for no gain.
+# MP4: times are precise to about 0.01 ms. A higher maximum would only shorten the longest gap.
 _MIN_TICKS_PER_S = 90_000
 _MAX_TICKS_PER_S = 360_000
 # MP4 stores each frame's duration, and its reordering over up to 3 frames, in 31 bits.
@@ -59,31 +59,30 @@ _SWSCALE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.F
 
 
 class VideoWriter:
-    """Writes RGB frames to `.mp4` (H.264), `.webm` (VP9) or `.mkv` (FFV1, lossless), as a context manager.
+    """Writer of RGB frames to `.mp4` (H.264), `.webm` (VP9) or `.mkv` (FFV1, lossless), as a context manager.
 
-    The file appears under its name when the block ends without an exception. After any exception that leaves the block,
-    `KeyboardInterrupt` included, nothing is left behind and an earlier file of that name stays as it was. To keep what
-    was written until then, catch the exception inside the block:
+    The file appears under its name when the block ends without an exception. If an exception leaves the block,
+    `KeyboardInterrupt` included, the partial file is removed and an earlier file of that name stays. To keep the frames
+    written so far, catch the exception inside the block:
 
         with VideoWriter("out.mp4", fps=25) as writer:
             try:
                 for frame in camera:
                     writer.write(frame)
             except KeyboardInterrupt:
-                pass        # the frames so far become a whole file
+                pass        # the frames so far become a complete file
 
     Frame times are rounded to the ticks of the container: 1 ms in `.webm` and `.mkv`, about 0.01 ms in `.mp4`. A frame
-    that would share the tick of the frame before it moves to the next tick, so no frame is lost; later frames keep
-    their own times. A gap of more than 2**29 ticks (over 20 minutes in `.mp4`) is shortened to that, and all later
-    times move with it.
+    that would share a tick with its predecessor moves to the next tick, so no frame is lost; later frames keep their
+    times. A gap of more than 2**29 ticks (over 20 minutes in `.mp4`) is shortened to that, and all later times shift.
 
     Args:
-        path: Where to write. Its suffix chooses the format.
+        path: The output file; its suffix selects the format.
         fps: Frame rate of frames written without a time.
 
     Raises:
-        VideoError: For an unknown suffix or a folder that does not exist; later, if FFmpeg or the disk refuses.
-        InputError: If `fps` is not above 0.
+        VideoError: Unknown suffix or missing folder; later, an error of FFmpeg or the disk.
+        InputError: `fps` is not above 0.
 
     Example:
         ```python
@@ -103,9 +102,9 @@ class VideoWriter:
                 f"expected a name that ends in {', '.join(_RECIPES)}, got {self.path.suffix or 'no suffix'!r}",
             )
         if not self.path.parent.is_dir():
-            raise VideoError(str(path), f"there is no folder {str(self.path.parent)!r}; make it first")
+            raise VideoError(str(path), f"expected an existing folder, got {str(self.path.parent)!r}; create it first")
         self._recipe = recipe
-        # Beside the target, so that the last step is a rename within one disk.
+        # In the target's folder, so that the final rename stays on one disk.
         self._partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
         self._ticks_per_s = recipe.ticks_per_s or _mp4_ticks_per_s(self.fps)
         self._container: av.container.OutputContainer | None = None
@@ -114,28 +113,28 @@ class VideoWriter:
         self._shape: tuple[int, ...] = ()
         self._frames_written = 0
         self._last_ticks = -1
-        self._last_s = Fraction(0)  # time of the last frame as given, before rounding
-        self._cut_s = Fraction(0)  # by how much gaps were shortened so far
+        self._last_s = Fraction(0)  # time of the last frame before rounding
+        self._cut_s = Fraction(0)  # total shortening of gaps so far
         self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
     def write(self, image: Image, time_s: float | None = None) -> None:
-        """Adds one frame.
+        """Write one frame.
 
         Args:
-            image: `[H, W, 3]` uint8, red green blue, all of one size. Where the codec needs even sides (`.mp4`,
-                `.webm`), an odd one is made even by repeating the last row or column.
-            time_s: When it is shown, in seconds from 0. Equal times, and times that fall by up to one frame step,
-                count as the next tick. None: one frame step after the frame before.
+            image: `[H, W, 3]` uint8, RGB, all of one size. Where the codec needs even sides (`.mp4`, `.webm`), the last
+                row or column is repeated.
+            time_s: Presentation time in seconds, 0 or more. Equal times, and times that fall by up to one frame step,
+                count as the next tick. None: one frame step after the last frame.
 
         Raises:
-            InputError: For another shape, dtype or size, or a time that falls by more than one frame step.
-            VideoError: If it cannot be encoded or written, or the writer is closed.
+            InputError: Wrong shape, dtype or size, or a time that falls by more than one frame step.
+            VideoError: The frame cannot be encoded or written, or the writer is closed.
         """
         if self._closed:
-            raise VideoError(str(self.path), "the video is already closed; write inside the with block")
+            raise VideoError(str(self.path), "expected an open video, got a closed one; write inside the with block")
         self._check_image(image)
         exact_s = self._exact_s(time_s)
         ticks, cut_s = self._ticks(exact_s)
@@ -162,14 +161,14 @@ class VideoWriter:
 
     def _finish(self) -> None:
         if self._container is None or not self._frames_written:
-            raise VideoError(str(self.path), "expected at least one frame, but none was written")
+            raise VideoError(str(self.path), "expected at least one frame, got none")
         self._mux(None)
         self._container.close()
         self._container = None
         self._partial.replace(self.path)
 
     def _discard(self) -> None:
-        """Closes and removes what `_finish` did not see through; what went wrong is already known."""
+        """Close and remove an unfinished file; its error is reported elsewhere."""
         if self._container is not None:
             with suppress(av.FFmpegError, OSError):
                 self._container.close()
@@ -181,17 +180,17 @@ class VideoWriter:
         check_size(str(self.path), image.shape[1], image.shape[0])
         if self._shape and image.shape != self._shape:
             raise InputError(
-                f"image: all frames must have the size of the first, {self._shape[1]} x {self._shape[0]}; "
-                f"frame {self._frames_written} is {image.shape[1]} x {image.shape[0]}"
+                f"image: expected the size of the first frame, {self._shape[1]} x {self._shape[0]}, "
+                f"got {image.shape[1]} x {image.shape[0]} for frame {self._frames_written}"
             )
 
     def _exact_s(self, time_s: float | None) -> Fraction:
-        """The time of the next frame, exact, since many small steps in floats drift."""
+        """Compute the exact time of the next frame: many small steps in floats would drift."""
         if time_s is None:
             return self._last_s + 1 / self.fps if self._frames_written else Fraction(0)
         if not 0 <= time_s < float("inf"):
-            raise InputError(f"time_s: expected seconds from 0 on, got {time_s}")
-        # Clocks of cameras jitter and spliced files overlap by up to a frame; more is an error in the caller's order.
+            raise InputError(f"time_s: expected 0 s or more, got {time_s}")
+        # Camera clocks jitter and spliced files overlap by up to a frame; more is a wrong order of frames.
         if time_s < self._last_s - 1 / self.fps:
             raise InputError(
                 f"time_s: expected times that rise from frame to frame, got {time_s:g} s for frame "
@@ -200,7 +199,7 @@ class VideoWriter:
         return max(Fraction(float(time_s)), self._last_s)
 
     def _ticks(self, exact_s: Fraction) -> tuple[int, Fraction]:
-        """The next frame's tick, after the last one, and by how much all later times are shortened."""
+        """Compute the next frame's tick, after the last one, and the total shortening of gaps."""
         rounded = math.floor((exact_s - self._cut_s) * self._ticks_per_s + Fraction(1, 2))
         ticks = min(max(rounded, self._last_ticks + 1), max(self._last_ticks, 0) + _MAX_GAP_TICKS)
         return ticks, self._cut_s + Fraction(max(rounded - ticks, 0), self._ticks_per_s)
@@ -218,7 +217,7 @@ class VideoWriter:
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, recipe.pixel_format
         stream.codec_context.time_base = Fraction(1, self._ticks_per_s)
         if recipe.pixel_format == "yuv420p":
-            # Said outright, because players guess the colour matrix from the picture size where nothing is said.
+            # Stated, because players otherwise guess the colour matrix from the picture size.
             stream.codec_context.color_range = ColorRange.MPEG
             stream.codec_context.colorspace = Colorspace.ITU709
             stream.codec_context.color_primaries = ColorPrimaries.BT709
@@ -254,11 +253,11 @@ class VideoWriter:
             self._container.mux(packet)
 
     def _failed(self, exc: Exception) -> VideoError:
-        words = getattr(exc, "strerror", None) or str(exc)
-        return VideoError(str(self.path), f"the video could not be written: {words}", frames_read=self._frames_written)
+        error = getattr(exc, "strerror", None) or str(exc)
+        return VideoError(str(self.path), f"the video could not be written: {error}", frames_read=self._frames_written)
 
 
 def _mp4_ticks_per_s(fps: Fraction) -> int:
-    """A whole number of ticks to a frame where that is possible, so that a constant frame rate stays exactly so."""
+    """Choose ticks per second with a whole number per frame if possible, which keeps a constant frame rate exact."""
     ticks_per_s = fps.numerator * -(-_MIN_TICKS_PER_S // fps.numerator)
     return ticks_per_s if ticks_per_s <= _MAX_TICKS_PER_S else _MIN_TICKS_PER_S

@@ -1,4 +1,4 @@
-"""Where every frame of a file is: the order that its time stamps prove, and how to get to one frame by a seek."""
+"""Order of a file's frames, as its time stamps prove it, and exact seeks to a frame."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trecvit.video.container import Container
 
 
 class Order(NamedTuple):
-    """Time stamps of the frames from the first on, in presentation order.
+    """Time stamps of the first N frames, in presentation order.
 
     Attributes:
         pts: `[N]`, strictly rising.
-        key_pts: Those of the frames that the container calls key frames.
-        end_pts: Time stamp at which the last is over, if the file states how long it is shown.
+        key_pts: Those of frames flagged as key frames by the container.
+        end_pts: Time stamp of the end of the last frame, if the file states its duration.
         is_whole: Whether these are all frames of the video.
     """
 
@@ -33,11 +33,11 @@ class Order(NamedTuple):
 
 
 class Landing(NamedTuple):
-    """Where a seek ended.
+    """The result of a seek.
 
     Attributes:
-        pictures: From the wanted one on.
-        keys_hold: Whether decoding could begin at the container's nearest key frame.
+        pictures: The target picture and its successors.
+        keys_hold: Whether decoding could start at the container's nearest key frame.
     """
 
     pictures: Iterator[av.VideoFrame]
@@ -45,15 +45,15 @@ class Landing(NamedTuple):
 
 
 def presentation_order(container: Container, enough: Callable[[npt.NDArray[np.int64]], bool]) -> Order | None:
-    """Learns from the packets, without decoding any, where every frame is.
+    """Read the order of the frames from the packets, without decoding.
 
     Args:
-        container: Untouched; it is at an unknown place afterwards.
-        enough: Given the time stamps of the frames so far, says whether no more are needed.
+        container: Untouched; its position afterwards is undefined.
+        enough: Decides on the time stamps so far whether to stop.
 
     Returns:
-        None where the file does not prove it: no time stamps, doubled ones, an unreadable place, or a container or
-        codec in which packets are not frames.
+        None where the file does not prove the order: missing or duplicate time stamps, an unreadable part, or a
+        container or codec whose packets are not frames.
     """
     if not (container.has_order and container.timed):
         return None
@@ -64,14 +64,14 @@ def presentation_order(container: Container, enough: Callable[[npt.NDArray[np.in
         if last_dts is not None and packet.dts <= last_dts:
             return None
         last_dts = packet.dts
-        # An edit list has packets decoded that are not shown.
+        # Edit lists contain packets that are decoded but not shown.
         if packet.is_discard:
             continue
         pts.append(packet.pts)
         end_pts = max(end_pts, packet.pts + (packet.duration or 0))
         if packet.is_keyframe:
             keys.append(packet.pts)
-        # Whatever follows is shown after its decoding time, so up to that time the order is final.
+        # Later packets are shown after their decoding time, so the order is final up to this time.
         if len(pts) % 256 == 0:
             stamps = np.array(pts, dtype=np.int64)
             if enough(np.sort(stamps[stamps <= packet.dts])):
@@ -84,15 +84,14 @@ def presentation_order(container: Container, enough: Callable[[npt.NDArray[np.in
 
 
 def land(container: Container, order: Order, pts: int) -> Landing | None:
-    """Seeks to exactly one picture, and decodes from as far back as a right picture needs.
+    """Seek to exactly one picture, decoding from a true key frame.
 
-    Containers call frames key frames that are none: MPEG-4 with every frame so flagged, H.264 that refreshes a part of
-    the picture at a time. What a decoder makes of these is wrong without a word. So a landing counts only if an intra
-    coded picture that the decoder too calls a key frame lies on the way; else it goes further back, at most to the
-    start of the video.
+    Containers flag false key frames: MPEG-4 with a flag on every frame, H.264 with intra refresh. Decoders start there
+    with wrong pictures and without an error. So a seek counts only if it passes an intra-coded picture that the decoder
+    flags as a key frame too; else it starts further back, at most at the start of the video.
 
     Returns:
-        None if the picture cannot be reached so: then the video is to be read from its start.
+        None if the picture cannot be reached: then the video must be read from its start.
     """
     keys = order.key_pts[: np.searchsorted(order.key_pts, pts, side="right")]
     back, seek_to = 1, pts
@@ -110,7 +109,7 @@ def land(container: Container, order: Order, pts: int) -> Landing | None:
             is_key = bool(picture.key_frame) and picture.pict_type == PictureType.I
             first_is_key, is_first = (is_key, False) if is_first else (first_is_key, False)
             has_key |= is_key
-            # Packets that could not be decoded on the way may be damaged, or may lack what they refer to.
+            # Undecodable packets on the way may be damaged, or may lack their reference frames.
             if picture.pts == pts and has_key and not container.is_damaged:
                 return Landing(chain([picture], pictures), first_is_key and seek_to == pts)
         if back >= len(keys):

@@ -9,16 +9,16 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-# A step of the time stamps that is longer than both is a pause or a splice, not a frame.
+# A step longer than both is a pause or a splice, not a frame.
 _PAUSE_S, _PAUSE_STEPS = 5, 20
-# More frames per second than any camera makes: the ticks of a clock.
+# A higher rate is not a camera's but a clock's.
 _MAX_FPS = 1000
-# By which factor a stated and a measured rate may differ.
+# Largest factor between a stated and a measured rate.
 _TOLERANCE = Fraction(5, 4)
 
 
 def measured_rate(stamps: Sequence[int] | npt.NDArray[np.int64], time_base: Fraction) -> Fraction | None:
-    """Mean frames per second over all steps from one time stamp to the next that are no pauses.
+    """Measure the mean frames per second over all steps between time stamps except pauses.
 
     Args:
         stamps: In ticks, in any order; equal ones count once.
@@ -32,8 +32,8 @@ def measured_rate(stamps: Sequence[int] | npt.NDArray[np.int64], time_base: Frac
         return None
     # Rounded up to whole ticks, as time stamps are.
     pause = math.ceil(max(_PAUSE_S / float(time_base), _PAUSE_STEPS * float(np.median(steps))))
-    kept = steps[steps <= pause]
-    return Fraction(len(kept), int(kept.sum())) / time_base
+    frame_steps = steps[steps <= pause]
+    return Fraction(len(frame_steps), int(frame_steps.sum())) / time_base
 
 
 def believable_rate(
@@ -41,18 +41,18 @@ def believable_rate(
     stamps: Sequence[int] | npt.NDArray[np.int64],
     time_base: Fraction,
 ) -> Fraction | None:
-    """The stated frame rate where time stamps confirm it, else the measured one.
+    """Return the stated frame rate where time stamps confirm it, else the measured one.
 
-    Containers state rates that are missing (WebM of browsers), that of a clock (60,000 in raw DV) or of fields (50 for
-    25). A stated rate that is confirmed is the better one: time stamps in milliseconds do not give 30000/1001.
+    Stated rates may be missing (WebM of browsers), a clock's (60,000 in raw DV) or the field rate (50 for 25). A
+    confirmed stated rate is better than a measured one: time stamps in milliseconds do not give 30000/1001.
 
     Args:
-        stated: What the container states, or None.
+        stated: The rate stated by the container, or None.
         stamps: As for `measured_rate`.
-        time_base: Likewise.
+        time_base: As for `measured_rate`.
 
     Returns:
-        The rate; what is stated if there are no time stamps to measure; None if there is neither.
+        The rate; the stated one without time stamps; None without either.
     """
     measured = measured_rate(stamps, time_base)
     if measured is not None and measured > _MAX_FPS:

@@ -1,7 +1,7 @@
-"""Which frames make a clip, and which part of the picture: integer arithmetic, no pixels.
+"""Frame indices of clips and corners of crops.
 
-`num_video_frames` is how many frames the video has, `num_frames` how many a clip takes, `stride` the step between
-them. A video shorter than the clip is drawn out by its last frame: indices past the end are clamped to it.
+`num_video_frames` is the length of the video, `num_frames` that of a clip, `stride` the step between its frames.
+Indices past the end are clamped, so a video shorter than the clip repeats its last frame.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Indices = npt.NDArray[np.int64]
 
 
 def clip_indices(num_video_frames: int, num_frames: int, stride: int = 1, start: int = 0) -> Indices:
-    """Frames of the clip that begins at frame `start`: `[num_frames]`, rising.
+    """List the frames of the clip that begins at frame `start`: `[num_frames]`, rising.
 
     Raises:
-        InputError: If a count is below 1, or `start` is not a frame of the video.
+        InputError: A count is below 1, or `start` is not a frame of the video.
     """
     _check_counts(num_video_frames=num_video_frames, num_frames=num_frames, stride=stride)
     if not 0 <= start < num_video_frames:
@@ -27,33 +27,21 @@ def clip_indices(num_video_frames: int, num_frames: int, stride: int = 1, start:
 
 
 def centre_clip(num_video_frames: int, num_frames: int, stride: int = 1) -> Indices:
-    """Frames of the clip in the middle of the video: `[num_frames]`, rising.
+    """List the frames of the clip in the middle of the video: `[num_frames]`, rising.
 
     Raises:
-        InputError: If a count is below 1.
+        InputError: A count is below 1.
     """
     return clip_indices(num_video_frames, num_frames, stride, _room(num_video_frames, num_frames, stride) // 2)
 
 
-def uniform_segments(num_video_frames: int, num_frames: int) -> Indices:
-    """One frame from the middle of each of `num_frames` equal parts of the video: `[num_frames]`, rising.
-
-    A video with fewer frames than parts gives some of them more than once.
-
-    Raises:
-        InputError: If a count is below 1.
-    """
-    _check_counts(num_video_frames=num_video_frames, num_frames=num_frames)
-    return (2 * np.arange(num_frames, dtype=np.int64) + 1) * num_video_frames // (2 * num_frames)
-
-
 def evaluation_clips(num_video_frames: int, num_frames: int, stride: int = 1, num_clips: int = 4) -> Indices:
-    """Frames of `num_clips` clips spread evenly over the video: `[num_clips, num_frames]`, rising in both directions.
+    """List the frames of clips spread evenly over the video: `[num_clips, num_frames]`, rising along both axes.
 
-    The first clip begins with the video and the last ends with it; a single one is in the middle.
+    The first clip begins with the video and the last ends with it; a single clip is in the middle.
 
     Raises:
-        InputError: If a count is below 1.
+        InputError: A count is below 1.
     """
     _check_counts(num_clips=num_clips)
     if num_clips == 1:
@@ -66,20 +54,22 @@ def evaluation_clips(num_video_frames: int, num_frames: int, stride: int = 1, nu
 
 
 def spatial_crops(height_px: int, width_px: int, crop_px: int, num_crops: int) -> list[tuple[int, int]]:
-    """Corners `(top, left)` of square crops along the longer side, centred on the shorter.
+    """List the corners `(top, left)` of square crops along the longer side, centred on the shorter.
 
     Args:
         height_px: Height of the picture.
         width_px: Width of the picture.
         crop_px: Side of the crops, at most the shorter side.
-        num_crops: 1 for the centre; 3 for both ends and the centre, from top or left on.
+        num_crops: 1 for the centre; 3 for one end, the centre and the other end.
 
     Raises:
-        InputError: If the crop does not fit, or `num_crops` is neither 1 nor 3.
+        InputError: The crop does not fit, or `num_crops` is neither 1 nor 3.
     """
     _check_counts(crop_px=crop_px)
     if crop_px > min(height_px, width_px):
-        raise InputError(f"crop_px: a crop of {crop_px} pixels does not fit into a picture of {width_px} x {height_px}")
+        raise InputError(
+            f"crop_px: expected at most the shorter side of {width_px} x {height_px} pixels, got {crop_px}"
+        )
     if num_crops not in (1, 3):
         raise InputError(f"num_crops: expected 1 or 3, got {num_crops}")
     top, left = height_px - crop_px, width_px - crop_px
@@ -91,7 +81,7 @@ def spatial_crops(height_px: int, width_px: int, crop_px: int, num_crops: int) -
 
 
 def _room(num_video_frames: int, num_frames: int, stride: int) -> int:
-    """How many frames a clip can be moved by within the video."""
+    """Return the number of frames by which a clip can be shifted within the video."""
     _check_counts(num_video_frames=num_video_frames, num_frames=num_frames, stride=stride)
     return max(0, num_video_frames - ((num_frames - 1) * stride + 1))
 

@@ -1,6 +1,6 @@
-"""Sources whose frames can be had one by one: a folder of images, an array, a `.npy` file, an animated picture.
+"""Sources of still images: folders of images, arrays, `.npy` files, and animated pictures.
 
-All but the last state no times, so frame `i` is at `i / fps` seconds.
+Only animated pictures have times; in the others frame `i` is at `i / fps` seconds.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from trecvit.video.frames import VIDEO_SUFFIXES, Frame, Image, VideoInfo, check_
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ANIMATED_SUFFIXES = (".gif", ".webp", ".apng")
 _ONLY_VIDEO_SUFFIXES = frozenset(VIDEO_SUFFIXES) - {*IMAGE_SUFFIXES, *ANIMATED_SUFFIXES}
-# Browsers show frames that state less than 20 ms for 100 ms, and people make animations so that they look right there.
+# Browsers show frames of less than 20 ms for 100 ms, and animations are made to look right there.
 _SHORTEST_MS, _INSTEAD_MS = 20, 100
 
-# 16-bit and float pictures have no agreed way to become 8 bits, so they are refused and not squeezed.
+# 16-bit and float pictures have no standard conversion to 8 bits, so they are refused.
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
 
 
 class Stills(ABC):
-    """Frames that can be asked for by index.
+    """Frames with random access.
 
     Attributes:
         source: Name for messages.
-        fps: The frame rate to assume.
-        codec: "images" or "array".
+        fps: The assumed frame rate.
+        codec: "images", "animation" or "array".
     """
 
     codec: str
@@ -53,10 +53,10 @@ class Stills(ABC):
 
     @abstractmethod
     def load(self, index: int) -> Image:
-        """Frame `index`, `[H, W, 3]` uint8, a copy of its own."""
+        """Read frame `index`, `[H, W, 3]` uint8, as a copy."""
 
     def info(self) -> VideoInfo:
-        """What `probe` says of this source."""
+        """Return the metadata of this source."""
         height_px, width_px, _ = self.load(0).shape
         return VideoInfo(
             source=self.source,
@@ -70,31 +70,31 @@ class Stills(ABC):
         )
 
     def time_s(self, index: int) -> float:
-        """Seconds from the first frame to frame `index`."""
+        """Return the time of frame `index` in seconds."""
         return float(index / self.fps)
 
     def index_at(self, start_s: float) -> int:
-        """The first frame that is not before `start_s`; `len(self)` if none is."""
+        """Return the first frame at or after `start_s`; `len(self)` if there is none."""
         if start_s > self.time_s(len(self)):
             return len(self)
         index = max(0, int(start_s * self.fps) - 1)
-        # Compared as floats, as a caller does who hands back a time_s: exact fractions would miss by a rounding.
+        # Compared as floats, since callers pass back a time_s: exact fractions could miss by a rounding error.
         while self.time_s(index) < start_s:
             index += 1
         return index
 
     def frames(self, start_frame: int, short_side_px: int | None) -> Generator[Frame, None, None]:
-        """All frames from `start_frame` on."""
+        """Yield the frames from `start_frame`."""
         for index in range(start_frame, len(self)):
             yield Frame(_resized(self.source, self.load(index), short_side_px), self.time_s(index), index)
 
     def pick(self, indices: Sequence[int], short_side_px: int | None) -> dict[int, Frame]:
-        """The frames with these indices, which rise and are in the source."""
+        """Read the frames with these indices, which are rising and valid."""
         return {index: next(self.frames(index, short_side_px)) for index in indices}
 
 
 class Array(Stills):
-    """Frames held in an array, which may be a memory map."""
+    """Frames in an array, which may be a memory map."""
 
     codec = "array"
 
@@ -106,12 +106,12 @@ class Array(Stills):
         return len(self._pixels)
 
     def load(self, index: int) -> Image:
-        """Frame `index`, copied."""
+        """Copy frame `index`."""
         return np.array(self._pixels[index])
 
 
 class Folder(Stills):
-    """The images of a folder in natural order: `2.png` before `10.png`. All must have one size."""
+    """The images of a folder in natural order, `2.png` before `10.png`, all of one size."""
 
     codec = "images"
 
@@ -124,12 +124,12 @@ class Folder(Stills):
         return len(self._paths)
 
     def load(self, index: int) -> Image:
-        """The image at place `index`, if it has the size of the first."""
+        """Read image `index`, which must have the size of the first."""
         image = _read_image(self._paths[index])
         if image.shape != self._shape:
             raise VideoError(
                 self.source,
-                f"all images of a folder must have one size: {self._paths[0].name} is {self._shape[1]} x "
+                f"expected images of one size: {self._paths[0].name} is {self._shape[1]} x "
                 f"{self._shape[0]}, but {self._paths[index].name} is {image.shape[1]} x {image.shape[0]}",
                 frames_read=index,
                 time_s=self.time_s(index),
@@ -138,18 +138,18 @@ class Folder(Stills):
 
 
 class Animation(Stills):
-    """The frames of an animated picture, each at the time that it states. Decoding goes forward only."""
+    """The frames of an animated picture with their stated times, decoded forwards."""
 
     codec = "animation"
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Times in ms at which frames begin, and at which the last ends.
+        # Start of each frame, and end of the last, in ms.
         self._times_ms = [0]
         with _opened_picture(path) as picture:
             check_size(str(path), *picture.size)
             for frame in PIL.ImageSequence.Iterator(picture):
-                frame.load()  # some formats know a frame's time only then
+                frame.load()  # some formats set a frame's duration only then
                 stated_ms = round(frame.info.get("duration", 0))
                 self._times_ms.append(self._times_ms[-1] + (stated_ms if stated_ms >= _SHORTEST_MS else _INSTEAD_MS))
         super().__init__(str(path), Fraction(1000 * len(self), self._times_ms[-1]))
@@ -158,19 +158,19 @@ class Animation(Stills):
         return len(self._times_ms) - 1
 
     def load(self, index: int) -> Image:
-        """Frame `index`; all before it are decoded."""
+        """Read frame `index`, decoding all before it."""
         return next(self.frames(index, None)).image
 
     def time_s(self, index: int) -> float:
-        """As the picture states it."""
+        """Return the stated time of frame `index` in seconds."""
         return self._times_ms[index] / 1000
 
     def index_at(self, start_s: float) -> int:
-        """As `Stills.index_at`."""
+        """See `Stills.index_at`."""
         return bisect_left(range(len(self)), start_s, key=self.time_s)
 
     def frames(self, start_frame: int, short_side_px: int | None) -> Generator[Frame, None, None]:
-        """All frames from `start_frame` on."""
+        """Yield the frames from `start_frame`."""
         with _opened_picture(self._path) as picture:
             for index, frame in enumerate(PIL.ImageSequence.Iterator(picture)):
                 if index >= start_frame:
@@ -178,22 +178,22 @@ class Animation(Stills):
                     yield Frame(_resized(self.source, image, short_side_px), self.time_s(index), index)
 
     def pick(self, indices: Sequence[int], short_side_px: int | None) -> dict[int, Frame]:
-        """As `Stills.pick`, in one pass."""
-        wanted = set(indices)
-        found = {}
+        """See `Stills.pick`; one pass."""
+        requested = set(indices)
+        by_index = {}
         for frame in self.frames(indices[0], short_side_px):
-            if frame.index in wanted:
-                found[frame.index] = frame
+            if frame.index in requested:
+                by_index[frame.index] = frame
             if frame.index == indices[-1]:
                 break
-        return found
+        return by_index
 
 
 def open_animation(path: Path) -> Animation | None:
-    """An animated picture, or one that could be; None if the file is none, whatever its name.
+    """Open an animated picture; None if the file is not a picture, whatever its name.
 
     Raises:
-        VideoError: If it is damaged.
+        VideoError: It is damaged.
     """
     try:
         PIL.Image.open(path).close()
@@ -207,55 +207,52 @@ def _opened_picture(path: Path) -> Iterator[PIL.Image.Image]:
     try:
         with PIL.Image.open(path) as picture:
             yield picture
-    # Pillow's readers let their parsing errors through as they are.
+    # Pillow's readers let parsing errors through.
     except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as exc:
-        raise VideoError(str(path), f"the animation could not be read: {exc}") from exc
+        raise VideoError(str(path), f"expected a readable animation: {exc}") from exc
 
 
 def open_array(pixels: np.ndarray, fps: Fraction) -> Array:
-    """Frames of an array in memory.
+    """Open an array in memory as frames.
 
     Raises:
-        InputError: If it is not uint8 `[T, H, W, 3]` with at least one frame.
+        InputError: It is not uint8 `[T, H, W, 3]` with at least one frame.
     """
-    wrong = _what_is_wrong(pixels)
-    if wrong:
-        raise InputError(wrong)
+    if problem := _array_problem(pixels):
+        raise InputError(problem)
     return Array("array", pixels, fps)
 
 
 def open_npy(path: Path, fps: Fraction) -> Array:
-    """Frames of a `.npy` file, read from the disk as they are asked for.
+    """Open a `.npy` file as frames, read from disk on demand.
 
     Raises:
-        VideoError: If the file is damaged or does not hold uint8 `[T, H, W, 3]`.
+        VideoError: The file is damaged or does not hold uint8 `[T, H, W, 3]`.
     """
     try:
         # Never a pickle: open_memmap refuses arrays of objects.
         pixels = np.lib.format.open_memmap(path, mode="r")
-    except Exception as exc:  # NumPy parses the header as Python text; a damaged one fails in a dozen ways
+    except Exception as exc:  # NumPy parses the header as Python text, with many types of errors
         raise VideoError(str(path), f"expected a .npy file with uint8 [T, H, W, 3]: {exc}") from exc
-    wrong = _what_is_wrong(pixels)
-    if wrong:
-        raise VideoError(str(path), wrong)
+    if problem := _array_problem(pixels):
+        raise VideoError(str(path), problem)
     return Array(str(path), pixels, fps)
 
 
-def _what_is_wrong(pixels: np.ndarray) -> str:
+def _array_problem(pixels: np.ndarray) -> str:
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.size == 0:
         return (
-            "frames in an array must be uint8 [T, H, W, 3], red green blue, 0 to 255, with at least one frame; "
-            f"got {pixels.dtype} {list(pixels.shape)}"
+            f"expected an array of RGB frames, uint8 [T, H, W, 3] with T >= 1, got {pixels.dtype} {list(pixels.shape)}"
         )
     return ""
 
 
 def _image_paths(folder: Path) -> Sequence[Path]:
     try:
-        # Names that start with a dot are what systems leave beside the real images.
+        # Names that start with a dot are system files.
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as exc:
-        raise VideoError(str(folder), f"the folder could not be listed: {exc.strerror}") from exc
+        raise VideoError(str(folder), f"expected a readable folder: {exc.strerror}") from exc
     inside = [entry for entry in entries if entry.is_dir()]
     videos = [
         path for path in chain(entries, *map(Path.iterdir, inside)) if path.suffix.lower() in _ONLY_VIDEO_SUFFIXES
@@ -264,20 +261,20 @@ def _image_paths(folder: Path) -> Sequence[Path]:
         raise VideoError(
             str(folder),
             f"expected a video or a folder of its frames, got a folder of videos, {videos[0].name!r} among them; "
-            "name one of them",
+            "choose one of them",
         )
     paths = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
         raise VideoError(
             str(folder),
             f"expected a folder of images ({' '.join(IMAGE_SUFFIXES)}), found none among its {len(entries)} entries; "
-            "name a video file inside it, or a folder that holds the frames themselves",
+            "give a video file inside it, or the folder of the frames",
         )
     return sorted(paths, key=_natural_key)
 
 
 def _natural_key(path: Path) -> tuple[list[tuple[str, int]], str]:
-    # Pairs of (text, number) compare text with text and number with number; the name itself settles 1.png and 01.png.
+    # Pairs of (text, number) compare like with like; the name decides between 1.png and 01.png.
     parts = re.findall(r"(\D*)(\d*)", path.name)
     return [(text.lower(), int(digits or -1)) for text, digits in parts], path.name
 
@@ -287,12 +284,12 @@ def _read_image(path: Path) -> Image:
         with PIL.Image.open(path) as picture:
             check_size(str(path), *picture.size)
             if picture.mode not in _EIGHT_BIT_MODES:
-                raise VideoError(str(path), f"expected 8 bits a colour, got an image of mode {picture.mode!r}")
-            # A camera held upright says so in EXIF and stores the picture on its side.
+                raise VideoError(str(path), f"expected 8 bits per colour, got an image of mode {picture.mode!r}")
+            # Cameras store portrait pictures sideways, with the orientation in EXIF.
             return np.array(PIL.ImageOps.exif_transpose(picture).convert("RGB"))
-    # Pillow's readers let their parsing errors through as they are.
+    # Pillow's readers let parsing errors through.
     except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as exc:
-        raise VideoError(str(path), f"the image could not be read: {exc}") from exc
+        raise VideoError(str(path), f"expected a readable image: {exc}") from exc
 
 
 def _resized(source: str, image: Image, short_side_px: int | None) -> Image:

@@ -19,7 +19,7 @@ MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
 
 _LAYER_SCALE = re.compile(r"(?:blocks\.(\d+)\.ls([12])\.gamma|encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1)")
-# What transformers calls the parts of a block that timm has as well.
+# Parts of a block: timm's name -> transformers'.
 _OF_TRANSFORMERS = {
     "norm1": "norm1",
     "norm2": "norm2",
@@ -30,14 +30,14 @@ _OF_TRANSFORMERS = {
 
 
 def is_dinov2(arrays: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds a DINOv2 model: only these ViTs have layer scales."""
+    """Recognise a DINOv2 model: of the ViTs read here only these have layer scales."""
     return any(_LAYER_SCALE.search(name) for name in arrays)
 
 
 def as_plain_vit(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same network as a ViT without layer scales, in timm's names.
+    """Convert to the same network without layer scales, in timm's names.
 
-    LayerScale multiplies the output of attention and MLP channel by channel, which their last linear layers can do.
+    LayerScale multiplies the outputs of attention and MLP channel by channel; their last linear layers absorb it.
 
     Args:
         arrays: In timm's names, also with `pos_embed_patch` [1, P, D] and the sum of class token and its position,
@@ -89,10 +89,10 @@ def _in_timms_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def resized_patches(kernel: Float[Tensor, "D 3 p p"], side: int) -> Float[Tensor, "D 3 q q"]:
-    """A patch embedding for patches of another size, such that resized patches give the same tokens.
+    """Resize a patch embedding such that resized patches give the same tokens.
 
     With B the matrix of the bilinear resize from p x p to q x q pixels, the kernel becomes (B^T)^+ kernel: for q >= p
-    the tokens are exactly the same, for q < p the nearest (FlexiViT, arXiv:2212.08013, "PI-resize").
+    the tokens are the same, for q < p the least-squares solution (FlexiViT, arXiv:2212.08013, "PI-resize").
 
     Args:
         kernel: Of the patch embedding.
@@ -106,7 +106,7 @@ def resized_patches(kernel: Float[Tensor, "D 3 p p"], side: int) -> Float[Tensor
 
 @cache
 def _resize_matrix(before: int, after: int) -> Float[Tensor, "qq pp"]:
-    """B: flattened pictures of `after` x `after` pixels from those of `before` x `before`."""
+    """Return B, which maps flattened pictures of `before` x `before` pixels to `after` x `after`."""
     units = torch.eye(before * before, dtype=torch.float64).view(-1, 1, before, before)
     resized = F.interpolate(units, size=(after, after), mode="bilinear", antialias=True)
     return resized.flatten(1).T

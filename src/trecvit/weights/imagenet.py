@@ -1,9 +1,8 @@
-"""First weights from an image model: the spatial half of TRecViT is a ViT, and many ViTs are published.
+"""Initialisation from a published ViT: the spatial half of TRecViT is a ViT.
 
-The paper begins its supervised training with ImageNet-21k weights (paper, section 3 and Tables 3 and 4). Which file it
-used is not said; three forms of file are understood here: `.npz` of google-research/vision_transformer (AugReg among
-them), and safetensors of timm and of Hugging Face transformers. The temporal half has no counterpart in an image model
-and stays as initialised.
+The paper starts supervised training from ImageNet-21k weights (paper, section 3 and Tables 3 and 4) without naming the
+file. Three formats are read: `.npz` of google-research/vision_transformer (such as AugReg), and safetensors of timm and
+of Hugging Face transformers. The temporal half has no counterpart in an image model and keeps its initial weights.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from trecvit.errors import CheckpointError
 from trecvit.model.trecvit import VideoModel
 from trecvit.weights.dinov2 import DEVIATION, MEAN, as_plain_vit, is_dinov2, resized_patches
 
-# Parts of a block, ours -> each dialect's.
+# Parts of a block: our name -> the name in each format (vision_transformer, timm, transformers).
 _NORMS_AND_MLP = {
     "attention_norm": ("LayerNorm_0", "norm1", "layernorm_before"),
     "mlp_norm": ("LayerNorm_2", "norm2", "layernorm_after"),
@@ -37,23 +36,23 @@ _NORMS_AND_MLP = {
 
 @dataclass(frozen=True)
 class Initialised:
-    """What became of an image model's weights.
+    """Report of an initialisation from an image model.
 
     Attributes:
         source: The file.
-        taken: Names of our tensors that now hold its values.
-        fresh: Names of our tensors that stay as initialised: all that knows time, and the head.
-        unused: Names in the file that have no place here, such as its own head.
+        loaded: Names of our tensors that were set from it.
+        initial: Names of our tensors that keep their initial values: the temporal half and the head.
+        unused: Names in the file without a counterpart here, such as its head.
     """
 
     source: str
-    taken: tuple[str, ...]
-    fresh: tuple[str, ...]
+    loaded: tuple[str, ...]
+    initial: tuple[str, ...]
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
         return (
-            f"{self.source}: {len(self.taken)} tensors taken, {len(self.fresh)} left fresh, "
+            f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.initial)} randomly initialised, "
             f"{len(self.unused)} of the file unused ({', '.join(self.unused) or 'none'})"
         )
 
@@ -66,72 +65,70 @@ def initialise_from_vit(
     mean: float | Sequence[float] | None = None,
     deviation: float | Sequence[float] | None = None,
 ) -> Initialised:
-    """Sets the spatial half of a model to a published ViT.
+    """Set the spatial half of a model to a published ViT.
 
-    Frame by frame, the spatial blocks then compute what the ViT does. Two things are adapted to that end: the ViT saw
-    pixels as `(x - mean) / deviation` and this model sees x in [0, 1], so scale and shift go into the patch embedding;
-    and the ViT's class token has a position of its own, which goes into the token. Positions are resized if the grids
-    differ (bicubic). With temporal patches the embedding looks at the middle frame only, as ViViT begins. A model with
-    `gelu="tanh"`, as in the original code, differs a little from timm's and transformers' exact GELU.
+    The spatial blocks then compute the same as the ViT on each frame. The ViT's input is `(x - mean) / deviation` and
+    ours is x in [0, 1], so the patch embedding absorbs scale and shift. The position of the ViT's class token is added
+    to the token. Positions are resized (bicubic) if the grids differ. With temporal patches the embedding starts from
+    the middle frame alone, as in ViViT. A model with `gelu="tanh"`, as in the official code, differs a little from
+    timm's and transformers' exact GELU, which is `gelu="erf"`.
 
     Models of the DINOv2 family are recognised by their layer scales, see `trecvit.weights.dinov2`: these are folded in,
-    and patches of 14 pixels are resized to the model's. Their normalisation is ImageNet's.
+    and patches of 14 pixels are resized to the model's.
 
     Args:
-        model: With the ViT's width, depth, heads, MLP and (except DINOv2) patch size.
+        model: A model with the ViT's width, depth, heads, MLP and (except for DINOv2) patch size.
         path: `.npz` or `.safetensors`.
-        mean: Of the ViT's input normalisation, pixels in [0, 1], for all colours or one for each; by default 0.5, and
-            ImageNet's for DINOv2.
-        deviation: Likewise.
+        mean: Mean of the ViT's input normalisation, for pixels in [0, 1]: one for all colours or one for each. Default:
+            0.5, and ImageNet's for DINOv2.
+        deviation: Standard deviation of that normalisation.
 
     Raises:
-        CheckpointError: When the file is no such ViT, or one of another size; nothing has been changed then.
+        CheckpointError: The file is not such a ViT, or has another size; the model is unchanged then.
     """
     path = Path(path)
     if model.tokenizer.config.temporal_mixer == "flat_lru":
-        raise CheckpointError(f"{path}: a ViT's blocks have no place in a model of temporal_mixer='flat_lru'")
+        raise CheckpointError(f"{path}: expected a model with spatial blocks, got temporal_mixer='flat_lru'")
     arrays = _read(path)
     from_dinov2 = is_dinov2(arrays)
     if from_dinov2:
         arrays = as_plain_vit(arrays)
-        kernel = arrays.get("patch_embed.proj.weight")
-        if kernel is not None:
+        if (kernel := arrays.get("patch_embed.proj.weight")) is not None:
             arrays["patch_embed.proj.weight"] = resized_patches(kernel, model.tokenizer.config.patch_size)
     mean = (MEAN if from_dinov2 else 0.5) if mean is None else mean
     deviation = (DEVIATION if from_dinov2 else 0.5) if deviation is None else deviation
-    found, used = _in_our_names(arrays, path)
+    weights, used = _to_our_names(arrays, path)
     own = model.state_dict()
-    found["tokenizer.embedding.weight"] = _embedding(
-        found["tokenizer.embedding.weight"], found, model, torch.tensor(mean), torch.tensor(deviation), path
+    weights["tokenizer.embedding.weight"] = _embedding(
+        weights["tokenizer.embedding.weight"], weights, model, torch.tensor(mean), torch.tensor(deviation), path
     )
-    strange = sorted(name for name in set(arrays) - used if re.search(r"(block|layer)[s_.]*\d", name))
-    if strange:
-        raise CheckpointError(f"{path}: its blocks hold what a plain ViT's do not, such as {strange[0]}")
-    positions = found.pop("positions")
-    cls = found.pop("cls", None)
+    unexpected = sorted(name for name in set(arrays) - used if re.search(r"(block|layer)[s_.]*\d", name))
+    if unexpected:
+        raise CheckpointError(f"{path}: expected the blocks of a plain ViT, got also {unexpected[0]}")
+    positions = weights.pop("positions")
+    cls = weights.pop("cls", None)
     if cls is not None:
         cls = cls + positions[0]
         positions = positions[1:]
         if "tokenizer.cls" in own:
-            found["tokenizer.cls"] = cls
+            weights["tokenizer.cls"] = cls
     if "tokenizer.positions" in own:
         # DINOv2's own code resizes without antialiasing.
-        found["tokenizer.positions"] = _resized(positions, model, path, antialias=not from_dinov2)
-    depth = 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
-    wrong = (
-        [f"depth: {depth} there, {model.tokenizer.config.depth} here"] if depth != model.tokenizer.config.depth else []
-    )
-    wrong += [
-        f"{name}: {list(tensor.shape)} there, {list(own[name].shape)} here"
-        for name, tensor in found.items()
+        weights["tokenizer.positions"] = _resized(positions, model, path, antialias=not from_dinov2)
+    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
+    expected_depth = model.tokenizer.config.depth
+    mismatches = [f"depth: expected {expected_depth}, got {depth}"] if depth != expected_depth else []
+    mismatches += [
+        f"{name}: expected {list(own[name].shape)}, got {list(tensor.shape)}"
+        for name, tensor in weights.items()
         if name in own and tensor.shape != own[name].shape
     ]
-    if wrong:
-        raise CheckpointError(f"{path}: a ViT of another size than this model: {'; '.join(wrong[:5])}")
-    for name, tensor in found.items():
+    if mismatches:
+        raise CheckpointError(f"{path}: not the size of this model: {'; '.join(mismatches[:5])}")
+    for name, tensor in weights.items():
         own[name].copy_(tensor)
-    fresh = tuple(name for name in own if name not in found)
-    return Initialised(str(path), tuple(found), fresh, tuple(sorted(set(arrays) - used)))
+    initial = tuple(name for name in own if name not in weights)
+    return Initialised(str(path), tuple(weights), initial, tuple(sorted(set(arrays) - used)))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -144,10 +141,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected a ViT as .npz or .safetensors: {exc}") from exc
 
 
-def _in_our_names(arrays: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], set[str]]:
-    """The ViT's tensors under our names, and which names of the file they came from.
+def _to_our_names(arrays: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], set[str]]:
+    """Rename the ViT's tensors; return them and the names of the file that were used.
 
-    The embedding's weight is still [D, 3, p, p]; "positions" [1 + P, D] and "cls" [D] are as in the file.
+    The embedding's weight stays [D, 3, p, p]; "positions" [1 + P, D] and "cls" [D] are as in the file.
     """
     names = set(arrays)
     if "Transformer/posembed_input/pos_embedding" in names:
@@ -160,13 +157,13 @@ def _in_our_names(arrays: Mapping[str, Tensor], path: Path) -> tuple[dict[str, T
     else:
         raise CheckpointError(
             f"{path}: expected a ViT of vision_transformer (.npz), timm or transformers (.safetensors); "
-            f"found names such as {', '.join(sorted(names)[:3]) or 'none'}"
+            f"got names such as {', '.join(sorted(names)[:3]) or 'none'}"
         )
     return dialect.tensors(), dialect.used
 
 
 class _Torch:
-    """timm's and transformers' names: matrices are [out, in] as ours."""
+    """Names of timm and transformers: matrices are [out, in], as ours."""
 
     def __init__(self, arrays: Mapping[str, Tensor], path: Path, prefix: str, block: str, *, number: int) -> None:
         self.arrays, self.path, self.prefix, self.block, self.number = arrays, path, prefix, block, number
@@ -181,7 +178,7 @@ class _Torch:
     def tensors(self) -> dict[str, Tensor]:
         timm = self.number == 1
         patches = "patch_embed.proj" if timm else "embeddings.patch_embeddings.projection"
-        found = {
+        weights = {
             "tokenizer.embedding.weight": self.take(f"{self.prefix}{patches}.weight"),
             "tokenizer.embedding.bias": self.take(f"{self.prefix}{patches}.bias"),
             "positions": self.take(self.prefix + ("pos_embed" if timm else "embeddings.position_embeddings"))[0],
@@ -189,33 +186,33 @@ class _Torch:
         }
         final = "norm" if timm else "layernorm"
         for kind in ("weight", "bias"):
-            found[f"norm.{kind}"] = self.take(f"{self.prefix}{final}.{kind}")
+            weights[f"norm.{kind}"] = self.take(f"{self.prefix}{final}.{kind}")
         pattern = re.compile(re.escape(self.block).replace(r"\{i\}", r"(\d+)"))
         depth = len({match[1] for name in self.arrays if (match := pattern.match(name))})
         for i in range(depth):
-            theirs, ours = self.block.format(i=i), f"blocks.{i}.spatial."
+            source, target = self.block.format(i=i), f"blocks.{i}.spatial."
             for kind in ("weight", "bias"):
                 for part, dialects in _NORMS_AND_MLP.items():
-                    found[f"{ours}{part}.{kind}"] = self.take(f"{theirs}{dialects[self.number]}.{kind}")
+                    weights[f"{target}{part}.{kind}"] = self.take(f"{source}{dialects[self.number]}.{kind}")
                 if timm:
-                    found[f"{ours}qkv.{kind}"] = self.take(f"{theirs}attn.qkv.{kind}")
+                    weights[f"{target}qkv.{kind}"] = self.take(f"{source}attn.qkv.{kind}")
                 else:
                     parts = [
-                        self.take(f"{theirs}attention.attention.{part}.{kind}") for part in ("query", "key", "value")
+                        self.take(f"{source}attention.attention.{part}.{kind}") for part in ("query", "key", "value")
                     ]
-                    found[f"{ours}qkv.{kind}"] = torch.cat(parts)
-        return found
+                    weights[f"{target}qkv.{kind}"] = torch.cat(parts)
+        return weights
 
 
 class _Flax(_Torch):
-    """vision_transformer's names: kernels are [in..., out...], and attention keeps its heads apart."""
+    """Names of vision_transformer: kernels are [in..., out...], and attention has an axis of heads."""
 
     def __init__(self, arrays: Mapping[str, Tensor], path: Path) -> None:
         super().__init__(arrays, path, "", "Transformer/encoderblock_{i}/", number=0)
 
     def tensors(self) -> dict[str, Tensor]:
         width = len(self.take("embedding/bias"))
-        found = {
+        weights = {
             "tokenizer.embedding.weight": self.take("embedding/kernel").permute(3, 2, 0, 1),
             "tokenizer.embedding.bias": self.take("embedding/bias"),
             "positions": self.take("Transformer/posembed_input/pos_embedding")[0],
@@ -223,36 +220,36 @@ class _Flax(_Torch):
             "norm.bias": self.take("Transformer/encoder_norm/bias"),
         }
         if "cls" in self.arrays:
-            found["cls"] = self.take("cls")[0, 0]
+            weights["cls"] = self.take("cls")[0, 0]
         depth = len({name.split("/")[1] for name in self.arrays if name.startswith("Transformer/encoderblock_")})
         for i in range(depth):
-            theirs, ours = self.block.format(i=i), f"blocks.{i}.spatial."
+            source, target = self.block.format(i=i), f"blocks.{i}.spatial."
             for part, (name, _, _) in _NORMS_AND_MLP.items():
                 if part.endswith("norm"):
-                    found[f"{ours}{part}.weight"] = self.take(f"{theirs}{name}/scale")
+                    weights[f"{target}{part}.weight"] = self.take(f"{source}{name}/scale")
                 else:
-                    kernel = self.take(f"{theirs}{name}/kernel")
-                    found[f"{ours}{part}.weight"] = kernel.reshape(-1, kernel.shape[-1]).T
-                found[f"{ours}{part}.bias"] = self.take(f"{theirs}{name}/bias")
-            attention = f"{theirs}MultiHeadDotProductAttention_1/"
+                    kernel = self.take(f"{source}{name}/kernel")
+                    weights[f"{target}{part}.weight"] = kernel.reshape(-1, kernel.shape[-1]).T
+                weights[f"{target}{part}.bias"] = self.take(f"{source}{name}/bias")
+            attention = f"{source}MultiHeadDotProductAttention_1/"
             queries = [attention + part for part in ("query", "key", "value")]
-            found[f"{ours}qkv.weight"] = torch.cat([self.take(f"{n}/kernel").reshape(width, -1).T for n in queries])
-            found[f"{ours}qkv.bias"] = torch.cat([self.take(f"{n}/bias").flatten() for n in queries])
-        return found
+            weights[f"{target}qkv.weight"] = torch.cat([self.take(f"{n}/kernel").reshape(width, -1).T for n in queries])
+            weights[f"{target}qkv.bias"] = torch.cat([self.take(f"{n}/bias").flatten() for n in queries])
+        return weights
 
 
 def _embedding(
-    kernel: Tensor, found: dict[str, Tensor], model: VideoModel, mean: Tensor, deviation: Tensor, path: Path
+    kernel: Tensor, weights: dict[str, Tensor], model: VideoModel, mean: Tensor, deviation: Tensor, path: Path
 ) -> Tensor:
-    """The patch embedding for pixels in [0, 1] and for temporal patches; shifts the bias that belongs to it."""
+    """Return the patch embedding for pixels in [0, 1] and temporal patches; also shift its bias in `weights`."""
     side, extent = model.tokenizer.config.patch_size, model.tokenizer.config.temporal_patch_size
     if kernel.shape[1:] != (3, side, side):
         raise CheckpointError(
-            f"{path}: its patches are {kernel.shape[-1]} pixels wide with {kernel.shape[1]} colours; "
-            f"this model's are {side} with 3"
+            f"{path}: expected patches of {side} pixels and 3 colours, got {kernel.shape[-1]} pixels and "
+            f"{kernel.shape[1]} colours"
         )
-    bias = found["tokenizer.embedding.bias"]
-    found["tokenizer.embedding.bias"] = bias - (kernel.sum(dim=(2, 3)) * (mean / deviation)).sum(dim=1)
+    bias = weights["tokenizer.embedding.bias"]
+    weights["tokenizer.embedding.bias"] = bias - (kernel.sum(dim=(2, 3)) * (mean / deviation)).sum(dim=1)
     over_time = torch.zeros(len(kernel), 3, extent, side, side)
     over_time[:, :, extent // 2] = kernel / deviation.expand(3)[:, None, None]
     return over_time.flatten(1)
@@ -261,7 +258,7 @@ def _embedding(
 def _resized(positions: Tensor, model: VideoModel, path: Path, *, antialias: bool) -> Tensor:
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
-        raise CheckpointError(f"{path}: expected positions of a square grid, got {len(positions)}")
+        raise CheckpointError(f"{path}: expected a square grid of positions, got {len(positions)}")
     rows, columns = (length // model.tokenizer.config.patch_size for length in model.tokenizer.config.image_size)
     grid = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     if (rows, columns) != (side, side):

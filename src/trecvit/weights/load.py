@@ -1,4 +1,4 @@
-"""`load`: one door for all weights, and `convert` between the formats."""
+"""`load` for pretrained models in every format, and `convert` between formats."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 import torch
 
 from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, nearest
-from trecvit.data.class_names import class_names
-from trecvit.data.manifest import read_labels
+from trecvit.data.class_names import class_names, read_labels
 from trecvit.download import Progress
 from trecvit.errors import CheckpointError
 from trecvit.model.mae import MaskedAutoencoder
-from trecvit.model.memorise import Memoriser
 from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.tapnext import TAPNext
 from trecvit.model.tracker import PointTracker
@@ -34,7 +32,7 @@ ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker]] =
 }
 _Model = TypeVar("_Model", bound=VideoModel)
 
-BUNDLED = ("motions", "points")  # what ships with the package: 18 motions of the synthetic world; a small tracker
+BUNDLED = ("motions", "points")  # a classifier of 18 motions of the synthetic world; a small tracker
 
 
 def load(
@@ -45,28 +43,28 @@ def load(
     progress: Progress | None = None,
     **overrides: Any,
 ) -> TRecViT | PointTracker:
-    """A pretrained model, ready for inference.
+    """Load a pretrained model for inference.
 
     Args:
-        source: "motions" or "points" (they ship with the package), a name from the zoo (downloaded once), a folder
-            written by `save`, an original `.npz` file, or a TAPNext's `.npz`, `.pt` or `.ckpt`.
-        device: Where the weights go.
-        dtype: What they become, as torch.dtype or by name; by default float32. "auto" leaves what a folder holds.
-        progress: For a download, called with (bytes on disk, bytes in all or None).
-        overrides: For an original file, fields of `ModelConfig` that its arrays leave open, such as `image_size` when
-            the positions are not a square grid. For a TAPNext's, `image_size` alone: to what size frames are brought,
-            where the weights were made for another than their positions', which may be resized.
+        source: "motions" or "points" (bundled), a name of the zoo (downloaded once), a folder written by `save`, an
+            official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
+        device: Device of the weights.
+        dtype: Their dtype, as torch.dtype or by name; by default float32. "auto" keeps the dtype stored in a folder.
+        progress: Called during a download with (bytes on disk, total bytes or None).
+        overrides: For an official file, fields of `ModelConfig` that its arrays do not determine, such as `image_size`
+            when the positions are not a square grid. For a TAPNext file only `image_size`: the size to which frames
+            are resized, if the weights were trained at another one than that of their positions.
 
     Returns:
-        A `TRecViT`, or a `PointTracker`, which a `TAPNext` is or a `ReadoutTracker`; see `load_as`.
+        A `TRecViT` or a `PointTracker` (`TAPNext` or `ReadoutTracker`); see `load_as`.
 
     Raises:
-        CheckpointError: when there is no such thing, or it is damaged, hostile or incomplete. Nothing is loaded half.
-        TypeError: for an argument that is none of these and no field of `ModelConfig`.
-        ConfigError: when there is no such device here, or for what is no floating-point dtype.
-        DownloadError: when a file of the zoo could not be fetched; says where to put a copy.
+        CheckpointError: No such source, or it is damaged, hostile or incomplete. Models are loaded whole or not at all.
+        TypeError: An argument that is neither listed here nor a field of `ModelConfig`.
+        ConfigError: The device is not available, or the dtype is not floating-point.
+        DownloadError: A file of the zoo could not be downloaded; the message gives the place for a copy.
     """
-    _refuse_misspelt(overrides)
+    _check_override_names(overrides)
     device, dtype = usable_device(device), as_dtype(dtype)
     if isinstance(source, str) and source in BUNDLED:
         _refuse_overrides(source, overrides)
@@ -84,12 +82,12 @@ def load(
         raise CheckpointError(f"{path}: expected the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}, got one file")
     if path.exists():
         raise CheckpointError(
-            f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, an original .npz file, or a TAPNext's "
+            f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, an official .npz file, or a TAPNext's "
             f"({', '.join(TORCH_SUFFIXES)}); other pickled checkpoints can run code and are not opened"
         )
     names = (*BUNDLED, *ZOO)
     raise CheckpointError(
-        f"{source}: no such file or folder, and no pretrained model of that name{nearest(str(source), names)}; "
+        f"{source}: expected a file, a folder or a pretrained name, got none of them{nearest(str(source), names)}; "
         f"the names are {', '.join(names)}"
     )
 
@@ -97,8 +95,8 @@ def load(
 def _load_folder(folder: Path, device: torch.device | str, dtype: Dtype) -> TRecViT | PointTracker:
     architecture = read_description(folder)["architecture"]
     if architecture not in ARCHITECTURES:
-        known = " or ".join(map(repr, ARCHITECTURES))
-        raise CheckpointError(f"{folder / CONFIG_FILE}: expected architecture {known}, got {architecture!r}")
+        names = " or ".join(map(repr, ARCHITECTURES))
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected architecture {names}, got {architecture!r}")
     return ARCHITECTURES[architecture].load(folder, device=device, dtype=dtype)
 
 
@@ -110,51 +108,51 @@ def load_as(
     dtype: Dtype = None,
     progress: Progress | None = None,
 ) -> _Model:
-    """`load` where only one kind of model will do.
+    """`load` for a given class of model.
 
     Raises:
-        CheckpointError: also when it is a model of another kind.
+        CheckpointError: As `load`, and for a model of another class.
     """
     model = load(source, device=device, dtype=dtype, progress=progress)
     if not isinstance(model, kind):
-        raise CheckpointError(f"{source}: expected a {kind.__name__}, this is a {type(model).__name__}")
+        raise CheckpointError(f"{source}: expected a {kind.__name__}, got a {type(model).__name__}")
     return model
 
 
-def blank(
+def build_untrained(
     config: Architecture,
     *,
     preprocessing: Preprocessing | None = None,
     labels: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
 ) -> VideoModel:
-    """The model that a description is one of, with first weights; only a TRecViT has labels."""
-    # `load` has no names for these: a saved autoencoder is a TRecViT's folder, and who memorises answers with pictures.
-    kinds: tuple[Any, ...] = (*ARCHITECTURES.values(), MaskedAutoencoder, Memoriser)
+    """Build an untrained model from its config; only a TRecViT has labels."""
+    # `load` has no name for an autoencoder, which is saved as a TRecViT's folder.
+    kinds: tuple[Any, ...] = (*ARCHITECTURES.values(), MaskedAutoencoder)
     kind = next(kind for kind in kinds if kind.config_class is type(config))
-    named = {"labels": labels} if labels else {}
-    made: VideoModel = kind(config, preprocessing=preprocessing, provenance=provenance, **named)
-    return made
+    optional = {"labels": labels} if labels else {}
+    model: VideoModel = kind(config, preprocessing=preprocessing, provenance=provenance, **optional)
+    return model
 
 
 def convert(
     source: str | Path, target: str | Path, *, labels: str | Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """Rewrites weights in the other format: an official `.npz` where `target` ends so, else a folder.
+    """Convert weights to an official `.npz` if `target` has that suffix, else to a folder.
 
-    Both directions keep every bit of float32 weights.
+    Float32 weights are kept bit-exactly in both directions.
 
     Args:
         source: As for `load`.
         target: The file or folder to write.
-        labels: Class names for a folder, as `read_labels` takes them.
+        labels: Class names for a folder, as for `read_labels`.
         progress: As for `load`.
 
     Raises:
-        CheckpointError: as `load`, and when the official format has no place for the model or for names. A TAPNext
-            becomes a folder only.
-        ConfigError: when the names are not one per class, see `Pretrained.relabel`.
-        DataError: when the names cannot be read.
+        CheckpointError: As `load`, and if the official format cannot hold the model or class names. Trackers are
+            written as folders only.
+        ConfigError: The number of names is not that of classes; see `Pretrained.relabel`.
+        DataError: The names cannot be read.
     """
     names = None if labels is None else read_labels(labels)
     model = load(source, progress=progress)
@@ -164,12 +162,12 @@ def convert(
             model.relabel(names)
         return model.save(target)
     if names is not None:
-        raise CheckpointError(f"{target}: the original format holds no class names; convert to a folder instead")
+        raise CheckpointError(f"{target}: expected a folder, since the official format holds no class names")
     if not isinstance(model, TRecViT):
         raise CheckpointError(f"{target}: a {type(model).__name__} is written as a folder only")
     for field, value in (("temporal_mixer", "lru"), ("temporal_skip", True), ("lru_gates", True), ("gelu", "tanh")):
         if getattr(model.config, field) != value:
-            raise CheckpointError(f"the original format knows no {field}={getattr(model.config, field)!r}")
+            raise CheckpointError(f"the official format does not support {field}={getattr(model.config, field)!r}")
     write_official(target, model.config, model.state_dict())
     return target
 
@@ -221,7 +219,7 @@ def _load_backbone(
     provenance: dict[str, str],
     **overrides: Any,
 ) -> TRecViT:
-    """The model without a head, and in its provenance by name what of the file is not in it."""
+    """Load the backbone, with the names of the file's other arrays in its provenance."""
     config, tensors, others = read_backbone(path, **overrides)
     if others:
         provenance = {**provenance, "not taken": ", ".join(others)}
@@ -238,7 +236,7 @@ def _load_tapnext(
     **unknown: Any,
 ) -> TAPNext:
     if unknown:
-        raise CheckpointError(f"{path}: a TAPNext's file leaves only image_size open; got also {', '.join(unknown)}")
+        raise CheckpointError(f"{path}: expected only image_size for a TAPNext file, got also {', '.join(unknown)}")
     config, tensors = read_tapnext(path)
     preprocessing = TAPNext.preprocessing_for(config.image_size if image_size is None else image_size)
     return build(
@@ -250,17 +248,19 @@ def _load_tapnext(
     )
 
 
-def _refuse_misspelt(overrides: dict[str, Any]) -> None:
+def _check_override_names(overrides: dict[str, Any]) -> None:
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in overrides:
         if name not in fields:
             hint = nearest(name, ("source", "device", "dtype", "progress", *fields))
             raise TypeError(
                 f"load: unexpected argument {name!r}{hint}; it takes device, dtype, progress, and fields of "
-                "ModelConfig that an original file leaves open"
+                "ModelConfig that an official file does not determine"
             )
 
 
 def _refuse_overrides(source: str | Path, overrides: dict[str, Any]) -> None:
     if overrides:
-        raise CheckpointError(f"{source}: its own {CONFIG_FILE} says what it is; got also {', '.join(overrides)}")
+        raise CheckpointError(
+            f"{source}: expected no overrides, since it has a {CONFIG_FILE}; got {', '.join(overrides)}"
+        )

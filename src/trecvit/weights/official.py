@@ -1,8 +1,8 @@
-"""The original authors' `.npz` files: a literal table of names, and everything that the arrays say about the model.
+"""Official `.npz` files of TRecViT: the table of array names, and inference of the config from the arrays.
 
-The arrays' names are those that google-deepmind/trecvit at 81bcb0a gives its parameters, joined by '/'. A file is
-taken as a whole or not at all: each array is used exactly once, and what is missing, left over or of another shape is
-listed by name. Both directions only move values about, so a round trip is exact to the bit.
+The names are the parameter names of google-deepmind/trecvit at 81bcb0a, joined by '/'. A file is loaded whole or not
+at all: each array is used exactly once, and arrays that are missing, left over or of another shape are listed by name.
+Both directions only rearrange values, so a round trip is bit-exact.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from trecvit.weights.names import (
     SAME,
     Array,
     Entry,
-    compare,
-    in_our_names,
+    check_arrays,
     per_layer,
     read_headers,
+    reading,
     shapes_of,
-    taken_whole,
+    to_state_dict,
 )
 
 _EMBEDDING = (
@@ -103,12 +103,12 @@ _BACKBONE = ("tokenizer/", "encoder/")
 
 
 def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every array that an official file of this architecture holds."""
+    """Return name and shape of every array of an official file of this architecture."""
     return shapes_of(_table(config), sizes(config))
 
 
 def sizes(config: ModelConfig) -> dict[str, int]:
-    """What the letters in the tables' shapes stand for."""
+    """Return the values of the letters in the tables' shapes."""
     num_eigenvalues = config.lru_width // 2 if config.lru_complex else config.lru_width
     return {
         "D": config.width,
@@ -129,7 +129,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
 
 
 def to_official(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Array]:
-    """A model's state dict as official arrays, float32.
+    """Convert a state dict to official float32 arrays.
 
     Args:
         config: The model's architecture.
@@ -140,8 +140,8 @@ def to_official(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str,
     for entry in _table(config):
         tensor = weights[entry.ours].detach().cpu().float().numpy()
         if entry.our_chunk is not None:
-            number, of = entry.our_chunk
-            tensor = np.split(tensor, of)[number]
+            index, num_chunks = entry.our_chunk
+            tensor = np.split(tensor, num_chunks)[index]
         shape = shapes[entry.official]
         if entry.official_slice is None:
             arrays[entry.official] = np.ascontiguousarray(entry.layout.to_official(tensor, shape))
@@ -152,36 +152,36 @@ def to_official(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str,
 
 
 def from_official(config: ModelConfig, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Official arrays as a state dict, float32. Inverse of `to_official`; the arrays must be complete."""
-    return in_our_names(_table(config), arrays, lambda: TRecViT(config))
+    """Convert complete official arrays to a float32 state dict; the inverse of `to_official`."""
+    return to_state_dict(_table(config), arrays, lambda: TRecViT(config))
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]], **overrides: Any) -> ModelConfig:
-    """The architecture that these arrays belong to.
+    """Infer the config from the shapes of the arrays.
 
-    The arrays determine every field except the eigenvalue range (used at initialisation only; the released model's is
-    filled in) and, for fixed positions or a grid that is not square, the image size (by default 224 x 224).
+    They determine every field except the eigenvalue range (used at initialisation only; set to that of the released
+    model) and, for fixed positions or a grid that is not square, the image size (by default 224 x 224).
 
     Args:
         shapes: Shape of every array by official name.
-        overrides: Fields of `ModelConfig` that the arrays leave open.
+        overrides: Fields of `ModelConfig` that the arrays do not determine.
 
     Raises:
-        CheckpointError: when the arrays are not those of a TRecViT.
+        CheckpointError: The arrays are not those of a TRecViT.
     """
 
     def dimension(name: str, axis: int) -> int:
         shape = shapes.get(name)
         if shape is None or len(shape) <= abs(axis):
-            found = "nothing" if shape is None else f"shape {shape}"
-            raise CheckpointError(f"not a TRecViT: expected an array {name!r}, got {found}")
+            actual = "none" if shape is None else f"shape {shape}"
+            raise CheckpointError(f"not a TRecViT: expected an array {name!r}, got {actual}")
         return shape[axis]
 
     kernel = "tokenizer/embedding/kernel"
     block, attention = _RECURRENT.format(i=0), _ATTENTION.format(i=0)
     width = dimension(kernel, 4)
     lru_width = dimension(f"{block}/linear_x/kernel", 1)
-    # How many there are, not the highest number: one array of a hostile name must not make a table without end.
+    # Count the layers instead of taking the highest index: a hostile name must not make the table huge.
     layers = {int(match[1]) for name in shapes if (match := re.match(r"encoder/residualblock_(\d+)/", name))}
     has_head = "decoder/cls_head/kernel" in shapes
     if width < 1 or lru_width % width:
@@ -208,7 +208,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], **overrides: Any) -> Mod
         side = math.isqrt(num_patches)
         if side * side != num_patches:
             raise CheckpointError(
-                f"{num_patches} positions are not a square grid: say image_size=(height, width) in pixels"
+                f"expected a square grid of positions, got {num_patches}; give image_size=(height, width) in pixels"
             )
         fields["image_size"] = side * fields["patch_size"]
     elif fields["positions"] == "sincos2d" and fields["patch_size"] >= 1:
@@ -216,65 +216,65 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], **overrides: Any) -> Mod
     try:
         return ModelConfig(**{**fields, **overrides})
     except (ConfigError, TypeError) as exc:
-        raise CheckpointError(f"the arrays do not make up a TRecViT: {exc}") from exc
+        raise CheckpointError(f"expected the arrays of a TRecViT: {exc}") from exc
 
 
 def read_official(path: str | Path, **overrides: Any) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Architecture and state dict of an official `.npz`.
+    """Read config and state dict of an official `.npz`.
 
-    Shapes are read and compared before any values are, so that a file which promises too much allocates nothing.
+    Shapes are checked before any values are read, so that a hostile header cannot allocate memory.
 
     Args:
         path: The file.
-        overrides: Fields of `ModelConfig` that the arrays leave open, see `infer_config`.
+        overrides: Fields of `ModelConfig` that the arrays do not determine, see `infer_config`.
 
     Raises:
-        CheckpointError: for a file that is missing, damaged, hostile or not of this kind. Lists by name the arrays
-            that are missing, left over, or of another shape or type.
+        CheckpointError: The file is missing, damaged, hostile or of another kind. Lists by name the arrays that are
+            missing, left over, or of another shape or dtype.
     """
     path = Path(path)
-    with taken_whole(path, "an official .npz file of arrays"):
+    with reading(path, "an official .npz file of arrays"):
         headers = read_headers(path)
         shapes = {name: shape for name, (shape, _) in headers.items()}
         config = infer_config(shapes, **overrides)
-        compare(headers, official_shapes(config))
+        check_arrays(headers, official_shapes(config))
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return config, from_official(config, arrays)
 
 
 def read_backbone(path: str | Path, **overrides: Any) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
-    """Architecture and state dict of tokenizer and encoder of a file that holds more, and what else it holds.
+    """Read config and state dict of the backbone from a file that also holds other arrays.
 
-    For the released masked autoencoder, of which only the backbone's code was published. Everything under `tokenizer/`
-    and `encoder/` must be the backbone's, taken as a whole or not at all; about the rest nothing is guessed.
+    For the released masked autoencoder, of which only the backbone's code was published. All arrays under `tokenizer/`
+    and `encoder/` must belong to the backbone; the others are ignored.
 
     Args:
         path: The file.
-        overrides: Fields of `ModelConfig` that the arrays leave open, see `infer_config`.
+        overrides: Fields of `ModelConfig` that the arrays do not determine, see `infer_config`.
 
     Returns:
-        The third is name and shape of every array that is no part of the backbone.
+        Config, state dict, and name and shape of every other array.
 
     Raises:
-        CheckpointError: as `read_official`, for the backbone's arrays.
+        CheckpointError: As `read_official`, for the backbone's arrays.
     """
     path = Path(path)
-    with taken_whole(path, "an .npz file of arrays"):
+    with reading(path, "an .npz file of arrays"):
         headers = read_headers(path)
         backbone = {name: header for name, header in headers.items() if name.startswith(_BACKBONE)}
         others = [f"{name} {shape}" for name, (shape, _) in headers.items() if name not in backbone]
         if not backbone:
             raise CheckpointError(f"expected arrays under {' and '.join(_BACKBONE)}, got {', '.join(others[:10])}")
         config = infer_config({name: shape for name, (shape, _) in backbone.items()}, **overrides)
-        compare(backbone, official_shapes(config))
+        check_arrays(backbone, official_shapes(config))
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in backbone}
         return config, from_official(config, arrays), others
 
 
 def write_official(path: str | Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Writes a state dict as an official `.npz`, which appears whole or not at all."""
+    """Write a state dict as an official `.npz`, atomically."""
     arrays: dict[str, Any] = to_official(config, weights)
 
     def write(part: Path) -> None:
@@ -285,7 +285,7 @@ def write_official(path: str | Path, config: ModelConfig, weights: Mapping[str, 
 
 
 def _table(config: ModelConfig) -> list[Entry]:
-    """The rows that a model of this architecture needs, layers numbered."""
+    """The rows of all layers of a model of this architecture."""
     return [
         *_EMBEDDING,
         *(_POSITIONS if config.positions == "learned" else ()),
@@ -297,7 +297,7 @@ def _table(config: ModelConfig) -> list[Entry]:
 
 
 def layer_rows(config: ModelConfig) -> tuple[Entry, ...]:
-    """The rows of one layer, whose names say {i}."""
+    """Return the rows of one layer, whose names contain {i}."""
     return (
         *_TEMPORAL,
         *(_CONV if config.conv_width else ()),

@@ -1,8 +1,8 @@
-"""TAPNext's published files: `.npz` of the JAX original, `.pt` and `.ckpt` of the PyTorch port (TAPNext++).
+"""Published files of TAPNext: `.npz` of the JAX original, `.pt` and `.ckpt` of the PyTorch port (TAPNext++).
 
-Names are those of google-deepmind/tapnet at c2cbab8. Which arithmetic the weights were trained in goes by the format,
-see `TrackerConfig`; every size goes by the arrays. The models saw pixels from -1 to 1 and here they are from 0 to 1,
-which is made up for in the patch embedding.
+Names are those of google-deepmind/tapnet at c2cbab8. The format determines the arithmetic of training, see
+`TrackerConfig`; the arrays determine every size. Training pixels were from -1 to 1 and ours are from 0 to 1, so the
+patch embedding is adapted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trecvit.config import TrackerConfig
 from trecvit.errors import CheckpointError, ConfigError
-from trecvit.model.tapnext import TAPNext
+from trecvit.model.tapnext import TAPNext, TrackerConfig
 from trecvit.model.trecvit import sincos_positions
 from trecvit.weights.names import (
     KERNEL,
@@ -32,62 +31,62 @@ from trecvit.weights.names import (
     Array,
     Entry,
     Headers,
-    compare,
-    in_our_names,
+    check_arrays,
     per_layer,
     read_headers,
+    reading,
     shapes_of,
     size_of,
-    taken_whole,
+    to_state_dict,
 )
 from trecvit.weights.official import layer_rows, sizes
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
 _KIND = "a TAPNext file: .npz of arrays, or .pt or .ckpt of tensors"
 _TENSORS = "expected the tensors of a TAPNext, the only model that is read from a PyTorch file"
-_MARKS = ("lin_proj.weight", "image_pos_emb", "mask_token")  # names by which a TAPNext is known
+_MARKS = ("lin_proj.weight", "image_pos_emb", "mask_token")  # names that identify a TAPNext
 _OUR_MARK = "tokenizer.embedding.weight"
-_QUERY_POSITIONS = "query_pos_embed"  # a constant that PyTorch files may carry
+_QUERY_POSITIONS = "query_pos_embed"  # a constant that PyTorch files may contain
 _CONSTANT_TOLERANCE = 0.01  # it may be stored in half precision
 
 
 class _Dialect(NamedTuple):
-    """One way of writing a TAPNext down; letters beyond those of `official.sizes`: H readout width, C = 2 R."""
+    """Table of one format. Letters beyond those of `official.sizes`: H readout width, C = 2 x raster size."""
 
     rows: tuple[Entry, ...]
     layer: tuple[Entry, ...]
     layer_number: re.Pattern[str]
-    blocks: dict[str, Any]  # fields of ModelConfig that go by the format
-    arithmetic: dict[str, Any]  # fields of TrackerConfig that do
+    blocks: dict[str, Any]  # fields of ModelConfig that the format determines
+    arithmetic: dict[str, Any]  # fields of TrackerConfig that it determines
 
     def table(self, depth: int) -> list[Entry]:
         return [*self.rows, *per_layer(self.layer, depth)]
 
 
 def read_tapnext(path: str | Path) -> tuple[TrackerConfig, dict[str, Tensor]]:
-    """Architecture and state dict of a published TAPNext.
+    """Read config and state dict of a published TAPNext.
 
-    Names and shapes are compared before any values are read. A PyTorch file is opened for tensors only, so no code in
-    it runs; what a training run saved beside its "state_dict" is not looked at.
+    Names and shapes are checked before any values are read. A PyTorch file is opened for tensors only, so no code in
+    it runs; entries beside its "state_dict" are ignored.
 
     Args:
         path: `.npz`, or any other suffix for a PyTorch file.
 
     Raises:
-        CheckpointError: for a file that is missing, damaged, hostile or not of this kind. Lists by name the arrays
-            that are missing, left over, or of another shape or type.
+        CheckpointError: The file is missing, damaged, hostile or of another kind. Lists by name the arrays that are
+            missing, left over, or of another shape or dtype.
     """
     path = Path(path)
-    with taken_whole(path, _KIND):
+    with reading(path, _KIND):
         if path.suffix.lower() == ".npz":
             config, tensors = _read(_JAX, read_headers(path), lambda: _arrays(path))
         else:
-            found = _torch_tensors(path)
-            positions = found.pop(_QUERY_POSITIONS, None)
-            headers = {name: (tuple(tensor.shape), _numpy_dtype(tensor)) for name, tensor in found.items()}
-            # Copied, so that the model does not lie in a file that may change.
+            stored = _torch_tensors(path)
+            positions = stored.pop(_QUERY_POSITIONS, None)
+            headers = {name: (tuple(tensor.shape), _numpy_dtype(tensor)) for name, tensor in stored.items()}
+            # Cloned, since the tensors are memory-mapped and the file may change.
             config, tensors = _read(
-                _TORCH, headers, lambda: {name: tensor.float().clone().numpy() for name, tensor in found.items()}
+                _TORCH, headers, lambda: {name: tensor.float().clone().numpy() for name, tensor in stored.items()}
             )
             if positions is not None:
                 _check_query_positions(positions, config)
@@ -95,7 +94,7 @@ def read_tapnext(path: str | Path) -> tuple[TrackerConfig, dict[str, Tensor]]:
 
 
 def is_tapnext_npz(path: Path) -> bool:
-    """Whether an `.npz` is, by the names of its arrays, a TAPNext."""
+    """Whether the array names of an `.npz` are those of a TAPNext."""
     try:
         with zipfile.ZipFile(path) as archive:
             return "backbone/mask_token.npy" in archive.namelist()
@@ -104,7 +103,7 @@ def is_tapnext_npz(path: Path) -> bool:
 
 
 def _readout(official: str, ours: str, outputs: str, *, is_jax: bool) -> list[Entry]:
-    """Rows of a readout; the two numbers left out are its GELUs."""
+    """Rows of a readout; layers 2 and 5 are its GELUs."""
     rows = []
     for number, part, shape in (
         (0, "first", "D H"),
@@ -113,20 +112,20 @@ def _readout(official: str, ours: str, outputs: str, *, is_jax: bool) -> list[En
         (4, "second_norm", "H"),
         (6, "out", f"H {outputs}"),
     ):
-        there = f"{official}/layers_{number}/" if is_jax else f"{official}.{number}."
+        prefix = f"{official}/layers_{number}/" if is_jax else f"{official}.{number}."
         bias = shape.split()[-1]
         if is_jax:
             weight, layout = ("scale", SAME) if part.endswith("norm") else ("kernel", KERNEL)
         else:
             weight, layout, shape = "weight", SAME, " ".join(reversed(shape.split()))
         rows += [
-            Entry(there + weight, shape, f"{ours}.{part}.weight", layout),
-            Entry(there + "bias", bias, f"{ours}.{part}.bias", SAME),
+            Entry(prefix + weight, shape, f"{ours}.{part}.weight", layout),
+            Entry(prefix + "bias", bias, f"{ours}.{part}.bias", SAME),
         ]
     return rows
 
 
-_LIKE_TRECVIT = layer_rows(TrackerConfig().blocks)  # the JAX original's layers, but for the names' beginnings
+_LIKE_TRECVIT = layer_rows(TrackerConfig().blocks)  # the JAX layers, up to the prefix of their names
 _JAX_LAYER = "backbone/Transformer/encoderblock_{i}"
 _JAX = _Dialect(
     rows=(
@@ -225,12 +224,12 @@ def _read(
         "C": 2 * config.raster_px,
         "3D": 3 * config.blocks.width,
     }
-    compare(headers, shapes_of(table, letters))
-    return config, in_our_names(table, arrays(), lambda: TAPNext(config))
+    check_arrays(headers, shapes_of(table, letters))
+    return config, to_state_dict(table, arrays(), lambda: TAPNext(config))
 
 
 def _infer_config(dialect: _Dialect, shapes: Mapping[str, tuple[int, ...]]) -> TrackerConfig:
-    # How many there are, not the highest number: one array of a hostile name must not make a table without end.
+    # Count the layers instead of taking the highest index: a hostile name must not make the table huge.
     layers = {match[1] for name in shapes if (match := dialect.layer_number.match(name))}
     first_layer = dialect.table(depth=1)
 
@@ -242,9 +241,11 @@ def _infer_config(dialect: _Dialect, shapes: Mapping[str, tuple[int, ...]]) -> T
         raise CheckpointError(f"expected a recurrent width that is a multiple of width={width}, got {lru_width}")
     side = math.isqrt(num_positions)
     if side * side != num_positions:
-        raise CheckpointError(f"expected positions of a square grid, got {num_positions}")
+        raise CheckpointError(f"expected a square grid of positions, got {num_positions}")
     if outputs % 2:
-        raise CheckpointError(f"expected as many rows as columns in the coordinate readout, got {outputs} in all")
+        raise CheckpointError(
+            f"expected an even number of coordinate outputs, half for x and half for y, got {outputs}"
+        )
     fields = {
         "width": width,
         "depth": max(len(layers), 1),
@@ -260,7 +261,7 @@ def _infer_config(dialect: _Dialect, shapes: Mapping[str, tuple[int, ...]]) -> T
         raster_px, readout_width = outputs // 2, size("H")
         return TrackerConfig(blocks=blocks, raster_px=raster_px, readout_width=readout_width, **dialect.arithmetic)
     except ConfigError as exc:
-        raise CheckpointError(f"the arrays do not make up a TAPNext: {exc}") from exc
+        raise CheckpointError(f"expected the arrays of a TAPNext: {exc}") from exc
 
 
 def _arrays(path: Path) -> dict[str, Array]:
@@ -269,33 +270,33 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 
 def _torch_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file by name, still on disk where the format allows it."""
-    content = _opened(path)
+    """Tensors of a PyTorch file by name, memory-mapped where the format allows it."""
+    content = _load_torch(path)
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{_TENSORS}; it holds a {type(content).__name__} and no state dict")
-    strange = [name for name, value in content.items() if not (isinstance(name, str) and _is_plain_tensor(value))]
-    if strange:
-        kind = type(content[strange[0]]).__name__
+        raise CheckpointError(f"{_TENSORS}; got a {type(content).__name__} and no state dict")
+    invalid = [name for name, value in content.items() if not (isinstance(name, str) and _is_plain_tensor(value))]
+    if invalid:
+        kind = type(content[invalid[0]]).__name__
         raise CheckpointError(
-            f"{_TENSORS}, by name or under 'state_dict'; it holds {_some(content)}, and {strange[0]!r} is no plain "
+            f"{_TENSORS}, by name or under 'state_dict'; got {_some(content)}, of which {invalid[0]!r} is no plain "
             f"tensor but a {kind}"
         )
     tensors = {name.removeprefix("tapnext."): value.detach() for name, value in content.items()}
     if len(tensors) != len(content):
-        raise CheckpointError("some names are there both with and without 'tapnext.' in front")
+        raise CheckpointError("expected names with or without the prefix 'tapnext.', got some in both forms")
     if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
-        raise CheckpointError("the tensors promise more than the file holds")
+        raise CheckpointError("the tensors are larger than the file")
     _refuse_other_models(tensors)
     return tensors
 
 
-def _opened(path: Path) -> Any:
-    """What a PyTorch file holds, read without running code.
+def _load_torch(path: Path) -> Any:
+    """Read the content of a PyTorch file without running code.
 
     Raises:
-        CheckpointError: when it is none, or holds more than tensors and plain values.
+        CheckpointError: It is not a PyTorch file, or holds more than tensors and plain values.
     """
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
@@ -303,49 +304,49 @@ def _opened(path: Path) -> Any:
             names = archive.namelist()
         if not any(name.endswith("/data.pkl") for name in names) or any("/code/" in name for name in names):
             kind = "a TorchScript program" if any("/code/" in name for name in names) else "a zip archive"
-            raise CheckpointError(f"{_TENSORS}; it is {kind}, with {_some(names)}")
+            raise CheckpointError(f"{_TENSORS}; got {kind} with {_some(names)}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how others wrote the file
+            warnings.simplefilter("ignore")  # about the format of the file
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as exc:
-        # The message is a page of advice on how to run the code after all.
-        of_class = re.search(r"GLOBAL ([\w.]+)", str(exc))
-        what = f"holds a {of_class[1]}" if of_class else "is damaged, or no file of torch.save"
+        # PyTorch's message is long and explains how to run the code.
+        match = re.search(r"GLOBAL ([\w.]+)", str(exc))
+        reason = f"it holds a {match[1]}" if match else "it is damaged, or not written by torch.save"
         raise CheckpointError(
-            f"{_TENSORS}; it {what}; such pickled checkpoints can run code and are not opened"
+            f"{_TENSORS}; {reason}; such pickled checkpoints can run code and are not opened"
         ) from exc
     except (RuntimeError, KeyError, EOFError) as exc:
         reason = (str(exc).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{_TENSORS}; it is damaged, or no file of torch.save ({type(exc).__name__} {reason:.100})"
+            f"{_TENSORS}; it is damaged, or not written by torch.save ({type(exc).__name__} {reason:.100})"
         ) from exc
 
 
 def _refuse_other_models(tensors: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError for the state dict of another model, of which no name is a TAPNext's."""
+    """Raise a CheckpointError for the state dict of another model, without any TAPNext name."""
     if not tensors or any(mark in tensors for mark in _MARKS):
         return
     if any(name.endswith(_OUR_MARK) for name in tensors):
         raise CheckpointError(
-            f"{_TENSORS}; it is the state dict of a model of this package, without its config; write "
-            "model.save(folder) and load the folder, or make the model anew and use "
+            f"{_TENSORS}; got the state dict of a model of this package, without its config; write it with "
+            "model.save(folder) and load the folder, or create the model and use "
             "model.load_state_dict(torch.load(path, weights_only=True))"
         )
     raise CheckpointError(
-        f"{_TENSORS}, with names such as {', '.join(_MARKS)}; it holds {len(tensors)} tensors of another model, "
+        f"{_TENSORS}, with names such as {', '.join(_MARKS)}; got {len(tensors)} tensors of another model, "
         f"{_some(tensors)}"
     )
 
 
 def _some(names: Iterable[Any]) -> str:
-    """The first names, for an error."""
+    """The first names, for an error message."""
     listed = [repr(name) for name in names]
-    return ", ".join(listed[:5]) + (" ..." if len(listed) > 5 else "") if listed else "nothing"
+    return ", ".join(listed[:5]) + (" ..." if len(listed) > 5 else "") if listed else "none"
 
 
 def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
-    """Of the array that a tensor becomes: every floating-point type is taken as float32."""
+    """The dtype of a tensor as an array; every floating-point dtype is loaded as float32."""
     return np.dtype(np.float32) if tensor.is_floating_point() else torch.empty(0, dtype=tensor.dtype).numpy().dtype
 
 
@@ -354,7 +355,7 @@ def _is_plain_tensor(value: object) -> bool:
 
 
 def _check_query_positions(positions: Tensor, config: TrackerConfig) -> None:
-    """Refuses positions that are not the constant ones: they would have been used, and are not here."""
+    """Refuse query positions other than the constant ones, since this model computes the constant."""
     side, width = config.raster_px, config.blocks.width
     if tuple(positions.shape) != (1, side * side, width):
         raise CheckpointError(f"expected {_QUERY_POSITIONS} {(1, side * side, width)}, got {tuple(positions.shape)}")
@@ -362,11 +363,13 @@ def _check_query_positions(positions: Tensor, config: TrackerConfig) -> None:
     axis = sincos_positions(1, side, width)[:, : width // 2]
     error = max(float((of_x - axis).abs().max()), float((of_y - axis[:, None]).abs().max()))
     if not error <= _CONSTANT_TOLERANCE:
-        raise CheckpointError(f"expected sines and cosines in {_QUERY_POSITIONS}, got something {error:.3g} off")
+        raise CheckpointError(
+            f"expected sines and cosines in {_QUERY_POSITIONS}, got values that differ by up to {error:.3g}"
+        )
 
 
 def _for_pixels_from_0_to_1(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The patch embedding W (2x - 1) + b as one of x."""
+    """Rewrite the patch embedding W (2x - 1) + b as a linear function of x."""
     weight, bias = (tensors[f"tokenizer.embedding.{kind}"].double() for kind in ("weight", "bias"))
     folded = {
         "tokenizer.embedding.weight": (2.0 * weight).float(),

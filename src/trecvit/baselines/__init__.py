@@ -1,1 +1,0 @@
-"""What TRecViT is compared with, built from the libraries that people have."""

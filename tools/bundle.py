@@ -1,0 +1,57 @@
+"""Bundling of a trained run with the package: `scripts/bundle NAME RECIPE RUN_FOLDER [model|best]`.
+
+Weights are stored in float16 in `src/trecvit/weights/NAME`; the run's log, description and test result are copied to
+`benchmarks/training/`. Example: `scripts/bundle motions world_files runs/world`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+import trecvit
+
+
+def bundle(name: str, recipe: str, run: Path, which: str = "model", *, root: Path = Path()) -> Path:
+    """Copy a run's weights and records into a checkout; return the folder of weights.
+
+    Args:
+        name: The bundled model's name.
+        recipe: Name of the recipe that trained it.
+        run: The run folder.
+        which: "model" for the final weights, or "best" for those with the best validation result during training.
+        root: The checkout.
+    """
+    model = trecvit.load(run / which).to(torch.float16)
+    model.provenance |= {"licence": "Apache-2.0", "recipe": f"src/trecvit/recipes/{recipe}.yaml"}
+    folder = model.save(root / "src/trecvit/weights" / name)
+    records = root / "benchmarks/training"
+    for file in ("metrics.jsonl", "run.json"):
+        shutil.copyfile(run / file, records / f"{recipe}.{file}")
+    result = records / f"{recipe}.result.json"
+    if which == "best":
+        tests = map(json.loads, (run / "validation.jsonl").read_text(encoding="utf-8").splitlines())
+        best = max(tests, key=lambda test: test.get("average_jaccard", test.get("top1")))
+        result.write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
+    else:
+        shutil.copyfile(run / "evaluation" / "result.json", result)
+    return Path(folder)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="scripts/bundle", description="Bundle a trained run with the package.")
+    parser.add_argument("name", help="name of the bundled model, such as motions")
+    parser.add_argument("recipe", help="name of the recipe that trained it, such as world_files")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("which", nargs="?", default="model", choices=("model", "best"), help="final or best weights")
+    args = parser.parse_args()
+    print(bundle(args.name, args.recipe, args.run, args.which))
+
+
+if __name__ == "__main__":
+    main()
