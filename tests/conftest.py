@@ -15,6 +15,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything imports Triton, whose functions read it too: its interpreter runs the GPU kernels.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# For processes that tests start: `paper` is not installed.
+_ROOT = str(Path(__file__).parents[1])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
 
 # All modules that compute but the Triton kernels, which Triton reads as source.
 _TRACKERS = [f"trecvit.model.{name}" for name in ("tapnext", "tracker", "readouts", "readout_tracker")]
