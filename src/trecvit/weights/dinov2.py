@@ -101,7 +101,8 @@ def resized_patches(kernel: Float[Tensor, "D 3 p p"], side: int) -> Float[Tensor
     if kernel.shape[-1] == side:
         return kernel
     inverse = torch.linalg.pinv(_resize_matrix(kernel.shape[-1], side).T)  # [q q, p p]
-    return (kernel.double().flatten(2) @ inverse.T).unflatten(2, (side, side)).to(kernel.dtype)
+    resized: Tensor = (kernel.double().flatten(2) @ inverse.T).unflatten(2, (side, side)).to(kernel.dtype)
+    return resized
 
 
 @cache
