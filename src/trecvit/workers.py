@@ -46,7 +46,8 @@ class _Pool(ProcessPoolExecutor):
         return future
 
     def __exit__(self, *error: Any) -> bool | None:
-        if error[0] is not None:
+        # A worker that was started while the pool broke is left out of its clean-up, and would be waited for for ever.
+        if error[0] is not None or self._broken:
             _kill(self._started)
         self.shutdown(wait=True, cancel_futures=error[0] is not None)
         return None
