@@ -55,8 +55,8 @@ for split, count in CLIPS.items():
 # %% [markdown]
 # ## Check, train
 #
-# `data check` decodes every video once and names those that are damaged or too short. `finetune` starts from the bundled
-# model, here with the same frame size and rate as your videos; `--model` takes any other classifier.
+# `data check` decodes every video once and names those that are damaged or too short. `finetune` starts from the
+# bundled model; `--model` takes any other classifier.
 
 # %%
 trecvit_command = [sys.executable, "-m", "trecvit"]
@@ -68,9 +68,9 @@ done = subprocess.run(
 print("\n".join(done.stdout.splitlines()[-5:]))
 
 # %% [markdown]
-# The last lines are the result: top-1 on the validation videos (chance is 50 % here), the best during training, and the
-# pictures. `curves.png` shows whether to train longer (the curves still rise) or to find more videos (training accuracy is far
-# above the validation's):
+# The last lines are the result: top-1 on the validation videos (chance is 50 % here), the best during training, and
+# the pictures. `curves.png` shows whether to train longer (the curves still rise) or to find more videos (training
+# accuracy is far above the validation's):
 #
 # ![Loss and accuracy](../images/tutorial_curves.png)
 #

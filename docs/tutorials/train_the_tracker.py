@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Train a point tracker
 #
-# *8 minutes to read.* The recipe `track_world` trains a small tracker on scenes that are rendered while training: every point's
-# track is known exactly, and no files are needed. The whole training takes more than an hour on two CPU cores; here are its first
-# steps, so that you know each part.
+# *8 minutes to read.* The recipe `track_world` trains a small tracker on scenes that are rendered while training:
+# every point's track is known exactly, and no files are needed. The whole training takes more than an hour on two CPU
+# cores; here are its first steps, so that you know each part.
 
 # %%
 import json
@@ -41,8 +41,9 @@ done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
 print("\n".join(done.stdout.splitlines()[-4:]))
 
 # %% [markdown]
-# The result is TAP-Vid's **average Jaccard** on held-out scenes: of the points that are visible or predicted to be, the share that is both and
-# within 1, 2, 4, 8 or 16 pixels, averaged. After so few steps it is near that of points that stay in place.
+# The result is TAP-Vid's **average Jaccard** on held-out scenes: of the points that are visible or predicted to be,
+# the share that is both and within 1, 2, 4, 8 or 16 pixels, averaged. After so few steps it is near that of points
+# that stay in place.
 #
 # The run folder has the curves, the log and the recipe as it was resolved:
 
