@@ -102,7 +102,7 @@ def test_a_new_head_is_trained_with_the_old_body(hf, tmp_path):
         tmp_path, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1}, ignore_mismatched_sizes=True
     )
     assert relative_error(loaded.trecvit.head.pre_logits.weight, model.head.pre_logits.weight) == 0
-    loaded.gradient_checkpointing_enable()
+    loaded.activation_checkpointing_enable()
     assert loaded.trecvit.recompute == "blocks"
     optimiser = torch.optim.SGD(loaded.parameters(), lr=0.1)
     losses = []

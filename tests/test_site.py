@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import trecvit
-from tools.site import API, broken_links, relink, stage, undocumented_names
+from tools.site import broken_links, navigation, reference, relink, stage, undocumented_names
 
 ROOT = Path(__file__).parent.parent
 SOURCE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
 
 
 def test_every_public_name_is_documented_once():
-    names = [name for group in API.values() for name in group]
-    assert sorted(names) == sorted(trecvit.__all__)
+    names = [name for page in reference().values() for name in page if name.split(".")[-1] in trecvit.__all__]
+    assert sorted(names) == sorted(f"trecvit.{name}" for name in trecvit.__all__)
     assert not list(undocumented_names())
 
 
@@ -82,6 +83,15 @@ def test_the_site_is_built_without_a_broken_link():
 
 def test_pages_of_the_site_are_staged(tmp_path):
     stage(ROOT, tmp_path / "docs")
+    (tmp_path / "docs" / "later.md").write_text('# A "later" page\n')
+    config = tomllib.loads(navigation((ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8"), tmp_path / "docs"))
+    listed = re.findall(r"[\w/]+\.md", str(config["project"]["nav"]))
+    written = {path.relative_to(tmp_path / "docs").as_posix() for path in (tmp_path / "docs").rglob("*.md")}
+    assert written == {*listed, "cards/motions.md", "cards/points.md", "CODE_OF_CONDUCT.md"} | (
+        written & {"SECURITY.md"}
+    )
+    assert len(listed) == len(set(listed))
+    assert """'A "later" page': 'later.md'""" in str(config["project"]["nav"])
     tutorial = (tmp_path / "docs" / "tutorials" / "classify_a_folder.md").read_text(encoding="utf-8")
     assert tutorial.startswith("# Classify a folder of videos\n\n[Download as a notebook](classify_a_folder.ipynb)")
     assert "](docs/" not in (tmp_path / "docs" / "index.md").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -51,7 +52,10 @@ API: dict[str, tuple[str, ...]] = {
     "Synthetic world": ("World", "WorldConfig"),
     "Errors": ("TRecViTError",),
 }  # fmt: skip
-"""Public names by page of the reference."""
+"""Public names by page of the reference, in their order there; others follow by the room of their home."""
+
+_PAGE_OF_ROOM = {"model": "Models", "config": "Models", "weights": "Weights", "accelerate": "Faster inference"}
+_OTHER_ROOMS = "Running models"
 
 MODULES: dict[str, tuple[str, ...]] = {
     "Videos": ("trecvit.video.decode", "trecvit.video.encode", "trecvit.video.transforms", "trecvit.video.sampling"),
@@ -72,12 +76,9 @@ def stage(root: Path, target: Path) -> None:
         target: A folder that is replaced.
 
     Raises:
-        ValueError: A public name is on no page, or has no docstring.
+        ValueError: A public name has no docstring.
     """
     shutil.rmtree(target, ignore_errors=True)
-    missing = sorted({*trecvit.__all__} - {name for names in API.values() for name in names})
-    if missing:
-        raise ValueError(f"tools.site.API: expected every public name, {', '.join(missing)} on no page")
     if undocumented := sorted(undocumented_names()):
         raise ValueError(f"expected a docstring of every public name, got none of {', '.join(undocumented)}")
     docs = [path for path in sorted((root / "docs").rglob("*")) if path.is_file()]
@@ -98,12 +99,21 @@ def stage(root: Path, target: Path) -> None:
     for tutorial in sorted((root / TUTORIALS).glob("*.py")):
         _write_tutorial(tutorial, target / "tutorials")
     (target / "api").mkdir()
-    for title, names in API.items():
-        entries = {f"trecvit.{name}": f"{trecvit._HOMES[name]}.{name}" for name in names}
+    for title, entries in reference().items():
         (target / "api" / f"{_slug(title)}.md").write_text(_reference(title, entries), encoding="utf-8")
+
+
+def reference() -> dict[str, dict[str, str]]:
+    """The pages of the reference: for each title the dotted names to show, and where their docstrings are."""
+    pages: dict[str, dict[str, str]] = {title: {} for title in (*API, *MODULES)}
+    placed = {name: title for title, names in API.items() for name in names}
+    for name in sorted(trecvit.__all__, key=lambda name: [*placed, name].index(name)):
+        home = trecvit._HOMES[name]
+        title = placed.get(name) or _PAGE_OF_ROOM.get(home.split(".")[1], _OTHER_ROOMS)
+        pages[title][f"trecvit.{name}"] = f"{home}.{name}"
     for title, modules in MODULES.items():
-        text = _reference(title, {name: name for name in modules})
-        (target / "api" / f"{_slug(title)}.md").write_text(text, encoding="utf-8")
+        pages[title] |= {name: name for name in modules}
+    return pages
 
 
 def relink(text: str, source: str, page: str, pages: Mapping[str, str]) -> str:
@@ -138,6 +148,28 @@ def relink(text: str, source: str, page: str, pages: Mapping[str, str]) -> str:
 
 
 _UNPAGED = "unpaged:"
+
+
+def navigation(config: str, target: Path) -> str:
+    """Add the staged pages that the configuration does not list, at its marks, under their headings."""
+    for mark, folder in (("pages", "."), ("tutorials", "tutorials"), ("notes", "notes")):
+        others = [path for path in sorted((target / folder).glob("*.md")) if f'"{_page(path, target)}"' not in config]
+        lines = [f"    {{ {_quoted(_heading(path))} = {_quoted(_page(path, target))} }},\n" for path in others]
+        config = config.replace(f"    # other {mark}\n", "".join(lines))
+    return config
+
+
+def _page(path: Path, target: Path) -> str:
+    return path.relative_to(target).as_posix()
+
+
+def _heading(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return text.partition("# ")[2].partition("\n")[0]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def undocumented_names() -> Iterator[str]:
@@ -240,7 +272,8 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help="serve it on this machine after building")
     serves = parser.parse_args().serve
     stage(Path(), TARGET)
-    shutil.copyfile(CONFIG, TARGET.parent / CONFIG.name)
+    config = navigation(CONFIG.read_text(encoding="utf-8"), TARGET)
+    (TARGET.parent / CONFIG.name).write_text(config, encoding="utf-8")
     command = [sys.executable, "-m", "zensical"]
     subprocess.run([*command, "build", "--strict", "--config-file", TARGET.parent / CONFIG.name], check=True)
     site = TARGET.parent / "site"

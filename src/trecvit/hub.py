@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import httpx
 
 from trecvit.errors import CheckpointError, ConfigError, DownloadError
 from trecvit.model_card import Measured, model_card
@@ -104,7 +105,7 @@ def push(
             return str(api.upload_folder(repo_id=repository, folder_path=staged, commit_message="Upload with trecvit"))
         except HFValidationError as error:
             raise ConfigError(f"REPO: expected owner/name, got {repository!r}; {error}") from error
-        except (HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             hint = "; log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else ""
             raise DownloadError(f"{repository}: expected the Hub to take the files, got: {error}{hint}") from error
