@@ -18,7 +18,7 @@ SOURCE = Path(trecvit.__file__).parent
 LINES = [
     {"draws", "errors", "processor", "workers"},
     {"config", "files", "processes"},
-    {"labels"},
+    {"labels", "model_card"},
     {"pretrained", "video", "download"},
     {"model"},
     {"data"},
@@ -27,8 +27,8 @@ LINES = [
     {"evaluate"},
     {"train"},
     {"accelerate"},
-    {"runtime"},
-    {"bench"},
+    {"runtime", "hub"},
+    {"bench", "hf"},
     {"cli"},
     {"__main__"},
 ]
@@ -43,9 +43,9 @@ RESERVED = {
     "skimage": {"synthetic/pictures.py"},
     "openvino": {"accelerate/openvino.py"},
     "cv2": {"evaluate/point_baselines.py"},
-    "transformers": set(),
+    "transformers": {"hf.py"},
     "triton": {"model/scan_triton.py"},
-    "huggingface_hub": {"pretrained.py"},
+    "huggingface_hub": {"pretrained.py", "model_card.py", "hub.py"},
 }
 
 

@@ -25,6 +25,7 @@ from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, 
 from trecvit.errors import InputError, StateError
 from trecvit.labels import check_labels
 from trecvit.model.engine import Engine, Optimizable
+from trecvit.model.feature_interface import FeatureInterface
 from trecvit.model.initial import normal_
 from trecvit.model.linear import GELU, Linear
 from trecvit.model.lru import LayerState
@@ -304,14 +305,16 @@ class VideoModel(Optimizable):
             raise InputError(f"expected height and width that patch_size={side} divides, got {height}x{width} pixels")
 
 
-class TRecViT(VideoModel, tags=["video-classification"]):
+class TRecViT(FeatureInterface, VideoModel, tags=["video-classification"]):
     """The classifier: `model(video)` for whole clips, `model.step(frames, state)` for streams, with the same weights.
 
-    See `Pretrained` for its description, and for saving and loading.
+    See `Pretrained` for its description, and for saving and loading; `FeatureInterface` for timm's methods.
     """
 
     config: ModelConfig
+    head: Head | None
     engine: Engine[Output, State]
+    _transformers_keys = {"model_type": "trecvit", "architectures": ["TRecViTForVideoClassification"]}  # noqa: RUF012
 
     def __init__(
         self,
@@ -322,7 +325,10 @@ class TRecViT(VideoModel, tags=["video-classification"]):
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(config, config, preprocessing=preprocessing, labels=labels, provenance=provenance)
-        self.head = Head(config) if config.num_classes else None
+        self.head = self._new_head(config)
+
+    def _new_head(self, config: ModelConfig) -> Head | None:
+        return Head(config) if config.num_classes else None
 
     def current_config(self) -> ModelConfig:
         """`config` with the head's present number of classes, 0 if it was set to None."""
