@@ -42,6 +42,12 @@ class Optimisation:
         ema_decay: Decay of an exponential moving average of the weights, which is saved instead of them; 0: none.
         recompute: Activations to recompute in the backward pass to save memory, see `VideoModel.recompute`.
         compile: Compile the model with torch.compile.
+        frozen_blocks: Number of first blocks that are not trained, nor is the tokenizer; they must have no temporal
+            part, see `ModelConfig.temporal_from`. For classification.
+        token_dropout: Share of the patches that are left out above the frozen blocks in training, the same in all
+            frames of a batch (PatchDropout, arXiv:2208.07220): less time, and less overfitting.
+        frozen_tokens: Folder where the frozen blocks' tokens of each frame are kept, 2 bytes per channel, so that later
+            epochs and runs read them. Needs `videos.views`, without which no frame is seen twice. Empty: no folder.
     """
 
     num_steps: int = 0
@@ -61,6 +67,9 @@ class Optimisation:
     ema_decay: float = 0.0
     recompute: Recompute = "nothing"
     compile: bool = False
+    frozen_blocks: int = 0
+    token_dropout: float = 0.0
+    frozen_tokens: str = ""
 
     def __post_init__(self) -> None:
         if (self.num_steps > 0) == (self.epochs > 0) or min(self.num_steps, self.epochs) < 0:
@@ -72,6 +81,11 @@ class Optimisation:
         require_range("optimisation", self, ("label_smoothing",), most=1.0)
         if not self.clip_norm > 0:  # infinity clips nothing
             raise ConfigError(f"optimisation.clip_norm: expected more than 0, got {self.clip_norm}")
+        if self.frozen_blocks < 0 or ((self.frozen_tokens or self.token_dropout) and not self.frozen_blocks):
+            raise ConfigError(
+                "optimisation.frozen_blocks: expected 0 or more, and more than 0 with frozen_tokens or token_dropout, "
+                f"got {self.frozen_blocks}"
+            )
         if self.batch_size < 1 or self.warmup_steps < 0 or self.accumulation < 1:
             raise ConfigError(
                 "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
@@ -80,7 +94,7 @@ class Optimisation:
         require_choice("optimisation.recompute", self.recompute, Recompute)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
-        for name in ("beta2", "head_dropout"):
+        for name in ("beta2", "head_dropout", "token_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optimisation.{name}: expected 0 up to but not 1, got {getattr(self, name)}")
 
