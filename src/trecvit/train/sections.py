@@ -31,6 +31,8 @@ class Optimisation:
         muon_learning_rate: Peak learning rate of Muon for the blocks' linear layers; 0: AdamW for these too.
         embedding_rate: Factor on the patch embedding's learning rate. It has many inputs; at the full rate its initial
             values would be lost before the other layers have learnt to use them.
+        spatial_rate: Factor on the learning rate of the spatial blocks and the final norm; small if they start from a
+            ViT, so that the temporal parts and the head learn before these change much.
         beta2: AdamW's decay of the second moment.
         weight_decay: On matrices only; none on norms, biases, positions and the recurrence's eigenvalues.
         warmup_steps: Updates until the peak.
@@ -57,6 +59,7 @@ class Optimisation:
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.0
     embedding_rate: float = 1.0
+    spatial_rate: float = 1.0
     beta2: float = 0.999
     weight_decay: float = 0.05
     warmup_steps: int = 100
@@ -77,7 +80,11 @@ class Optimisation:
                 "optimisation: expected num_steps or epochs, one of them above 0, "
                 f"got {self.num_steps} and {self.epochs}"
             )
-        require_range("optimisation", self, ("learning_rate", "muon_learning_rate", "embedding_rate", "weight_decay"))
+        require_range(
+            "optimisation",
+            self,
+            ("learning_rate", "muon_learning_rate", "embedding_rate", "spatial_rate", "weight_decay"),
+        )
         require_range("optimisation", self, ("label_smoothing",), most=1.0)
         if not self.clip_norm > 0:  # infinity clips nothing
             raise ConfigError(f"optimisation.clip_norm: expected more than 0, got {self.clip_norm}")
@@ -110,6 +117,8 @@ class Start:
         whiten_grain_px: Initialise the patch embedding to whiten the data's patches down to this grain, see
             `whiten_patches`; 0: random.
         conv_scale: Factor on the initial weights of the temporal convolutions.
+        temporal_scale: Factor on the initial weights of the temporal parts' last layers; with 0 each of them starts as
+            the identity, and the model as the ViT of `vit`.
         positions_scale: Factor on the initial positions.
     """
 
@@ -117,10 +126,11 @@ class Start:
     vit: str = ""
     whiten_grain_px: int = 0
     conv_scale: float = 1.0
+    temporal_scale: float = 1.0
     positions_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require_range("start", self, ("conv_scale", "positions_scale"))
+        require_range("start", self, ("conv_scale", "temporal_scale", "positions_scale"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
