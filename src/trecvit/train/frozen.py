@@ -30,10 +30,12 @@ def freeze(model: TRecViT, num_blocks: int) -> None:
             "optimisation.frozen_blocks: expected 0 or model.temporal_patch_size=1, got temporal_patch_size="
             f"{model.config.temporal_patch_size}"
         )
-    if not 0 < num_blocks <= model.config.temporal_from:
+    config = model.config
+    most = config.depth - 1 if config.temporal_mixer == "none" else config.temporal_from
+    if not 0 < num_blocks <= most:
         raise ConfigError(
-            f"optimisation.frozen_blocks: expected at most model.temporal_from={model.config.temporal_from}, "
-            f"since these blocks have no temporal part, got {num_blocks}"
+            f"optimisation.frozen_blocks: expected at most {most}, the number of blocks without a temporal part "
+            f"(model.temporal_from={config.temporal_from}) below the last, got {num_blocks}"
         )
     for part in (model.tokenizer, *model.blocks[:num_blocks]):
         part.requires_grad_(False)
