@@ -16,7 +16,7 @@ SOURCE = Path(trecvit.__file__).parent
 
 # Each room may import the rooms of the lines above its own, and itself. Rooms of one line are blind to each other.
 LINES = [
-    {"draws", "errors", "processor", "workers"},
+    {"draws", "errors", "processor", "quantised", "workers"},
     {"config", "files", "processes"},
     {"labels", "model_card"},
     {"pretrained", "video", "download"},
