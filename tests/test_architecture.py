@@ -28,6 +28,7 @@ LINES = [
     {"train"},
     {"accelerate"},
     {"runtime"},
+    {"serve"},
     {"bench"},
     {"cli"},
     {"__main__"},
@@ -46,6 +47,10 @@ RESERVED = {
     "transformers": set(),
     "triton": {"model/scan_triton.py"},
     "huggingface_hub": {"pretrained.py"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve/run.py", "serve/guard.py"},
+    "websockets": {"serve/client.py", "bench/serving.py"},
+    "prometheus_client": {"serve/metrics.py"},
 }
 
 
