@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from trecvit.serve.sessions import Limits
 from trecvit.video.frames import Image
 
 MAX_POINTS = 3
+
+
+@cache
+def _classifier() -> ServedClassifier:
+    return ServedClassifier("classes", tiny_model())
 
 
 def served_models() -> list[Served[Any, Any]]:
@@ -52,7 +58,7 @@ def images(num_frames: int, *, seed: int = 0, height: int = 20, width: int = 30)
 
 def class_probs(frames: Sequence[Image]) -> list[np.ndarray]:
     """The classifier's probabilities after each frame of a lone run."""
-    served = ServedClassifier("classes", tiny_model())
+    served = _classifier()
     state, probs = served.init_state(), []
     with torch.inference_mode():
         for frame in frames:

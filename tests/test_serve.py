@@ -53,7 +53,7 @@ def fetch(url: str, *, method: str = "GET", **headers: str) -> tuple[int, Any, A
 
 def eventually(condition: Any) -> None:
     """Wait for something that another thread does."""
-    end_s = time.monotonic() + 5
+    end_s = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end_s, "did not happen"
         time.sleep(0.01)
@@ -482,7 +482,7 @@ def test_uploads_are_limited_in_bytes_pixels_frames_and_number(video, tmp_path, 
 
 def test_a_client_that_leaves_ends_its_upload(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    long = make_video(tmp_path / "long", VP9, num_frames=120).read_bytes()
+    long = make_video(tmp_path / "long", VP9, num_frames=40).read_bytes()
     (tmp_path / "long.webm").unlink(missing_ok=True)
     for path in tmp_path.iterdir():
         path.unlink()

@@ -31,7 +31,7 @@ def test_states_join_leave_and_are_replaced_as_if_each_were_alone():
     draw = random.Random(0)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        for turn in range(40):
+        for turn in range(22):
             if turn % 5 == 0:
                 rows[turn] = model.init_state(1)
                 states.put(turn, rows[turn])
@@ -114,12 +114,12 @@ def check_classes(video: list[Any], answers: list[Future[Answer[Any]]], restarts
 
 
 def test_classified_streams_equal_their_lone_runs():
-    run_classes(num_streams=8, num_frames=250)
+    run_classes(num_streams=6, num_frames=90)
 
 
 @pytest.mark.slow
 def test_64_streams_equal_their_lone_runs():
-    run_classes(num_streams=64, num_frames=4000)
+    run_classes(num_streams=64, num_frames=10_000)
 
 
 def test_tracked_streams_equal_their_lone_runs():
@@ -128,7 +128,7 @@ def test_tracked_streams_equal_their_lone_runs():
     draw = random.Random(2)
     try:
         streams = [(batcher.open(), PointSlots(MAX_POINTS), lone_tracker()) for _ in range(4)]
-        for _ in range(25):
+        for _ in range(15):
             waiting = []
             for key, slots, alone in streams:
                 if draw.random() < 0.3:
@@ -147,8 +147,9 @@ def test_tracked_streams_equal_their_lone_runs():
             for future, rows, alone, frame in waiting:
                 points_xy, visible, certainty = alone.update(frame)
                 got = future.result().result
-                assert close_to(got.points_xy[rows] * np.array([30, 20]), points_xy) or not rows
-                assert close_to(got.certainty[rows], certainty) or not rows
+                if rows:
+                    assert close_to(got.points_xy[rows] * np.array([30, 20]), points_xy)
+                    assert close_to(got.certainty[rows], certainty)
                 assert (got.visible[rows] == visible).all()
     finally:
         batcher.close()

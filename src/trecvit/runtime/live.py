@@ -130,6 +130,12 @@ class PointSlots:
         placed = [(self._slots[point_id], x / width, y / height) for point_id, (x, y) in self._new.items()]
         return SlotChanges(self.max_points, tuple(self._freed), tuple(placed))
 
+    def take_freed(self) -> SlotChanges:
+        """Return the removals since the last `settle` alone, and record that they are part of the state."""
+        freed = SlotChanges(self.max_points, tuple(self._freed), ())
+        self._freed.clear()
+        return freed
+
     def settle(self) -> None:
         """Record that the changes are part of the state."""
         self._new.clear()
@@ -211,6 +217,7 @@ class LiveTracker:
             InputError: No point has this id.
         """
         self._slots.remove(point_id)
+        self._state = self._slots.take_freed().apply(self._state)
 
     def update(self, frame: Image) -> LivePoints:
         """Track all points in the next frame.
