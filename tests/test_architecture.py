@@ -28,6 +28,7 @@ LINES = [
     {"train"},
     {"accelerate"},
     {"runtime", "hub"},
+    {"serve"},
     {"bench", "hf"},
     {"cli"},
     {"__main__"},
@@ -46,6 +47,10 @@ RESERVED = {
     "transformers": {"hf.py"},
     "triton": {"model/scan_triton.py"},
     "huggingface_hub": {"pretrained.py", "model_card.py", "hub.py"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve/run.py", "serve/guard.py"},
+    "websockets": {"serve/client.py", "bench/serving.py"},
+    "prometheus_client": {"serve/metrics.py"},
 }
 
 
