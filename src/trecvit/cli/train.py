@@ -184,4 +184,20 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
     if processes.first:
         if finished_steps is not None and not started:
             notify(f"already finished ({finished_steps} steps): {to / 'model'}; give another --to to train again")
+        _print_result(to)
         print(to / "model")
+
+
+def _print_result(run: Path) -> None:
+    """Print how good a finished run's model is, and where its pictures are."""
+    from trecvit.train.run_folder import label_of, outcome, pictures_of, score_in
+
+    values = outcome(run)
+    if score := score_in(values):
+        print(f"{label_of(score)} on the validation data: {values[score]:.1%}")
+        if (best := values.get(f"best_{score}")) is not None and (run / "best").is_dir():
+            print(f"best during training: {best:.1%}, {run / 'best'}")
+    else:
+        notify("not tested, because there were no validation data")
+    for picture in pictures_of(run):
+        print(picture)
