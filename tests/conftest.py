@@ -13,10 +13,13 @@ import processors
 import pytest
 
 if TYPE_CHECKING:
+    from forked import Forks
     from two_ranks import TwoRanks
 
 # Before anything imports torch: tests run in parallel, and one thread each is faster than many that wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Inductor starts processes for Triton, each of which imports PyTorch, also where it compiles for the CPU only.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Before anything imports Triton, whose functions read it too: its interpreter runs the GPU kernels.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # For processes that tests start: `paper` is not installed.
@@ -78,6 +81,16 @@ def two_ranks() -> Iterator[TwoRanks]:
 
     with TwoRanks() as ranks:
         yield ranks
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs programs in forked processes; started at the first use."""
+    from forked import Forks
+
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(params=["this", *processors.FEATURES])
