@@ -28,7 +28,7 @@ def test_rows_of_zeros_and_large_values():
     matrix[1, 0], matrix[2] = 1000.0, 1e-3
     restored = dequantise(quantise({"w": matrix}, step=0.15))["w"]
     assert torch.equal(restored[0], matrix[0])
-    assert restored[1, 0] == pytest.approx(1000.0)
+    assert restored[1, 0] == pytest.approx(1000.0, rel=0.01)
     torch.testing.assert_close(restored[2], matrix[2], rtol=0.08, atol=0.0)
 
 
