@@ -28,6 +28,7 @@ LINES = [
     {"train"},
     {"accelerate"},
     {"runtime", "hub"},
+    {"serve"},
     {"bench", "hf"},
     {"cli"},
     {"__main__"},
@@ -42,10 +43,17 @@ RESERVED = {
     "rich": {"cli"},
     "skimage": {"synthetic/pictures.py"},
     "openvino": {"accelerate/openvino.py"},
+    "onnx": {"accelerate/onnx.py"},
+    "onnxscript": {"accelerate/onnx.py"},
+    "onnxruntime": {"accelerate/onnx_runtime.py"},
     "cv2": {"evaluate/point_baselines.py"},
     "transformers": {"hf.py"},
     "triton": {"model/scan_triton.py"},
     "huggingface_hub": {"pretrained.py", "model_card.py", "hub.py"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve/run.py", "serve/guard.py"},
+    "websockets": {"serve/client.py", "bench/serving.py"},
+    "prometheus_client": {"serve/metrics.py"},
 }
 
 

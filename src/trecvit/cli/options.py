@@ -27,7 +27,7 @@ TrackerOption = Annotated[
 ]
 WeightsArgument = Annotated[str, typer.Argument(help="Pretrained name, folder or official .npz.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or int8 (dynamic quantisation; not with openvino).")]
-ModeOption = Annotated[str, typer.Option(help="eager, compile (compiles first, up to a minute) or openvino.")]
+ModeOption = Annotated[str, typer.Option(help="eager, compile (compiles first, up to a minute), openvino or onnx.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if available.")]
 
@@ -92,10 +92,11 @@ def load_model(model: str, device: str) -> TRecViT:
 
 def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
     """Load a model and optimise it by --dtype and --mode; exported models (`trecvit export`) are loaded as they are."""
-    from trecvit.accelerate.exported import is_exported, load_exported
+    from trecvit.accelerate.exported import is_exported, load_exported_as
+    from trecvit.model.trecvit import TRecViT
 
     if is_exported(model):
-        return load_exported(model)
+        return load_exported_as(TRecViT, model)
     return fast(load_model(model, device), dtype, mode)
 
 
@@ -110,6 +111,11 @@ def load_tracker(model: str, device: str) -> PointTracker:
 
 def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> PointTracker:
     """`load_fast` for point trackers."""
+    from trecvit.accelerate.exported import is_exported, load_exported_as
+    from trecvit.model.tracker import PointTracker
+
+    if is_exported(model):
+        return load_exported_as(PointTracker, model)
     return fast(load_tracker(model, device), dtype, mode)
 
 

@@ -234,25 +234,43 @@ def export_model(
     source: WeightsArgument,
     folder: NewFolderArgument,
     mode: Annotated[
-        str, typer.Option(help="compile (for this kind of processor, AOTInductor) or openvino.")
+        str,
+        typer.Option("--format", "--mode", help="compile (for this kind of processor, AOTInductor), openvino or onnx."),
     ] = "compile",
     dtype: DtypeOption = "float32",
-    batch_size: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch", min=0, help="Batch size; 0 with onnx: any.")] = 1,
     frames: Annotated[list[int] | None, typer.Option(help="Frames per call: 1 (default) to stream, or a clip.")] = None,
+    points: Annotated[int, typer.Option(min=1, help="With onnx: the most points of a tracker at a time.")] = 16,
+    weights: Annotated[
+        str, typer.Option(help="With onnx: float32, or float16 for half of the file's size.")
+    ] = "float32",
 ) -> None:
-    """Compile a model ahead of time, so that `trecvit stream VIDEO -m FOLDER` starts without compiling.
+    """Export a model ahead of time, so that `trecvit stream VIDEO -m FOLDER` starts without compiling.
 
-    A graph has a fixed batch size and number of frames; repeat --frames for several graphs. With openvino the folder
-    also holds stream.xml, a stateful model that runs without Python.
+    A compiled graph has a fixed batch size and number of frames; repeat --frames for several graphs. With openvino the
+    folder also holds stream.xml, a stateful model that runs without Python. With onnx it is the step of one frame, of a
+    classifier or a point tracker, for any ONNX runtime, with a manifest that describes it.
     """
     from trecvit.accelerate.exported import export
     from trecvit.accelerate.kernels import FLOATS
+    from trecvit.weights.load import load
 
     if dtype not in FLOATS:
         raise ConfigError(f"--dtype: expected one of {', '.join(FLOATS)}, got {dtype!r}")
     check_folder("FOLDER", folder, empty=True)
-    network = load_model(source, "cpu")
-    print(export(network, folder, mode=mode, dtype=FLOATS[dtype], batch_size=batch_size, frames=frames or [1]))
+    with download_bar() as progress:
+        network = load(source, progress=progress)
+    written = export(
+        network,
+        folder,
+        mode=mode,
+        dtype=FLOATS[dtype],
+        batch_size=batch_size or None,
+        frames=frames or [1],
+        num_points=points,
+        weights=weights,
+    )
+    print(written)
 
 
 @app.command(rich_help_panel=USE)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import safetensors
 import safetensors.torch
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from trecvit.config import ImageSize, ModelConfig, as_image_size
@@ -34,13 +34,13 @@ class StreamState:
 
     Attributes:
         layers: One `LayerState` per block.
-        frames_seen: Number of frames that each stream has processed, int64.
+        frames_seen: Number of frames that each stream has processed, int64; floating-point in exported graphs.
         config: Architecture of the blocks that the state belongs to.
         image_size: Height and width of the frames in pixels.
     """
 
     layers: tuple[LayerState, ...]
-    frames_seen: Int64[Tensor, " B"]
+    frames_seen: Real[Tensor, " B"]
     config: ModelConfig
     image_size: tuple[int, int]
 

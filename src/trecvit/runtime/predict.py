@@ -74,7 +74,7 @@ def classify(model: TRecViT, source: Source | Video, *, num_clips: int = 4, top_
 
 
 def read_clips(video: Video, plan: Preprocessing, num_clips: int) -> tuple[UInt8[Tensor, "clips T 3 h w"], int]:
-    """Read evenly spaced clips, a single one in the middle; return them and the number of frames of the video.
+    """Read evenly spaced clips, a single one of a short video; return them and the number of its frames.
 
     Raises:
         VideoError: The video cannot be read to the end, or may have none.
