@@ -44,7 +44,7 @@ def run(tmp_path):
 @pytest.fixture
 def hub():
     """A Hub at a local address: the repositories and the files of their last commit."""
-    kept = SimpleNamespace(repositories={}, tokens=set(), refuses=False)
+    kept = SimpleNamespace(repositories={}, tokens=set(), refuses=False, cards=[])
 
     class Hub(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -57,6 +57,9 @@ def hub():
                 name = "/".join(filter(None, (lines[0].get("organization"), lines[0]["name"])))
                 kept.repositories[name] = {"private": lines[0].get("private")}
                 return self._answer(200, {"url": f"{kept.address}/{name}"})
+            if self.path == "/api/validate-yaml":
+                kept.cards.append(lines[0]["content"])
+                return self._answer(200, {"errors": [], "warnings": []})
             name = "/".join(self.path.split("/")[3:5])
             if "/preupload/" in self.path:
                 files = [{"path": file["path"], "uploadMode": "regular"} for file in lines[0]["files"]]
@@ -112,6 +115,7 @@ def test_a_run_is_published_with_its_figures_and_pictures(run, hub, tmp_path):
         (fetched / name).write_bytes(content)
     again = TRecViT.from_pretrained(fetched)
     assert torch.equal(again(random_video()).logits, TRecViT.load(run / "model")(random_video()).logits)
+    assert hub.cards == [(fetched / "README.md").read_text(encoding="utf-8")]
     header, text = front_matter(fetched)
     assert header["license"] == "apache-2.0"
     assert header["library_name"] == "trecvit"
