@@ -11,6 +11,7 @@ import torch
 from trecvit.accelerate.compile import compiled_engine, find_compiler
 from trecvit.accelerate.eager import NOT_IN_INT8, PiecewiseEngine, fold_norms, use_eager_parts
 from trecvit.accelerate.gates import JoinedRGLRU
+from trecvit.accelerate.graphs import GraphEngine
 from trecvit.accelerate.kernels import DTYPES, available_dtype
 from trecvit.accelerate.linears import FusedQuantizedLinear, PackedLinear, QuantizedLinear, replace_linears
 from trecvit.accelerate.openvino import OpenVINOEngine
@@ -21,7 +22,7 @@ from trecvit.model.lru import RGLRU, TemporalBlock
 from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.processor import supports
 
-Mode = Literal["eager", "compile", "openvino"]
+Mode = Literal["eager", "compile", "graphs", "compile-graphs", "openvino"]
 _Model = TypeVar("_Model", bound=VideoModel)
 
 
@@ -40,7 +41,9 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
             where the CPU has it.
         mode: "eager" runs PyTorch's operations one by one, on the CPU with weights packed for oneDNN. "compile" has
             torch.compile fuse them; the first call with new shapes takes some tens of seconds, or a minute in bfloat16
-            on a CPU with AMX, where kernels are tried out. "openvino" runs the network with OpenVINO (CPU; the extra
+            on a CPU with AMX, where kernels are tried out. "graphs" (CUDA) records the operations of a step once and
+            launches them together, for few streams, where launching takes longer than computing; "compile-graphs" does
+            so with the compiled ones. "openvino" runs the network with OpenVINO (CPU; the extra
             `openvino`), some seconds for new shapes, each validated against the model before it is used.
 
     Raises:
@@ -56,13 +59,15 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         use_eager_parts(fast, QuantizedLinear if dtype == torch.int8 else PackedLinear)
         if isinstance(fast, TRecViT):
             fast.engine = PiecewiseEngine(fast)
-    elif mode == "compile":
+    elif mode in ("compile", "compile-graphs"):
         if dtype == torch.int8:
             quantize(fast, model)
         fast.engine = compiled_engine(fast)
     elif mode == "openvino":
         assert isinstance(fast, TRecViT)
         fast.engine = OpenVINOEngine(fast, dtype)
+    if mode in ("graphs", "compile-graphs"):
+        fast.engine = GraphEngine(fast.engine)
     if mode != "openvino":  # which has its own threads
         choose_threads(fast)
     fast.is_optimized = True
@@ -117,8 +122,12 @@ def _check(model: VideoModel, dtype: torch.dtype, mode: str) -> None:
         raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
     if dtype == torch.int8:
         _check_int8(model, mode)
-    if mode == "compile" and not hasattr(model, "step"):
-        raise ConfigError(f"mode='compile' is for models that take streams, got a {type(model).__name__}; take 'eager'")
+    if mode in ("compile", "graphs", "compile-graphs") and not hasattr(model, "step"):
+        raise ConfigError(f"mode={mode!r} is for models that take streams, got a {type(model).__name__}; take 'eager'")
+    if mode in ("graphs", "compile-graphs") and model.device.type != "cuda":
+        raise ConfigError(
+            f"mode={mode!r} runs on a CUDA GPU, the model is on {model.device}; take 'eager' or 'compile'"
+        )
     if mode == "compile" and model.device.type == "cpu":
         find_compiler()
     if mode == "openvino" and model.device.type != "cpu":
