@@ -1,8 +1,8 @@
 """The page in the browser, built: `scripts/page [FOLDER]`.
 
-Beside its sources in `src/trecvit/serve/page/browser`, which the wheel contains, it puts ONNX Runtime Web (from npm, pinned
-in tools/npm), the bundled models as ONNX, and a rendered clip. With FOLDER, all of it is also copied there, ready for
-any static host.
+Beside its sources in `src/trecvit/serve/page/browser`, which the wheel contains, it puts ONNX Runtime Web (from npm,
+pinned in tools/npm), the bundled models as ONNX, and a rendered clip. With FOLDER, all of it is also copied there,
+ready for any static host.
 """
 
 from __future__ import annotations
