@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import trecvit, trecvit_process
+from command_line import trecvit
 from test_train import SMALL
 from typer.testing import CliRunner
 from video_fixtures import MPEGTS, VP9, Sender, make_video
@@ -65,7 +65,7 @@ def test_help_is_quick_and_names_every_command():
     help_s, bare_s = [], []
     for _ in range(3):  # in turns, so that what else goes on slows both
         begun_s = time.perf_counter()
-        done = trecvit_process("--help")
+        done = subprocess.run([sys.executable, "-m", "trecvit", "--help"], capture_output=True, text=True)
         help_s.append(time.perf_counter() - begun_s)
         begun_s = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import typer, rich"], check=True)
@@ -266,14 +266,14 @@ def test_stream_prints_a_json_line_per_frame_looked_at(video):
 
 
 @pytest.mark.slow
-def test_what_was_exported_streams_as_the_model_does(video, tmp_path):
+def test_what_was_exported_streams_as_the_model_does(video, tmp_path, forks):
     model = create_model("tiny", width=32, depth=1, num_heads=2, mlp_width=32, image_size=(32, 32), num_classes=3)
     model.save(tmp_path / "model")
     # Sooner than a compiler, and in processes of their own as in test_fast.py.
-    done = trecvit_process("export", tmp_path / "model", tmp_path / "fast", "--mode", "openvino")
+    done = forks.trecvit("export", tmp_path / "model", tmp_path / "fast", "--mode", "openvino")
     assert done.returncode == 0, done.stderr
     outputs = [
-        run("stream", video, "-m", tmp_path / name) for run, name in ((trecvit, "model"), (trecvit_process, "fast"))
+        run("stream", video, "-m", tmp_path / name) for run, name in ((trecvit, "model"), (forks.trecvit, "fast"))
     ]
     expected, exported = ([json.loads(line) for line in done.stdout.splitlines()] for done in outputs)
     assert [line["top"][0]["label"] for line in exported] == [line["top"][0]["label"] for line in expected]
@@ -617,8 +617,8 @@ def test_data_render_writes_the_layout_of_something_something(tmp_path):
 
 
 @pytest.mark.slow
-def test_bench_stream_prints_both_peaks():
-    done = trecvit_process("bench", "stream", "--frames", 60)
+def test_bench_stream_prints_both_peaks(forks):
+    done = forks.trecvit("bench", "stream", "--frames", 60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^ +6 frames +peak memory +[\d.]+ MB", done.stdout, re.MULTILINE)
     assert re.search(r"^ +60 frames", done.stdout, re.MULTILINE)

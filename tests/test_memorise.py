@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -373,7 +371,7 @@ def test_recipes_that_do_not_fit_are_refused(recipe_path, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_package_alone_names_the_command_of_the_papers_tasks(recipe_path):
+def test_the_package_alone_names_the_command_of_the_papers_tasks(recipe_path, forks):
     code = f"""
 from pathlib import Path
 from trecvit.cli.evaluate import _videomae
@@ -389,7 +387,7 @@ for load in (
     except ConfigError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = forks.run(code)
     commands = ["`scripts/paper train`", "`scripts/paper train`", "`scripts/paper probe --videomae FOLDER`"]
     lines = done.stdout.splitlines()
     assert [command for command, line in zip(commands, lines, strict=True) if command in line] == commands

@@ -108,7 +108,8 @@ def push(
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             hint = "; log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else ""
-            raise DownloadError(f"{repository}: expected the Hub to take the files, got: {error}{hint}") from error
+            reason = " ".join(str(error).split())
+            raise DownloadError(f"{repository}: expected the Hub to take the files, got: {reason}{hint}") from error
 
 
 def _results(path: Path) -> list[Measured]:

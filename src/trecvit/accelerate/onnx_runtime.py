@@ -255,8 +255,8 @@ def validate(
             error = float(difference / right.double().abs().max().clamp(min=1e-6))
             if not error <= TOLERANCE[weights]:
                 raise ConfigError(
-                    f"ONNX Runtime computes {name} wrong by {error:.2g} of its largest value after {call + 1} frames; "
-                    "use another mode or format"
+                    f"ONNX Runtime computes {name} wrong by {error:.2g} of its largest value in frame {call + 1}; use "
+                    "another mode or format"
                 )
             errors[name] = max(errors.get(name, 0.0), error)
     return errors

@@ -27,7 +27,12 @@ TrackerOption = Annotated[
 ]
 WeightsArgument = Annotated[str, typer.Argument(help="Pretrained name, folder or official .npz.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or int8 (dynamic quantisation; not with openvino).")]
-ModeOption = Annotated[str, typer.Option(help="eager, compile (compiles first, up to a minute), openvino or onnx.")]
+ModeOption = Annotated[
+    str,
+    typer.Option(
+        help="eager, compile (compiles first, up to a minute), graphs or compile-graphs (CUDA), openvino or onnx."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if available.")]
 

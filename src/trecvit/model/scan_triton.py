@@ -50,7 +50,7 @@ BACKWARD = Launch(block=256, num_warps=4, stages=2)
 
 @triton.jit
 def _decay(recurrence_gate, rate):  # type: ignore[no-untyped-def]
-    """The recurrence gate, the decay a and 1 - a^2, to float32 rounding: a Taylor series of degree 7 near a = 1."""
+    """The recurrence gate, the decay a and 1 - a^2, to float32 rounding: a Taylor series where a is near 1."""
     r = tl.sigmoid(recurrence_gate)
     log_a = r * rate
     a = tl.exp(log_a)
