@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import processors
 import pytest
+
+if TYPE_CHECKING:
+    from two_ranks import TwoRanks
 
 # Before anything imports torch: tests run in parallel, and one thread each is faster than many that wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,6 +69,15 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             draw(self, target, **options)
 
     monkeypatch.setattr(figure.Figure, "savefig", savefig)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[TwoRanks]:
+    """Two ranks that run commands; started at the first use."""
+    from two_ranks import TwoRanks
+
+    with TwoRanks() as ranks:
+        yield ranks
 
 
 @pytest.fixture(params=["this", *processors.FEATURES])

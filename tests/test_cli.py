@@ -559,12 +559,17 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     ]
     done = trecvit(*words, "--to", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "model")
+    report, best, *pictures = done.stdout.splitlines()[-5:]
+    top1 = json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["top1"]
+    assert report == f"top-1 on the validation data: {top1:.1%}"
+    assert re.fullmatch(rf"best during training: [\d.]+%, {re.escape(str(tmp_path / 'run' / 'best'))}", best)
+    assert pictures == [str(tmp_path / "run" / name) for name in ("curves.png", "evaluation/confusion.png", "model")]
+    assert all(Path(path).exists() for path in pictures)
     assert "randomly initialised: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
     assert json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["good"] == 6
     assert "chosen by optimisation.bf16=auto" in done.stderr
     again = trecvit(*words, "--to", tmp_path / "run")
-    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run' / 'model'}\n")
+    assert (again.returncode, again.stdout.splitlines()) == (0, [report, best, *pictures])
     assert f"already finished (4 steps): {tmp_path / 'run' / 'model'}; give another --to" in again.stderr
     seen = trecvit("classify", tmp_path / "mine" / "dark" / "0.mp4", "--model", tmp_path / "run" / "model", "--json")
     assert {entry["label"] for entry in json.loads(seen.stdout)["top"]} == {"dark", "light"}
@@ -645,6 +650,9 @@ def test_the_demo_writes_a_video(tmp_path, video):
     done = trecvit("demo", video, "--save", tmp_path / "out.mp4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == 24
+    assert re.fullmatch(
+        rf"{re.escape(str(video))}: classified \d times, every 8 used frames: .* times\)\n", done.stdout
+    )
 
 
 @pytest.fixture(scope="module")
@@ -767,7 +775,10 @@ def test_long_work_shows_a_bar_on_a_terminal(tmp_path):
 def test_the_demo_renders_its_own_video(tmp_path):
     done = trecvit("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "9 scenes were classified correctly at their last frame" in done.stderr
+    scenes = done.stdout.splitlines()
+    right = [line for line in scenes if "truth" not in line]
+    assert f"{len(right)} of 9 scenes were classified correctly at their last frame" in done.stderr
+    assert [line.split(":")[0] for line in scenes] == [f"scene {number}" for number in range(1, 10)]
     assert probe(tmp_path / "demo.mp4").stated_frames > 9 * 8
 
 

@@ -64,6 +64,27 @@ def test_arguments_need_not_be_contiguous():
     assert torch.equal(gated_scan_triton(*turned, *tensors[3:], FRESH), gated_scan_triton(*tensors, FRESH))
 
 
+@pytest.mark.parametrize("launch", [scan_triton.Launch(16, 1, 1), scan_triton.Launch(64, 2, 4)])
+def test_every_launch_gives_the_same(launch, monkeypatch):
+    tensors = gated_inputs(3, torch.float32, 0.0, width=9)  # 36 channels, which no block divides
+    weights = torch.randn(tensors[0].shape), torch.randn(tensors[4].shape)
+    expected = outcome(gated_scan_triton, tensors, *weights)
+    monkeypatch.setattr(scan_triton, "FORWARD", launch)
+    monkeypatch.setattr(scan_triton, "BACKWARD", launch)
+    for name, got, want in zip(NAMES, outcome(gated_scan_triton, tensors, *weights), expected, strict=True):
+        assert relative_error(got, want) < 1e-6, name
+
+
+def test_no_stream_at_all_is_a_batch_like_any_other():
+    tensors = [tensor.detach()[:0] for tensor in gated_inputs(3, torch.float32, 0.0)]
+    tensors[3] = gated_inputs(3, torch.float32, 0.0)[3].detach()
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+    states = gated_scan_triton(*tensors, FRESH[:0])
+    assert states.shape == (0, 3, 4, 6)
+    shapes = [gradient.shape for gradient in torch.autograd.grad(states.sum(), tensors)]
+    assert shapes == [tensor.shape for tensor in tensors]
+
+
 @pytest.mark.slow
 def test_the_operator_passes_opcheck_and_export():
     tensors = gated_inputs(3, torch.float32, 0.0)
@@ -91,22 +112,32 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from trecvit.model import scan_triton
 
-for kernel in (scan_triton._forward, scan_triton._backward):
+CONSTANTS = {"BLOCK", "STAGES"}
+for kernel, launch in ((scan_triton._forward, scan_triton.FORWARD), (scan_triton._backward, scan_triton.BACKWARD)):
     for dtype in ("fp32", "bf16", "fp16"):
         wide = {"x_ptr", "input_gate_ptr", "recurrence_gate_ptr", "grad_x_ptr", "grad_input_ptr", "grad_recurrence_ptr"}
         signature = {
-            name: "constexpr" if name == "BLOCK" else f"*{dtype}" if name in wide else "*i8" if name == "fresh_ptr"
+            name: "constexpr" if name in CONSTANTS else f"*{dtype}" if name in wide else "*i8" if name == "fresh_ptr"
             else "*fp32" if name.endswith("_ptr") else "fp32" if name == "least_rest" else "i32"
             for name in kernel.arg_names
         }
-        source = ASTSource(kernel, signature, {(kernel.arg_names.index("BLOCK"),): 128})
+        at = kernel.arg_names.index
+        constants = {(at("BLOCK"),): launch.block, (at("STAGES"),): launch.stages}
+        # As for the models' sizes: pointers and numbers of channels are multiples of 16.
+        multiples = [(at(name),) for name in signature if name.endswith(("_ptr", "num_channels"))]
+        source = ASTSource(kernel, signature, constants, {place: [["tt.divisibility", 16]] for place in multiples})
         for target in (GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32)):
-            assembly = triton.compile(source, target=target).asm["ptx"]
+            made = triton.compile(source, target=target, options={"num_warps": launch.num_warps})
+            assembly = made.asm["ptx"]
             loads = [line for line in assembly.splitlines() if "ld.global" in line]
             assert loads, kernel
             # Offsets of frames and streams are multiplied in 64 bits: sizes may pass 2^31 elements.
             assert "mul.lo.s64" in assembly or "mad.lo.s64" in assembly, assembly
-            print(kernel.__name__, dtype, target.arch, len(loads))
+            # Inputs are copied to shared memory ahead of their turn, several numbers at a time.
+            ahead = [line for line in assembly.splitlines() if "cp.async" in line and "shared.global" in line]
+            assert len(ahead) >= 3, assembly
+            assert made.metadata.shared <= 48 * 1024, made.metadata.shared
+            print(kernel.__name__, dtype, target.arch, len(loads), len(ahead), made.metadata.shared)
 """
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +111,7 @@ def test_parts_and_blanks_give_the_big_batchs_update(tmp_path, name):
         ("autoencoder", "fsdp"), ("tracker", "ddp"), ("readout", "fsdp"),
     ],
 )  # fmt: skip
-def test_two_processes_train_what_one_does(tmp_path, name, parallel):
+def test_two_processes_train_what_one_does(tmp_path, name, parallel, two_ranks):
     """FSDP shards weights, a readout's frozen ones too; the autoencoder has videos, one of them broken."""
     words = ["optimisation.accumulation=2", "optimisation.ema_decay=0.8", "optimisation.batch_size=3"]
     words += [*KINDS[name].tested, *KINDS[name].words]
@@ -122,12 +120,9 @@ def test_two_processes_train_what_one_does(tmp_path, name, parallel):
         test_train_mae.from_videos(path, videos := test_train_mae.written_videos(tmp_path / "videos"))
         words.append(f"videos.validation={videos}")
         near, nearest = 1e-3, 2e-4
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "paper",
-        "train", str(path), *words, "--to", str(tmp_path / "both"), "--parallel", parallel,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["train", path, *words, "--to", tmp_path / "both", "--parallel", parallel]
+    done, other = two_ranks.trecvit(*command)
+    assert (done.returncode, other.returncode) == (0, 0), done.stderr[-3000:] + other.stderr[-3000:]
     train(load_recipe(path, words), tmp_path / "alone")
     both, alone = (read_lines(tmp_path / run / "metrics.jsonl") for run in ("both", "alone"))
     for figure in ("loss", *KINDS[name].figures):

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     STEP = 16
     POINT_PROBE = 17
     FILE_ORDER = 18
+    STILL = 19
 
 
 def rng(seed: int, stream: Stream, *index: int) -> np.random.Generator:

@@ -64,7 +64,9 @@ def bench_stream(
 def bench_speed(
     models: Annotated[_Names, typer.Option("--model", "-m", help="Presets or models; all presets by default.")] = None,
     dtypes: Annotated[_Names, typer.Option("--dtype", help="float32, bfloat16, int8; default: the first two.")] = None,
-    modes: Annotated[_Names, typer.Option("--mode", help="eager, compile, openvino, exported; default: all.")] = None,
+    modes: Annotated[
+        _Names, typer.Option("--mode", help="eager, compile, openvino, onnx, exported; default: all.")
+    ] = None,
     batch_sizes: Annotated[_Counts, typer.Option("--batch", help="Batch sizes; default: 1.")] = None,
     frames: Annotated[_Counts, typer.Option(help="Frames per call: 1 (default) is a stream, more are a clip.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each measurement.")] = 3.0,
@@ -89,7 +91,7 @@ def bench_speed(
     chosen = [
         models or ["tiny", "small", "base", "base_k400"],
         dtypes or ["float32", "bfloat16"],
-        modes or ["eager", "compile", "openvino", "exported"],
+        modes or ["eager", "compile", "openvino", "onnx", "exported"],
         batch_sizes or [1],
         frames or [1],
     ]

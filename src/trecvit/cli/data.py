@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from trecvit.cli.app import data_app
-from trecvit.cli.options import DataArgument, LabelsOption, NewFolderArgument, VideosOption, manifest_of
+from trecvit.cli.options import (
+    DataArgument,
+    LabelsOption,
+    NewFolderArgument,
+    PartOption,
+    SplitOption,
+    VideosOption,
+    default_part,
+    manifest_of,
+)
 from trecvit.cli.terminal import notify, print_facts, progress_bar
 from trecvit.files import only_writer
 
@@ -59,6 +68,8 @@ def data_check(
     to: Annotated[Path, typer.Option("--to", help="Folder for the journal, report.json and clean.txt.")],
     videos: VideosOption = None,
     labels: LabelsOption = None,
+    split: SplitOption = None,
+    part: PartOption = None,
     min_frames: Annotated[int, typer.Option(min=1, help="Videos with fewer frames count as too short.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes for decoding.")] = 2,
 ) -> None:
@@ -69,7 +80,7 @@ def data_check(
     from trecvit.data.check import check_videos
 
     unknown: list[tuple[str, str]] = []
-    manifest = manifest_of(data, videos, labels, unknown)
+    manifest = manifest_of(data, videos, labels, unknown, split=split, part=default_part(split, part, "all"))
     with only_writer(to), progress_bar("videos", len(manifest.videos)) as advance:
         report = check_videos(manifest, to, unknown=unknown, min_frames=min_frames, num_workers=workers, report=advance)
     counts = {
@@ -100,12 +111,14 @@ def data_shard(
     folder: NewFolderArgument,
     videos: VideosOption = None,
     labels: LabelsOption = None,
+    split: SplitOption = None,
+    part: PartOption = None,
     shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="Size of a shard in MB.")] = 1000,
 ) -> None:
     """Pack a data set into WebDataset tar shards."""
     from trecvit.data.shards import write_shards
 
-    manifest = manifest_of(data, videos, labels)
+    manifest = manifest_of(data, videos, labels, split=split, part=default_part(split, part, "train"))
     with progress_bar("videos", len(manifest.videos)) as advance:
         shards = write_shards(manifest, folder, shard_bytes=shard_mb * 1_000_000, report=advance)
     print(f"{folder}: {len(manifest.videos):,} videos in {len(shards):,} shards")

@@ -74,7 +74,11 @@ def classify(model: TRecViT, source: Source | Video, *, num_clips: int = 4, top_
 
 
 def read_clips(video: Video, plan: Preprocessing, num_clips: int) -> tuple[UInt8[Tensor, "clips T 3 h w"], int]:
-    """Read evenly spaced clips; return them, one if the video is not longer, and the number of frames of the video."""
+    """Read evenly spaced clips, a single one of a short video; return them and the number of its frames.
+
+    Raises:
+        VideoError: The video cannot be read to the end, or may have none.
+    """
     info = video.info
     _check_has_end(video)
     # Frames are resized while decoding, so that memory does not depend on the resolution of the video.

@@ -165,7 +165,13 @@ def convert(
         raise CheckpointError(f"{target}: expected a folder, since the official format holds no class names")
     if not isinstance(model, TRecViT):
         raise CheckpointError(f"{target}: a {type(model).__name__} is written as a folder only")
-    for field, value in (("temporal_mixer", "lru"), ("temporal_skip", True), ("lru_gates", True), ("gelu", "tanh")):
+    for field, value in (
+        ("temporal_mixer", "lru"),
+        ("temporal_from", 0),
+        ("temporal_skip", True),
+        ("lru_gates", True),
+        ("gelu", "tanh"),
+    ):
         if getattr(model.config, field) != value:
             raise CheckpointError(f"the official format does not support {field}={getattr(model.config, field)!r}")
     write_official(target, model.config, model.state_dict())
