@@ -153,7 +153,8 @@ class LiveVideo(Video):
     def _reconnect(self, lost_by: VideoError | None) -> bool:
         """Open the source again; False if it did not come back in time."""
         lost_s, delay_s = time.monotonic(), FIRST_DELAY_S
-        reason = lost_by.reason if lost_by is not None else "it ended"
+        # The rest of an error's text is advice for files.
+        reason = lost_by.reason.partition(";")[0] if lost_by is not None else "it ended"
         if self._patience_s <= 0:
             return False
         name, patience_s = self._info.source, self._patience_s
