@@ -184,7 +184,7 @@ def _speed_apart(model: str, count: int, seconds: float) -> float:
     ]
     for process in processes:
         process.start()
-    frames = [counts.get(timeout=_START_S) for _ in processes]
+    frames: list[int] = [counts.get(timeout=_START_S) for _ in processes]
     for process in processes:
         process.join()
     return sum(frames) / seconds

@@ -115,9 +115,9 @@ class Connection:
             if self._reason_to_stop is not None:
                 return
             done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            errors = [task.exception() for task in done if not task.cancelled()]
-            if (error := next(filter(None, errors), None)) is not None:
-                await self._refuse(error)
+            failures = [task.exception() for task in done if not task.cancelled()]
+            if (failure := next(filter(None, failures), None)) is not None:
+                await self._refuse(failure)
         except WebSocketDisconnect:
             pass
         finally:
