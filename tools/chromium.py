@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 # What the page needs, and no more.
 _POLICY = (
@@ -21,8 +21,7 @@ _POLICY = (
 class _Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a folder with a content security policy."""
 
-    extensions_map: ClassVar[dict[str, str]] = {
-        **http.server.SimpleHTTPRequestHandler.extensions_map,
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
     }
@@ -58,7 +57,7 @@ def chromium(*arguments: str, camera: Path | None = None, size: tuple[int, int] 
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
+    options.binary_location = shutil.which("chromium") or "chromium"
     for argument in (
         "--headless=new",
         "--no-sandbox",
