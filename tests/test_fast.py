@@ -582,7 +582,10 @@ def test_eager_copies_and_leaves_the_model_alone():
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
-    [({"mode": "onnx"}, "expected one of eager, compile, openvino, got 'onnx'"), ({"dtype": torch.float16}, "float32")],
+    [
+        ({"mode": "onnx"}, "expected one of eager, compile, graphs, compile-graphs, openvino, got 'onnx'"),
+        ({"dtype": torch.float16}, "float32"),
+    ],
 )
 def test_unknown_modes_and_dtypes_are_refused(words, complaint):
     with pytest.raises(ConfigError, match=complaint):

@@ -490,7 +490,7 @@ def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, mo
     on_the_page = (
         (tables.recalled_over_distance, 4),
         (tables.recalled, 4),
-        (tables.recalled_beyond, 3 * len(FORGETTINGS)),
+        (tables.recalled_beyond, len(FORGETTINGS) + 1),
     )
     for build, count in on_the_page:
         assert len(build(content).splitlines()) == 2 + count
@@ -538,8 +538,6 @@ def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
         full = row["at_full_gate"]["quantiles"]["0"]
         assert full == pytest.approx(row["quantiles"]["0"] ** GATE_SHARPNESS, rel=1e-6)
     assert rows[0.6, "end"]["mean"] != rows[0.6, "start"]["mean"]
-    first = tables.eigenvalues(content).splitlines()[2]
-    assert first.startswith(f"| 0.9 to 0.999 | 0 | start | {rows[0.9, 'start']['mean']:.3f} | ")
     assert (tmp_path / "to/eigenvalues.png").stat().st_size > 3_000
 
 

@@ -41,6 +41,7 @@ def test_a_public_name_without_a_docstring_is_found(monkeypatch):
         ("[x](data.md#a)", "[x](data.md#a)"),
         ("[x](tutorials/y.py)", "[x](tutorials/y.md)"),
         ("[x](../examples/z.py)", "x (`examples/z.py`)"),
+        ("![x](images/gone.png)", "![x](docs/images/gone.png)"),
         ("[x](#here) [y](https://a.b/c)", "[x](#here) [y](https://a.b/c)"),
         ("```\n[x](../README.md)\n```", "```\n[x](../README.md)\n```"),
     ],

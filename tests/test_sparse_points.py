@@ -78,11 +78,11 @@ TABLE = (
 )
 
 
-def first_last(root: Path, *, last: str = "462.58,240.0") -> Path:
+def first_last(root: Path, *, last: str = "462.5833333,240.0") -> Path:
     """A table of two videos: one at hand with a point that moves with the square and one hidden at the end."""
     moving_square(root / "frames/square")
     (root / "video_names.json").write_text('["gone", "square"]')
-    rows = [f"1,0,0,177.92,240.0,177.92,{last},9,9", "1,0,1,200,250,200,0.0,0.0,4,9", "0,0,0,1,1,1,2,2,3,50"]
+    rows = [f"1,0,0,177.9166667,240.0,177.9166667,{last},9,9", "1,0,1,200,250,200,0.0,0.0,4,9", "0,0,0,1,1,1,2,2,3,50"]
     (root / "points.csv").write_text("\n".join([TABLE, *rows]) + "\n")
     return root / "points.csv"
 
@@ -211,6 +211,28 @@ def test_a_table_needs_names_and_all_frames(tmp_path):
         read_first_last(table, frames=tmp_path / "frames", names=names)
 
 
+def test_the_check_reads_them_all(tmp_path):
+    annotations = badja(tmp_path / "badja")
+    done = trecvit("data", "check", annotations, "--to", tmp_path / "checked")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "checked/report.json").read_text())
+    expected = {"name": "dog", "frames": 7, "points": 20, "annotated_frames": 3, "visible": 56, "outside": 0}
+    assert report["videos"] == [expected]
+    (tmp_path / "badja/DAVIS/JPEGImages/Full-Resolution/dog/00004.png").write_bytes(b"x")
+    done = trecvit("data", "check", annotations, "--to", tmp_path / "checked")
+    assert (done.returncode, "dog: " in done.stderr) == (1, True)
+    table = first_last(tmp_path / "tapvid")
+    done = trecvit("data", "check", table, "--to", tmp_path / "checked", "--videos", tmp_path / "tapvid/frames")
+    assert (done.returncode, "gone: no frames in" in done.stderr) == (1, True)
+    report = json.loads((tmp_path / "checked/report.json").read_text())
+    assert (report["listed"], report["good"], report["frames"]) == (2, 1, 9)
+    table.write_text(table.read_text().replace("462.5833333", "900.0"))
+    trecvit("data", "check", table, "--to", tmp_path / "checked", "--videos", tmp_path / "tapvid/frames")
+    assert json.loads((tmp_path / "checked/report.json").read_text())["videos"][0]["outside"] == 1
+    done = trecvit("data", "check", table, "--to", tmp_path / "checked")
+    assert "expected `videos`, the folder of the frames of each video" in " ".join(done.stderr.split())
+
+
 def random_tracks(num_points: int = 7, frames=(0, 2, 5)) -> tuple[SparseTracks, Predicted]:
     tracks = RNG.uniform(0, 1, (num_points, 6, 2)).astype(np.float32) * np.float32([WIDTH, HEIGHT])
     occluded = RNG.random((num_points, 6)) < 0.4
@@ -335,7 +357,7 @@ def test_the_command_on_both(tmp_path):
     assert (tmp_path / "pictures/dog.png").is_file()
     assert "Lucas–Kanade" in done.stdout
     table = first_last(tmp_path / "tapvid")
-    done = trecvit("eval", "points", "--first-last", table, "--frames-in", tmp_path / "tapvid/frames", *words)
+    done = trecvit("eval", "points", "--first-last", table, "--videos", tmp_path / "tapvid/frames", *words)
     assert done.returncode == 0, done.stderr
     assert "left out: gone: no frames in" in done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
@@ -346,8 +368,8 @@ def test_the_command_on_both(tmp_path):
     for options, message in (
         (["--badja", annotations, "--first-last", table], "expected one of RECIPE, --badja and --first-last"),
         ([], "expected one of RECIPE, --badja and --first-last"),
-        (["--first-last", table], "--first-last: expected --frames-in"),
-        (["track_world", "--frames-in", tmp_path], "expected --badja or --first-last with them, got a recipe"),
+        (["--first-last", table], "--first-last: expected --videos"),
+        (["track_world", "--videos", tmp_path], "expected --badja or --first-last with them, got a recipe"),
     ):
         done = trecvit("eval", "points", *options, *words)
         assert (done.returncode, message in " ".join(done.stderr.split())) == (1, True), done.stderr

@@ -144,7 +144,8 @@ def relink(text: str, source: str, page: str, pages: Mapping[str, str]) -> str:
         part if part.startswith("```") else _LINK.sub(replace, part)
         for part in re.split(r"(```.*?```)", text, flags=re.DOTALL)
     )
-    return re.sub(rf"\[([^\]]*)\]\({_UNPAGED}([^)]*)\)", r"\1 (`\2`)", text)
+    text = re.sub(rf"(?<!!)\[([^\]]*)\]\({_UNPAGED}([^)]*)\)", r"\1 (`\2`)", text)
+    return text.replace(_UNPAGED, "")  # a picture that is missing: the check of links finds it
 
 
 _UNPAGED = "unpaged:"

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its HTTP client
 
 from trecvit.errors import CheckpointError, ConfigError, DownloadError
 from trecvit.model_card import Measured, model_card
@@ -108,7 +108,8 @@ def push(
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             hint = "; log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else ""
-            raise DownloadError(f"{repository}: expected the Hub to take the files, got: {error}{hint}") from error
+            reason = " ".join(str(error).split())
+            raise DownloadError(f"{repository}: expected the Hub to take the files, got: {reason}{hint}") from error
 
 
 def _results(path: Path) -> list[Measured]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -219,10 +220,10 @@ def eval_points(
     first_last: Annotated[
         Path | None, typer.Option(help="Instead of scenes: csv of TAP-Vid's points in first and last frames.")
     ] = None,
-    frames_in: Annotated[
+    videos: Annotated[
         Path | None, typer.Option(help="With --badja or --first-last: a folder of frames per video.")
     ] = None,
-    masks_in: Annotated[Path | None, typer.Option(help="With --badja: a folder of masks per video.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="With --badja: a folder of masks per video.")] = None,
     model: TrackerOption = "points",
     num_scenes: Annotated[int, typer.Option("--scenes", min=1, help="Number of held-out scenes.")] = 100,
     num_frames: Annotated[int, typer.Option(min=2, help="Frames per scene.")] = 24,
@@ -244,23 +245,23 @@ def eval_points(
     if sum(option is not None for option in (recipe, badja, first_last)) != 1:
         raise ConfigError("expected one of RECIPE, --badja and --first-last; give the one to test on")
     if recipe is None:
-        _eval_sparse_points(save, badja, first_last, frames_in, masks_in, model, pictures, device)
+        _eval_sparse_points(save, badja, first_last, videos, masks, model, pictures, device)
         return
-    if frames_in or masks_in:
-        raise ConfigError("--frames-in, --masks-in: expected --badja or --first-last with them, got a recipe")
+    if videos or masks:
+        raise ConfigError("--videos, --masks: expected --badja or --first-last with them, got a recipe")
     look = replace(track_scenes_of(recipe), num_frames=num_frames)
-    videos = expand_paths(footage)
-    with progress_bar("scores", 9 if videos else 3) as advance:
+    filmed = expand_paths(footage)
+    with progress_bar("scores", 9 if filmed else 3) as advance:
         scores = compare_trackers(
             load_tracker(model, device),
             scenes=look,
             num_scenes=num_scenes,
-            footage=videos,
+            footage=filmed,
             clips_per_video=clips,
             pictures=pictures,
             report=advance,
         )
-    write_json(save, to_dict(scores, scenes=look, footage=videos))
+    write_json(save, to_dict(scores, scenes=look, footage=filmed))
     shares = ([f"{row.metrics[metric]:.1%}" for metric in _TRACKING_METRICS.values()] for row in scores)
     rows = ((row.test, row.tracker, *cells) for row, cells in zip(scores, shares, strict=True))
     print_table(("videos", "tracker", *_TRACKING_METRICS), rows)
@@ -270,8 +271,8 @@ def _eval_sparse_points(
     save: Path,
     badja: Path | None,
     first_last: Path | None,
-    frames_in: Path | None,
-    masks_in: Path | None,
+    frames: Path | None,
+    masks: Path | None,
     model: str,
     pictures: Path | None,
     device: str,
@@ -279,38 +280,39 @@ def _eval_sparse_points(
     """Compare trackers on real videos with sparse annotations, and print each video's main metric and all means."""
     from trecvit.data.sparse_tracks import read_badja, read_first_last
     from trecvit.evaluate import sparse_points
+    from trecvit.evaluate.tapvid import THRESHOLDS_PX
 
     if badja is not None:
-        videos, score, test = read_badja(badja, frames=frames_in, masks=masks_in), sparse_points.pck_t, "badja"
+        tracks, score, option = read_badja(badja, frames=frames, masks=masks), sparse_points.pck_t, "--badja"
         metrics = {"PCK-T": "pck_t", "PCK-T, all joints": "pck_t_all"}
     else:
-        if first_last is None or frames_in is None or masks_in is not None:
-            raise ConfigError("--first-last: expected --frames-in, the folder of the frames, and no --masks-in")
-        videos, score, test = read_first_last(first_last, frames=frames_in), sparse_points.last_frame, "first-last"
-        within = {f"< {px} px": f"pts_within_{px}" for px in (1, 2, 4, 8, 16)}
+        if first_last is None or frames is None or masks is not None:
+            raise ConfigError("--first-last: expected --videos, the folder of the frames, and no --masks")
+        tracks, score, option = read_first_last(first_last, frames=frames), sparse_points.last_frame, "--first-last"
+        within = {f"< {px} px": f"pts_within_{px}" for px in THRESHOLDS_PX}
         metrics = {"δ-average": "average_pts_within_thresh", **within, **_TRACKING_METRICS}
-    for name, reason in videos.left_out.items():
+    for name, reason in tracks.left_out.items():
         notify(f"left out: {name}: {reason}")
-    with progress_bar("videos", len(videos.readers)) as advance:
+    with progress_bar("videos", len(tracks.readers)) as advance:
         scores = sparse_points.compare_on_sparse(
-            load_tracker(model, device), model, videos, score, pictures=pictures, report=advance
+            load_tracker(model, device), model, tracks, score, pictures=pictures, report=advance
         )
-    protocol = f"trecvit eval points --{test}, version 1"
-    write_json(save, sparse_points.to_dict(scores, videos, test=protocol, metrics=[*metrics.values()]), indent=2)
+    protocol = f"trecvit eval points {option}, version 1"
+    write_json(save, sparse_points.to_dict(scores, tracks, test=protocol, metrics=[*metrics.values()]), indent=2)
     main, *_ = metrics
-    rows = [
-        (video, *(_percent(scores.metrics[tracker][metrics[main]][row]) for tracker in scores.trackers))
+    of_videos = (
+        (video, *(_percent(float(scores.metrics[tracker][metrics[main]][row])) for tracker in scores.trackers))
         for row, video in enumerate(scores.videos)
-    ]
-    print_table((main, *scores.trackers), rows)
+    )
+    print_table((main, *scores.trackers), of_videos)
     means = {tracker: scores.means(tracker) for tracker in scores.trackers}
-    rows = [(tracker, *(_percent(means[tracker][metric]) for metric in metrics.values())) for tracker in means]
-    print_table((f"mean of {len(scores.videos)}", *metrics), rows)
+    of_trackers = ((tracker, *(_percent(means[tracker][metric]) for metric in metrics.values())) for tracker in means)
+    print_table((f"mean of {len(scores.videos)}", *metrics), of_trackers)
     report_failures(list(scores.failures))
 
 
 def _percent(share: float) -> str:
-    return f"{share:.1%}" if share == share else ""
+    return "" if isnan(share) else f"{share:.1%}"
 
 
 @eval_app.command("world")

@@ -19,7 +19,7 @@ from PIL import Image
 from trecvit.data.folders import visible_files
 from trecvit.data.text import read_json, read_text
 from trecvit.data.tracked import TrackedVideo
-from trecvit.errors import DataError
+from trecvit.errors import DataError, VideoError
 from trecvit.video.decode import read_frames
 from trecvit.video.stills import image_paths
 
@@ -66,6 +66,79 @@ class SparseVideos:
         if not self.readers:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in [*self.left_out.items()][:3])
             raise DataError(f"{self.source}: expected at least one video, got none: {reasons or 'it is empty'}")
+
+
+def read_sparse(
+    path: str | Path, *, frames: str | Path | None = None, masks: str | Path | None = None
+) -> SparseVideos | None:
+    """Read a folder of BADJA's files or a table of first and last frames; None for any other path.
+
+    Args:
+        path: See `read_badja` and `read_first_last`.
+        frames: Likewise.
+        masks: Likewise; for BADJA only.
+
+    Raises:
+        DataError: See these readers, or a table without `frames`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = visible_files(path, ".json")
+        return (
+            read_badja(path, frames=frames, masks=masks) if files and '"segmentation_path"' in _head(files[0]) else None
+        )
+    if path.suffix.lower() != ".csv" or not path.is_file() or "video_idx" not in _head(path):
+        return None
+    if frames is None:
+        raise DataError(f"{path}: expected `videos`, the folder of the frames of each video, got none; give it")
+    return read_first_last(path, frames=frames)
+
+
+def check_sparse(videos: SparseVideos, report: Callable[[int, int], None] = lambda *_: None) -> dict[str, Any]:
+    """Read every video with its annotations to the end.
+
+    Args:
+        videos: The videos.
+        report: Called with the number of videos done, and of those that failed.
+
+    Returns:
+        Plain JSON values: `listed`, `good`, `frames`, `missing` and `failed` with reasons, and for each video its
+        frames, points, annotated frames, visible annotations, and those outside the picture.
+    """
+    good, failed = [], []
+    for done, (name, read) in enumerate(videos.readers.items(), start=1):
+        try:
+            tracks = read()
+        except (DataError, VideoError) as exc:
+            failed.append({"name": name, "reason": str(exc)})
+        else:
+            height, width = tracks.video.video.shape[1:3]
+            places = tracks.video.tracks_xy[~tracks.video.occluded]
+            good.append(
+                {
+                    "name": name,
+                    "frames": tracks.video.num_frames,
+                    "points": len(tracks.video.tracks_xy),
+                    "annotated_frames": len(tracks.frames),
+                    "visible": len(places),
+                    "outside": int(((places < 0) | (places > (width, height))).any(axis=1).sum()),
+                }
+            )
+        report(done, len(failed))
+    return {
+        "source": videos.source,
+        "listed": len(videos.readers) + len(videos.left_out),
+        "good": len(good),
+        "frames": sum(video["frames"] for video in good),
+        "missing": [{"name": name, "reason": reason} for name, reason in videos.left_out.items()],
+        "failed": failed,
+        "videos": good,
+    }
+
+
+def _head(file: Path) -> str:
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        return opened.read(4096)
 
 
 # ---- BADJA ---------------------------------------------------------------------------------------------------------
@@ -136,7 +209,7 @@ def _location(given: str | Path | None, file: Path, listed: str) -> Path:
     if given is None:
         return (file.parent.parent / listed).parent
     folder = Path(given) / file.stem
-    videos = [path for path in Path(given).glob(f"{file.stem}.*") if path.is_file()]
+    videos = [path for path in Path(given).glob("*.*") if path.stem == file.stem and path.is_file()]
     return folder if folder.exists() or len(videos) != 1 else videos[0]
 
 

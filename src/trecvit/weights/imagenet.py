@@ -24,6 +24,8 @@ from trecvit.errors import CheckpointError
 from trecvit.model.trecvit import VideoModel
 from trecvit.weights.dinov2 import DEVIATION, MEAN, as_plain_vit, is_dinov2, resized_patches
 
+_NAMED = 6  # unused tensors in a report
+
 # Parts of a block: our name -> the name in each format (vision_transformer, timm, transformers).
 _NORMS_AND_MLP = {
     "attention_norm": ("LayerNorm_0", "norm1", "layernorm_before"),
@@ -51,9 +53,10 @@ class Initialised:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
+        names = ", ".join([*self.unused[:_NAMED], *(["…"] if len(self.unused) > _NAMED else [])])
         return (
             f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.initial)} randomly initialised, "
-            f"{len(self.unused)} of the file unused ({', '.join(self.unused) or 'none'})"
+            f"{len(self.unused)} of the file unused ({names or 'none'})"
         )
 
 
