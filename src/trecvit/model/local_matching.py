@@ -123,7 +123,7 @@ def _twice(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h2 w2"]:
 
 
 def _standardised(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
-    """Each channel with mean 0 and variance 1 in each frame: else all descriptors of a frame would be alike at first."""
+    """Each channel with mean 0 and variance 1 per frame: else all descriptors of a frame would be alike at first."""
     variance, mean = torch.var_mean(maps, dim=(2, 3), keepdim=True, correction=0)
     return (maps - mean) * (variance + _EPS).rsqrt()
 

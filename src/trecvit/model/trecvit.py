@@ -36,6 +36,7 @@ from trecvit.model.state import State
 from trecvit.pretrained import Labels
 
 NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
+_MAX_SEQUENCES = 65_535  # of fused attention on a GPU: one axis of a launch ends there
 
 Video = Shaped[Tensor, "B T 3 H W"]
 
@@ -573,6 +574,9 @@ def sincos_positions(
 
 def attend(heads: Float[Tensor, "3 S G N d"], *, max_plain_tokens: int) -> Float[Tensor, "S G N d"]:
     """Softmax attention: plain matrix multiplications for few tokens on the CPU, else PyTorch's fused kernel."""
+    if heads.is_cuda and heads.shape[1] > _MAX_SEQUENCES:
+        parts = heads.split(_MAX_SEQUENCES, dim=1)
+        return torch.cat([attend(part, max_plain_tokens=max_plain_tokens) for part in parts])
     if heads.device.type != "cpu" or heads.shape[3] > max_plain_tokens:
         queries, keys, values = heads
         fused: Tensor = F.scaled_dot_product_attention(queries, keys, values)
