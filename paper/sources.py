@@ -28,8 +28,8 @@ class Item:
 
 _ON_PAPERS_DATA = "The data set is not at hand"
 _TOO_SMALL = (
-    "Tried only with models of half a million parameters and 300 steps, which classify a quarter of the synthetic "
-    "world's clips: too little to conclude from. At any scale: `scripts/paper {}`"
+    "Run only with half a million parameters and 300 steps on the synthetic world, too little to conclude from: "
+    "`scripts/paper {}`"
 )
 # fmt: off
 ITEMS = (
@@ -51,8 +51,8 @@ ITEMS = (
          shown=False),
     Item("Table 5", "", (),
          "frozen features, attention readout: TRecViT 46.0 (K400) and 53.9 (SSv2), VideoMAE-L 45.8 and 53.7",
-         "Readouts of small models on the synthetic world stay near chance, pre-trained or not; not run at a larger "
-         "scale: `scripts/paper frozen`", shown=False),
+         "The attention readout of small models on the synthetic world stays near chance, pre-trained or not: "
+         "`scripts/paper frozen`", shown=False),
     Item("Table 6", "#table-6-long-video-memorisation", ("memory",),
          "a past frame recalled, PSNR in dB: trained and tested on 96 frames ViViT-L 32.2, TRecViT 29.1; trained on "
          "64, tested on 96, 15.1 and 26.4"),

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import openvino
 import pytest
 import torch
 from models import VARIANTS, random_video, relative_error, tiny_model
@@ -19,6 +18,15 @@ from trecvit.accelerate.exported import export, load_exported
 from trecvit.accelerate.optimize import optimize
 from trecvit.errors import ConfigError
 from trecvit.model.state import State
+
+openvino = export_module.find_openvino()
+
+
+def test_no_use_is_reported():
+    from openvino.tools.ovc import convert_impl, telemetry_utils
+
+    for module in (convert_impl, telemetry_utils):
+        assert module.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
 
 
 # Converting a graph takes some seconds per block: one block, except in the first case, and one graph, of two frames,

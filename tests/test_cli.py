@@ -848,7 +848,7 @@ def test_bench_loader_prints_both_speeds(tmp_path):
 def test_a_sender_that_takes_one_client_is_enough(tmp_path, command):
     content = make_video(tmp_path / "sent", MPEGTS, num_frames=12).read_bytes()
     with Sender(content) as sender:
-        result = CliRunner().invoke(app, [*command, f"tcp://{sender.address}"])
+        result = CliRunner().invoke(app, [*command, "--reconnect", "0", f"tcp://{sender.address}"])
         assert result.exit_code == 0, result.output
         assert sender.connections == 1
     assert json.loads(result.stdout.splitlines()[0])["frame"] == 0

@@ -97,7 +97,7 @@ def test_openvino_gives_the_models_outputs_and_states():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "10 passed" in done.stdout
+    assert "11 passed" in done.stdout
 
 
 def test_without_openvino_the_error_has_the_pip_command(monkeypatch):
@@ -582,7 +582,10 @@ def test_eager_copies_and_leaves_the_model_alone():
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
-    [({"mode": "onnx"}, "expected one of eager, compile, openvino, got 'onnx'"), ({"dtype": torch.float16}, "float32")],
+    [
+        ({"mode": "onnx"}, "expected one of eager, compile, graphs, compile-graphs, openvino, got 'onnx'"),
+        ({"dtype": torch.float16}, "float32"),
+    ],
 )
 def test_unknown_modes_and_dtypes_are_refused(words, complaint):
     with pytest.raises(ConfigError, match=complaint):

@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 import torch
-from models import relative_error
+from models import DEVICE, relative_error
 from test_scan import FRESH, gated_inputs
 
 from trecvit.model.scan import MAX_SQRT_GRADIENT, gated_scan_reference, gated_scan_triton
@@ -42,8 +42,8 @@ def outcome(scan, tensors, grad_states, grad_last):
 def test_kernels_match_the_reference_in_every_gradient(dtype, num_frames, width, gate):
     tensors = gated_inputs(num_frames, dtype, gate, width)
     generator = torch.Generator().manual_seed(1)
-    grad_states = torch.randn(tensors[0].shape, generator=generator)
-    grad_last = torch.randn(tensors[4].shape, generator=generator)
+    grad_states = torch.randn(tensors[0].shape, generator=generator).to(DEVICE)
+    grad_last = torch.randn(tensors[4].shape, generator=generator).to(DEVICE)
     results = [outcome(scan, tensors, grad_states, grad_last) for scan in (gated_scan_triton, gated_scan_reference)]
     for name, got, want in zip(NAMES, *results, strict=True):
         assert got.dtype == want.dtype, name
@@ -68,7 +68,7 @@ def test_arguments_need_not_be_contiguous():
 @pytest.mark.parametrize("launch", [scan_triton.Launch(16, 1, 1), scan_triton.Launch(64, 2, 4)])
 def test_every_launch_gives_the_same(launch, monkeypatch):
     tensors = gated_inputs(3, torch.float32, 0.0, width=9)  # 36 channels, which no block divides
-    weights = torch.randn(tensors[0].shape), torch.randn(tensors[4].shape)
+    weights = [torch.randn(tensors[place].shape).to(DEVICE) for place in (0, 4)]
     expected = outcome(gated_scan_triton, tensors, *weights)
     monkeypatch.setattr(scan_triton, "FORWARD", launch)
     monkeypatch.setattr(scan_triton, "BACKWARD", launch)
@@ -103,7 +103,7 @@ def test_the_operator_passes_opcheck_and_export():
     exported = torch.export.export(Scan(), given)
     assert "trecvit.gated_scan.default" in str(exported.graph)
     assert torch.equal(exported.module()(*given), Scan()(*given))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         assert torch.equal(Scan()(*given), gated_scan_triton(*given))
 
 

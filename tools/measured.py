@@ -16,7 +16,7 @@ from paper.tables import on, share, table
 from trecvit.errors import DataError
 
 _TRAINING = "benchmarks/training"
-_PACKAGE_ROOMS = "video model data synthetic weights evaluate train train/tasks accelerate runtime bench cli"
+_PACKAGE_ROOMS = "video model data synthetic weights evaluate train train/tasks accelerate runtime serve bench cli"
 _ROOMS = ("src/trecvit", *(f"src/trecvit/{room}" for room in _PACKAGE_ROOMS.split()))
 _COMPARED_FRAMES = (32, 64)  # the lengths in the paper's Table 3
 

@@ -100,7 +100,8 @@ class TRecViTForVideoClassification(PreTrainedModel):  # type: ignore[misc]
         with torch.device("meta"):
             wrapped = cls(config)
         wrapped.trecvit = model
-        return wrapped.train(model.training)
+        wrapped.train(model.training)
+        return wrapped
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
         """Classify clips.

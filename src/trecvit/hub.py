@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its HTTP client
 
 from trecvit.errors import CheckpointError, ConfigError, DownloadError
 from trecvit.model_card import Measured, model_card

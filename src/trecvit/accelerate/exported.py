@@ -224,11 +224,11 @@ def _load_onnx(folder: Path) -> TRecViT | PointTracker:
     """Load a folder of `export_onnx`."""
     manifest = read_manifest(folder)
     try:
-        kind = ARCHITECTURES[manifest["architecture"]]
+        kind: Any = ARCHITECTURES[manifest["architecture"]]
         config = kind.config_class.from_dict(manifest["model"])
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
         with torch.device("meta"):  # the weights are in the graph
-            model: Any = kind(config, preprocessing=preprocessing, provenance=manifest["provenance"]).eval()
+            model = kind(config, preprocessing=preprocessing, provenance=manifest["provenance"]).eval()
         model._labels = tuple(manifest["labels"])  # as they are, see `Pretrained.load`
         model.load_state_dict(read_rest(folder), strict=False, assign=True)
         model.requires_grad_(False)

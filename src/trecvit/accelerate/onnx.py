@@ -313,7 +313,9 @@ def _translations() -> dict[Any, Any]:
     These are the forms that ONNX Runtime's transformer fusions look for (GeluFusion, FastGeluFusion and
     SimplifiedLayerNormFusion).
     """
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def gelu(x: Any, approximate: str = "none") -> Any:
         if approximate == "tanh":

@@ -104,8 +104,9 @@ class SessionRun:
             InputError: for sizes that the graph does not hold for.
         """
         got, wanted = GraphSizes.of(state), self.sizes
-        rows = wanted.batch_size or max(got.batch_size, 1)
-        if (got.image_size, got.num_slots) != (wanted.image_size, wanted.num_slots) or got.batch_size % rows:
+        num_streams = state.batch_size
+        rows = wanted.batch_size or max(num_streams, 1)
+        if (got.image_size, got.num_slots) != (wanted.image_size, wanted.num_slots) or num_streams % rows:
             points = f" with {wanted.num_slots} slots" if wanted.num_slots else ""
             raise InputError(
                 f"the exported model takes multiples of {rows} streams of {wanted.image_size} pixels{points}, got "
@@ -113,7 +114,7 @@ class SessionRun:
             )
         given = {f"state.{name}": np.ascontiguousarray(value.numpy()) for name, value in carried(state).items()}
         chunks = []
-        for start in range(0, got.batch_size, rows):
+        for start in range(0, num_streams, rows):
             part = slice(start, start + rows)
             inputs = {name: value[part] for name, value in given.items()}
             chunks.append(self._through_time(frames[part].numpy(), inputs))
@@ -149,8 +150,8 @@ class ClassifierRun:
         results, after = self.run(frames, state)
         assert isinstance(after, State), "as the state before"
         features = results["features"].transpose(0, 1).flatten(1, 2)  # [T,B,1,N,D] -> [B,T,N,D]
-        scores = [results[name][-1] if name in results else None for name in ("logits", "probs")]
-        return Output(*scores, features), after
+        logits, probs = (results[name][-1] if name in results else None for name in ("logits", "probs"))
+        return Output(logits, probs, features), after
 
 
 class TrackerRun:
@@ -164,8 +165,10 @@ class TrackerRun:
         results, after = self.run(frames, state)
         assert isinstance(after, TrackerState), "as the state before"
         # [T,B,Q,...] -> [B,Q,T,...]
-        parts = (results[name].movedim(0, 2) for name in ("points_xy", "visible_logits", "certainty"))
-        return TrackerOutput(*parts), after
+        points_xy, visible_logits, certainty = (
+            results[name].movedim(0, 2) for name in ("points_xy", "visible_logits", "certainty")
+        )
+        return TrackerOutput(points_xy, visible_logits, certainty), after
 
 
 def as_engine(model: TRecViT | PointTracker, run: SessionRun) -> Any:
@@ -230,7 +233,8 @@ def validate(
     """
     sizes = run.sizes
     batch_size = sizes.batch_size or 3
-    expected_state = state = initial_state(model, batch_size, sizes.image_size, max(sizes.num_slots, 1))
+    expected_state: Any = initial_state(model, batch_size, sizes.image_size, max(sizes.num_slots, 1))
+    state = expected_state
     errors: dict[str, float] = {}
     extent = frames_per_call(model)
     video = smooth_video(batch_size, frames * extent, sizes.image_size)
@@ -255,8 +259,8 @@ def validate(
             error = float(difference / right.double().abs().max().clamp(min=1e-6))
             if not error <= TOLERANCE[weights]:
                 raise ConfigError(
-                    f"ONNX Runtime computes {name} wrong by {error:.2g} of its largest value after {call + 1} frames; "
-                    "use another mode or format"
+                    f"ONNX Runtime computes {name} wrong by {error:.2g} of its largest value in frame {call + 1}; use "
+                    "another mode or format"
                 )
             errors[name] = max(errors.get(name, 0.0), error)
     return errors

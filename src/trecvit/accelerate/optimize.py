@@ -11,6 +11,7 @@ import torch
 from trecvit.accelerate.compile import compiled_engine, find_compiler
 from trecvit.accelerate.eager import NOT_IN_INT8, PiecewiseEngine, fold_norms, use_eager_parts
 from trecvit.accelerate.gates import JoinedRGLRU
+from trecvit.accelerate.graphs import GraphEngine
 from trecvit.accelerate.kernels import DTYPES, available_dtype
 from trecvit.accelerate.linears import FusedQuantizedLinear, PackedLinear, QuantizedLinear, replace_linears
 from trecvit.accelerate.onnx_runtime import OnnxEngine
@@ -23,7 +24,7 @@ from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.processor import supports
 
-Mode = Literal["eager", "compile", "openvino", "onnx"]
+Mode = Literal["eager", "compile", "graphs", "compile-graphs", "openvino", "onnx"]
 _OWN_THREADS = ("openvino", "onnx")  # runtimes that do not use PyTorch's threads
 _Model = TypeVar("_Model", bound=VideoModel)
 
@@ -43,9 +44,11 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
             where the CPU has it.
         mode: "eager" runs PyTorch's operations one by one, on the CPU with weights packed for oneDNN. "compile" has
             torch.compile fuse them; the first call with new shapes takes some tens of seconds, or a minute in bfloat16
-            on a CPU with AMX, where kernels are tried out. "openvino" runs the network with OpenVINO (CPU; the extra
-            `openvino`), some seconds for new shapes, each validated against the model before it is used. "onnx" does so
-            with ONNX Runtime (CPU; the extra `onnx`) in float32, frame by frame, classifiers and whole trackers.
+            on a CPU with AMX, where kernels are tried out. "graphs" (CUDA) records the operations of a step once and
+            launches them together, for few streams, where launching takes longer than computing; "compile-graphs" does
+            so with the compiled ones. "openvino" runs the network with OpenVINO (CPU; the extra `openvino`), some
+            seconds for new shapes, each validated against the model before it is used. "onnx" does so with ONNX
+            Runtime (CPU; the extra `onnx`) in float32, frame by frame, classifiers and whole trackers.
 
     Raises:
         ConfigError: For an unknown mode, another dtype, int8 where it is not available, a model that is a result of
@@ -60,7 +63,7 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         use_eager_parts(fast, QuantizedLinear if dtype == torch.int8 else PackedLinear)
         if isinstance(fast, TRecViT):
             fast.engine = PiecewiseEngine(fast)
-    elif mode == "compile":
+    elif mode in ("compile", "compile-graphs"):
         if dtype == torch.int8:
             quantize(fast, model)
         fast.engine = compiled_engine(fast)
@@ -69,6 +72,8 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         fast.engine = OpenVINOEngine(fast, dtype)
     elif mode == "onnx":
         _use_onnx(fast)
+    if mode in ("graphs", "compile-graphs"):
+        fast.engine = GraphEngine(fast.engine)
     if mode not in _OWN_THREADS:
         choose_threads(fast)
     fast.is_optimized = True
@@ -133,8 +138,12 @@ def _check(model: VideoModel, dtype: torch.dtype, mode: str) -> None:
         raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
     if dtype == torch.int8:
         _check_int8(model, mode)
-    if mode == "compile" and not hasattr(model, "step"):
-        raise ConfigError(f"mode='compile' is for models that take streams, got a {type(model).__name__}; take 'eager'")
+    if mode in ("compile", "graphs", "compile-graphs") and not hasattr(model, "step"):
+        raise ConfigError(f"mode={mode!r} is for models that take streams, got a {type(model).__name__}; take 'eager'")
+    if mode in ("graphs", "compile-graphs") and model.device.type != "cuda":
+        raise ConfigError(
+            f"mode={mode!r} runs on a CUDA GPU, the model is on {model.device}; take 'eager' or 'compile'"
+        )
     if mode == "compile" and model.device.type == "cpu":
         find_compiler()
     if mode in _OWN_THREADS and model.device.type != "cpu":

@@ -253,6 +253,39 @@ def bench_train(
     print_table(("size", "frames", "recomputed", "memory", "updates/s", "clips/s"), rows)
 
 
+@bench_app.command("serve")
+def bench_serve(
+    model: ModelOption = "motions",
+    sessions: Annotated[_Counts, typer.Option(help="Sessions; default: 1, 4 and 16.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Duration of each measurement.")] = 10.0,
+    save: SaveJsonOption = None,
+) -> None:
+    """Measure `trecvit serve` at full load, beside the model's own step and one process per session.
+
+    Client and server share this machine. --sessions may be repeated.
+    """
+    from dataclasses import asdict
+
+    from trecvit.bench.serving import serving_speeds
+    from trecvit.runtime.doctor import load_average
+
+    check_output(save)
+    counts = sessions or [1, 4, 16]
+    load_before = load_average()
+    with progress_bar("measurements", 3 * len(counts)) as advance:
+        speeds = serving_speeds(model, counts, seconds=seconds, report=advance)
+    costs = [{**asdict(speed), "overhead": speed.overhead, "gain": speed.gain} for speed in speeds]
+    _save(save, {"model": model, "seconds": seconds, "load_average": load_before, "costs": costs})
+    titles = ("sessions", "frames/s", "p50", "p95", "p99", "batch", "own step", "overhead", "a process each", "gain")
+    rows = []
+    for speed in speeds:
+        latencies = (f"{latency:.0f} ms" for latency in (speed.p50_ms, speed.p95_ms, speed.p99_ms))
+        row = [str(speed.sessions), f"{speed.frames_per_s:.0f}", *latencies, f"{speed.mean_batch:.1f}"]
+        row += [f"{speed.own_frames_per_s:.0f} frames/s", f"{speed.overhead:.0%}"]
+        rows.append([*row, f"{speed.apart_frames_per_s:.0f} frames/s", f"{speed.gain:.1f} x"])
+    print_table(titles, rows)
+
+
 @bench_app.command("loader")
 def bench_loader(
     recipe: RecipeArgument,

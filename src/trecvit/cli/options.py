@@ -27,11 +27,25 @@ TrackerOption = Annotated[
 ]
 WeightsArgument = Annotated[str, typer.Argument(help="Pretrained name, folder or official .npz.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or int8 (dynamic quantisation; not with openvino).")]
-ModeOption = Annotated[str, typer.Option(help="eager, compile (compiles first, up to a minute), openvino or onnx.")]
+ModeOption = Annotated[
+    str,
+    typer.Option(
+        help="eager, compile (compiles first, up to a minute), graphs or compile-graphs (CUDA), openvino or onnx."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if available.")]
 
-SourceArgument = Annotated[str, typer.Argument(help="Video file, folder of images, .npy array or stream URL.")]
+SourceArgument = Annotated[
+    str, typer.Argument(help="Video file, folder of images, .npy array, stream URL, or camera:0.")
+]
+LatestOption = Annotated[
+    bool | None,
+    typer.Option("--latest/--all", help="Live sources: the newest frame (default), skipping others, or every frame."),
+]
+ReconnectOption = Annotated[
+    float, typer.Option("--reconnect", min=0, help="Live sources: seconds for which a lost one is tried again.")
+]
 SaveVideoOption = Annotated[Path | None, typer.Option(help="Write an annotated .mp4 or .webm.")]
 DataArgument = Annotated[
     str,

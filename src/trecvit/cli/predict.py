@@ -18,9 +18,11 @@ from trecvit.cli.options import (
     DtypeOption,
     JsonOption,
     LabelsOption,
+    LatestOption,
     ModelOption,
     ModeOption,
     NewFolderArgument,
+    ReconnectOption,
     SaveVideoOption,
     SourceArgument,
     WeightsArgument,
@@ -29,7 +31,7 @@ from trecvit.cli.options import (
 )
 from trecvit.cli.outputs import check_file, check_folder
 from trecvit.cli.recording import Recording, video_writer
-from trecvit.cli.sources import expand_one, expand_source
+from trecvit.cli.sources import expand_one, expand_source, open_source
 from trecvit.cli.terminal import (
     console,
     download_bar,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from trecvit.model.trecvit import TRecViT
     from trecvit.runtime.predict import Prediction
     from trecvit.runtime.stream import Update
+    from trecvit.video.decode import Video
 
 _Show = Callable[["Update", list[tuple[str, float]]], None]
 _View = Callable[[str, int | None], AbstractContextManager[_Show]]
@@ -144,6 +147,8 @@ def stream(
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show.")] = 3,
     stride: Annotated[int | None, typer.Option(min=1, help="Use every n-th frame; default: as in training.")] = None,
     restart_every: Annotated[int | None, typer.Option(min=1, help="Reset the state after n used frames.")] = None,
+    latest: LatestOption = None,
+    reconnect: ReconnectOption = 60.0,
     save: SaveVideoOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -153,13 +158,14 @@ def stream(
     """Classify a video or live stream frame by frame, with constant memory.
 
     Shows a live view on a terminal; otherwise, or with --json, prints one JSON line per frame. Ctrl-C ends it and
-    keeps the video saved so far.
+    keeps the video saved so far. A camera or stream that is lost is opened again, and the state is kept.
     """
     source = expand_one(source)
     _check_saved(save, source, model)
     network = load_fast(model, device, dtype, mode)
     show = _print_lines if as_json or not sys.stdout.isatty() else _live_view
-    _run_stream(network, source, top=top, stride=stride, restart_every=restart_every, save=save, show=show)
+    opening = open_source(source, latest=latest, reconnect_s=reconnect)
+    _run_stream(network, source, opening, top=top, stride=stride, restart_every=restart_every, save=save, show=show)
 
 
 @app.command(rich_help_panel=USE)
@@ -172,13 +178,17 @@ def demo(
     import tempfile
 
     from trecvit.runtime.demo import render_scenes
+    from trecvit.video.decode import open_video
 
     video = video and expand_one(video)
     _check_saved(save, video or "")
     network = load_model("motions", "cpu")
     restart_every = network.preprocessing.num_frames  # a scene lasts as long as a training clip
     if video is not None:
-        predictions = _run_stream(network, video, stride=None, restart_every=restart_every, save=save, show=_demo_view)
+        opening = open_video(video)
+        predictions = _run_stream(
+            network, video, opening, stride=None, restart_every=restart_every, save=save, show=_demo_view
+        )
         if not sys.stdout.isatty():
             frequent = Counter(predictions).most_common(3)
             classes = ", ".join(f"{label} ({count} times)" for label, count in frequent)
@@ -188,7 +198,14 @@ def demo(
         path = Path(folder) / "scenes.mp4"
         truths = render_scenes(path, seed=seed)
         predictions = _run_stream(
-            network, str(path), stride=None, restart_every=restart_every, save=save, show=_demo_view, truths=truths
+            network,
+            str(path),
+            open_video(path),
+            stride=None,
+            restart_every=restart_every,
+            save=save,
+            show=_demo_view,
+            truths=truths,
         )
     if not sys.stdout.isatty():
         for number, (prediction, truth) in enumerate(zip(predictions, truths, strict=True), start=1):
@@ -296,6 +313,7 @@ def _check_saved(save: Path | None, *inputs: str) -> None:
 def _run_stream(
     network: TRecViT,
     source: str,
+    opening: AbstractContextManager[Video],
     *,
     top: int = 3,
     stride: int | None,
@@ -308,12 +326,11 @@ def _run_stream(
     from trecvit.runtime.predict import class_labels
     from trecvit.runtime.stream import annotate
     from trecvit.runtime.stream import stream as stream_video
-    from trecvit.video.decode import open_video
 
     labels = class_labels(network)
     predictions: list[str] = []
     previous = ""
-    with Recording() as recording, open_video(source) as video:
+    with Recording() as recording, opening as video:
         info, plan = video.info, network.preprocessing
         if not stride and info.average_fps is None and plan.frame_rate_fps is not None:
             notify(f"{source}: frame rate unknown, using a stride of {plan.frame_stride} frames; set it with --stride")

@@ -10,7 +10,7 @@ import typer
 
 from trecvit.cli.app import USE, app
 from trecvit.cli.options import DeviceOption, DtypeOption, ModeOption, fast
-from trecvit.cli.terminal import console, download_bar
+from trecvit.cli.terminal import download_bar
 from trecvit.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def serve(
     limits = Limits(max_sessions=max_sessions)
     with run.bind(host, port) as listener:
         application = create_app(served, access, limits, folder=folder)
-        console().print(run.address_of(listener), highlight=False, soft_wrap=True)
+        print(run.address_of(listener), flush=True)
         run.serve(application, listener, limits)
 
 

@@ -205,9 +205,7 @@ def folder_of_videos(lists: SplitLists, classes: Sequence[str]) -> Path:
 
 def _lists_in(folder: Path) -> SplitLists | None:
     files: dict[Form, dict[int, list[Path]]] = {"hmdb51": defaultdict(list), "ucf101": defaultdict(list)}
-    for name in sorted(os.listdir(folder)):
-        if is_hidden(name):
-            continue
+    for name in _names(folder):
         if matched := _CLASS_LIST.fullmatch(name):
             files["hmdb51"][int(matched[2])].append(folder / name)
         elif matched := _UCF_LIST.fullmatch(name):
@@ -220,11 +218,16 @@ def _lists_in(folder: Path) -> SplitLists | None:
     return SplitLists(folder, forms[0], {split: tuple(paths) for split, paths in files[forms[0]].items()})
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _names(folder: Path) -> list[str]:
+    """List the visible entries of a folder, sorted."""
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+        return sorted(name for name in os.listdir(folder) if not is_hidden(name))
     except OSError as error:
         raise DataError(f"{folder}: expected a readable folder: {error.strerror}") from error
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [folder / name for name in _names(folder) if (folder / name).is_dir()]
 
 
 def _class_of(file: Path) -> str:

@@ -162,8 +162,8 @@ def compare_on_sparse(
             failures.append(Failure(video_name, str(exc)))
         else:
             scored.append(video_name)
-            for title, metrics in scores.items():
-                rows[title].append(metrics)
+            for title, of_video in scores.items():
+                rows[title].append(of_video)
             if pictures:
                 pictures.mkdir(parents=True, exist_ok=True)
                 PIL.Image.fromarray(draw_comparison(tracks, predictions)).save(pictures / f"{video_name}.png")

@@ -195,7 +195,7 @@ class Decoder(nn.Module):
             grid: Rows and columns of patches in a frame.
             recompute: See `through_blocks`.
         """
-        positions = sincos_positions(*grid, self.config.width).to(self.mask)
+        positions = sincos_positions(*grid, self.config.width, device=self.mask.device).to(self.mask)
         visible_tokens = self.embedding(features) + positions[visible][:, None]
         mask_tokens = (self.mask + positions[hidden])[:, None].expand(-1, visible_tokens.shape[1], -1, -1)
         # Visible first: blocks are independent of the order, and the outputs needed are then contiguous.

@@ -50,7 +50,7 @@ BACKWARD = Launch(block=256, num_warps=4, stages=2)
 
 @triton.jit
 def _decay(recurrence_gate, rate):  # type: ignore[no-untyped-def]
-    """The recurrence gate, the decay a and 1 - a^2, to float32 rounding: a Taylor series of degree 7 near a = 1."""
+    """The recurrence gate, the decay a and 1 - a^2, to float32 rounding: a Taylor series where a is near 1."""
     r = tl.sigmoid(recurrence_gate)
     log_a = r * rate
     a = tl.exp(log_a)
@@ -191,11 +191,10 @@ def gated_scan_backward_op(
     least_rest: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of the operator's first five arguments; see there for `least_rest`."""
-    inputs = (x, input_gate, recurrence_gate)
-    wide = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
+    inputs = (x, input_gate, recurrence_gate, rate, hidden)
+    wide = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs[:3])
     narrow = (torch.empty(hidden.shape, dtype=torch.float32, device=x.device) for _ in range(2))
     grads = (*wide, *narrow)
-    inputs = (x, input_gate, recurrence_gate, rate, hidden)
     launch_backward(grad_states, inputs, fresh, states, grads, least_rest, BACKWARD)
     return grads[0], grads[1], grads[2], grads[3].sum(dim=(0, 1)), grads[4]
 

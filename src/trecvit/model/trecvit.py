@@ -102,7 +102,9 @@ class Tokenizer(nn.Module):
 
     def _positions_for(self, rows: int, columns: int) -> Float[Tensor, "P D"]:
         if self.positions is None:
-            return sincos_positions(rows, columns, self.config.width).to(self.embedding.bias)
+            weight = self.embedding.bias
+            # Made on the device: a CUDA graph cannot record a copy from the host.
+            return sincos_positions(rows, columns, self.config.width, device=weight.device).to(weight)
         trained_rows, trained_columns = (side // self.config.patch_size for side in self.config.image_size)
         if (rows, columns) == (trained_rows, trained_columns):
             return self.positions
@@ -546,10 +548,12 @@ def frames_of(
     return frames
 
 
-def sincos_positions(rows: int, columns: int, width: int) -> Float[Tensor, "P D"]:
+def sincos_positions(
+    rows: int, columns: int, width: int, *, device: torch.device | None = None
+) -> Float[Tensor, "P D"]:
     """Fixed positions: sines and cosines of x, then of y, in D/4 frequencies from 1 to 1/10000 (code: MoCo v3's)."""
-    frequencies = 10_000.0 ** -torch.linspace(0.0, 1.0, width // 4, dtype=torch.float64)
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    frequencies = 10_000.0 ** -torch.linspace(0.0, 1.0, width // 4, dtype=torch.float64, device=device)
+    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
     angles_x, angles_y = (axis.flatten()[:, None] * frequencies for axis in (x, y))
     return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1).float()
 

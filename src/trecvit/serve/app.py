@@ -137,7 +137,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/metrics", _metrics(parts)),
         Route("/openapi.json", _openapi),
     ]
-    built = (_PAGE / "browser" / "index.html").exists()
+    built = (_PAGE / "browser" / "models" / "motions" / "step.onnx").exists()  # scripts/page builds it
     browser: BaseRoute = (
         Mount("/browser", StaticFiles(directory=_PAGE / "browser", html=True))
         if built

@@ -300,6 +300,9 @@ class Batcher:
         """Run a function between batches, in the thread that owns the states."""
         future: Future[_Returned] = Future()
         with self._condition:
+            if self._is_closed:
+                future.set_exception(StateError("expected an open batcher, got one that was closed"))
+                return future
             self._calls.append((function, future))
             self._condition.notify()
         return future

@@ -15,7 +15,7 @@ import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from torch import Tensor
 
-from trecvit.errors import InputError, TRecViTError
+from trecvit.errors import InputError
 from trecvit.runtime.live import LivePoints, SlotChanges, check_inside
 from trecvit.serve.batching import Answer, Edit, Served
 from trecvit.serve.frames import decode_frame
@@ -95,7 +95,6 @@ class Connection:
         self._changed = asyncio.Event()  # something that a task waits for may have happened
         self._tasks: list[asyncio.Task[None]] = []
         self._policy: Policy = "latest"
-        self._session: Session | None = None
         self._ended = asyncio.Event()
         self._reason_to_stop: tuple[int, str] | None = None
         self._allowance = Allowance(self._limits.messages_per_s)
@@ -103,12 +102,12 @@ class Connection:
     async def run(self) -> None:
         """Serve the socket until it ends."""
         try:
-            session = await self._greet()
+            session, token = await self._greet()
         except (ProtocolError, WebSocketDisconnect, TimeoutError) as error:
             await self._refuse(error)
             return
-        self._session = session
         try:
+            await self._send_ready(session, token)
             reader = asyncio.create_task(self._read(session))
             self._tasks = [
                 reader, asyncio.create_task(self._feed(session)), asyncio.create_task(self._deliver(session))
@@ -116,9 +115,11 @@ class Connection:
             if self._reason_to_stop is not None:
                 return
             done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            error = next((task.exception() for task in done if not task.cancelled()), None)
-            if error is not None:
-                await self._refuse(error)
+            failures = [task.exception() for task in done if not task.cancelled()]
+            if (failure := next(filter(None, failures), None)) is not None:
+                await self._refuse(failure)
+        except WebSocketDisconnect:
+            pass
         finally:
             await self._end(session)
         if self._reason_to_stop is not None:
@@ -136,7 +137,7 @@ class Connection:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._flights:  # what was stepped is part of the session's state
-            with contextlib.suppress(TRecViTError, asyncio.CancelledError):
+            with contextlib.suppress(Exception):
                 await self._landed(session)
         if session.connection is self:
             session.connection = None
@@ -145,7 +146,7 @@ class Connection:
 
     # ---- first message ---------------------------------------------------------------------------------------------
 
-    async def _greet(self) -> Session:
+    async def _greet(self) -> tuple[Session, str]:
         async with asyncio.timeout(self._limits.hello_s):
             message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
@@ -159,9 +160,12 @@ class Connection:
             session, token = await self._sessions.resume(hello.resume, hello.model), hello.resume
             while session.connection is not None:  # the last socket wins
                 await session.connection.stop(CloseCode.TAKEN_OVER, "another socket resumed the session")
-        session.connection = self
+        session.connection = self  # without an await since the session was found to have none
         self._policy = hello.policy
         self._newest = -1 if session.frame is None else session.frame
+        return session, token
+
+    async def _send_ready(self, session: Session, token: str) -> None:
         served = session.batcher.served
         await self._send(
             Ready(
@@ -176,7 +180,6 @@ class Connection:
                 seen=session.seen,
             )
         )
-        return session
 
     # ---- messages of the client ------------------------------------------------------------------------------------
 
@@ -275,7 +278,7 @@ class Connection:
         queue_ms = (answer.started_s - flight.waiting.arrived_s) * 1000
         result = Result(
             frame=header.frame,
-            after=session.frame,
+            after=session.frame if answer.seen > 1 else None,
             capture_us=header.capture_us,
             queue_ms=round(queue_ms, 3),
             step_ms=round(answer.step_ms, 3),

@@ -22,7 +22,8 @@ from trecvit.serve.sessions import Limits
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,200}")
-_OPEN = re.compile(r"/|/healthz|/readyz|/live/.*|/browser|/browser/.*")  # pages and health: no data of any session
+# Pages and health: nothing of any session.
+_OPEN = re.compile(r"(?!.*\.\.)(/|/healthz|/readyz|/(live|browser)(/[\w.-]*)*)", re.ASCII)
 
 _POLICY = {
     "default-src": "'self'",

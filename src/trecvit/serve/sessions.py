@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -209,12 +210,17 @@ class Sessions:
         return session
 
     async def disconnect(self, session: Session) -> None:
-        """Save a session whose socket has ended, and keep it for a while."""
+        """Save a session whose socket has ended, and keep it for a while; without a frame it is forgotten."""
         session.active_s = time.monotonic()
-        if self.folder is not None and session.frame is not None and session.id in self._by_id:
-            state = await asyncio.wrap_future(session.batcher.state(session.key))
-            if session.connection is None:
-                self.save(session.record(), state)
+        if session.connection is not None or session.id not in self._by_id:
+            return
+        if session.frame is None:
+            self._forget(session)
+        elif self.folder is not None:
+            with suppress(StateError):  # deleted meanwhile
+                state = await asyncio.wrap_future(session.batcher.state(session.key))
+                if session.connection is None:
+                    self.save(session.record(), state)
 
     def save(self, record: SessionRecord, state: StreamState) -> None:
         """Have a session written to the folder, after all that were given before it."""

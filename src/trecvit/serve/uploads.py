@@ -78,18 +78,14 @@ class Uploads:
         count = len(queries) if points is not None else side**2
         if count > max_points:
             raise ProtocolError("points", f"1 to {max_points} points", str(count))
-        stack = AsyncExitStack()
-        try:
+        async with AsyncExitStack() as stack:
             file = await stack.enter_async_context(self._upload(request, "track"))
             info = await file.call(lambda video: video.info)
             if points is None:
                 queries = grid_queries(side, (info.height_px, info.width_px))
             for _, y, x in queries:
                 _check_point(float(x), float(y), info)
-        except BaseException:
-            await stack.aclose()
-            raise
-        return _Lines(self._lines(batcher, file, queries), stack, self._limits.idle_s)
+            return _Lines(self._lines(batcher, file, queries), stack.pop_all(), self._limits.idle_s)
 
     async def _lines(self, batcher: Batcher, file: _File, queries: Queries) -> AsyncGenerator[dict[str, Any], None]:
         served, slots, number = batcher.served, PointSlots(batcher.served.max_points), 0

@@ -113,8 +113,9 @@ class FrozenBelow:
             for path, tokens in zip(missing, of_missing.half().cpu(), strict=True):
                 known[path] = tokens
                 write_whole(path, partial(_write, tokens))
-        stacked: Tensor = torch.stack([known[path] for path in paths]).to(frames.device, self._model.dtype)
-        return stacked.unflatten(0, frames.shape[:2])
+        stacked = torch.stack([known[path] for path in paths]).to(frames.device, self._model.dtype)
+        computed = stacked.unflatten(0, frames.shape[:2])
+        return computed
 
     def _computed(self, frames: Float[Tensor, "F 3 H W"]) -> Float[Tensor, "F N D"]:
         tokens: Tensor = self._model.tokenizer(frames[:, None])

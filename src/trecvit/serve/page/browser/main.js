@@ -192,7 +192,7 @@ function addOrRemove(x, y) {
   }
 }
 
-$("overlay").addEventListener("pointerdown", (event) => {
+$("overlay").addEventListener("click", (event) => {
   const box = $("overlay").getBoundingClientRect();
   addOrRemove((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
 });
@@ -248,6 +248,13 @@ $("sample").addEventListener("click", (event) => play(event.currentTarget, () =>
 $("file").addEventListener("change", (event) => {
   const [file] = event.currentTarget.files;
   if (file) play(event.currentTarget, () => source.file(file));
+  event.currentTarget.value = ""; // so that the same file can be chosen again
+});
+$("video").addEventListener("resize", () => {
+  const { videoWidth, videoHeight } = $("video");
+  // Tall videos stay on the screen; picture and overlay keep one shape.
+  if (videoHeight) $("stage").style.maxWidth = `${(80 * videoWidth) / videoHeight}vh`;
+  $("stage").classList.toggle("playing", videoHeight > 0);
 });
 $("video").addEventListener("ended", () => { $("again").hidden = false; });
 $("again").addEventListener("click", () => {
@@ -259,11 +266,26 @@ $("model").addEventListener("change", load);
 $("gpu").addEventListener("change", load);
 new ResizeObserver(draw).observe($("stage"));
 
+/** Isolate the page where threads would help and the host does not do it; true where the page is about to load again. */
+async function isolating() {
+  const helps = navigator.hardwareConcurrency >= 4 && window.isSecureContext && "serviceWorker" in navigator;
+  if (window.crossOriginIsolated || !helps || sessionStorage.getItem("isolating")) return false;
+  sessionStorage.setItem("isolating", "tried"); // once: a host may forbid it
+  try {
+    await navigator.serviceWorker.register("isolation.js");
+    await navigator.serviceWorker.ready;
+  } catch {
+    return false;
+  }
+  window.location.reload();
+  return true;
+}
+
 if (!HAS_SIMD) {
   tell("This browser has no WebAssembly SIMD, which the model needs. Update it, or use a current Chrome, Edge, Firefox or Safari.");
 } else if (!HTMLVideoElement.prototype.requestVideoFrameCallback) {
   tell("This browser does not report video frames. Update it, or use a current Chrome, Edge, Firefox or Safari.");
 } else {
   $("gpu-row").hidden = !("gpu" in navigator && "Suspending" in WebAssembly);
-  load();
+  if (!(await isolating())) load();
 }

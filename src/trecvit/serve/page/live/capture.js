@@ -17,6 +17,7 @@ export class Capture {
   }
 
   async camera() {
+    if (!navigator.mediaDevices) throw new Error("browsers give cameras to pages on https or localhost only");
     const stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 } }, audio: false });
     this.stop();
     this.stream = stream;

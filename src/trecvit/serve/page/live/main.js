@@ -44,7 +44,7 @@ const handlers = {
     for (const frame of pictures.keys()) if (frame <= result.frame) pictures.delete(frame);
     last = result;
     view.show(result, sent?.picture, sent?.captureUs, dropped);
-    document.body.dataset.frame = result.frame;
+    document.dispatchEvent(new CustomEvent("trecvit-result", { detail: result }));
   },
   refused: (message) => say(`Expected ${message.expected}, got ${message.got}.`, true),
   lost: (seconds) => say(`Connection lost; trying again in ${seconds} s.`, true),
