@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import trecvit
+from trecvit.weights.load import BUNDLED
 
 PAGE = Path(trecvit.__file__).parent / "serve" / "page" / "browser"
 RESULTS = """
@@ -26,8 +27,12 @@ def require_browser() -> None:
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (Debian: chromium, chromium-driver)")
-    if not (PAGE / "models" / "motions" / "step.onnx").exists():
+    if not all((PAGE / "models" / name / "step.onnx").exists() for name in BUNDLED):
         pytest.skip("the page is not built; run scripts/page")
+    for name in BUNDLED:
+        weights = Path(trecvit.__file__).parent / "weights" / name / "model.safetensors"
+        if (PAGE / "models" / name / "step.onnx").stat().st_mtime < weights.stat().st_mtime:
+            pytest.skip(f"the page's {name} is older than its weights; run scripts/page")
 
 
 def open_page(driver: Any, address: str) -> None:

@@ -92,8 +92,9 @@ class PretendCuda(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
         if func is Tensor.tolist and isinstance(args[0], CudaTensor):
             return args[0].detach().raw.tolist()
-        if func is Tensor.cuda:
-            func, args = Tensor.to, (args[0], CUDA)
+        if func in (Tensor.cuda, Tensor.cpu):
+            device = CUDA if func is Tensor.cuda else torch.device("cpu")
+            func, args = Tensor.to, (args[0], device)
         if func is Tensor.to:
             return _moved(*args, **kwargs)
         names_devices = func in (torch.device, torch._C._nn._parse_to)

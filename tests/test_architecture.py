@@ -149,6 +149,9 @@ def test_only_the_command_line_prints_or_exits():
 PUBLIC = [
     "PRESETS",
     "LiveTracker",
+    "LocalState",
+    "LocalTracker",
+    "LocalTrackerConfig",
     "ModelConfig",
     "Output",
     "PointReadoutConfig",

@@ -55,14 +55,15 @@ def hub():
             lines = [json.loads(line) for line in body.splitlines()]
             if self.path == "/api/repos/create":
                 name = "/".join(filter(None, (lines[0].get("organization"), lines[0]["name"])))
-                kept.repositories[name] = {"private": lines[0].get("private")}
+                private = lines[0].get("private", lines[0].get("visibility") == "private")
+                kept.repositories[name] = {"private": private}
                 return self._answer(200, {"url": f"{kept.address}/{name}"})
             if self.path == "/api/validate-yaml":
                 kept.cards.append(lines[0]["content"])
                 return self._answer(200, {"errors": [], "warnings": []})
             name = "/".join(self.path.split("/")[3:5])
             if "/preupload/" in self.path:
-                files = [{"path": file["path"], "uploadMode": "regular"} for file in lines[0]["files"]]
+                files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in lines[0]["files"]]
                 return self._answer(200, {"files": files})
             files = [line["value"] for line in lines if line["key"] == "file"]
             kept.repositories[name] |= {file["path"]: base64.b64decode(file["content"]) for file in files}

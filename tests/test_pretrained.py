@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from models import TINY, random_video, tiny_model, tiny_readout_tracker, tiny_tracker
+from models import TINY, random_video, tiny_local_tracker, tiny_model, tiny_readout_tracker, tiny_tracker
 
 from paper.memoriser import Memoriser, MemoriserConfig
 from trecvit.config import ModelConfig, Preprocessing
@@ -79,6 +79,7 @@ def every_kind():
         "TRecViT": tiny_model(),
         "TAPNext": tiny_tracker(),
         "ReadoutTracker": tiny_readout_tracker(),
+        "LocalTracker": tiny_local_tracker(),
         "MaskedAutoencoder": MaskedAutoencoder(AutoencoderConfig(blocks=blocks, decoder=decoder_config(blocks))),
         "Memoriser": Memoriser(MemoriserConfig(blocks=blocks, offset=1)),
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -497,3 +499,14 @@ def test_a_client_that_leaves_ends_its_upload(tmp_path, monkeypatch):
             client.sendall(head.encode() + long[:100])  # leaves while it sends
         eventually(lambda: not list(tmp_path.iterdir()))
         assert post(url + "v1/track?grid=1", long)[0] == 200
+
+
+@pytest.mark.slow
+def test_the_routes_answer_as_described(url):
+    """Generated requests, right and wrong: no server error, and only the answers of the OpenAPI description."""
+    pytest.importorskip("schemathesis")
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    words = ["--checks", checks, "--max-examples", "12", "--phases", "fuzzing", "--generation-deterministic"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", url + "openapi.json", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

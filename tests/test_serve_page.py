@@ -26,12 +26,12 @@ from trecvit.weights.load import load
 
 pytestmark = pytest.mark.slow
 
-SIDE, FPS = 96, 5
+FPS = 2
 CLICK = """
 const view = document.getElementById("view"), box = view.getBoundingClientRect();
-const scale = Math.min(box.width / view.width, box.height / view.height);
-const left = box.left + (box.width - view.width * scale) / 2;
-const top = box.top + (box.height - view.height * scale) / 2;
+const shown = Math.min(box.width / view.width, box.height / view.height), scale = shown * view.width / 96;
+const left = box.left + (box.width - view.width * shown) / 2;
+const top = box.top + (box.height - view.height * shown) / 2;
 const place = { clientX: left + arguments[0] * scale, clientY: top + arguments[1] * scale };
 view.dispatchEvent(new MouseEvent("click", place));
 """
@@ -160,11 +160,10 @@ def test_a_camera_is_classified_and_a_clicked_point_follows(tmp_path):
     with page(tmp_path) as (driver, proxy):
         assert wait_for(driver, "document.querySelectorAll('#models button').length === 2")
         driver.execute_script("document.getElementById('camera').click()")
-        assert wait_for(driver, f"{LAST}?.frame > 10")
+        assert wait_for(driver, f"{LAST}?.frame > 5")
         labels = driver.execute_script("return [...document.querySelectorAll('#bars .name')].map((e) => e.textContent)")
         assert labels == [item["label"] for item in driver.execute_script(f"return {LAST}.top")]
         assert "ms" in driver.execute_script("return document.getElementById('latency').textContent")
-        assert driver.execute_script("return document.getElementById('view').width") == SIDE
 
         # A cut connection comes back, and the state goes on.
         seen = int(driver.execute_script("return document.getElementById('seen').textContent"))
@@ -182,7 +181,7 @@ def test_a_camera_is_classified_and_a_clicked_point_follows(tmp_path):
         click_on_picture(driver, 48, 48)
         assert wait_for(driver, f"{LAST}.points.length === 1")
         places: list[tuple[int, float, float]] = []
-        for _ in range(25):
+        for _ in range(20):
             last = wait_for(driver, f"{LAST}.frame > {places[-1][0] if places else 0} && {LAST}")
             places.append((last["frame"], last["points"][0]["x"], last["points"][0]["y"]))
         assert [frame for frame, _, _ in places] == sorted({frame for frame, _, _ in places})

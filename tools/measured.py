@@ -41,7 +41,7 @@ def readme(root: Path) -> dict[str, str]:
 def architecture(root: Path) -> dict[str, str]:
     """The file tree: the first line of each module."""
     lines = ["```"]
-    for room in (*_ROOMS, "paper", "tools"):
+    for room in (*_ROOMS, "paper", "tools", "tools/gpu"):
         lines.append(f"{room}/")
         for path in sorted((root / room).glob("*.py")):
             names_rows = path.name != "__init__.py" or path.parent.name == "tasks"

@@ -207,8 +207,15 @@ def _gradients(kind: str, dtype: torch.dtype, target: Target) -> dict[str, Any]:
     want = {name: part.detach().clone() for name, part in outcome(model.double(), double).items()}
     exact = False
     got = outcome(model.float().to(target.device), [tensor.to(target.device) for tensor in inputs])
-    # Biases of keys have no influence, so that their gradients are rounding alone; they are part of qkv.bias.
-    errors = {name: relative_error(got[name], want[name]) for name in want if "qkv.bias" not in name}
+    if dtype == torch.bfloat16:  # single gradients may be small differences of rounded numbers
+        got, want = (
+            {
+                "output": parts.pop("output"),
+                "all gradients": torch.cat([part.flatten().cpu() for part in parts.values()]),
+            }
+            for parts in (got, want)
+        )
+    errors = {name: relative_error(got[name], want[name]) for name in want}
     return _worst(errors, _MODEL_TOLERANCE[dtype])
 
 
@@ -301,7 +308,7 @@ def _nccl(target: Target) -> dict[str, Any]:
             loss = ddp(video)[0].square().sum()
             loss.backward()
             errors = {"DDP": abs(float(loss) - want) / want}
-            model.zero_grad()
+            model = _classifier(Target(target.device, small=True)).to(target.device)
             mesh = init_device_mesh(target.device.type, (1,))
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)

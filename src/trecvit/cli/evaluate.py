@@ -229,6 +229,12 @@ def eval_points(
     num_frames: Annotated[int, typer.Option(min=2, help="Frames per scene.")] = 24,
     footage: FootageOption = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips per video of --footage.")] = 10,
+    still_camera: Annotated[
+        list[Path] | None,
+        typer.Option(help="Videos of a camera at rest, whose background must stay in place; may be repeated."),
+    ] = None,
+    long_frames: Annotated[int, typer.Option(min=0, help="Also score clips of so many frames; 0: none.")] = 0,
+    num_long: Annotated[int, typer.Option("--long", min=1, help="Such scenes, and such clips per video.")] = 1,
     pictures: PicturesOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -239,7 +245,9 @@ def eval_points(
     """
     from dataclasses import replace
 
-    from trecvit.evaluate.point_comparison import compare_trackers, to_dict
+    from trecvit.evaluate.point_comparison import compare_trackers, to_dict, trackers_beside
+    from trecvit.evaluate.still_camera import still_camera_scores
+    from trecvit.evaluate.tapvid import IMAGE_SIZE
 
     check_output(save)
     if sum(option is not None for option in (recipe, badja, first_last)) != 1:
@@ -250,21 +258,42 @@ def eval_points(
     if videos or masks:
         raise ConfigError("--videos, --masks: expected --badja or --first-last with them, got a recipe")
     look = replace(track_scenes_of(recipe), num_frames=num_frames)
-    filmed = expand_paths(footage)
-    with progress_bar("scores", 9 if filmed else 3) as advance:
+    filmed, still = expand_paths(footage), expand_paths(still_camera)
+    tracker = load_tracker(model, device)
+    at_rest = []
+    if still:
+        with progress_bar("still camera", 3 * len(still)) as advance:
+            at_rest = still_camera_scores(trackers_beside(tracker, IMAGE_SIZE), still, report=advance)
+    with progress_bar("scores", (9 if filmed else 3) * (2 if long_frames else 1)) as advance:
         scores = compare_trackers(
-            load_tracker(model, device),
+            tracker,
             scenes=look,
             num_scenes=num_scenes,
             footage=filmed,
             clips_per_video=clips,
+            long_frames=long_frames,
+            num_long=num_long,
             pictures=pictures,
             report=advance,
         )
-    write_json(save, to_dict(scores, scenes=look, footage=filmed))
+    write_json(save, to_dict(scores, scenes=look, footage=filmed, still_camera=at_rest))
     shares = ([f"{row.metrics[metric]:.1%}" for metric in _TRACKING_METRICS.values()] for row in scores)
     rows = ((row.test, row.tracker, *cells) for row, cells in zip(scores, shares, strict=True))
     print_table(("videos", "tracker", *_TRACKING_METRICS), rows)
+    if at_rest:
+        print_table(
+            ("still camera", "tracker", "within 4 px", "in the last quarter", "until lost", "jumps per 100", "seen"),
+            (
+                (
+                    f"{row.video}, {row.num_frames} frames",
+                    row.tracker,
+                    *(f"{share:.1%}" for share in (row.within_4_px, row.within_4_px_last_quarter, row.survival)),
+                    f"{row.jumps_per_100_frames:.2f}",
+                    f"{row.seen:.1%}",
+                )
+                for row in at_rest
+            ),
+        )
 
 
 def _eval_sparse_points(

@@ -28,6 +28,22 @@ NEVER = torch.iinfo(torch.int64).max
 _States = TypeVar("_States", bound="TrackerState")
 
 
+class LocalMatches(NamedTuple):
+    """What a tracker that matches locally has found in T frames, for its loss.
+
+    Attributes:
+        places_xy: Places in pixels, before and after each of R - 1 refinements.
+        centres_xy: Centres of all W windows in pixels: those of each level, then those of the refinements' levels.
+        window_logits: Scores of each window's n places, row by row.
+        frame_logits: Scores of all cells of 8 pixels of the whole frame, row by row.
+    """
+
+    places_xy: Float[Tensor, "R B Q T 2"]
+    centres_xy: Float[Tensor, "W B Q T 2"]
+    window_logits: Float[Tensor, "W B Q T n"]
+    frame_logits: Float[Tensor, "B Q T cells"]
+
+
 class TrackerOutput(NamedTuple):
     """Predictions for Q points in T frames; meaningless in frames before a point's query.
 
@@ -39,6 +55,7 @@ class TrackerOutput(NamedTuple):
             computed (with `matching`, its estimate before refinement). None for a tracker without such scores.
         certainty_logits: Logits of `certainty`, None for a tracker that computes it from the scores.
         similarity: Similarity of each place to each query's appearance; for matching trackers, in training mode.
+        local: Matches of a `LocalTracker`, in training mode.
     """
 
     points_xy: Float[Tensor, "B Q T 2"]
@@ -47,6 +64,7 @@ class TrackerOutput(NamedTuple):
     coordinate_logits: Float[Tensor, "B Q T 2 R"] | None = None
     certainty_logits: Float[Tensor, "B Q T"] | None = None
     similarity: Similarity | None = None
+    local: LocalMatches | None = None
 
     @property
     def visible(self) -> Bool[Tensor, "B Q T"]:
@@ -76,6 +94,7 @@ class TrackerState(StreamState):
     _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ("query_frames", "query_points_yx")
     _POINT_MEMORY: ClassVar[str]  # the subclass's tensor [B,Q,S] with the memory of each point, zero in empty slots
     _POINTS_ARE_TOKENS: ClassVar[bool] = False  # in the layers, behind the patches of each frame
+    _PATCHES_ARE_TOKENS: ClassVar[bool] = True
 
     @classmethod
     def begin(
@@ -91,7 +110,7 @@ class TrackerState(StreamState):
         """Return the state before the first frame, on the queries' device; `dtype` is the model's."""
         batch_size, num_queries = query_frames.shape
         device = query_frames.device
-        num_tokens = num_patches(config, image_size) + (config.pooling == "cls") + cls._POINTS_ARE_TOKENS * num_queries
+        num_tokens = cls._first_point(config, image_size) + cls._POINTS_ARE_TOKENS * num_queries
         memory = (batch_size, num_queries, point_memory_width)
         return cls(
             layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
@@ -151,8 +170,13 @@ class TrackerState(StreamState):
         if self._POINTS_ARE_TOKENS:
             axes = {"hidden": 1, "taps": 2}
             if (axis := axes.get(name.rpartition(".")[2])) is not None:
-                return axis, num_patches(self.config, self.image_size)
+                return axis, self._first_point(self.config, self.image_size)
         return None
+
+    @classmethod
+    def _first_point(cls, config: ModelConfig, image_size: tuple[int, int]) -> int:
+        """Count the tokens of a frame before those of the points."""
+        return cls._PATCHES_ARE_TOKENS * num_patches(config, image_size) + (config.pooling == "cls")
 
     @classmethod
     def _described(
@@ -355,7 +379,7 @@ def track_both_ways(
         return torch.where(is_before.view(*is_before.shape, *[1] * (later.dim() - 3)), earlier.flip(2), later)
 
     parts: dict[str, Tensor | None] = forwards._asdict()
-    del parts["similarity"]  # for training only
+    del parts["similarity"], parts["local"]  # for training only
     # Both runs return the same parts.
     joined = {name: join(part, getattr(backwards, name)) for name, part in parts.items() if part is not None}
     return TrackerOutput(**joined)  # type: ignore[arg-type]

@@ -36,6 +36,7 @@ from trecvit.model.state import State
 from trecvit.pretrained import Labels
 
 NORM_EPS = 1e-6  # code: flax's default; torch's own is 1e-5
+_MAX_SEQUENCES = 65_535  # of fused attention on a GPU: one axis of a launch ends there
 
 Video = Shaped[Tensor, "B T 3 H W"]
 
@@ -147,19 +148,26 @@ class SpatialBlock(Recomputing):
         for bias in (self.mlp_up.bias, self.mlp_down.bias):
             normal_(bias, 1e-6)
 
-    def forward(self, x: Float[Tensor, "B T N D"], *, first_only: bool = False) -> Float[Tensor, "B T n D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B T N D"],
+        *,
+        first_only: bool = False,
+        attended: Bool[Tensor, "B T N"] | None = None,
+    ) -> Float[Tensor, "B T n D"]:
         """Mix the tokens within each frame, or in the models of Figure 4 within the clip.
 
         Args:
-            x: The tokens.
+            x: Tokens.
             first_only: Compute only the first token of each frame (n = 1): all that a head with "cls" pooling reads of
-                the last block, for about a third of the block's cost in training.
+                the last block, for about a third of the block's cost in training. Not with `attended`.
+            attended: Tokens that others in their frame attend to, beside themselves; by default all.
         """
         if first_only:
             return self._first_token(x)
         # `_stage` returns the function itself, unless the backward pass is to recompute it: see `VideoModel.recompute`.
         qkv = self._stage(self._queries_keys_values)(x)
-        x = self._stage(self._attention)(qkv, x)
+        x = self._stage(self._attention)(qkv, x, attended)
         return self._stage(self._down)(self._stage(self._up)(x), x)
 
     def _first_token(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T 1 D"]:
@@ -179,11 +187,17 @@ class SpatialBlock(Recomputing):
         qkv: Tensor = self.qkv(self.attention_norm(x))
         return qkv
 
-    def _attention(self, qkv: Float[Tensor, "B T N QKV"], x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+    def _attention(
+        self, qkv: Float[Tensor, "B T N QKV"], x: Float[Tensor, "B T N D"], attended: Bool[Tensor, "B T N"] | None
+    ) -> Float[Tensor, "B T N D"]:
         # S sequences of N tokens: one per frame, or in the models of Figure 4 one per clip, of T * N tokens.
         sequences = qkv.flatten(0, 1) if self.frame_by_frame else qkv.flatten(1, 2)  # [S,N,3D]
         heads = sequences.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3,S,G,N,D/G]
-        if self.causal:
+        if attended is not None:
+            itself = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)
+            mask = attended.flatten(0, 1)[:, None, None] | itself  # [S,1,N,N]
+            mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        elif self.causal:
             queries, keys, values = heads
             frame_of = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
             is_attended = frame_of[:, None] >= frame_of
@@ -560,6 +574,9 @@ def sincos_positions(
 
 def attend(heads: Float[Tensor, "3 S G N d"], *, max_plain_tokens: int) -> Float[Tensor, "S G N d"]:
     """Softmax attention: plain matrix multiplications for few tokens on the CPU, else PyTorch's fused kernel."""
+    if heads.is_cuda and heads.shape[1] > _MAX_SEQUENCES:
+        parts = heads.split(_MAX_SEQUENCES, dim=1)
+        return torch.cat([attend(part, max_plain_tokens=max_plain_tokens) for part in parts])
     if heads.device.type != "cpu" or heads.shape[3] > max_plain_tokens:
         queries, keys, values = heads
         fused: Tensor = F.scaled_dot_product_attention(queries, keys, values)

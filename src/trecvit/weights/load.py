@@ -14,6 +14,7 @@ from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, 
 from trecvit.data.class_names import class_names, read_labels
 from trecvit.download import Progress
 from trecvit.errors import CheckpointError
+from trecvit.model.local_tracker import LocalTracker
 from trecvit.model.mae import MaskedAutoencoder
 from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.tapnext import TAPNext
@@ -25,10 +26,11 @@ from trecvit.weights.official import read_backbone, read_official, write_officia
 from trecvit.weights.tapnext import TORCH_SUFFIXES, is_tapnext_npz, read_tapnext
 from trecvit.weights.zoo import ZOO, zoo_path
 
-ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker]] = {
+ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker] | type[LocalTracker]] = {
     "TRecViT": TRecViT,
     "TAPNext": TAPNext,
     "ReadoutTracker": ReadoutTracker,
+    "LocalTracker": LocalTracker,
 }
 _Model = TypeVar("_Model", bound=VideoModel)
 
@@ -57,7 +59,7 @@ def load(
             are resized, if the weights were trained at another one than that of their positions.
 
     Returns:
-        A `TRecViT` or a `PointTracker` (`TAPNext` or `ReadoutTracker`); see `load_as`.
+        A `TRecViT` or a `PointTracker` (`LocalTracker`, `TAPNext` or `ReadoutTracker`); see `load_as`.
 
     Raises:
         CheckpointError: No such source, or it is damaged, hostile or incomplete. Models are loaded whole or not at all.

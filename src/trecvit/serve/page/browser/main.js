@@ -142,7 +142,7 @@ function show(sent, result) {
   }
   draw();
   const { frame, time_s } = sent;
-  const detail = { frame, time_s, newest: newest?.frame ?? frame, dropped, top, ...result };
+  const detail = { frame, time_s, frames_seen: used.count, newest: newest?.frame ?? frame, dropped, top, ...result };
   document.dispatchEvent(new CustomEvent("trecvit-result", { detail }));
 }
 

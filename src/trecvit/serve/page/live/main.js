@@ -110,11 +110,12 @@ byId("view").onclick = (event) => {
   if (model?.task !== "track" || !last || !session) return;
   const { canvas } = view;
   const box = canvas.getBoundingClientRect();
-  const scale = Math.min(box.width / canvas.width, box.height / canvas.height); // object-fit: contain
-  const x = (event.clientX - box.left - (box.width - canvas.width * scale) / 2) / scale;
-  const y = (event.clientY - box.top - (box.height - canvas.height * scale) / 2) / scale;
-  if (x < 0 || y < 0 || x > canvas.width || y > canvas.height) return;
-  const near = NEAR * Math.max(canvas.width, canvas.height);
+  const width = canvas.width / view.scale, height = canvas.height / view.scale;
+  const shown = Math.min(box.width / width, box.height / height); // object-fit: contain
+  const x = (event.clientX - box.left - (box.width - width * shown) / 2) / shown;
+  const y = (event.clientY - box.top - (box.height - height * shown) / 2) / shown;
+  if (x < 0 || y < 0 || x > width || y > height) return;
+  const near = NEAR * Math.max(width, height);
   const hit = last.points.find((point) => Math.hypot(point.x - x, point.y - y) < near);
   if (hit) session.remove(hit.id);
   else session.add(`p${count++}`, x, y);

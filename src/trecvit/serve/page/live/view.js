@@ -1,6 +1,7 @@
 // What is shown: the frame of each result with its points and their trails, class bars, and figures.
 
 const TRAIL = 40;
+const MIN_SIDE = 800;
 const byId = (id) => document.getElementById(id);
 
 /** Hue of a point by its id: neighbours differ most. */
@@ -9,6 +10,7 @@ export const colourOf = (id) => `hsl(${(id * 137.5) % 360} 85% 60%)`;
 export class View {
   constructor() {
     this.canvas = byId("view");
+    this.scale = 1; // pixels of the canvas for one of the frame
     this.trails = new Map();
     this.times = [];
     this.latencies = [];
@@ -32,11 +34,12 @@ export class View {
 
   draw(picture, points) {
     const { canvas } = this;
-    if (canvas.width !== picture.width || canvas.height !== picture.height) {
-      canvas.width = picture.width;
-      canvas.height = picture.height;
-    }
+    this.scale = Math.max(1, MIN_SIDE / Math.max(picture.width, picture.height)); // so that points are smooth
+    const width = Math.round(picture.width * this.scale), height = Math.round(picture.height * this.scale);
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const pen = canvas.getContext("2d");
+    pen.resetTransform();
+    pen.scale(this.scale, this.scale);
     pen.drawImage(picture, 0, 0);
     const unit = Math.max(picture.width, picture.height) / 160;
     const kept = new Set(points.map((point) => point.id));
