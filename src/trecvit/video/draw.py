@@ -213,9 +213,7 @@ class _Brush:
                 alpha = round(255 * newer / len(places) * (1 if visible else _HIDDEN_SHARE))
                 self._draw.line((*start, *end), fill=(*colour, alpha), width=self._line_px)
 
-    def point(
-        self, point_xy: npt.NDArray[Any], colour: tuple[int, int, int], *, hollow: bool, opacity: float
-    ) -> None:
+    def point(self, point_xy: npt.NDArray[Any], colour: tuple[int, int, int], *, hollow: bool, opacity: float) -> None:
         """Draw a disc with a dark rim, or a ring of the same size."""
         place = _place(point_xy)
         if place is None:
