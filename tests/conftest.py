@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import processors
 import pytest
 
+if TYPE_CHECKING:
+    from forked import Forks
+    from two_ranks import TwoRanks
+
 # Before anything imports torch: tests run in parallel, and one thread each is faster than many that wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Inductor starts processes for Triton, each of which imports PyTorch, also where it compiles for the CPU only.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # The device of the tests that compute: "cpu", "cuda", or "pretend", a CPU under the name of a GPU.
 _DEVICE = os.environ.get("TRECVIT_TEST_DEVICE", "cpu")
 if _DEVICE == "pretend":
@@ -83,6 +90,25 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             draw(self, target, **options)
 
     monkeypatch.setattr(figure.Figure, "savefig", savefig)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[TwoRanks]:
+    """Two ranks that run commands; started at the first use."""
+    from two_ranks import TwoRanks
+
+    with TwoRanks() as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs programs in forked processes; started at the first use."""
+    from forked import Forks
+
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(params=["this", *processors.FEATURES])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trecvit.config import ModelConfig
+from trecvit.model.local_tracker import LocalTracker, LocalTrackerConfig
 from trecvit.model.readout_tracker import ReadoutTracker, ReadoutTrackerConfig
 from trecvit.model.readouts import PointReadoutConfig
 from trecvit.model.tapnext import TAPNext, TrackerConfig
@@ -106,6 +107,19 @@ def tiny_readout_tracker(pooling: str = "cls", **readout: int) -> ReadoutTracker
             scale = 0.5 if name.endswith("conv.weight") else 0.1
             parameter.add_(scale * torch.randn(parameter.shape))
     return tracker.eval().to(DEVICE)
+
+
+def tiny_local_tracker() -> LocalTracker:
+    """Build the same small tracker that matches locally every time, for frames of 32 x 32."""
+    blocks = {**TINY, "image_size": (32, 32), "pooling": "mean", "num_classes": 0}
+    del blocks["head_width"]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(7)
+        widths = {"fine_width": 4, "middle_width": 6, "coarse_width": 8}
+        tracker = LocalTracker(LocalTrackerConfig(blocks=ModelConfig(**blocks), **widths))
+        for parameter in tracker.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))
+    return tracker.eval()
 
 
 def of_each_part(function: Callable[..., Tensor], *outs: TrackerOutput) -> TrackerOutput:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trecvit.config import PRESETS, ModelConfig, Preprocessing
     from trecvit.data.class_names import class_names
     from trecvit.errors import TRecViTError
+    from trecvit.model.local_tracker import LocalState, LocalTracker, LocalTrackerConfig
     from trecvit.model.readout_tracker import ReadoutState, ReadoutTracker, ReadoutTrackerConfig
     from trecvit.model.readouts import PointReadoutConfig
     from trecvit.model.state import State
@@ -33,6 +34,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "PRESETS": "trecvit.config",
     "LiveTracker": "trecvit.runtime.live",
+    "LocalState": "trecvit.model.local_tracker",
+    "LocalTracker": "trecvit.model.local_tracker",
+    "LocalTrackerConfig": "trecvit.model.local_tracker",
     "ModelConfig": "trecvit.config",
     "Output": "trecvit.model.trecvit",
     "PointReadoutConfig": "trecvit.model.readouts",
@@ -63,6 +67,9 @@ _HOMES = {
 __all__ = [
     "PRESETS",
     "LiveTracker",
+    "LocalState",
+    "LocalTracker",
+    "LocalTrackerConfig",
     "ModelConfig",
     "Output",
     "PointReadoutConfig",

@@ -29,6 +29,9 @@ class Stream(IntEnum):
     STEP = 16
     POINT_PROBE = 17
     FILE_ORDER = 18
+    LONG_SCENE = 19
+    LONG_QUERIES = 20
+    STILL = 21
 
 
 def rng(seed: int, stream: Stream, *index: int) -> np.random.Generator:

@@ -150,13 +150,13 @@ def _large(target: Target) -> dict[str, Any]:
         return {"line": f"skipped: needs {needed / 1e9:.0f} GB", "skipped": True}
     problem = Problem(shape, torch.bfloat16, target)
     leaves = problem.leaves()
-    states, _ = gated_scan(*leaves, problem.fresh)
+    states, _ = gated_scan(*[*leaves, problem.fresh])
     got = torch.autograd.grad(states, leaves, problem.grad_states)
     errors: dict[str, float] = {}
     for place in (0, len(problem.hidden) // 2, -1):
         row = slice(place, place + 1 or None)
         own = [leaf.detach()[row].requires_grad_() if leaf.dim() > 1 else leaf for leaf in leaves]
-        alone, _ = gated_scan(*own, problem.fresh[row])
+        alone, _ = gated_scan(*[*own, problem.fresh[row]])
         wanted = torch.autograd.grad(alone, own, problem.grad_states[row])
         errors[f"states {place}"] = relative_error(states[row, -1], alone[:, -1])
         for name, gradient, want in zip(_NAMES[2:5], got, wanted, strict=False):
@@ -312,7 +312,7 @@ def _nccl(target: Target) -> dict[str, Any]:
             mesh = init_device_mesh(target.device.type, (1,))
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
-            sharded = fully_shard(model, mesh=mesh)
+            sharded: Any = fully_shard(model, mesh=mesh)
             loss = sharded(video)[0].square().sum()
             loss.backward()
             errors["FSDP2"] = abs(float(loss) - want) / want

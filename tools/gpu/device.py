@@ -160,7 +160,8 @@ def matmul_flop_per_s(target: Target) -> float:
     """Measure operations per second of a large matrix multiplication in bfloat16, on random numbers."""
     side = target.pick(8192, 128)
     left, right = (torch.randn(side, side, device=target.device, dtype=torch.bfloat16) for _ in range(2))
-    return 2.0 * side**3 / target.median_s(lambda: left @ right)
+    operations: int = 2 * side**3
+    return operations / target.median_s(lambda: left @ right)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

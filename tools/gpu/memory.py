@@ -71,7 +71,7 @@ def _built(name: str, fused: bool, num_frames: int, target: Target) -> nn.Module
         return TRecViT(model_config("base", num_classes=174, **target.pick({}, small)))
     if target.small:
         sizes = {"width": 24, "depth": 2, "num_heads": 2, "mlp_width": 32, "patch_size": 16, "num_frames": 2}
-        vivit: nn.Module = build_vivit(**sizes, image_size=(32, 32))  # type: ignore[arg-type]
+        vivit: nn.Module = build_vivit(**sizes, image_size=(32, 32))
         return vivit
     return build_baseline(name, image_size=224, num_frames=num_frames, fused=fused)
 

@@ -87,7 +87,9 @@ def _case(recompute: str, compiled: bool, clips: int, target: Target) -> Case:
 
 
 def _model(recipe: Recipe) -> Any:
+    from trecvit.config import ModelConfig
     from trecvit.model.trecvit import TRecViT
 
     with torch.device("meta"):
+        assert isinstance(recipe.model, ModelConfig), "the recipe of a TRecViT"
         return TRecViT(recipe.model, preprocessing=recipe.preprocessing)

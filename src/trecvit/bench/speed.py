@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trecvit.accelerate.exported import export, load_exported
+from trecvit.accelerate.exported import export, load_exported_as
 from trecvit.accelerate.kernels import DTYPES, available_dtype
 from trecvit.accelerate.linears import QuantizedLinear, packed_linears
 from trecvit.accelerate.optimize import optimize
@@ -253,7 +253,7 @@ def measure_shared(name: str, dtype: str, mode: str, *, busy: int, seconds: floa
         raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     fast, _ = _optimized(_loaded(name), DTYPES[dtype], mode, 1, 1)
     frames = torch.randint(0, 256, (1, 1, 3, *fast.preprocessing.image_size), dtype=torch.uint8)
-    # OpenVINO has its own threads: then both are the same.
+    # OpenVINO and ONNX Runtime have their own threads: then both are the same.
     calls = {"fixed": getattr(fast.step, "__wrapped__", fast.step), "chosen": fast.step}
 
     def frames_per_s(threads: str) -> float:
@@ -319,7 +319,7 @@ def _optimized(
     with TemporaryDirectory() as folder:  # a library stays loaded after its file is deleted
         export(model, folder, dtype=dtype, batch_size=batch_size, frames=[num_frames])
         start_s = time.perf_counter()
-        return load_exported(folder), start_s
+        return load_exported_as(TRecViT, folder), start_s
 
 
 def _loaded(name: str) -> TRecViT:

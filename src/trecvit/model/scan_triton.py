@@ -196,12 +196,10 @@ def gated_scan_backward_op(
     least_rest: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of the operator's first five arguments; see there for `least_rest`."""
-    wide = (
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, input_gate, recurrence_gate)
-    )
+    inputs = (x, input_gate, recurrence_gate, rate, hidden)
+    wide = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs[:3])
     narrow = (torch.empty(hidden.shape, dtype=torch.float32, device=x.device) for _ in range(2))
     grads = (*wide, *narrow)
-    inputs = (x, input_gate, recurrence_gate, rate, hidden)
     launch_backward(grad_states, inputs, fresh, states, grads, least_rest, BACKWARD)
     return grads[0], grads[1], grads[2], grads[3].sum(dim=(0, 1)), grads[4]
 

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Real, Shaped
 from torch import Tensor
 
 from trecvit.config import BlocksConfig, ImageSize, ModelConfig, Preprocessing
@@ -28,6 +28,22 @@ NEVER = torch.iinfo(torch.int64).max
 _States = TypeVar("_States", bound="TrackerState")
 
 
+class LocalMatches(NamedTuple):
+    """What a tracker that matches locally has found in T frames, for its loss.
+
+    Attributes:
+        places_xy: Places in pixels, before and after each of R - 1 refinements.
+        centres_xy: Centres of all W windows in pixels: those of each level, then those of the refinements' levels.
+        window_logits: Scores of each window's n places, row by row.
+        frame_logits: Scores of all cells of 8 pixels of the whole frame, row by row.
+    """
+
+    places_xy: Float[Tensor, "R B Q T 2"]
+    centres_xy: Float[Tensor, "W B Q T 2"]
+    window_logits: Float[Tensor, "W B Q T n"]
+    frame_logits: Float[Tensor, "B Q T cells"]
+
+
 class TrackerOutput(NamedTuple):
     """Predictions for Q points in T frames; meaningless in frames before a point's query.
 
@@ -39,6 +55,7 @@ class TrackerOutput(NamedTuple):
             computed (with `matching`, its estimate before refinement). None for a tracker without such scores.
         certainty_logits: Logits of `certainty`, None for a tracker that computes it from the scores.
         similarity: Similarity of each place to each query's appearance; for matching trackers, in training mode.
+        local: Matches of a `LocalTracker`, in training mode.
     """
 
     points_xy: Float[Tensor, "B Q T 2"]
@@ -47,6 +64,7 @@ class TrackerOutput(NamedTuple):
     coordinate_logits: Float[Tensor, "B Q T 2 R"] | None = None
     certainty_logits: Float[Tensor, "B Q T"] | None = None
     similarity: Similarity | None = None
+    local: LocalMatches | None = None
 
     @property
     def visible(self) -> Bool[Tensor, "B Q T"]:
@@ -69,13 +87,14 @@ class TrackerState(StreamState):
         query_points_yx: Position in that frame, in pixels.
     """
 
-    query_frames: Int64[Tensor, "B Q"]
+    query_frames: Real[Tensor, "B Q"]
     query_points_yx: Float[Tensor, "B Q 2"]
 
     _ALIKE: ClassVar[tuple[str, ...]] = (*StreamState._ALIKE, "num_queries")
     _KEPT_BY_RESET: ClassVar[tuple[str, ...]] = ("query_frames", "query_points_yx")
     _POINT_MEMORY: ClassVar[str]  # the subclass's tensor [B,Q,S] with the memory of each point, zero in empty slots
     _POINTS_ARE_TOKENS: ClassVar[bool] = False  # in the layers, behind the patches of each frame
+    _PATCHES_ARE_TOKENS: ClassVar[bool] = True
 
     @classmethod
     def begin(
@@ -91,7 +110,7 @@ class TrackerState(StreamState):
         """Return the state before the first frame, on the queries' device; `dtype` is the model's."""
         batch_size, num_queries = query_frames.shape
         device = query_frames.device
-        num_tokens = num_patches(config, image_size) + (config.pooling == "cls") + cls._POINTS_ARE_TOKENS * num_queries
+        num_tokens = cls._first_point(config, image_size) + cls._POINTS_ARE_TOKENS * num_queries
         memory = (batch_size, num_queries, point_memory_width)
         return cls(
             layers=empty_layers(config, batch_size, num_tokens, device=device, dtype=dtype),
@@ -151,8 +170,13 @@ class TrackerState(StreamState):
         if self._POINTS_ARE_TOKENS:
             axes = {"hidden": 1, "taps": 2}
             if (axis := axes.get(name.rpartition(".")[2])) is not None:
-                return axis, num_patches(self.config, self.image_size)
+                return axis, self._first_point(self.config, self.image_size)
         return None
+
+    @classmethod
+    def _first_point(cls, config: ModelConfig, image_size: tuple[int, int]) -> int:
+        """Count the tokens of a frame before those of the points."""
+        return cls._PATCHES_ARE_TOKENS * num_patches(config, image_size) + (config.pooling == "cls")
 
     @classmethod
     def _described(
@@ -182,6 +206,8 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
 
     config: BlocksConfig
     state_class: ClassVar[type[TrackerState]]
+    _tracking: Callable[[Tensor, TrackerState], tuple[TrackerOutput, TrackerState]] | None = None
+    _num_slots: int | None = None
 
     def __init__(
         self,
@@ -200,6 +226,20 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
             preprocessing=preprocessing or self.preprocessing_for(config.image_size),
             provenance=provenance,
         )
+
+    def replace_tracking(
+        self,
+        tracking: Callable[[Tensor, TrackerState], tuple[TrackerOutput, TrackerState]],
+        *,
+        num_slots: int | None = None,
+    ) -> None:
+        """Let another runtime compute `step`, after this class's checks.
+
+        Args:
+            tracking: From frames in [0,1] and a state to the output and the next state.
+            num_slots: Number of points that it holds for; states get empty slots up to it.
+        """
+        self._tracking, self._num_slots = tracking, num_slots
 
     @staticmethod
     def preprocessing_for(image_size: ImageSize) -> Preprocessing:
@@ -222,7 +262,11 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         if query_points_tyx.dim() == 3 and len(query_points_tyx) != len(video):
             raise InputError(f"expected queries for {len(video)} videos, got queries for {len(query_points_tyx)}")
         state = self.init_state(query_points_tyx, image_size=(video.shape[3], video.shape[4]))
-        return self.step(video, state)[0]
+        out, _ = self.step(video, state)
+        if self._num_slots is None:
+            return out
+        given = slice(query_points_tyx.shape[1])
+        return TrackerOutput(out.points_xy[:, given], out.visible_logits[:, given], out.certainty[:, given])
 
     def init_state(
         self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: ImageSize | None = None
@@ -238,7 +282,17 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
             InputError: for invalid queries in pictures of this size.
         """
         size = self._image_size(image_size)
-        return self.begin(*read_queries(query_points_tyx.to(self.device), size), size)
+        query_frames, query_points_yx = read_queries(query_points_tyx.to(self.device), size)
+        if self._num_slots is not None:
+            num_empty = self._num_slots - query_frames.shape[1]
+            if num_empty < 0:
+                raise InputError(
+                    f"query_points_tyx: expected at most {self._num_slots} points, the slots of this exported tracker, "
+                    f"got {query_frames.shape[1]}; export it with more points"
+                )
+            query_frames = F.pad(query_frames, (0, num_empty), value=NEVER)
+            query_points_yx = F.pad(query_points_yx, (0, 0, 0, num_empty))
+        return self.begin(query_frames, query_points_yx, size)
 
     def begin(
         self,
@@ -287,7 +341,8 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
                 f"expected a state with {self.point_memory_width} channels per point, got "
                 f"{state.point_memory_width}; use the state that this tracker's init_state returns"
             )
-        return self._track(self._pixels(frames), state)
+        track = self._track if self._tracking is None else self._tracking
+        return track(self._pixels(frames), state)
 
     def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
         """`step` for checked arguments, frames in [0,1]."""
@@ -324,7 +379,7 @@ def track_both_ways(
         return torch.where(is_before.view(*is_before.shape, *[1] * (later.dim() - 3)), earlier.flip(2), later)
 
     parts: dict[str, Tensor | None] = forwards._asdict()
-    del parts["similarity"]  # for training only
+    del parts["similarity"], parts["local"]  # for training only
     # Both runs return the same parts.
     joined = {name: join(part, getattr(backwards, name)) for name, part in parts.items() if part is not None}
     return TrackerOutput(**joined)  # type: ignore[arg-type]

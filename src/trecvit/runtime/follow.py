@@ -113,13 +113,15 @@ def follow_live(
     """
     live = LiveTracker(tracker, max_points=max_points or max(1, len(query_points_tyx)))
     query_of: dict[int, int] = {}
+    before = -1
     with open_video(source) as video:
         for frame in video.frames():
             if frame.index == 0:
                 _check(query_points_tyx, frame.image)
             for index, (t, y, x) in enumerate(query_points_tyx):
-                if t == frame.index:
+                if before < t <= frame.index:  # a live source may skip frames
                     query_of[live.add(float(x), float(y))] = index
+            before = frame.index
             points = live.update(frame.image)
             ids = tuple(query_of[point_id] for point_id in live.ids)
             yield TrackUpdate(frame.index, frame.time_s, frame.image, ids, points)
@@ -132,6 +134,9 @@ def _check(query_points_tyx: Queries, image: Image) -> None:
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------
+
+
+_UNCERTAIN = 0.5  # a certainty below it is counted in the caption
 
 
 class Trails:
@@ -148,7 +153,7 @@ class Trails:
         self._past: dict[int, deque[tuple[NDArray[Any], bool]]] = {}
 
     def draw(self, update: TrackUpdate) -> Image:
-        """Draw points, trails, time and the number of visible points on the frame, enlarged if tiny."""
+        """Draw points, trails, time and the numbers of visible and uncertain points on the frame, enlarged if tiny."""
         image = fit_for_display(update.image)
         scale = np.array([image.shape[1] / update.image.shape[1], image.shape[0] / update.image.shape[0]])
         for index, point_xy, visible in zip(update.ids, update.points.points_xy, update.points.visible, strict=True):
@@ -159,10 +164,13 @@ class Trails:
                 np.array([point for point, _ in self._past[index]]),
                 np.array([visible for _, visible in self._past[index]]),
                 hue_of(index, self._num_points),
+                float(certainty),
             )
-            for index in update.ids
+            for index, certainty in zip(update.ids, update.points.certainty, strict=True)
         ]
         visible_points = f"{int(update.points.visible.sum())} of {len(update.ids)} points visible"
+        if uncertain := int((update.points.visible & (update.points.certainty < _UNCERTAIN)).sum()):
+            visible_points += f", {uncertain} of them uncertain"
         caption = f"{update.time_s:.2f} s · frame {update.index} · {visible_points}"
         return draw_caption(draw_trails(image, trails), caption)
 

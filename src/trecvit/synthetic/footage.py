@@ -64,7 +64,7 @@ def moved_picture(
     look = WorldConfig(num_frames=num_frames, image_size=image_size)
     supply = Supply(0, cover_pictures, picture_share=1.0, plain_share=0.0, surface_px=64)
     stage = Stage(rng_without_stream(*seed, 0), look, supply)
-    layers = [_backdrop(stage, picture, speed)]
+    layers = [moved_backdrop(stage, picture, speed)]
     for _ in range(num_covers):
         layers += single_piece(stage, speed)
     steady = np.zeros((num_frames, 2, 3))
@@ -141,8 +141,17 @@ def moved_footage(
     )
 
 
-def _backdrop(stage: Stage, picture: UInt8[np.ndarray, "_ _ 3"], speed: float) -> Layer:
-    """Draw the picture under a camera that stays within it."""
+def moved_backdrop(
+    stage: Stage, picture: UInt8[np.ndarray, "_ _ 3"], speed: float, *, stays_inside: bool = True
+) -> Layer:
+    """Draw the picture under a moving camera.
+
+    Args:
+        stage: For the frames and the random numbers.
+        picture: The picture.
+        speed: Factor on the camera's speed; 0 for a camera at rest.
+        stays_inside: Whether the camera moves less where it would leave the picture, which is mirrored beyond.
+    """
     height, width = picture.shape[:2]
     # The frame shows this fraction of the picture; the rest is room to move.
     shown = stage.between(0.5, 0.75)
@@ -157,7 +166,7 @@ def _backdrop(stage: Stage, picture: UInt8[np.ndarray, "_ _ 3"], speed: float) -
     middle = stage.size / 2 + stage.rng.uniform(0.25, 0.75, 2) * room - 0.5  # picture point at the frame's centre
     for part in np.linspace(1, 0, 41):
         maps = _camera(stage, middle, part * shift, part * angle, part * growth, [part * bend for bend in stretch])
-        if _stays_inside(stage, maps, size):
+        if not stays_inside or _stays_inside(stage, maps, size):
             break
     return Layer(texture=texture, transforms=maps, role="background", reflect=True)
 

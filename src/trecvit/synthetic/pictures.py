@@ -13,7 +13,7 @@ from trecvit.data.folders import is_hidden
 from trecvit.errors import DataError, InputError, MissingPackageError
 
 LONG_SIDE_PX = 512  # every worker of a loader holds all pictures
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "train": (
         "astronaut.png",
@@ -54,7 +54,7 @@ def photographs(split: Literal["train", "held_out"]) -> list[UInt8[np.ndarray, "
     except ImportError as error:
         raise MissingPackageError("scikit-image", needed_for="photographs()", extra="photos") from error
     folder = Path(skimage.__file__).parent / "data"
-    return [_read_picture(folder / name)[..., :3] for name in _PHOTOGRAPHS[split]]
+    return [read_picture(folder / name)[..., :3] for name in _PHOTOGRAPHS[split]]
 
 
 def load_pictures(folder: str | Path) -> list[UInt8[np.ndarray, "_ _ _"]]:
@@ -74,14 +74,15 @@ def load_pictures(folder: str | Path) -> list[UInt8[np.ndarray, "_ _ _"]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of pictures, got no such folder; check the path")
     paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_SUFFIXES and not is_hidden(path.name)
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden(path.name)
     )
     if not paths:
-        raise DataError(f"{folder}: expected pictures ({' '.join(_PICTURE_SUFFIXES)}), got none")
-    return [_read_picture(path) for path in paths]
+        raise DataError(f"{folder}: expected pictures ({' '.join(PICTURE_SUFFIXES)}), got none")
+    return [read_picture(path) for path in paths]
 
 
-def _read_picture(path: Path) -> UInt8[np.ndarray, "h w c"]:
+def read_picture(path: Path) -> UInt8[np.ndarray, "h w c"]:
+    """Read one picture, see `load_pictures`."""
     try:
         with Image.open(path) as image:
             transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info

@@ -400,6 +400,13 @@ _THINGS: tuple[tuple[float, Callable[[Stage, float], list[Layer]]], ...] = (
 )
 
 
+def thing(stage: Stage, speed: float) -> list[Layer]:
+    """Draw one object of a random kind: a piece, puppet, chain, flock or fence."""
+    shares = np.array([share for share, _ in _THINGS])
+    kind = int(stage.rng.choice(len(_THINGS), p=shares / shares.sum()))
+    return _THINGS[kind][1](stage, speed)
+
+
 # ---- assembling a scene --------------------------------------------------------------------------------------------
 
 
@@ -408,13 +415,11 @@ def _film(stage: Stage, config: TrackSceneConfig, noise_seed: tuple[int, ...]) -
     layers = [stage.backdrop(camera.maps(stage, 0.0), irregular=stage.chance(0.8))]
     num_things = int(stage.rng.integers(config.min_things, config.max_things + 1))
     speed = config.speed * stage.between(0.3, 1.0)  # some scenes are calm, others fast
-    shares = np.array([share for share, _ in _THINGS])
-    for thing in range(num_things):
-        kind = int(stage.rng.choice(len(_THINGS), p=shares / shares.sum()))
-        camera_maps = camera.maps(stage, (thing + 1) / num_things)
+    for number in range(num_things):
+        camera_maps = camera.maps(stage, (number + 1) / num_things)
         layers += [
             replace(layer, transforms=compose_transforms(camera_maps, layer.transforms))
-            for layer in _THINGS[kind][1](stage, speed)
+            for layer in thing(stage, speed)
         ]
     return Scene(
         layers=tuple(layers),

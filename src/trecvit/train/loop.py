@@ -344,7 +344,7 @@ class Loop:
     def _backward(self, part: Batch, num_clips: float) -> PartLoss:
         """Add a part's gradient; return the sum of its losses, and its figures."""
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.bf16):
-            out = self.network(*part.inputs)
+            out = self.objective.output(self.network, part)
         loss, shares = self.objective.loss(out, part)
         # Processes average their gradients; the result must be the mean over the clips of all of them.
         (loss * (self.processes.share.count / num_clips)).backward()

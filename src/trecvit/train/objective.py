@@ -48,6 +48,11 @@ class Objective(ABC, Generic[_Batch, _Output]):
             TRecViTError: when it cannot: before training, not after hours of it.
         """
 
+    def output(self, network: Any, part: _Batch) -> _Output:
+        """Output of the network, wrapped for several processes if there are, in training."""
+        output: _Output = network(*part.inputs)
+        return output
+
     @abstractmethod
     def blank(self, preprocessing: Preprocessing, device: torch.device) -> _Batch:
         """One clip without effect on gradients and figures."""

@@ -12,6 +12,7 @@ import yaml
 
 from trecvit.config import Architecture, BlocksConfig, ModelConfig, Preprocessing, model_config, nearest
 from trecvit.errors import ConfigError
+from trecvit.model.local_tracker import LocalTrackerConfig
 from trecvit.model.readout_tracker import ReadoutTrackerConfig
 from trecvit.model.readouts import PointReadoutConfig
 from trecvit.model.tapnext import TrackerConfig
@@ -22,6 +23,8 @@ from trecvit.train.task import Task
 from trecvit.train.tasks import TASKS, task_of
 
 _RECIPES = Path(__file__).parent.parent / "recipes"
+_TRACKERS: dict[str, type[BlocksConfig]] = {"readout": ReadoutTrackerConfig, "fine_width": LocalTrackerConfig}
+"""Configurations of trackers by a field that no other has; else `TrackerConfig`."""
 _PAPERS = "memory"  # a section whose task the package does not have
 
 
@@ -147,7 +150,7 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
 def _architecture(values: dict[str, Any]) -> ModelConfig | BlocksConfig:
     if "blocks" not in values:
         return model_config(values.pop("preset", "tiny"), **values)
-    kind = ReadoutTrackerConfig if "readout" in values else TrackerConfig
+    kind = next((kind for field, kind in _TRACKERS.items() if field in values), TrackerConfig)
     fields = fields_of(kind, values, "model")
     blocks = fields_of(None, fields.pop("blocks"), "model.blocks")
     if "readout" in fields:

@@ -31,6 +31,8 @@ _RIM: _Colour = (13, 17, 23, 200)
 _CLEAR: _Colour = (0, 0, 0, 0)
 # Relative opacity of a trail where its point was hidden.
 _HIDDEN_SHARE = 0.35
+# Opacity of a point of certainty 0.
+_UNCERTAIN_SHARE = 0.25
 # Beyond any picture; farther points would overflow Pillow's coordinates.
 _FARTHEST_PX = 10 * MAX_SIDE_PX
 
@@ -40,6 +42,7 @@ _MIN_TEXT_PX = 8
 _SMOOTHING = 2
 _TILE_PX = 64  # side of the tiles in which a picture is painted
 _ELLIPSIS = "…"
+_DASHES = str.maketrans("‐‑‒–—", "-----")
 
 
 class _Layout(NamedTuple):
@@ -134,15 +137,17 @@ class Trail(NamedTuple):
             not drawn.
         visible: bool [L]; False where the point is occluded.
         hue: On the colour wheel, from 0 (red) by 1/3 (green) and 2/3 (blue) to 1 (red again).
+        certainty: Of the newest position, from 0 to 1; a point fades as it falls.
     """
 
     points_xy: npt.NDArray[Any]
     visible: npt.NDArray[np.bool_]
     hue: float
+    certainty: float = 1.0
 
 
 def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
-    """Draw points with fading trails. A hidden point is hollow, its trail faint.
+    """Draw points with fading trails. A hidden point is hollow, its trail faint; an uncertain point is faint.
 
     Args:
         image: `[H, W, 3]` uint8, RGB. It is not changed.
@@ -167,7 +172,8 @@ def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
             brush.trail(trail)
         # Hidden points first: they must not cover visible ones.
         for trail in sorted(trails, key=lambda trail: bool(trail.visible[-1])):
-            brush.point(trail.points_xy[-1], rainbow(trail.hue), hollow=not trail.visible[-1])
+            opacity = _UNCERTAIN_SHARE + (1 - _UNCERTAIN_SHARE) * min(max(trail.certainty, 0.0), 1.0)
+            brush.point(trail.points_xy[-1], rainbow(trail.hue), hollow=not trail.visible[-1], opacity=opacity)
 
     return _painted(image, paint)
 
@@ -208,14 +214,14 @@ class _Brush:
                 alpha = round(255 * newer / len(places) * (1 if visible else _HIDDEN_SHARE))
                 self._draw.line((*start, *end), fill=(*colour, alpha), width=self._line_px)
 
-    def point(self, point_xy: npt.NDArray[Any], colour: tuple[int, int, int], *, hollow: bool) -> None:
+    def point(self, point_xy: npt.NDArray[Any], colour: tuple[int, int, int], *, hollow: bool, opacity: float) -> None:
         """Draw a disc with a dark rim, or a ring of the same size."""
         place = _place(point_xy)
         if place is None:
             return
         rim_px = self._line_px / 2 + 1
-        self._disc(place, self._radius + rim_px, _RIM)
-        self._disc(place, self._radius, (*colour, 255))
+        self._disc(place, self._radius + rim_px, (*_RIM[:3], round(_RIM[3] * opacity)))
+        self._disc(place, self._radius, (*colour, round(255 * opacity)))
         if hollow:
             self._disc(place, self._radius - self._line_px, _CLEAR)
 
@@ -394,8 +400,8 @@ def _line(
 
 def _shortened(draw: PIL.ImageDraw.ImageDraw, text: str, font: _Font, room_px: float) -> str:
     """Put text on one line and cut it to the given width."""
-    # Pillow's font has no accented letters and would draw boxes: better "cafe" than "caf▯".
-    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    # Pillow's font has no accented letters or dashes and would draw boxes: better "cafe" than "caf▯".
+    letters = unicodedata.normalize("NFKD", " ".join(text.split())).translate(_DASHES)
     text = "".join(letter for letter in letters if not unicodedata.combining(letter))
     if draw.textlength(text, font=font) <= room_px:
         return text

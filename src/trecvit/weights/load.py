@@ -14,6 +14,7 @@ from trecvit.config import Architecture, ImageSize, ModelConfig, Preprocessing, 
 from trecvit.data.class_names import class_names, read_labels
 from trecvit.download import Progress
 from trecvit.errors import CheckpointError
+from trecvit.model.local_tracker import LocalTracker
 from trecvit.model.mae import MaskedAutoencoder
 from trecvit.model.readout_tracker import ReadoutTracker
 from trecvit.model.tapnext import TAPNext
@@ -25,14 +26,16 @@ from trecvit.weights.official import read_backbone, read_official, write_officia
 from trecvit.weights.tapnext import TORCH_SUFFIXES, is_tapnext_npz, read_tapnext
 from trecvit.weights.zoo import ZOO, zoo_path
 
-ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker]] = {
+ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker] | type[LocalTracker]] = {
     "TRecViT": TRecViT,
     "TAPNext": TAPNext,
     "ReadoutTracker": ReadoutTracker,
+    "LocalTracker": LocalTracker,
 }
 _Model = TypeVar("_Model", bound=VideoModel)
 
-BUNDLED = ("motions", "points")  # a classifier of 18 motions of the synthetic world; a small tracker
+# A classifier of 18 motions of the synthetic world, a small tracker, and a classifier of 21 human actions.
+BUNDLED = ("motions", "points", "actions")
 
 
 def load(
@@ -46,8 +49,8 @@ def load(
     """Load a pretrained model for inference.
 
     Args:
-        source: "motions" or "points" (bundled), a name of the zoo (downloaded once), a folder written by `save`, an
-            official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
+        source: "motions", "points" or "actions" (bundled), a name of the zoo (downloaded once), a folder written by
+            `save`, an official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
         device: Device of the weights.
         dtype: Their dtype, as torch.dtype or by name; by default float32. "auto" keeps the dtype stored in a folder.
         progress: Called during a download with (bytes on disk, total bytes or None).
@@ -56,7 +59,7 @@ def load(
             are resized, if the weights were trained at another one than that of their positions.
 
     Returns:
-        A `TRecViT` or a `PointTracker` (`TAPNext` or `ReadoutTracker`); see `load_as`.
+        A `TRecViT` or a `PointTracker` (`LocalTracker`, `TAPNext` or `ReadoutTracker`); see `load_as`.
 
     Raises:
         CheckpointError: No such source, or it is damaged, hostile or incomplete. Models are loaded whole or not at all.
@@ -165,7 +168,13 @@ def convert(
         raise CheckpointError(f"{target}: expected a folder, since the official format holds no class names")
     if not isinstance(model, TRecViT):
         raise CheckpointError(f"{target}: a {type(model).__name__} is written as a folder only")
-    for field, value in (("temporal_mixer", "lru"), ("temporal_skip", True), ("lru_gates", True), ("gelu", "tanh")):
+    for field, value in (
+        ("temporal_mixer", "lru"),
+        ("temporal_from", 0),
+        ("temporal_skip", True),
+        ("lru_gates", True),
+        ("gelu", "tanh"),
+    ):
         if getattr(model.config, field) != value:
             raise CheckpointError(f"the official format does not support {field}={getattr(model.config, field)!r}")
     write_official(target, model.config, model.state_dict())

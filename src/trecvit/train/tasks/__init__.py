@@ -10,11 +10,13 @@ from trecvit.train.task import Task
 from trecvit.train.tasks.classify import ClassifyTask
 from trecvit.train.tasks.mae import MaeTask
 from trecvit.train.tasks.track import TrackTask
+from trecvit.train.tasks.track_streams import TrackStreamsTask
 
 TASKS: dict[str, type[Task]] = {
     "scenes": ClassifyTask,
     "videos": ClassifyTask,
     "tracks": TrackTask,
+    "track_streams": TrackStreamsTask,
     "mae": MaeTask,
 }
 """Sections of a recipe by key, each with its task. A recipe's task is the one that reads all of its sections."""

@@ -1,0 +1,254 @@
+"""Match each point's appearance around its last place: a pyramid of descriptors, templates and local correlation.
+
+A few convolutions describe every place of a frame by vectors of length 1, in cells of 2, 4 and 8 pixels. A point's
+template holds the 3 x 3 descriptors around it in each level; correlated with the cells around a place it gives a cost
+volume, as in TAPIR (arXiv:2306.08637) and CoTracker3 (arXiv:2410.11831). All cells of a window have the same distance
+to the cells' centres, so that the correlation is computed for whole cells and interpolated after it: correlation is
+linear, and interpolating costs is less work than interpolating descriptors.
+
+B videos (streams) · T frames · Q query points · C channels of a level · L levels · n cells of a window
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from trecvit.config import ModelConfig
+from trecvit.model.state import recurrent_dtype
+from trecvit.model.trecvit import Tokenizer
+
+STRIDES_PX = (2, 4, 8)
+REACH = 3  # cells of a window on each side of its centre
+WINDOW = 2 * REACH + 1
+PATCH = 3  # cells of a template's side
+_HIDDEN = 64
+_INITIAL_SHARPNESS = 20.0
+_EPS = 1e-5
+
+
+class Level(NamedTuple):
+    """Descriptors of frames in cells of one size, with a border of zeros one cell wide.
+
+    Attributes:
+        cells: Of B frames, row by row.
+        size: Rows and columns, without the border.
+        stride_px: Side of a cell in pixels.
+    """
+
+    cells: Float[Tensor, "B n C"]
+    size: tuple[int, int]
+    stride_px: int
+
+
+class Window(NamedTuple):
+    """The descriptors of whole cells around places: one row and one column more than a window.
+
+    Attributes:
+        cells: `[B, Q, WINDOW + 1, WINDOW + 1, C]`.
+        part_xy: Distance, from 0 to 1 cells, of the places' window from these cells' centres.
+    """
+
+    cells: Float[Tensor, "B Q rows columns C"]
+    part_xy: Float[Tensor, "B Q 2"]
+
+
+class Residual(nn.Module):
+    """Two convolutions with a skip connection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
+        """Compute the block; inputs and outputs are not negative."""
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+class FramePyramid(Tokenizer):
+    """Descriptors of frames, in the place of a tokenizer: the tokens are the points.
+
+    Args:
+        config: Of the blocks; `patch_size` is the largest cell.
+        channels: Of the levels of 2, 4 and 8 pixels.
+    """
+
+    def __init__(self, config: ModelConfig, channels: tuple[int, int, int]) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.positions, self.cls, self.time = None, None, None
+        fine, middle, coarse = channels
+        self.embedding = nn.Conv2d(3, fine, 5, stride=2, padding=2)  # type: ignore[assignment]
+        self.fine = nn.Conv2d(fine, fine, 3, padding=1)
+        self.to_middle = nn.Conv2d(fine, middle, 3, stride=2, padding=1)
+        self.middle = Residual(middle)
+        self.to_coarse = nn.Conv2d(middle, coarse, 3, stride=2, padding=1)
+        self.coarse = Residual(coarse)
+        self.describe_coarse = nn.Conv2d(coarse, coarse, 1)
+        self.coarse_to_middle = nn.Conv2d(coarse, middle, 1)
+        self.describe_middle = nn.Conv2d(middle, middle, 1)
+        self.middle_to_fine = nn.Conv2d(middle, fine, 1)
+        self.describe_fine = nn.Conv2d(fine, fine, 1)
+
+    def levels(self, frames: Float[Tensor, "B T 3 H W"]) -> list[list[Level]]:
+        """Describe frames with values in [0,1]: for each of T frames its levels, from fine to coarse."""
+        num_frames = frames.shape[1]
+        pixels = (frames.flatten(0, 1) - 0.5).contiguous(memory_format=torch.channels_last)
+        fine = F.relu(_standardised(self.embedding(pixels)))
+        fine = F.relu(self.fine(fine) + fine)
+        middle = self.middle(F.relu(_standardised(self.to_middle(fine))))
+        coarse = self.coarse(F.relu(_standardised(self.to_coarse(middle))))
+        middle = middle + _twice(self.coarse_to_middle(coarse))
+        fine = fine + _twice(self.middle_to_fine(middle))
+        maps = [self.describe_fine(fine), self.describe_middle(middle), self.describe_coarse(coarse)]
+        described = [_cells(level, num_frames) for level in maps]
+        return [
+            [
+                Level(cells[frame], (level.shape[2], level.shape[3]), stride)
+                for cells, level, stride in zip(described, maps, STRIDES_PX, strict=True)
+            ]
+            for frame in range(num_frames)
+        ]
+
+
+def _twice(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h2 w2"]:
+    return F.interpolate(maps, scale_factor=2.0, mode="nearest")
+
+
+def _standardised(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
+    """Each channel with mean 0 and variance 1 per frame: else all descriptors of a frame would be alike at first."""
+    variance, mean = torch.var_mean(maps, dim=(2, 3), keepdim=True, correction=0)
+    return (maps - mean) * (variance + _EPS).rsqrt()
+
+
+def _cells(maps: Float[Tensor, "F C h w"], num_frames: int) -> tuple[Float[Tensor, "B n C"], ...]:
+    """Vectors of length 1 with a border of zeros, for each of T frames."""
+    rows = _standardised(maps).permute(0, 2, 3, 1)
+    rows = F.normalize(rows.to(recurrent_dtype(maps.dtype)), dim=3)
+    bordered = F.pad(rows, (0, 0, 1, 1, 1, 1)).flatten(1, 2).unflatten(0, (-1, num_frames))
+    return bordered.unbind(dim=1)
+
+
+def window_around(level: Level, points_xy: Float[Tensor, "B Q 2"]) -> Window:
+    """Gather the cells around places in pixels; cells outside of the frame are zero."""
+    rows, columns = level.size
+    centred = points_xy / level.stride_px - 0.5
+    first = centred.floor()
+    steps = torch.arange(-REACH, REACH + 2, device=points_xy.device)
+    # The border's index is 0 or the last one, for all cells outside.
+    x = (first[..., :1].long() + steps + 1).clamp(0, columns + 1)  # [B,Q,columns of the window]
+    y = (first[..., 1:].long() + steps + 1).clamp(0, rows + 1)
+    index = y[..., :, None] * (columns + 2) + x[..., None, :]
+    return Window(_gather(level.cells, index), centred - first)
+
+
+def _gather(cells: Float[Tensor, "B n C"], index: Int64[Tensor, "B Q r c"]) -> Float[Tensor, "B Q r c C"]:
+    batch_size, num_cells, width = cells.shape
+    starts = torch.arange(batch_size, device=index.device)[:, None, None, None] * num_cells
+    chosen = cells.reshape(-1, width).index_select(0, (index + starts).flatten())
+    return chosen.view(*index.shape, width)
+
+
+def _between(values: Float[Tensor, "B Q r c K"], part_xy: Float[Tensor, "B Q 2"]) -> Float[Tensor, "B Q r1 c1 K"]:
+    """Interpolate bilinearly between neighbouring cells: one row and one column less. No gradient to `part_xy`."""
+    between: Tensor = _Between.apply(values, part_xy.detach())  # type: ignore[no-untyped-call]
+    return between
+
+
+class _Between(torch.autograd.Function):
+    """Two linear interpolations, whose gradients autograd alone would write into zeros for each slice."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, part_xy: Tensor) -> Tensor:
+        x, y = (part[..., None, None] for part in part_xy.to(values.dtype).unsqueeze(-1).unbind(dim=2))  # [B,Q,1,1,1]
+        ctx.save_for_backward(x, y)
+        along = torch.lerp(values[:, :, :, :-1], values[:, :, :, 1:], x)
+        return torch.lerp(along[:, :, :-1], along[:, :, 1:], y)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grad_outputs
+        x, y = ctx.saved_tensors
+        return _spread(_spread(grad, y, dim=2), x, dim=3), None
+
+
+def _spread(grad: Tensor, part: Tensor, dim: int) -> Tensor:
+    """Gradient of the interpolation between neighbours on an axis."""
+    length = grad.shape[dim]
+    later = grad * part
+    spread = F.pad(grad - later, (0, 0) * (grad.dim() - 1 - dim) + (0, 1))
+    spread.narrow(dim, 1, length).add_(later)
+    return spread
+
+
+def template_of(window: Window) -> Float[Tensor, "B Q n C"]:
+    """The PATCH x PATCH descriptors around the window's place."""
+    margin = (WINDOW - PATCH) // 2
+    middle = window.cells[:, :, margin : margin + PATCH + 1, margin : margin + PATCH + 1]
+    return _between(middle, window.part_xy).flatten(2, 3)
+
+
+def correlate(window: Window, templates: Float[Tensor, "B Q K C"]) -> Float[Tensor, "B Q n K"]:
+    """Scalar products of each of a window's WINDOW x WINDOW places with each of a point's K template vectors."""
+    cells = window.cells.flatten(2, 3)  # [B,Q,cells,C]
+    costs = torch.matmul(cells, templates.transpose(2, 3)).unflatten(2, window.cells.shape[2:4])
+    return _between(costs, window.part_xy).flatten(2, 3)
+
+
+def window_offsets(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "n 2"]:
+    """Offsets (x, y) in cells of a window's places from its centre."""
+    axis = torch.arange(-REACH, REACH + 1, device=device, dtype=dtype)
+    return torch.cartesian_prod(axis, axis).flip(-1)
+
+
+class Match(NamedTuple):
+    """Where one level finds the points.
+
+    Attributes:
+        offset_xy: Expected offset from the window's centre, in cells.
+        hidden: For the tokens.
+        logits: Scores of the window's places.
+    """
+
+    offset_xy: Float[Tensor, "B Q 2"]
+    hidden: Float[Tensor, "B Q F"]
+    logits: Float[Tensor, "B Q n"]
+
+
+class LevelMatcher(nn.Module):
+    """Read a level's cost volumes: of the first template of a point, and of its slowly updated one.
+
+    Its scores of the places are at first the two templates' cosines, to which an MLP adds what it learns about
+    patterns in the costs.
+    """
+
+    hidden_width = _HIDDEN + 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        num_costs = WINDOW**2 * 2 * PATCH**2
+        self.costs_in = nn.Linear(num_costs, _HIDDEN)
+        self.costs_between = nn.Linear(_HIDDEN, _HIDDEN)
+        self.scores_out = nn.Linear(_HIDDEN, WINDOW**2)
+        self.sharpness = nn.Parameter(torch.full((2,), _INITIAL_SHARPNESS / 2))
+        nn.init.normal_(self.costs_in.weight, std=3 * num_costs**-0.5)
+        nn.init.zeros_(self.scores_out.weight)
+        nn.init.zeros_(self.scores_out.bias)
+
+    def forward(self, costs: Float[Tensor, "B Q n K"]) -> Match:
+        """Match K template vectors per point, those of the first template before those of the second."""
+        middle = PATCH**2 // 2
+        cosines = costs[..., [middle, middle + PATCH**2]]
+        hidden = F.gelu(self.costs_in(costs.flatten(2).to(self.costs_in.weight.dtype)), approximate="tanh")
+        hidden = F.gelu(self.costs_between(hidden), approximate="tanh")
+        logits = (cosines * self.sharpness).sum(dim=-1) + self.scores_out(hidden)
+        offset_xy = logits.softmax(dim=-1) @ window_offsets(logits.device, logits.dtype)
+        here = cosines[:, :, WINDOW**2 // 2]
+        return Match(offset_xy, torch.cat([hidden, here, offset_xy.detach() / REACH], dim=-1), logits)

@@ -1,0 +1,353 @@
+"""A point tracker whose tokens are the points: each is matched around its last place, and remembers what it looks like.
+
+In every frame each point gets one token, which sums up its cost volumes (`local_matching`) around where it was, and
+one candidate found again in the whole frame. TRecViT's blocks mix each token with its own past (RG-LRU) and with the
+frame's other points (attention). The token then chooses between the candidates of the levels, its last place, its last
+velocity and the whole frame's candidate; a refinement matches again around the chosen place, finely.
+
+The first template of a point never changes: it ties a point to what was queried, for any number of frames. Empty slots
+are not attended to, and change no prediction.
+
+B videos (streams) · T frames · Q query points · D width · S width of a point's memory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
+from trecvit.model.engine import Engine
+from trecvit.model.linear import Linear
+from trecvit.model.local_matching import (
+    PATCH,
+    STRIDES_PX,
+    FramePyramid,
+    Level,
+    LevelMatcher,
+    Match,
+    Window,
+    correlate,
+    template_of,
+    window_around,
+)
+from trecvit.model.lru import LayerState
+from trecvit.model.tracker import LocalMatches, PointTracker, TrackerOutput, TrackerState
+
+_FRAMES_AT_ONCE = 8  # whose descriptors are in memory together
+_NUM_REFINEMENTS = 1
+_FINE = 2  # levels that refinements match in, from the finest
+_STEP_PX = 2.0  # largest correction that is not a candidate's
+_BEYOND_PX = 16.0  # places are limited to so far outside of the frame, from where points return
+_UPDATE = 0.3  # largest share of the second template that a frame replaces
+_GLOBAL_SHARPNESS = 20.0
+_JITTER_PX, _JITTERED = 3.0, 0.1  # in training: error of the last place, and the share of points that have it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalTrackerConfig(BlocksConfig):
+    """Architecture of a tracker that matches locally.
+
+    Attributes:
+        blocks: Blocks of the points' tokens; `patch_size` is the side of the largest cell, 8 pixels, and divides the
+            frames' height and width.
+        fine_width: Channels of the descriptors in cells of 2 pixels.
+        middle_width: In cells of 4.
+        coarse_width: In cells of 8.
+    """
+
+    blocks: ModelConfig = field(
+        default_factory=lambda: ModelConfig(
+            width=128,
+            depth=2,
+            num_heads=4,
+            mlp_width=256,
+            patch_size=STRIDES_PX[-1],
+            image_size=(256, 256),
+            pooling="mean",
+            num_classes=0,
+        )
+    )
+    fine_width: int = 16
+    middle_width: int = 32
+    coarse_width: int = 64
+
+    def __post_init__(self) -> None:
+        self._require_blocks(
+            num_classes=0, temporal_patch_size=1, patch_size=STRIDES_PX[-1], pooling="mean", temporal_mixer="lru"
+        )
+        self._require_whole("fine_width", "middle_width", "coarse_width")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return self.fine_width, self.middle_width, self.coarse_width
+
+
+@dataclass(frozen=True)
+class LocalState(TrackerState):
+    """State of a `LocalTracker` for B streams with Q points each; see `TrackerState` for its methods.
+
+    Attributes:
+        points: Memory of each point, float32 at least; zero in empty slots. Its templates, and its last place, velocity
+            and visibility.
+    """
+
+    points: Float[Tensor, "B Q S"]
+
+    _FORMAT: ClassVar[str] = "trecvit-local-state-1"
+    _ALIKE: ClassVar[tuple[str, ...]] = (*TrackerState._ALIKE, "point_memory_width")
+    _POINT_MEMORY: ClassVar[str] = "points"
+    _POINTS_ARE_TOKENS: ClassVar[bool] = True
+    _PATCHES_ARE_TOKENS: ClassVar[bool] = False
+
+
+class _Motion(NamedTuple):
+    """The part of a point's memory beside its templates."""
+
+    place_xy: Float[Tensor, "B Q 2"]
+    velocity_xy: Float[Tensor, "B Q 2"]
+    seen: Float[Tensor, "B Q 2"]  # probability of being visible, and certainty
+
+
+_MOTION_WIDTH = 6
+_NUM_CANDIDATES = len(STRIDES_PX) + 3  # the levels', the last place, the velocity's, the whole frame's
+
+
+class LocalTracker(PointTracker):
+    """The tracker; see `PointTracker` for its use.
+
+    Frames of any size that 8 divides; descriptors have no positions.
+    """
+
+    config: LocalTrackerConfig
+    config_class = LocalTrackerConfig
+    state_class = LocalState
+    engine: Engine[TrackerOutput, LocalState]
+
+    def __init__(
+        self,
+        config: LocalTrackerConfig,
+        *,
+        preprocessing: Preprocessing | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(config, preprocessing=preprocessing, provenance=provenance)
+        width = config.blocks.width
+        self.tokenizer = FramePyramid(config.blocks, (config.fine_width, config.middle_width, config.coarse_width))
+        self.matchers = nn.ModuleList(LevelMatcher() for _ in STRIDES_PX)
+        hidden = LevelMatcher.hidden_width
+        self.into_token = Linear(hidden * len(STRIDES_PX) + 4 + 4 + 4, width)
+        # Scores of the candidates, a small step, visibility, certainty, and the second template's update.
+        self.out_of_token = Linear(width, _NUM_CANDIDATES + 2 + 3)
+        self.into_refinement = Linear(width + hidden * _FINE, width)
+        # Scores of the levels and of the present place, a small step, visibility and certainty.
+        self.out_of_refinement = Linear(width, _FINE + 1 + 2 + 2)
+        self.global_sharpness = nn.Parameter(torch.tensor(_GLOBAL_SHARPNESS))
+        for linear in (self.out_of_token, self.out_of_refinement):
+            nn.init.normal_(linear.weight, std=0.01)
+            nn.init.zeros_(linear.bias)
+        with torch.no_grad():
+            self.out_of_token.bias[:2] += 3.0  # the finest levels, at first
+            self.out_of_token.bias[_NUM_CANDIDATES - 1] -= 4.0  # a jump has to be earned
+            self.out_of_token.bias[-1] -= 2.0
+            self.out_of_refinement.bias[0] += 1.0
+
+    def moved_to(self, state: LocalState, points_xy: Float[Tensor, "B Q 2"], chosen: Bool[Tensor, "B Q"]) -> LocalState:
+        """A state with other last places of the chosen points, at rest and seen; for training."""
+        templates, motion = state.points.split([self.point_memory_width - _MOTION_WIDTH, _MOTION_WIDTH], dim=-1)
+        seen = torch.ones_like(points_xy)
+        there = torch.cat([points_xy, torch.zeros_like(points_xy), seen], dim=-1).to(motion)
+        return state.replace(points=torch.cat([templates, torch.where(chosen[..., None], there, motion)], dim=-1))
+
+    def last_places(self, state: LocalState) -> Float[Tensor, "B Q 2"]:
+        """Places of the points in the last frame, in pixels."""
+        return self._remembered(state.points)[2].place_xy
+
+    @property
+    def point_memory_width(self) -> int:
+        """Channels S of a state's memory of each point: two templates, and the motion."""
+        return 2 * PATCH**2 * sum(self.config.widths) + _MOTION_WIDTH
+
+    def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
+        assert isinstance(state, LocalState), "checked by step"
+        return self.engine(frames, state)
+
+    def _advance(self, frames: Tensor, state: LocalState) -> tuple[TrackerOutput, LocalState]:
+        """Compute the pass over frames that an `Engine` may take over."""
+        frames_until = state.query_frames - state.frames_seen[:, None]
+        outputs = []
+        for piece in frames.split(_FRAMES_AT_ONCE, dim=1):
+            for levels in self.tokenizer.levels(piece):
+                out, state = self._through_frame(levels, frames_until - len(outputs), state)
+                outputs.append(out)
+        matches = None
+        if self.training:
+            matches = LocalMatches(*(_joined(parts) for parts in zip(*(out.local for out in outputs), strict=True)))
+        joined = (torch.cat([out[part] for out in outputs], dim=2) for part in range(3))
+        certainty_logits = torch.cat([out.certainty_logits for out in outputs], dim=2)
+        return TrackerOutput(*joined, certainty_logits=certainty_logits, local=matches), state.replace(
+            frames_seen=state.frames_seen + frames.shape[1]
+        )
+
+    def _through_frame(
+        self, levels: list[Level], frames_until: Int64[Tensor, "B Q"], state: LocalState
+    ) -> tuple[TrackerOutput, LocalState]:
+        """Track all points in one frame."""
+        is_query = (frames_until == 0)[..., None]
+        started = frames_until <= 0  # [B,Q]
+        first, second, motion = self._remembered(state.points)
+        queries_xy = state.query_points_yx.flip(-1).to(state.points.dtype)
+        last_xy = torch.where(is_query, queries_xy, motion.place_xy)
+        if self.training:
+            jittered = (torch.rand_like(last_xy[..., :1]) < _JITTERED) & ~is_query
+            last_xy = last_xy + jittered * _JITTER_PX * torch.randn_like(last_xy)
+        windows = [window_around(level, last_xy) for level in levels]
+        fresh = [template_of(window) for window in windows]
+        first = [torch.where(is_query[..., None], new, old) for new, old in zip(fresh, first, strict=True)]
+        second = [torch.where(is_query[..., None], new, old) for new, old in zip(fresh, second, strict=True)]
+
+        scores = [self._match(level, windows[level], first, second) for level in range(len(levels))]
+        found_xy, found, frame_scores = self._find(levels[2], first[2], second[2], last_xy)
+        token, layers = self._token(state, levels, scores, found, last_xy, motion, started)
+        read = self.out_of_token(token).to(last_xy.dtype)
+        choice, step, seen, update = read.split([_NUM_CANDIDATES, 2, 2, 1], dim=-1)
+        candidates = [match.offset_xy * level.stride_px for match, level in zip(scores, levels, strict=True)]
+        candidates += [torch.zeros_like(last_xy), motion.velocity_xy, found_xy - last_xy]
+        chosen = (choice.softmax(dim=-1)[..., None] * torch.stack(candidates, dim=2)).sum(dim=2)
+        place_xy = last_xy + chosen + _STEP_PX * step.tanh()
+        places, centres, logits = [place_xy], [last_xy] * len(levels), [match.logits for match in scores]
+
+        for _ in range(_NUM_REFINEMENTS):
+            centre_xy = place_xy.detach()
+            place_xy, seen_now, matches = self._refine(levels, first, second, token, centre_xy)
+            seen = seen + seen_now
+            places.append(place_xy)
+            centres += [centre_xy] * _FINE
+            logits += [match.logits for match in matches]
+
+        height, width = state.image_size
+        limits = place_xy.new_tensor([width + _BEYOND_PX, height + _BEYOND_PX])
+        place_xy = torch.where(is_query, queries_xy, place_xy.clamp(min=-_BEYOND_PX).minimum(limits))
+        memory = self._updated(levels, first, second, motion, last_xy, place_xy.detach(), seen, update, is_query)
+        memory = torch.where(started[..., None], memory, state.points)
+        local = None
+        if self.training:
+            local = LocalMatches(
+                torch.stack(places)[:, :, :, None], torch.stack(centres)[:, :, :, None],
+                torch.stack(logits)[:, :, :, None], frame_scores[:, :, None],
+            )  # fmt: skip
+        visible_logits, certainty_logits = seen[..., None].unbind(dim=2)
+        out = TrackerOutput(
+            place_xy[:, :, None].float(), visible_logits, certainty_logits.sigmoid(),
+            certainty_logits=certainty_logits, local=local,
+        )  # fmt: skip
+        return out, state.replace(points=memory, layers=layers)
+
+    def _refine(
+        self,
+        levels: list[Level],
+        first: list[Tensor],
+        second: list[Tensor],
+        token: Float[Tensor, "B Q D"],
+        centre_xy: Float[Tensor, "B Q 2"],
+    ) -> tuple[Float[Tensor, "B Q 2"], Float[Tensor, "B Q 2"], list[Match]]:
+        """Match again around a place; return the next place, a change of visibility and certainty, and the matches."""
+        matches = [self._match(level, window_around(levels[level], centre_xy), first, second) for level in range(_FINE)]
+        hidden = self.into_refinement(torch.cat([token, *(match.hidden for match in matches)], dim=-1))
+        refined = self.out_of_refinement(F.gelu(hidden, approximate="tanh")).to(centre_xy.dtype)
+        choice, step, seen = refined.split([_FINE + 1, 2, 2], dim=-1)
+        weights = choice.softmax(dim=-1)
+        place_xy = centre_xy + _STEP_PX * step.tanh()
+        for level, match in enumerate(matches):
+            place_xy = place_xy + weights[..., level, None] * match.offset_xy * levels[level].stride_px
+        return place_xy, seen, matches
+
+    def _match(self, level: int, window: Window, first: list[Tensor], second: list[Tensor]) -> Match:
+        costs = correlate(window, torch.cat([first[level], second[level]], dim=2))
+        match: Match = self.matchers[level](costs)
+        return match
+
+    def _find(
+        self, level: Level, first: Float[Tensor, "B Q n C"], second: Float[Tensor, "B Q n C"], last_xy: Tensor
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "B Q cells"]]:
+        """Find each point's best cell of a level in the whole frame: its place, what the token reads, all scores."""
+        rows, columns = level.size
+        template = (first + second)[:, :, PATCH**2 // 2]
+        cells = level.cells.unflatten(1, (rows + 2, columns + 2))[:, 1:-1, 1:-1].flatten(1, 2)
+        cosines = torch.matmul(template, cells.transpose(1, 2)) * 0.5  # [B,Q,cells]
+        best, index = cosines.max(dim=-1)
+        found_xy = torch.stack([index % columns + 0.5, index // columns + 0.5], dim=-1).to(last_xy) * level.stride_px
+        spread = (cosines.detach() > best.detach()[..., None] - 0.1).to(best.dtype).mean(dim=-1)
+        distance = ((found_xy - last_xy) / 32).tanh()
+        read = torch.cat([distance, best[..., None], spread[..., None]], dim=-1)
+        return found_xy, read, cosines * self.global_sharpness
+
+    def _token(
+        self,
+        state: LocalState,
+        levels: list[Level],
+        scores: list[Match],
+        found: Tensor,
+        last_xy: Tensor,
+        motion: _Motion,
+        started: Bool[Tensor, "B Q"],
+    ) -> tuple[Float[Tensor, "B Q D"], tuple[LayerState, ...]]:
+        """Mix the points' tokens with their past and with each other; slots before their query stay as they are."""
+        height, width = state.image_size
+        size = last_xy.new_tensor([width, height])
+        to_border = (torch.cat([last_xy, size - last_xy], dim=-1) / 32).clamp(-1, 1)
+        known = torch.cat([(motion.velocity_xy / 8).tanh(), motion.seen], dim=-1)
+        inputs = torch.cat([found, known, to_border], dim=-1).to(scores[0].hidden.dtype)
+        token = self.into_token(torch.cat([*(match.hidden for match in scores), inputs], dim=-1))[:, None]  # [B,1,Q,D]
+        never_fresh = torch.zeros_like(state.frames_seen, dtype=torch.bool)
+        layers = []
+        for block, before in zip(self.blocks, state.layers, strict=True):
+            token, after = block.temporal(token, before, never_fresh)
+            token = block.spatial(token, attended=started[:, None])
+            hidden = torch.where(started[..., None], after.hidden, before.hidden)
+            taps = torch.where(started[:, None, :, None], after.taps, before.taps)
+            layers.append(LayerState(hidden, taps))
+        return self.norm(token)[:, 0], tuple(layers)
+
+    def _remembered(self, points: Float[Tensor, "B Q S"]) -> tuple[list[Tensor], list[Tensor], _Motion]:
+        """Split a memory: the first template in each level, the second, and the motion."""
+        widths = [PATCH**2 * width for width in self.config.widths]
+        *templates, motion = points.split([*widths, *widths, _MOTION_WIDTH], dim=-1)
+        unfolded = [template.unflatten(-1, (PATCH**2, -1)) for template in templates]
+        return unfolded[: len(widths)], unfolded[len(widths) :], _Motion(*motion.split(2, dim=-1))
+
+    def _updated(
+        self,
+        levels: list[Level],
+        first: list[Tensor],
+        second: list[Tensor],
+        motion: _Motion,
+        last_xy: Tensor,
+        place_xy: Tensor,
+        seen: Tensor,
+        update: Tensor,
+        is_query: Tensor,
+    ) -> Float[Tensor, "B Q S"]:
+        """The points' memory after a frame."""
+        seen = seen.sigmoid()
+        visible = seen[..., :1].detach()
+        share = (_UPDATE * update.sigmoid() * seen[..., :1])[..., None]
+        with torch.no_grad():
+            here = [template_of(window_around(level, place_xy)) for level in levels]
+        second = [old + share * (new - old) for old, new in zip(second, here, strict=True)]
+        moved = torch.where(is_query, 0.0, place_xy - last_xy)
+        velocity = motion.velocity_xy + 0.5 * visible * (moved - motion.velocity_xy)
+        parts = [template.flatten(2) for template in (*first, *second)]
+        return torch.cat([*parts, place_xy, velocity, seen.detach()], dim=-1)
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Join along the frames, the axis before the last one."""
+    return torch.cat(parts, dim=-2)

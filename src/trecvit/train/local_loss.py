@@ -1,0 +1,116 @@
+"""Loss of a tracker that matches locally: places after each refinement, visibility, certainty, and the matches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trecvit.model.local_matching import REACH, STRIDES_PX, WINDOW
+from trecvit.model.tracker import TrackerOutput
+
+SURE_WITHIN_PX = 6.0  # as TAPIR's certainty, in frames whose pixels are those of the raster of 256 x 256
+_HIDDEN_WEIGHT = 0.1
+_WINDOW_WEIGHT = 0.3
+_FRAME_WEIGHT = 0.1
+_SOFT_PX = 0.3
+
+
+class LocalTrackLoss(NamedTuple):
+    """Means over unmasked elements.
+
+    Attributes:
+        total: The loss.
+        place: Of log(1 + distance in pixels), where points are visible, and less so where they are hidden.
+        visibility: Binary cross-entropy, in nats.
+        certainty: Binary cross-entropy of being within 6 px, in nats.
+        matches: Cross-entropies of the true place in the windows and in the frame, weighted.
+    """
+
+    total: Float[Tensor, ""]
+    place: Float[Tensor, ""]
+    visibility: Float[Tensor, ""]
+    certainty: Float[Tensor, ""]
+    matches: Float[Tensor, ""]
+
+
+def local_track_loss(
+    out: TrackerOutput,
+    *,
+    target_xy: Float[Tensor, "B Q T 2"],
+    visible: Bool[Tensor, "B Q T"],
+    counted: Bool[Tensor, "B Q T"],
+    after: Bool[Tensor, "B Q T"],
+    image_size: tuple[int, int],
+) -> LocalTrackLoss:
+    """Loss of a `LocalTracker` in training mode.
+
+    The logarithm makes an error of half a pixel matter in a point that is held, and leaves no more than its choice of
+    candidates to a point that is lost. The true place of a hidden point is known in scenes that are rendered.
+
+    Args:
+        out: Its output.
+        target_xy: True places in pixels, also of hidden points.
+        visible: True visibility.
+        counted: Frames from each query's on, see `trecvit.train.track_loss.counted_frames`.
+        after: Those after it, where places are predicted.
+        image_size: Height and width of the frames.
+    """
+    assert out.local is not None, "of a LocalTracker in training mode"
+    assert out.certainty_logits is not None, "as every LocalTracker has"
+    weight = after * torch.where(visible, 1.0, _HIDDEN_WEIGHT)
+    offsets = out.local.places_xy - target_xy
+    distances = (offsets.square().sum(dim=-1) + _SOFT_PX**2).sqrt() - _SOFT_PX  # [R,B,Q,T]
+    rounds = torch.linspace(0.5, 1.0, len(distances), device=weight.device)[:, None, None, None]
+    place = (distances.log1p() * rounds * weight).sum() / (rounds.sum() * weight.sum().clamp(min=1))
+    truth = visible.float()
+    visibility = _mean(F.binary_cross_entropy_with_logits(out.visible_logits.float(), truth, reduction="none"), counted)
+    near = (distances[-1].detach() < SURE_WITHIN_PX).float()
+    entropies = F.binary_cross_entropy_with_logits(out.certainty_logits.float(), near, reduction="none")
+    certainty = _mean(entropies, visible & after)
+    matches = _WINDOW_WEIGHT * _window_loss(out, target_xy, visible & counted)
+    matches = matches + _FRAME_WEIGHT * _frame_loss(out, target_xy, visible & counted, image_size)
+    return LocalTrackLoss(place + visibility + certainty + matches, place, visibility, certainty, matches)
+
+
+def _window_loss(out: TrackerOutput, target_xy: Tensor, placed: Tensor) -> Tensor:
+    """Mean cross-entropy of the true place in each window that has it."""
+    assert out.local is not None
+    windows = len(out.local.centres_xy)
+    refined = windows - len(STRIDES_PX)
+    strides = [*STRIDES_PX, *(STRIDES_PX[number % 2] for number in range(refined))]
+    sides = torch.tensor(strides, device=target_xy.device, dtype=target_xy.dtype)[:, None, None, None, None]
+    cells = (target_xy - out.local.centres_xy) / sides  # [W,B,Q,T,2]
+    inside = (cells.abs().amax(dim=-1) <= REACH) & placed
+    # One row per window that has its point: at most W B Q T.
+    rows = out.local.window_logits[inside].float().log_softmax(dim=-1)
+    return -_at(rows.unflatten(-1, (WINDOW, WINDOW)), cells[inside] + REACH).sum() / inside.sum().clamp(min=1)
+
+
+def _frame_loss(out: TrackerOutput, target_xy: Tensor, placed: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Mean cross-entropy of the true place in the whole frame."""
+    assert out.local is not None
+    side = STRIDES_PX[2]
+    rows = out.local.frame_logits[placed].float().log_softmax(dim=-1)
+    grid = rows.unflatten(-1, (image_size[0] // side, image_size[1] // side))
+    return -_at(grid, target_xy[placed] / side - 0.5).sum() / placed.sum().clamp(min=1)
+
+
+def _at(maps: Float[Tensor, "N h w"], cells_xy: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:
+    """Interpolate each map at one place, (0, 0) is the first cell's centre."""
+    rows, columns = maps.shape[1:]
+    x = cells_xy[:, 0].clamp(0, columns - 1)
+    y = cells_xy[:, 1].clamp(0, rows - 1)
+    left, top = x.floor().long().clamp(max=columns - 2), y.floor().long().clamp(max=rows - 2)
+    right_part, low_part = x - left, y - top
+    number = torch.arange(len(maps), device=maps.device)
+    upper = maps[number, top, left] * (1 - right_part) + maps[number, top, left + 1] * right_part
+    lower = maps[number, top + 1, left] * (1 - right_part) + maps[number, top + 1, left + 1] * right_part
+    return upper * (1 - low_part) + lower * low_part
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
