@@ -32,10 +32,8 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "src/trecvit/weights/motions/README.md": "cards/motions.md",
-    "src/trecvit/weights/points/README.md": "cards/points.md",
 }
-"""Documents outside docs/ that become pages."""
+"""Documents outside docs/ that become pages, beside the bundled models' cards."""
 
 FILES = ("NOTICE", "LICENSE", "CITATION.cff", "CODE_OF_CONDUCT.md", "SECURITY.md")
 """Files that are linked and copied as they are."""
@@ -85,6 +83,8 @@ def stage(root: Path, target: Path) -> None:
     sources = {str(path.relative_to(root).as_posix()): path.relative_to(root / "docs").as_posix() for path in docs}
     del sources["docs/README.md"], sources[CONFIG.as_posix()]  # the navigation stands for it
     sources |= PAGES
+    cards = sorted((root / "src/trecvit/weights").glob("*/README.md"))
+    sources |= {card.relative_to(root).as_posix(): f"cards/{card.parent.name}.md" for card in cards}
     sources |= {name: name for name in FILES if (root / name).is_file()}
     pages = dict(sources)
     pages["docs/README.md"] = "index.md"

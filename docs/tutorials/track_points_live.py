@@ -41,6 +41,9 @@ print(f"{(moved_px > 10).sum()} of {len(queries)} points moved more than 10 pixe
 # %% [markdown]
 # ![Points and their trails](../images/tracked_frame.jpg)
 #
+# Points on the background stay; those on the ring follow it to the left until it leaves the picture, where they jump. A
+# larger tracker does better there.
+#
 # ## Add and remove points
 #
 # `LiveTracker` keeps slots for points that do not exist yet. Choose `max_points` no larger than you need: empty slots
