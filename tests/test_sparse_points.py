@@ -25,6 +25,7 @@ from trecvit.evaluate.sparse_points import (
     predict,
     to_dict,
 )
+from trecvit.video.draw import draw_truth
 
 REAL = Path(os.environ.get("TRECVIT_DAVIS", Path(__file__).parents[2] / "shared/data/davis"))
 RNG = np.random.default_rng(0)
@@ -391,3 +392,10 @@ def test_davis_annotations():
     assert (len(videos.readers), len(videos.left_out)) == (20, 10)
     tracks = [videos.readers[name]() for name in ("goat", "dog")]
     assert all((track.video.tracks_xy[~track.video.occluded] <= track.video.video.shape[2]).all() for track in tracks)
+
+
+def test_crosses_at_once_are_crosses_one_after_the_other():
+    grey = np.full((120, 200, 3), 90, np.uint8)
+    places = np.array([[40.0, 50.0], [150.5, 60.0]])
+    assert (draw_truth(grey, places, True) == draw_truth(draw_truth(grey, places[0], True), places[1], True)).all()
+    assert (draw_truth(grey, places[:0], True) == grey).all()

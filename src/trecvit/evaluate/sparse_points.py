@@ -272,10 +272,7 @@ def draw_comparison(tracks: SparseTracks, predictions: Mapping[str, Predicted]) 
                 )
                 for point in drawn
             ]
-            image = draw_trails(np.array(picture), trails)
-            for point in drawn:
-                image = draw_truth(image, truth[point, column], True)
-            row.append(image)
+            row.append(draw_truth(draw_trails(np.array(picture), trails), truth[drawn, column], True))
         rows.append(row)
     titles = [f"frame {tracks.frames[column]}" for column in columns]
     return draw_grid(rows, titles, row_titles=list(predictions))

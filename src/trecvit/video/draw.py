@@ -178,13 +178,13 @@ def draw_trails(image: Image, trails: Sequence[Trail]) -> Image:
     return _painted(image, paint)
 
 
-def draw_truth(image: Image, point_xy: npt.NDArray[Any], visible: bool) -> Image:
-    """Draw the true position of a point as a white cross, fainter where it is occluded.
+def draw_truth(image: Image, points_xy: npt.NDArray[Any], visible: bool) -> Image:
+    """Draw true positions as white crosses, fainter where they are occluded.
 
     Args:
         image: `[H, W, 3]` uint8, RGB. It is not changed.
-        point_xy: [2] in pixels of the picture.
-        visible: Whether the point is visible.
+        points_xy: [2] or [N, 2] in pixels of the picture.
+        visible: Whether the points are visible.
 
     Returns:
         A new image of the same size.
@@ -193,7 +193,12 @@ def draw_truth(image: Image, point_xy: npt.NDArray[Any], visible: bool) -> Image
         InputError: `image` is not uint8 `[H, W, 3]`.
     """
     _check(image, ())
-    return _painted(image, lambda brush: brush.cross(point_xy, (*_BRIGHT[:3], 255 if visible else 110)))
+
+    def paint(brush: _Brush) -> None:
+        for point_xy in np.reshape(points_xy, (-1, 2)):
+            brush.cross(point_xy, (*_BRIGHT[:3], 255 if visible else 110))
+
+    return _painted(image, paint)
 
 
 class _Brush:
