@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper import comparison, efficiency, eigenvalues, endless, frozen, memory, tables
+from paper import efficiency, endless, memory, tables
 from paper.results import read_result
 from paper.sources import ITEMS, Item
 from paper.tables import NOT_MEASURED, Build, on, table
@@ -30,7 +30,7 @@ class Study:
     """
 
     file: str
-    command: str | Callable[[dict[str, Any]], str]
+    command: str
     scale: str
     details: Callable[[dict[str, Any]], str] | None = None
     draw: Callable[[dict[str, Any], Path], list[Path]] | None = None
@@ -38,20 +38,6 @@ class Study:
 
 _WORLD = "small models, synthetic world"
 STUDIES = {
-    "ablations": Study(
-        file="benchmarks/ablations/result.json",
-        command="scripts/paper ablations paper/recipes/study_world.yaml videos.validate_every=0 --runs runs/ablations "
-        "--to benchmarks/ablations",
-        scale=_WORLD,
-        draw=comparison.draw,
-    ),
-    "from scratch": Study(
-        file="benchmarks/from_scratch/result.json",
-        command="scripts/paper from-scratch paper/recipes/study_world.yaml --runs runs/from_scratch "
-        "--to benchmarks/from_scratch",
-        scale=_WORLD,
-        draw=comparison.draw,
-    ),
     "costs": Study(
         file="benchmarks/efficiency/efficiency.json",
         command="scripts/paper efficiency --to benchmarks/efficiency",
@@ -65,25 +51,11 @@ STUDIES = {
         "--save benchmarks/speed.json",
         scale="the paper's size, on a CPU",
     ),
-    "frozen": Study(
-        file="benchmarks/frozen/result.json",
-        command="scripts/paper frozen paper/recipes/frozen_world.yaml --data data/frozen_train/train.json "
-        "--validation data/frozen_test/train.json --runs runs/frozen --to benchmarks/frozen",
-        scale=_WORLD,
-        draw=frozen.draw,
-    ),
     "memory": Study(
         file="benchmarks/memory/result.json",
         command="scripts/paper memory paper/recipes/memory_world.yaml --runs runs/memory_study --to benchmarks/memory",
         scale=_WORLD,
         draw=memory.draw_curves,
-    ),
-    "eigenvalues": Study(
-        file="benchmarks/eigenvalues/result.json",
-        command="scripts/paper eigenvalues paper/recipes/memory_world.yaml --runs runs/eigenvalues "
-        "--to benchmarks/eigenvalues",
-        scale=_WORLD,
-        draw=eigenvalues.draw,
     ),
     "endless": Study(
         file="benchmarks/endless/result.json",
@@ -91,38 +63,13 @@ STUDIES = {
         scale=_WORLD,
         draw=endless.draw,
     ),
-    "points": Study(
-        file="benchmarks/points.json",
-        command=tables.points_command,
-        scale="small tracker, synthetic scenes and moved footage",
-        details=tables.points_scale,
-    ),
-    "autoencoder": Study(
-        file="benchmarks/training/mae_world.result.json",
-        command="trecvit train mae_world --to runs/mae",
-        scale=_WORLD,
-    ),
-    "classifier": Study(
-        file="benchmarks/training/world_files.result.json",
-        command="torchrun --nproc-per-node 2 -m trecvit train world_files --to runs/world",
-        scale=_WORLD,
-    ),
 }
 
 TABLES: dict[str, tuple[str, Build]] = {
-    **{f"Table {number}": ("ablations", tables.comparison(f"Table {number}")) for number in (1, 2, 13, 14, 15)},
     "Table 3": ("costs", tables.inference_costs),
-    "Table 5": ("frozen", tables.probed),
-    "Table 5, pre-training": ("frozen", tables.pretrained),
     "Table 6": ("memory", tables.recalled),
-    "Table 7": ("points", tables.points),
-    "Table 7, frozen": ("frozen", tables.probed_points),
-    "Table 9": ("classifier", tables.classified),
-    "Table 10": ("autoencoder", tables.restored),
-    "Figure 2": ("eigenvalues", tables.eigenvalues),
     "Figure 3": ("costs", tables.training_costs(tables.FIGURE_3)),
     "Figure 3, ratios": ("costs", tables.cost_ratios),
-    "Figure 4": ("from scratch", tables.comparison("Figure 4")),
     "Figure 5": ("costs", tables.training_costs(tables.FIGURE_5)),
     "Figure 7": ("memory", tables.recalled_over_distance),
     "Past the trained length": ("memory", tables.recalled_beyond),
@@ -142,7 +89,7 @@ def texts(root: Path) -> dict[str, str]:
         DataError: when a result file does not hold what its study writes.
     """
     contents = {name: read_result(root / study.file) for name, study in STUDIES.items()}
-    blocks = {"overview": _overview(contents)}
+    blocks = {"shown": _shown(contents), "not shown": _not_shown()}
     for name, study in STUDIES.items():
         blocks[f"study: {name}"] = _provenance(name, contents[name]) + _pictures(root / study.file, root)
     for name, (study_name, build) in TABLES.items():
@@ -175,10 +122,7 @@ def _built(study: str, build: Build, content: dict[str, Any]) -> str:
 def _command(study: str, content: dict[str, Any] | None) -> str:
     if content is not None and "command" in content:
         return str(content["command"])
-    command = STUDIES[study].command
-    if isinstance(command, str):
-        return command
-    return f"trecvit eval {study}" if content is None else _built(study, command, content)
+    return STUDIES[study].command
 
 
 def _when(content: dict[str, Any]) -> str:
@@ -214,19 +158,22 @@ def _pictures(result: Path, root: Path) -> str:
     return "".join(f"\n\n{link}" for link in links)
 
 
-def _overview(contents: dict[str, dict[str, Any] | None]) -> str:
-    lines = [_row(item, contents) for item in ITEMS]
-    return table(("table or figure", "in the paper", "here", "scale", "command", "date"), lines)
+def _shown(contents: dict[str, dict[str, Any] | None]) -> str:
+    lines = [_row(item, contents) for item in ITEMS if item.shown]
+    return table(("table or figure", "in the paper", "here", "scale", "date"), lines)
 
 
 def _row(item: Item, contents: dict[str, dict[str, Any] | None]) -> list[str]:
     here = [item.here] if item.here else []
-    scales, commands, dates = [], [], []
+    scales, dates = [], []
     for study in item.studies:
         content = contents[study]
         here.append(f"[{study}]({item.anchor})" if content is not None else f"{study}: {NOT_MEASURED}")
         scales.append(STUDIES[study].scale)
-        commands.append(f"`{_command(study, content)}`")
         dates.append("" if content is None else _when(content))
-    cells = (here, scales, commands, dates)
-    return [item.name, item.content, *("<br>".join(part for part in cell if part) for cell in cells)]
+    return [item.name, item.content, *("<br>".join(part for part in cell if part) for cell in (here, scales, dates))]
+
+
+def _not_shown() -> str:
+    lines = [(item.name, item.content, item.here) for item in ITEMS if not item.shown]
+    return table(("table or figure", "in the paper", "why not"), lines)

@@ -45,7 +45,7 @@ def write_result(folder: Path, content: Mapping[str, Any]) -> Path:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """Read a result file; None if there is none. The test of a training run has the date at which the run started.
+    """Read a result file; None if there is none.
 
     Raises:
         DataError: when the file is not JSON, or holds no object.
@@ -58,9 +58,6 @@ def read_result(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: expected JSON, {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object with a study's results, got {type(content).__name__}")
-    run = path.with_name(path.name.replace(".result.json", ".run.json"))
-    if run != path and run.exists():
-        content.setdefault("date", json.loads(run.read_text(encoding="utf-8")).get("date"))
     return content
 
 

@@ -61,27 +61,6 @@ def on(machine: dict[str, Any]) -> str:
     return f"{machine['processor']}, {threads}, torch {machine['torch']}, {machine['date']}"
 
 
-def comparison(name: str) -> Build:
-    """Make the table of one of the paper's comparisons, from the result of `ablations` or `from-scratch`."""
-
-    def build(content: dict[str, Any]) -> str:
-        lines, paper_timed = [], name == "Table 2"
-        for row in content["rows"]:
-            if row["table"] == name:
-                paper = "" if row["paper_top1"] is None else row["paper_top1"]
-                spread = "" if row["top1_deviation"] is None else f" ± {share(row['top1_deviation'])}"
-                line = [row["label"], paper, share(row["top1"]) + spread, f"{row['parameters'] / 1e6:.2f} M"]
-                line += [row["paper_steps_per_s"]] if paper_timed else []
-                lines.append([*line, f"{row['steps_per_s']:.1f}"])
-        titles = ["", "paper, top-1 on SSv2", "here, top-1 of 18", "here, parameters"]
-        titles += ["paper, steps/s"] if paper_timed else []
-        return (
-            table([*titles, "here, steps/s"], lines) if lines else f"{name}: {NOT_MEASURED}; the study was run in part."
-        )
-
-    return build
-
-
 def inference_costs(content: dict[str, Any]) -> str:
     """Make the cost columns of the paper's Table 3."""
     costs = {(cost["model"], cost["num_frames"]): cost for cost in content["costs"]}
@@ -168,6 +147,42 @@ def points_command(content: dict[str, Any]) -> str:
     return line + "--save benchmarks/points.json"
 
 
+PIPS_ON_BADJA = {"bear": 76.1, "camel": 91.6, "cows": 87.7, "dog": 45.4, "horsejump-high": 60.9}
+"""PCK-T in percent, from the README of github.com/aharley/pips (new reference model, December 2022)."""
+
+
+def joints(content: dict[str, Any]) -> str:
+    """Make the table of PCK-T on BADJA, a row per animal, beside the published figures of PIPs."""
+    trackers = [*content["means"]]
+    found = {(line["video"], line["tracker"]): line for line in content["per_video"]}
+    animals = dict.fromkeys(line["video"] for line in content["per_video"])
+    lines = [
+        (
+            animal,
+            *(share(found[animal, tracker]["pck_t"]) for tracker in trackers),
+            *(share(found[animal, tracker]["pck_t_all"]) for tracker in trackers),
+            PIPS_ON_BADJA.get(animal, ""),
+        )
+        for animal in animals
+    ]
+    means = [share(content["means"][tracker][metric]) for metric in ("pck_t", "pck_t_all") for tracker in trackers]
+    of_pips = [PIPS_ON_BADJA[animal] for animal in animals if animal in PIPS_ON_BADJA]
+    lines.append(("mean", *means, f"{sum(of_pips) / len(of_pips):.1f}"))
+    names = [_TRACKERS.get(tracker, tracker) for tracker in trackers]
+    titles = ("animal", *names, *(f"{name}, all joints" for name in names), "PIPs, published, all joints")
+    return table(titles, lines)
+
+
+def last_frames(content: dict[str, Any]) -> str:
+    """Make the table of TAP-Vid's metrics in the last frame."""
+    metrics = {f"pts_within_{px}": f"within {px} px" for px in (1, 2, 4, 8, 16)} | METRICS
+    lines = [
+        (_TRACKERS.get(tracker, tracker), *(share(means[metric]) for metric in metrics))
+        for tracker, means in content["means"].items()
+    ]
+    return table(("tracker", *metrics.values()), lines)
+
+
 def still_camera(content: dict[str, Any]) -> str:
     """Make the table of a tracker beside two baselines on the background of a still camera."""
     lines = [
@@ -230,55 +245,6 @@ def streaming_speed(content: dict[str, Any]) -> str:
     return table(("model", "dtype", "mode", "here, frames/s"), lines)
 
 
-def classified(content: dict[str, Any]) -> str:
-    """Make the table of a classifier's accuracy, from the result of `trecvit eval videos`."""
-    views = content["protocol"]
-    line = [f"{content['videos']:,}", f"{views['clips']} × {views['crops']}", share(content["top1"])]
-    return table(("held-out videos", "clips × crops", "here, top-1"), [line])
-
-
-def probed(content: dict[str, Any]) -> str:
-    """Make the table of classifying probes on pre-trained and random features."""
-    lines = []
-    for row in content["rows"]:
-        paper = row.get("paper_top1", ("", ""))
-        here = [_spread(row[name]) for name in ("linear", "k-NN", "attention")]
-        lines.append([row["model"], row["features"], f"{row['parameters'] / 1e6:.2f} M", *paper, *here])
-    titles = ("model", "features", "here, parameters", "paper, K400", "paper, SSv2", "here, linear probe", "here, k-NN")
-    return table((*titles, "here, attention readout"), lines)
-
-
-def pretrained(content: dict[str, Any]) -> str:
-    """Make the table of pre-training quality and speed."""
-    lines = [
-        (
-            row["model"],
-            _spread(row["explained"]),
-            f"{row['pretraining_steps_per_s']:.2f}",
-            f"{row['clips_per_s']:.1f}",
-        )
-        for row in content["rows"]
-        if row["features"] == "pretrained"
-    ]
-    return table(("model", "explained share of hidden patches", "pre-training, steps/s", "features, clips/s"), lines)
-
-
-def probed_points(content: dict[str, Any]) -> str:
-    """Make the table of points tracked by a recurrent readout of the same features."""
-    lines = []
-    for row in content["rows"]:
-        paper = row.get("paper_average_jaccard", ("", ""))
-        lines.append([row["model"], row["features"], *paper, *(_spread(row[metric]) for metric in METRICS)])
-    lines.append(["static baseline", "", "", "", *(share(content["still_points"][metric]) for metric in METRICS)])
-    return table(("model", "features", "paper, DAVIS", "paper, Perception Test", *METRICS.values()), lines)
-
-
-def _spread(value: dict[str, Any]) -> str:
-    """Format a mean over seeds, and the deviation if there are several."""
-    deviation = "" if value["deviation"] is None else f" ± {share(value['deviation'])}"
-    return share(value["mean"]) + deviation
-
-
 def recalled(content: dict[str, Any]) -> str:
     """Make the table of recalled frames, for both training lengths, tested at the longer one."""
     lines = [
@@ -312,19 +278,17 @@ def recalled_over_distance(content: dict[str, Any]) -> str:
 
 
 def recalled_beyond(content: dict[str, Any]) -> str:
-    """Make the table of recall in streams past the trained length."""
-    lines = [
-        (
-            row["forgetting"],
-            f"{row['frames']:,}",
-            *_decibels(row, "psnr_db", "first_psnr_db", "constant_psnr_db"),
-            f"{row['state_rms']:.2f}",
-        )
-        for row in _of_part(content, "beyond")
-    ]
+    """Make the table of recall past the trained length: a row per treatment of states, a column per length."""
+    rows = _of_part(content, "beyond")
+    lengths = sorted({row["frames"] for row in rows})
+    decibels = {(row["forgetting"], row["frames"]): _decibels(row, "psnr_db", "constant_psnr_db") for row in rows}
+    names = [*dict.fromkeys(row["forgetting"] for row in rows)]
+    lines = [[name, *(decibels[name, frames][0] for frames in lengths)] for name in names]
+    lines.append(["mean-frame baseline", *(decibels[names[0], frames][1] for frames in lengths)])
     behind = content["trained_on"] - content["frame"]
-    titles = ("states are", "frames seen", f"PSNR, {behind} frames back", f"PSNR, frame {content['frame']}")
-    return table((*titles, "mean-frame baseline", "states, rms"), lines)
+    return table(
+        (f"states are; PSNR, {behind} frames back", *(f"after {frames:,} frames" for frames in lengths)), lines
+    )
 
 
 def named_beyond(content: dict[str, Any]) -> str:
@@ -338,34 +302,9 @@ def named_beyond(content: dict[str, Any]) -> str:
     return table(("states are", *(f"clips {clips}" for clips in seen), "final states, rms"), lines)
 
 
-def eigenvalues(content: dict[str, Any]) -> str:
-    """Make the table of eigenvalues at the start and at the end of training."""
-    lines = [
-        (
-            f"{row['min_radius']:g} to {row['max_radius']:g}",
-            row["seed"],
-            row["moment"],
-            f"{row['mean']:.3f}",
-            *(f"{row['quantiles'][quantile]:.3f}" for quantile in ("0", "0.05", "0.5", "0.95")),
-            share(row["below_min_radius"]),
-        )
-        for row in content["rows"]
-    ]
-    titles = ("initial range", "seed", "of training", "mean", "least", "5 %", "median", "95 %", "below the range")
-    return table(titles, lines)
-
-
 def _of_part(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [row for row in content["rows"] if row["part"] == name]
 
 
 def _decibels(row: dict[str, Any], *names: str) -> list[str]:
     return [f"{row[name]:.1f}" for name in names]
-
-
-def restored(content: dict[str, Any]) -> str:
-    """Make the table of a masked autoencoder's restored patches."""
-    line = [content["clips"], share(content["protocol"]["mask_ratio"], 0), share(content["explained"])]
-    line += [f"{content[key]:.1f} dB" for key in ("psnr_db", "flat_psnr_db")]
-    flat = "PSNR of flat patches with their true means"
-    return table(("held-out clips", "hidden", "here, explained share", "here, PSNR", flat), [line])

@@ -1,8 +1,9 @@
-"""Small models and videos for the tests."""
+"""Small models and videos for the tests, on the device that TRECVIT_TEST_DEVICE names, by default the CPU."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,8 @@ from trecvit.model.readouts import PointReadoutConfig
 from trecvit.model.tapnext import TAPNext, TrackerConfig
 from trecvit.model.tracker import PointTracker, TrackerOutput, TrackerState
 from trecvit.model.trecvit import TRecViT
+
+DEVICE = torch.device(os.environ.get("TRECVIT_TEST_DEVICE", "cpu"))
 
 TINY = {
     "width": 16,
@@ -57,20 +60,21 @@ def tiny_model(**overrides: Any) -> TRecViT:
         for name, parameter in model.named_parameters():
             scale = 0.5 if name.endswith("conv.weight") else 0.1
             parameter.add_(scale * torch.randn(parameter.shape))
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def random_video(batch_size: int = 2, num_frames: int = 6, height: int = 16, width: int = 24, seed: int = 0) -> Tensor:
     """Draw uint8 noise [B,T,3,H,W]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch_size, num_frames, 3, height, width), dtype=torch.uint8, generator=generator)
+    video = torch.randint(0, 256, (batch_size, num_frames, 3, height, width), dtype=torch.uint8, generator=generator)
+    return video.to(DEVICE)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """Divide the largest difference by the largest expected value."""
     assert got.shape == expected.shape
     wide = torch.complex128 if expected.is_complex() else torch.float64
-    got, expected = got.detach().to(wide), expected.detach().to(wide)
+    got, expected = got.detach().to("cpu", wide), expected.detach().to("cpu", wide)
     if not expected.numel():
         return 0.0
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
@@ -87,7 +91,7 @@ def tiny_tracker(**overrides: Any) -> TAPNext:
         for name, parameter in tracker.named_parameters():
             scale = 0.5 if name.endswith("conv.weight") else 0.1
             parameter.add_(scale * torch.randn(parameter.shape))
-    return tracker.eval()
+    return tracker.eval().to(DEVICE)
 
 
 def tiny_readout_tracker(pooling: str = "cls", **readout: int) -> ReadoutTracker:
@@ -102,7 +106,7 @@ def tiny_readout_tracker(pooling: str = "cls", **readout: int) -> ReadoutTracker
         for name, parameter in tracker.named_parameters():
             scale = 0.5 if name.endswith("conv.weight") else 0.1
             parameter.add_(scale * torch.randn(parameter.shape))
-    return tracker.eval()
+    return tracker.eval().to(DEVICE)
 
 
 def tiny_local_tracker() -> LocalTracker:

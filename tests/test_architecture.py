@@ -16,9 +16,9 @@ SOURCE = Path(trecvit.__file__).parent
 
 # Each room may import the rooms of the lines above its own, and itself. Rooms of one line are blind to each other.
 LINES = [
-    {"draws", "errors", "processor", "workers"},
+    {"draws", "errors", "processor", "quantised", "workers"},
     {"config", "files", "processes"},
-    {"labels"},
+    {"labels", "model_card"},
     {"pretrained", "video", "download"},
     {"model"},
     {"data"},
@@ -27,8 +27,9 @@ LINES = [
     {"evaluate"},
     {"train"},
     {"accelerate"},
-    {"runtime"},
-    {"bench"},
+    {"runtime", "hub"},
+    {"serve"},
+    {"bench", "hf"},
     {"cli"},
     {"__main__"},
 ]
@@ -42,10 +43,17 @@ RESERVED = {
     "rich": {"cli"},
     "skimage": {"synthetic/pictures.py"},
     "openvino": {"accelerate/openvino.py"},
+    "onnx": {"accelerate/onnx.py"},
+    "onnxscript": {"accelerate/onnx.py"},
+    "onnxruntime": {"accelerate/onnx_runtime.py"},
     "cv2": {"evaluate/point_baselines.py"},
-    "transformers": set(),
+    "transformers": {"hf.py"},
     "triton": {"model/scan_triton.py"},
-    "huggingface_hub": {"pretrained.py"},
+    "huggingface_hub": {"pretrained.py", "model_card.py", "hub.py"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve/run.py", "serve/guard.py"},
+    "websockets": {"serve/client.py", "bench/serving.py"},
+    "prometheus_client": {"serve/metrics.py"},
 }
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import trecvit, trecvit_process
+from command_line import trecvit
 from test_train import SMALL
 from typer.testing import CliRunner
 from video_fixtures import MPEGTS, VP9, Sender, make_video
@@ -65,7 +65,7 @@ def test_help_is_quick_and_names_every_command():
     help_s, bare_s = [], []
     for _ in range(3):  # in turns, so that what else goes on slows both
         begun_s = time.perf_counter()
-        done = trecvit_process("--help")
+        done = subprocess.run([sys.executable, "-m", "trecvit", "--help"], capture_output=True, text=True)
         help_s.append(time.perf_counter() - begun_s)
         begun_s = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import typer, rich"], check=True)
@@ -266,14 +266,14 @@ def test_stream_prints_a_json_line_per_frame_looked_at(video):
 
 
 @pytest.mark.slow
-def test_what_was_exported_streams_as_the_model_does(video, tmp_path):
+def test_what_was_exported_streams_as_the_model_does(video, tmp_path, forks):
     model = create_model("tiny", width=32, depth=1, num_heads=2, mlp_width=32, image_size=(32, 32), num_classes=3)
     model.save(tmp_path / "model")
     # Sooner than a compiler, and in processes of their own as in test_fast.py.
-    done = trecvit_process("export", tmp_path / "model", tmp_path / "fast", "--mode", "openvino")
+    done = forks.trecvit("export", tmp_path / "model", tmp_path / "fast", "--mode", "openvino")
     assert done.returncode == 0, done.stderr
     outputs = [
-        run("stream", video, "-m", tmp_path / name) for run, name in ((trecvit, "model"), (trecvit_process, "fast"))
+        run("stream", video, "-m", tmp_path / name) for run, name in ((trecvit, "model"), (forks.trecvit, "fast"))
     ]
     expected, exported = ([json.loads(line) for line in done.stdout.splitlines()] for done in outputs)
     assert [line["top"][0]["label"] for line in exported] == [line["top"][0]["label"] for line in expected]
@@ -559,12 +559,17 @@ def test_finetune_teaches_the_bundled_model_new_classes(tmp_path):
     ]
     done = trecvit(*words, "--to", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "model")
+    report, best, *pictures = done.stdout.splitlines()[-5:]
+    top1 = json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["top1"]
+    assert report == f"top-1 on the validation data: {top1:.1%}"
+    assert re.fullmatch(rf"best during training: [\d.]+%, {re.escape(str(tmp_path / 'run' / 'best'))}", best)
+    assert pictures == [str(tmp_path / "run" / name) for name in ("curves.png", "evaluation/confusion.png", "model")]
+    assert all(Path(path).exists() for path in pictures)
     assert "randomly initialised: head.classifier" in (tmp_path / "run" / "start.txt").read_text()
     assert json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())["good"] == 6
     assert "chosen by optimisation.bf16=auto" in done.stderr
     again = trecvit(*words, "--to", tmp_path / "run")
-    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run' / 'model'}\n")
+    assert (again.returncode, again.stdout.splitlines()) == (0, [report, best, *pictures])
     assert f"already finished (4 steps): {tmp_path / 'run' / 'model'}; give another --to" in again.stderr
     seen = trecvit("classify", tmp_path / "mine" / "dark" / "0.mp4", "--model", tmp_path / "run" / "model", "--json")
     assert {entry["label"] for entry in json.loads(seen.stdout)["top"]} == {"dark", "light"}
@@ -612,8 +617,8 @@ def test_data_render_writes_the_layout_of_something_something(tmp_path):
 
 
 @pytest.mark.slow
-def test_bench_stream_prints_both_peaks():
-    done = trecvit_process("bench", "stream", "--frames", 60)
+def test_bench_stream_prints_both_peaks(forks):
+    done = forks.trecvit("bench", "stream", "--frames", 60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^ +6 frames +peak memory +[\d.]+ MB", done.stdout, re.MULTILINE)
     assert re.search(r"^ +60 frames", done.stdout, re.MULTILINE)
@@ -645,6 +650,9 @@ def test_the_demo_writes_a_video(tmp_path, video):
     done = trecvit("demo", video, "--save", tmp_path / "out.mp4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sum(1 for _ in read_frames(tmp_path / "out.mp4")) == 24
+    assert re.fullmatch(
+        rf"{re.escape(str(video))}: classified \d times, every 8 used frames: .* times\)\n", done.stdout
+    )
 
 
 @pytest.fixture(scope="module")
@@ -767,7 +775,10 @@ def test_long_work_shows_a_bar_on_a_terminal(tmp_path):
 def test_the_demo_renders_its_own_video(tmp_path):
     done = trecvit("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "9 scenes were classified correctly at their last frame" in done.stderr
+    scenes = done.stdout.splitlines()
+    right = [line for line in scenes if "truth" not in line]
+    assert f"{len(right)} of 9 scenes were classified correctly at their last frame" in done.stderr
+    assert [line.split(":")[0] for line in scenes] == [f"scene {number}" for number in range(1, 10)]
     assert probe(tmp_path / "demo.mp4").stated_frames > 9 * 8
 
 
@@ -837,7 +848,7 @@ def test_bench_loader_prints_both_speeds(tmp_path):
 def test_a_sender_that_takes_one_client_is_enough(tmp_path, command):
     content = make_video(tmp_path / "sent", MPEGTS, num_frames=12).read_bytes()
     with Sender(content) as sender:
-        result = CliRunner().invoke(app, [*command, f"tcp://{sender.address}"])
+        result = CliRunner().invoke(app, [*command, "--reconnect", "0", f"tcp://{sender.address}"])
         assert result.exit_code == 0, result.output
         assert sender.connections == 1
     assert json.loads(result.stdout.splitlines()[0])["frame"] == 0

@@ -23,10 +23,13 @@ from trecvit.weights.load import load
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
+# Blocks below a comment with a test's name run in that test, which has the files that they read.
 BLOCKS = [
     pytest.param(block, id=f"{path.stem}-{number}")
     for path in DOCUMENTS
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
+    for number, block in enumerate(
+        re.findall(r"(?<!-->\n)```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    )
 ]
 
 

@@ -97,7 +97,7 @@ def test_openvino_gives_the_models_outputs_and_states():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "10 passed" in done.stdout
+    assert "11 passed" in done.stdout
 
 
 def test_without_openvino_the_error_has_the_pip_command(monkeypatch):
@@ -111,6 +111,7 @@ needs_vnni = pytest.mark.skipif(not QuantizedLinear.is_available(), reason="no A
 
 COMPILED = """
 import sys
+import warnings
 
 import torch
 from models import random_video, tiny_model
@@ -119,6 +120,7 @@ from torch._inductor.utils import run_and_get_code
 from trecvit.accelerate import compile as compile_module
 from trecvit.accelerate.optimize import optimize
 
+warnings.simplefilter("error", UserWarning)
 compile_module.is_faster_with_onednn = lambda model: True  # inductor's own choice is MKL
 model, video = tiny_model(depth=1), random_video(1, 4)
 fast = optimize(model, mode="compile", dtype=getattr(torch, sys.argv[1]))
@@ -183,10 +185,8 @@ print("all well")
 
 
 @pytest.mark.slow
-def test_compiled_graphs_are_not_shared_between_models():
-    # In a separate process, for the same reason as below.
-    command = [sys.executable, "-c", COMPILED_BESIDE_EACH_OTHER]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+def test_compiled_graphs_are_not_shared_between_models(forks):
+    done = forks.run(COMPILED_BESIDE_EACH_OTHER)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all well" in done.stdout
 
@@ -200,10 +200,8 @@ def test_compiled_graphs_are_not_shared_between_models():
         pytest.param("int8", 0.05, marks=needs_vnni),
     ],
 )
-def test_a_compiled_model_gives_the_models_outputs_and_states(dtype, tolerance):
-    # In a separate process: the compiler cannot trace the checks of shapes that the tests add.
-    command = [sys.executable, "-W", "error::UserWarning", "-c", COMPILED, dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+def test_a_compiled_model_gives_the_models_outputs_and_states(dtype, tolerance, forks):
+    done = forks.run(COMPILED, dtype)
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout) < tolerance
     assert not done.stderr  # no log of autotuning
@@ -339,9 +337,8 @@ print("all well")
 
 
 @pytest.mark.slow
-def test_an_exported_model_gives_the_models_outputs_and_states(tmp_path):
-    command = [sys.executable, "-c", EXPORTED, str(tmp_path / "fast")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+def test_an_exported_model_gives_the_models_outputs_and_states(tmp_path, forks):
+    done = forks.run(EXPORTED, tmp_path / "fast")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all well" in done.stdout
 
@@ -585,7 +582,10 @@ def test_eager_copies_and_leaves_the_model_alone():
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
-    [({"mode": "onnx"}, "expected one of eager, compile, openvino, got 'onnx'"), ({"dtype": torch.float16}, "float32")],
+    [
+        ({"mode": "tflite"}, "expected one of eager, compile, graphs, compile-graphs, openvino, onnx, got 'tflite'"),
+        ({"dtype": torch.float16}, "float32"),
+    ],
 )
 def test_unknown_modes_and_dtypes_are_refused(words, complaint):
     with pytest.raises(ConfigError, match=complaint):

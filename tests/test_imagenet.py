@@ -190,7 +190,7 @@ def test_with_temporal_patches_the_embedding_sees_the_middle_frame(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"depth": 3}, "depth: expected 3, got 2"),
+        ({"depth": 3}, "depth: expected 3 or more, got 2"),
         ({"mlp_width": 48}, r"mlp_up.weight: expected \[48, 24\], got \[40, 24\]"),
         ({"patch_size": 16}, "expected patches of 16 pixels and 3 colours, got 8 pixels"),
     ],

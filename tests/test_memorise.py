@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -373,7 +371,7 @@ def test_recipes_that_do_not_fit_are_refused(recipe_path, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_package_alone_names_the_command_of_the_papers_tasks(recipe_path):
+def test_the_package_alone_names_the_command_of_the_papers_tasks(recipe_path, forks):
     code = f"""
 from pathlib import Path
 from trecvit.cli.evaluate import _videomae
@@ -389,7 +387,7 @@ for load in (
     except ConfigError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = forks.run(code)
     commands = ["`scripts/paper train`", "`scripts/paper train`", "`scripts/paper probe --videomae FOLDER`"]
     lines = done.stdout.splitlines()
     assert [command for command, line in zip(commands, lines, strict=True) if command in line] == commands
@@ -492,7 +490,7 @@ def test_study_memory_trains_what_is_missing_and_draws(recipe_path, tmp_path, mo
     on_the_page = (
         (tables.recalled_over_distance, 4),
         (tables.recalled, 4),
-        (tables.recalled_beyond, 3 * len(FORGETTINGS)),
+        (tables.recalled_beyond, len(FORGETTINGS) + 1),
     )
     for build, count in on_the_page:
         assert len(build(content).splitlines()) == 2 + count
@@ -540,8 +538,6 @@ def test_study_eigenvalues_counts_all_channels(recipe_path, tmp_path):
         full = row["at_full_gate"]["quantiles"]["0"]
         assert full == pytest.approx(row["quantiles"]["0"] ** GATE_SHARPNESS, rel=1e-6)
     assert rows[0.6, "end"]["mean"] != rows[0.6, "start"]["mean"]
-    first = tables.eigenvalues(content).splitlines()[2]
-    assert first.startswith(f"| 0.9 to 0.999 | 0 | start | {rows[0.9, 'start']['mean']:.3f} | ")
     assert (tmp_path / "to/eigenvalues.png").stat().st_size > 3_000
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -247,10 +244,8 @@ for name, tensor in after._tensors().items():
 
 
 @pytest.mark.slow
-def test_an_exported_lstm_gives_the_outputs_and_states(tmp_path):
-    # In a separate process: the compiler cannot trace the checks of shapes that the tests add.
-    command = [sys.executable, "-c", EXPORTED, str(tmp_path / "fast")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+def test_an_exported_lstm_gives_the_outputs_and_states(tmp_path, forks):
+    done = forks.run(EXPORTED, tmp_path / "fast")
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import VARIANTS, random_video, relative_error, tiny_model
+from models import DEVICE, VARIANTS, random_video, relative_error, tiny_model
 
 from trecvit.config import ModelConfig, model_config
 from trecvit.errors import CheckpointError
@@ -26,10 +26,10 @@ PARITY = 1e-5  # float32, relative to the largest value: two libraries add in di
 
 @pytest.mark.parametrize("name", FRAMES_PER_CLIP)
 def test_every_stored_tensor_equals_the_originals(name):
-    model = load(GOLDEN / f"{name}.npz")
+    model = load(GOLDEN / f"{name}.npz").to(DEVICE)
     stored = np.load(GOLDEN / f"{name}_io.npz")
     clip_length = FRAMES_PER_CLIP[name]
-    video = torch.from_numpy(stored["video"]).movedim(-1, 2)
+    video = torch.from_numpy(stored["video"]).movedim(-1, 2).to(DEVICE)
     clips = video.unflatten(1, (-1, clip_length or video.shape[1]))
 
     with torch.no_grad():
@@ -52,9 +52,9 @@ def test_every_stored_tensor_equals_the_originals(name):
 
 
 def test_the_original_is_matched_frame_by_frame_too():
-    model = load(GOLDEN / "small_tok.npz")
+    model = load(GOLDEN / "small_tok.npz").to(DEVICE)
     stored = np.load(GOLDEN / "small_tok_io.npz")
-    video = torch.from_numpy(stored["video"]).movedim(-1, 2)
+    video = torch.from_numpy(stored["video"]).movedim(-1, 2).to(DEVICE)
     state = model.init_state(video.shape[0])
     with torch.no_grad():
         for frame in range(video.shape[1]):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import PIL.Image
 import pytest
@@ -208,7 +204,6 @@ for run in (compiled, program):
 
 
 @pytest.mark.slow
-def test_compiled_models_and_exported_programs_refuse_and_clamp_as_the_model_does():
-    # In a separate process: the compiler cannot trace the shape checks that the tests add.
-    done = subprocess.run([sys.executable, "-c", IN_GRAPHS], capture_output=True, text=True, cwd=Path(__file__).parent)
+def test_compiled_models_and_exported_programs_refuse_and_clamp_as_the_model_does(forks):
+    done = forks.run(IN_GRAPHS)
     assert done.returncode == 0, done.stderr

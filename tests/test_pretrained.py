@@ -15,7 +15,7 @@ from trecvit.data.class_names import class_names
 from trecvit.errors import CheckpointError, ConfigError
 from trecvit.model.mae import AutoencoderConfig, MaskedAutoencoder, decoder_config
 from trecvit.model.trecvit import TRecViT, create_model
-from trecvit.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from trecvit.pretrained import CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILE
 from trecvit.weights.load import convert, load
 from trecvit.weights.zoo import ZOO
 
@@ -69,7 +69,7 @@ def test_push_to_hub_uploads_the_folder(tmp_path, model, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     assert model.push_to_hub("someone/model") == "url of the commit"
-    assert uploads == [("someone/model", ["README.md", CONFIG_FILE, WEIGHTS_FILE])]
+    assert uploads == [("someone/model", ["README.md", CONFIG_FILE, WEIGHTS_FILE, PROCESSOR_FILE])]
 
 
 def every_kind():

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from paper.commands import app
-from paper.report import STUDIES, TABLES, draw_pictures, texts
+from paper.report import STUDIES, TABLES, texts
 from paper.sources import ITEMS
 from tools.figures import DOCUMENTS, PAGE, fill, refuse_figures_by_hand
 from tools.figures import app as figures_app
@@ -65,21 +65,21 @@ def test_documents_agree_with_the_result_files():
     assert "8 documents agree" in run_figures(ROOT, "--check")
 
 
-def test_every_table_and_figure_of_the_paper_has_its_row():
+def test_every_table_and_figure_of_the_paper_is_shown_or_not():
     expected = [f"Table {number}" for number in range(1, 16)] + [f"Figure {number}" for number in range(1, 10)]
-    rows = {row["table or figure"]: row for row in cells(between_marks(RESULTS, "overview"))}
-    assert [name for name in rows if name != "Section 1"] == expected
-    for row in rows.values():
-        assert row["in the paper"]
-        assert row["here"]
-        measured = row["here"].replace("not measured yet", "").strip()
-        assert row["command"] or "cannot be measured" in measured or "`" in measured, row
+    shown, not_shown = ([*cells(between_marks(RESULTS, name))] for name in ("shown", "not shown"))
+    names = [row["table or figure"] for row in (*shown, *not_shown)]
+    assert sorted(names) == sorted([*expected, "Section 1"])
+    assert all(row["in the paper"] and row["here"] for row in shown)
+    assert all(row["in the paper"] and row["why not"] for row in not_shown)
+    measured = {study for item in ITEMS for study in item.studies}
+    assert measured | {"endless"} == {*STUDIES}
 
 
 def test_rows_link_to_their_explanations():
     headings = {"#" + re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in lines_of("#")}
     for item in ITEMS:
-        links = [item.anchor, *re.findall(r"\]\(([^)]+)\)", item.here)]
+        links = [*filter(None, [item.anchor]), *re.findall(r"\]\(([^)]+)\)", item.here)]
         for link in links:
             assert link in headings if link.startswith("#") else (ROOT / "docs" / link.split("#")[0]).exists(), link
 
@@ -98,7 +98,7 @@ def test_figures_measured_here_are_roundings_of_values_in_the_file(name):
     values = list(numbers(json.loads(path.read_text(encoding="utf-8"))))
     for row in cells(between_marks(RESULTS, name)):
         for title, cell in row.items():
-            if not title or "paper" in title or title == "states are":  # a name, such as "x 0.9 a frame"
+            if not title or "paper" in title or title.startswith("states are"):  # a name, such as "x 0.9 a frame"
                 continue
             for figure in re.findall(r"(?<![\w.])\d[\d,]*\.\d+", cell):
                 digits = len(figure.split(".")[1])
@@ -143,13 +143,12 @@ def test_a_changed_figure_is_named_with_its_line_and_written_back(copy, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("file", "document"), [("training/world_files.result", "results.md"), ("motions", "README.md")]
+    ("file", "part", "document"), [("endless/result", "rows", "results.md"), ("motions", "tests", "README.md")]
 )
-def test_a_changed_result_is_named_too(copy, file, document):
+def test_a_changed_result_is_named_too(copy, file, part, document):
     path = copy / "benchmarks" / f"{file}.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    for part in (content, content.get("tests", [{}])[0]):
-        part["top1"] = 0.5
+    content[part][0]["top1"] = 0.5
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DataError, match=rf"{document}: line \d+: expected '.*\| 50\.0 % \|"):
         run_figures(copy, "--check")
@@ -172,7 +171,7 @@ def test_what_is_not_measured_is_named_with_its_command(tmp_path):
         assert f"writes {study.file}" in text
     for name in TABLES:
         assert page[name] == f"{name}: not measured yet."
-    rows = {row["table or figure"]: row for row in cells(page["overview"])}
+    rows = {row["table or figure"]: row for row in cells(page["shown"])}
     assert rows["Figure 7"]["here"] == "memory: not measured yet"
     assert rows["Figure 7"]["date"] == ""
 
@@ -192,50 +191,13 @@ def test_rows_of_a_part_stand_in_the_table_that_they_name(tmp_path):
     assert page["Table 6"].endswith("\n| ViViT | 16 | 24 | 15.1 | 21.3 | 9.0 | 15.0 |")
     assert page["Figure 7"].endswith("\n| 12 | TRecViT | 1.25 M | 21.3 | 9.0 | 15.0 | 3.00 |")
     beyond = page["Past the trained length"]
-    assert "| PSNR, 12 frames back | PSNR, frame 4 |" in beyond
-    assert beyond.endswith("\n| carried on | 1,600 | 21.3 | 8.0 | 15.0 | 1.00 |")
+    assert beyond.startswith("| states are; PSNR, 12 frames back | after 1,600 frames |")
+    assert beyond.endswith("\n| carried on | 21.3 |\n| mean-frame baseline | 15.0 |")
     text = page["study: memory"]
     assert text.startswith("Measured by `scripts/paper memory --to x`. tiny. a laptop, 2027-01-02. [benchmarks/")
     assert text.endswith("![psnr over k](../benchmarks/memory/psnr_over_k.png)")
-    row = next(row for row in cells(page["overview"]) if row["table or figure"] == "Table 6")
+    row = next(row for row in cells(page["shown"]) if row["table or figure"] == "Table 6")
     assert (row["here"], row["date"]) == ("[memory](#table-6-long-video-memorisation)", "2027-01-02")
-
-
-def test_a_trainings_test_is_of_the_day_its_run_began(tmp_path):
-    result = save(tmp_path, "autoencoder", {"clips": 4, "explained": 0.5, "psnr_db": 18.0, "flat_psnr_db": 20.0,
-                                         "protocol": {"mask_ratio": 0.75}})  # fmt: skip
-    assert "Date not recorded" in texts(tmp_path)["study: autoencoder"]
-    result.with_name("mae_world.run.json").write_text(json.dumps({"date": "2027-01-02"}))
-    assert "2027-01-02" in texts(tmp_path)["study: autoencoder"]
-
-
-@pytest.mark.slow
-def test_a_study_that_was_run_in_part_shows_that_part(tmp_path):
-    machine = {"processor": "P", "threads": 1, "torch": "T", "date": "2027-01-02"}
-    row = {"table": "Table 2", "label": "LSTM", "paper_top1": 63.7, "paper_steps_per_s": 6.0, "parameters": 1_500_000}
-    row |= {"top1": 0.5, "top1_deviation": 0.0125, "steps_per_s": 3.0}
-    about = {
-        "command": "scripts/paper ablations it --to there",
-        "scale": "small",
-        "machine": machine,
-        "study": "ablations",
-    }
-    save(tmp_path, "ablations", {**about, "rows": [row, {**row, "table": "Table 14", "paper_steps_per_s": None}]})
-    page = texts(tmp_path)
-    (line,) = cells(page["Table 14"])
-    assert line["here, steps/s"] == "3.0"
-    assert "paper, steps/s" not in line
-    (line,) = cells(page["Table 2"])
-    assert (line["paper, top-1 on SSv2"], line["here, top-1 of 18"]) == ("63.7", "50.0 % ± 1.2 %")
-    assert (line["paper, steps/s"], line["here, steps/s"]) == ("6.0", "3.0")
-    assert "was run in part" in page["Table 1"]
-    text = page["study: ablations"]
-    assert text.startswith(
-        "Measured by `scripts/paper ablations it --to there`. small. P, 1 thread, torch T, 2027-01-02."
-    )
-    (picture,) = draw_pictures(tmp_path)
-    assert picture.stat().st_size > 5_000
-    assert "](../benchmarks/ablations/ablations.png)" in texts(tmp_path)["study: ablations"]
 
 
 @pytest.mark.slow
@@ -248,14 +210,14 @@ def test_pictures_are_drawn_from_the_file_alone_and_always_alike(tmp_path):
 
 
 def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
-    path = save(tmp_path, "points", [])
-    with pytest.raises(DataError, match=r"points\.json: expected an object"):
+    path = save(tmp_path, "memory", [])
+    with pytest.raises(DataError, match=r"memory/result\.json: expected an object"):
         texts(tmp_path)
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"points\.json: expected JSON"):
+    with pytest.raises(DataError, match=r"memory/result\.json: expected JSON"):
         texts(tmp_path)
-    save(tmp_path, "points", {"scores": [{}]})
-    with pytest.raises(DataError, match=r"points\.json: expected the result of `trecvit eval points`, got .*Error"):
+    save(tmp_path, "memory", {"rows": [{}]})
+    with pytest.raises(DataError, match=r"memory/result\.json: expected the result of `scripts/paper memory .*Error"):
         texts(tmp_path)
 
 

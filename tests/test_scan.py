@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from models import relative_error
+from models import DEVICE, relative_error
 from torch import Tensor
 
 from trecvit.config import ModelConfig
@@ -28,12 +28,17 @@ FLOAT32 = 2e-6  # relative to the largest value; 200 additions of float32 number
 FLOAT64 = 1e-13
 
 
+def array(tensor: Tensor) -> np.ndarray:
+    """As the oracle takes it."""
+    return tensor.detach().double().cpu().numpy()
+
+
 def scan_inputs(low: float, high: float, num_frames: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(num_frames)
     decay = low + (high - low) * torch.rand(3, num_frames, 10, generator=generator, dtype=torch.float64)
     inputs = torch.randn(3, num_frames, 10, generator=generator, dtype=torch.float64)
     initial = torch.randn(3, 10, generator=generator, dtype=torch.float64)
-    return [tensor.to(dtype).requires_grad_() for tensor in (decay, inputs, initial)]
+    return [tensor.to(DEVICE, dtype).requires_grad_() for tensor in (decay, inputs, initial)]
 
 
 @pytest.mark.parametrize("num_frames", LENGTHS)
@@ -42,14 +47,14 @@ def scan_inputs(low: float, high: float, num_frames: int, dtype: torch.dtype) ->
 @pytest.mark.parametrize("scan", [linear_scan, linear_scan_reference])
 def test_scan_and_every_gradient_match_the_oracle(scan, dtype, decays, num_frames):
     tensors = scan_inputs(*DECAYS[decays], num_frames, dtype)
-    grad_states, grad_last = torch.randn(3, num_frames, 10, dtype=dtype), torch.randn(3, 10, dtype=dtype)
+    grad_states, grad_last = (torch.randn(3, *size, dtype=dtype).to(DEVICE) for size in ((num_frames, 10), (10,)))
 
     states, last = scan(*tensors)
     gradients = torch.autograd.grad((states * grad_states).sum() + (last * grad_last).sum(), tensors)
 
-    arrays = [tensor.detach().double().numpy() for tensor in tensors]
+    arrays = [array(tensor) for tensor in tensors]
     expected = oracle.scan(*arrays)
-    expected_gradients = oracle.scan_gradients(*arrays, grad_states.double().numpy(), grad_last.double().numpy())
+    expected_gradients = oracle.scan_gradients(*arrays, array(grad_states), array(grad_last))
     tolerance = FLOAT32 if dtype == torch.float32 else FLOAT64
     names = ("states", "last", "d decay", "d inputs", "d initial")
     for name, got, want in zip(names, (states, last, *gradients), (*expected, *expected_gradients), strict=True):
@@ -63,9 +68,9 @@ def test_complex_scan_matches_its_reference_in_every_gradient():
         decay = torch.polar(torch.rand(2, 30, 7, generator=generator), phases)
         values = torch.randn(2, 30, 7, generator=generator, dtype=torch.complex64)
         initial = torch.randn(2, 7, generator=generator, dtype=torch.complex64)
-        return [tensor.requires_grad_() for tensor in (decay, values, initial)]
+        return [tensor.to(DEVICE).requires_grad_() for tensor in (decay, values, initial)]
 
-    weight = torch.randn(2, 30, 7, dtype=torch.complex64)
+    weight = torch.randn(2, 30, 7, dtype=torch.complex64).to(DEVICE)
     results = []
     for scan in (linear_scan, linear_scan_reference):
         tensors = inputs()
@@ -111,12 +116,12 @@ def gated_inputs(num_frames: int, dtype: torch.dtype, gate: float, width: int = 
     a_param, hidden = 2.0 * normal(width), normal(3, 4, width)
     hidden[[0, 2]] = 0.0
     return [
-        *(tensor.to(dtype).requires_grad_() for tensor in (x, input_gate, recurrence_gate)),
-        *(tensor.to(recurrent).requires_grad_() for tensor in (a_param, hidden)),
+        *(tensor.to(DEVICE, dtype).requires_grad_() for tensor in (x, input_gate, recurrence_gate)),
+        *(tensor.to(DEVICE, recurrent).requires_grad_() for tensor in (a_param, hidden)),
     ]
 
 
-FRESH = torch.tensor([True, False, True])
+FRESH = torch.tensor([True, False, True]).to(DEVICE)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 17, 200])
@@ -124,7 +129,7 @@ FRESH = torch.tensor([True, False, True])
 def test_gated_scan_matches_the_oracle(gate, num_frames):
     tensors = gated_inputs(num_frames, torch.float32, gate)
     states, last = gated_scan(*tensors, FRESH)
-    expected = oracle.rg_lru(*(tensor.detach().double().numpy() for tensor in tensors), FRESH.numpy())
+    expected = oracle.rg_lru(*map(array, tensors), FRESH.cpu().numpy())
     assert relative_error(states, torch.from_numpy(expected)) < 5e-6
     assert torch.equal(last, states[:, -1])
 
@@ -136,8 +141,8 @@ def test_gated_scan_matches_the_oracle(gate, num_frames):
 def test_gated_scan_matches_its_reference_in_every_gradient(dtype, gate, num_frames):
     tensors = gated_inputs(num_frames, dtype, gate)
     generator = torch.Generator().manual_seed(1)
-    grad_states = torch.randn(tensors[0].shape, generator=generator).to(tensors[4].dtype)
-    grad_last = torch.randn(tensors[4].shape, generator=generator).to(tensors[4].dtype)
+    grad_states = torch.randn(tensors[0].shape, generator=generator).to(tensors[4])
+    grad_last = torch.randn(tensors[4].shape, generator=generator).to(tensors[4])
     results = []
     for scan in (gated_scan, gated_scan_reference):
         states, last = scan(*tensors, FRESH)
@@ -155,11 +160,10 @@ def test_gated_scan_matches_its_reference_in_every_gradient(dtype, gate, num_fra
 @pytest.mark.parametrize("gate", [-6.0, 0.0, 6.0])
 def test_every_gradient_of_gated_scan_matches_the_oracle(gate, num_frames):
     tensors = gated_inputs(num_frames, torch.float32, gate)
-    grad_states = torch.randn(tensors[0].shape)
+    grad_states = torch.randn(tensors[0].shape).to(DEVICE)
     states, _ = gated_scan(*tensors, FRESH)
     gradients = torch.autograd.grad((states * grad_states).sum(), tensors)
-    arrays = [tensor.detach().double().numpy() for tensor in tensors]
-    expected = oracle.rg_lru_gradients(*arrays, FRESH.numpy(), grad_states.double().numpy())
+    expected = oracle.rg_lru_gradients(*map(array, tensors), FRESH.cpu().numpy(), array(grad_states))
     names = ("x", "input_gate", "recurrence_gate", "a_param", "hidden")
     for name, got, want in zip(names, gradients, expected, strict=True):
         assert relative_error(got, torch.from_numpy(want)) < 1e-5, name
@@ -167,11 +171,11 @@ def test_every_gradient_of_gated_scan_matches_the_oracle(gate, num_frames):
 
 def test_complex_recurrence_matches_the_oracle():
     config = ModelConfig(width=8, depth=1, num_heads=2, lru_complex=True, image_size=16)
-    lru = RGLRU(config).double()
-    x = torch.randn(3, 20, 4, 8, dtype=torch.float64)
-    states, last = lru(x, torch.zeros(3, 4, 8, dtype=torch.float64), FRESH)
+    lru = RGLRU(config).double().to(DEVICE)
+    x = torch.randn(3, 20, 4, 8, dtype=torch.float64).to(DEVICE)
+    states, last = lru(x, x.new_zeros(3, 4, 8), FRESH)
     gates = (lru.input_gate(x), lru.a_gate(x), lru.a_param, lru.a_imag_param)
-    expected = oracle.complex_rg_lru(x.numpy(), *(gate.detach().numpy() for gate in gates), FRESH.numpy())
+    expected = oracle.complex_rg_lru(array(x), *map(array, gates), FRESH.cpu().numpy())
     assert relative_error(states, torch.from_numpy(expected)) < 1e-12
     assert torch.equal(last, states[:, -1])
 
@@ -183,12 +187,12 @@ def test_gated_scan_passes_gradcheck():
 
 
 def test_the_square_roots_gradient_is_bounded():
-    x = torch.tensor([0.0, 1e-12, 0.25 / MAX_SQRT_GRADIENT**2, 0.04, 1.0], requires_grad=True)
+    x = torch.tensor([0.0, 1e-12, 0.25 / MAX_SQRT_GRADIENT**2, 0.04, 1.0], device=DEVICE, requires_grad=True)
     root = bounded_sqrt(x)
     (gradient,) = torch.autograd.grad(root.sum(), x)
     assert torch.equal(root, x.sqrt())
     expected = torch.tensor([MAX_SQRT_GRADIENT, MAX_SQRT_GRADIENT, MAX_SQRT_GRADIENT, 2.5, 0.5])
-    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-5, atol=0.0)
 
 
 def test_gradients_stay_finite_when_a_decay_reaches_one():
@@ -199,8 +203,9 @@ def test_gradients_stay_finite_when_a_decay_reaches_one():
 
 
 def test_the_last_state_does_not_keep_the_others_alive():
-    x, hidden = torch.rand(2, 5, 3, 4), torch.zeros(2, 3, 4)
+    x, hidden = torch.rand(2, 5, 3, 4).to(DEVICE), torch.zeros(2, 3, 4, device=DEVICE)
+    fresh = torch.ones(2, dtype=torch.bool, device=DEVICE)
     with torch.no_grad():
-        states, last = gated_scan(x, x, x, torch.rand(4), hidden, torch.ones(2, dtype=torch.bool))
+        states, last = gated_scan(x, x, x, torch.rand(4).to(DEVICE), hidden, fresh)
     assert torch.equal(last, states[:, -1])
     assert last.untyped_storage().nbytes() == last.nbytes

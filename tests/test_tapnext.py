@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import DEVICE, of_each_part, random_video, relative_error, tiny_model, tiny_tracker, unchecked
 from models import assert_same_tracks as assert_close
-from models import of_each_part, random_video, relative_error, tiny_model, tiny_tracker, unchecked
 from models import run_tracker as run
 from torch import Tensor
 
@@ -34,7 +34,7 @@ QUERIES = torch.tensor(
         [[0, 3.5, 20.25], [3, 30.0, 1.5], [7, 0.0, 32.0], [math.inf, 0, 0]],
         [[2, 16.0, 16.0], [0, 31.9, 0.1], [0, 8.25, 25.0], [5, 12.5, 3.0]],
     ]
-)
+).to(DEVICE)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["as published", "matching"])
@@ -53,22 +53,22 @@ def video_of(batch_size: int = 2, num_frames: int = NUM_FRAMES, seed: int = 0, s
 @pytest.mark.parametrize("name", ["tapnext_small.pt", "tapnext_small_jax.npz"])
 @pytest.mark.parametrize("online", [False, True], ids=["clip", "online"])
 def test_the_originals_are_matched(name, online):
-    tracker = load(GOLDEN / name)
+    tracker = load(GOLDEN / name).to(DEVICE)
     given = np.load(GOLDEN / "tapnext_small_io.npz")
     stored = np.load(GOLDEN / f"{Path(name).stem}_io.npz")
-    video = torch.from_numpy(given["video"]).movedim(-1, 2)
-    queries = torch.from_numpy(given["query_points_tyx"])
+    video = torch.from_numpy(given["video"]).movedim(-1, 2).to(DEVICE)
+    queries = torch.from_numpy(given["query_points_tyx"]).to(DEVICE)
     with torch.no_grad():
         out = tracker(video, queries)
         if online:
             out, _ = run(tracker, video, tracker.init_state(queries), list(range(1, video.shape[1])))
     prefix = "online_" if online and "online_tracks" in stored.files else ""
     scores = out.coordinate_logits.flip(-2).flatten(-2).transpose(1, 2)  # rows first, as the originals give them
-    assert np.abs(scores.numpy() - stored[prefix + "track_logits"]).max() <= 1e-4
+    assert np.abs(scores.cpu().numpy() - stored[prefix + "track_logits"]).max() <= 1e-4
     visible = out.visible_logits.transpose(1, 2)[..., None]
-    assert np.abs(visible.numpy() - stored[prefix + "visible_logits"]).max() <= 1e-4
+    assert np.abs(visible.cpu().numpy() - stored[prefix + "visible_logits"]).max() <= 1e-4
     points_yx = out.points_xy.flip(-1).transpose(1, 2)
-    assert np.abs(points_yx.numpy() - stored[prefix + "tracks"]).max() <= 0.002
+    assert np.abs(points_yx.cpu().numpy() - stored[prefix + "tracks"]).max() <= 0.002
 
 
 def test_the_two_arithmetics_differ():
@@ -86,7 +86,7 @@ def reference(tracker: TAPNext, video: Tensor, queries: Tensor) -> tuple[Tensor,
     size, channels = config.raster_px, config.blocks.width
     number, frequency = torch.arange(size).double(), torch.arange(channels // 4).double()
     angle = number[:, None] * 10_000 ** (-frequency / (channels // 4 - 1))
-    of_axis = torch.cat([angle.sin(), angle.cos()], dim=1).float()
+    of_axis = torch.cat([angle.sin(), angle.cos()], dim=1).float().to(DEVICE)
     table = torch.cat([of_axis.expand(size, size, -1), of_axis[:, None].expand(size, size, -1)], dim=-1)
 
     patches = tracker.tokenizer.embedding(
@@ -98,10 +98,10 @@ def reference(tracker: TAPNext, video: Tensor, queries: Tensor) -> tuple[Tensor,
     if grid != (side, side):
         positions = F.interpolate(positions, size=grid, mode="bicubic", align_corners=False)
     patches = patches + positions.flatten(2)[0].T
-    points = torch.empty(*video.shape[:2], queries.shape[1], channels)
+    points = torch.empty(*video.shape[:2], queries.shape[1], channels, device=DEVICE)
     for row, number_of in np.ndindex(*queries.shape[:2]):
         t, y, x = queries[row, number_of].tolist()
-        at = torch.tensor([[[[2 * x / width - 1, 2 * y / height - 1]]]])
+        at = torch.tensor([[[[2 * x / width - 1, 2 * y / height - 1]]]], device=DEVICE)
         padding = {"zeros": "zeros", "nearest": "border"}[config.query_border]
         where = F.grid_sample(table.permute(2, 0, 1)[None], at, padding_mode=padding, align_corners=False).flatten()
         for frame in range(video.shape[1]):
@@ -111,11 +111,11 @@ def reference(tracker: TAPNext, video: Tensor, queries: Tensor) -> tuple[Tensor,
     tokens = torch.cat([patches, points], dim=2)
     state = tracker.init_state(queries, image_size=(height, width))
     for block, layer in zip(tracker.blocks, state.layers, strict=True):
-        tokens, _ = block(tokens, layer, torch.ones(len(video), dtype=torch.bool))
+        tokens, _ = block(tokens, layer, torch.ones(len(video), dtype=torch.bool, device=DEVICE))
     rows, columns = tracker.coordinates(tracker.norm(tokens)[:, :, patches.shape[2] :]).chunk(2, dim=-1)
 
     def expectation(scores: Tensor) -> Tensor:  # the original's: normalise, cut off, normalise again
-        pixel = torch.arange(size)
+        pixel = torch.arange(size, device=DEVICE)
         probs = (scores * 0.5).softmax(dim=-1) * ((scores.argmax(-1, keepdim=True) - pixel).abs() <= 20)
         return (probs / probs.sum(-1, keepdim=True) * pixel).sum(dim=-1) + 0.5
 
@@ -128,7 +128,7 @@ def reference(tracker: TAPNext, video: Tensor, queries: Tensor) -> tuple[Tensor,
 def test_any_size_of_frames_is_read_as_the_original_would(border, size):
     tracker = tiny_tracker(query_border=border)
     video = video_of(2, 4, size=size)
-    scale = torch.tensor([1, size[0] / 32, size[1] / 32])
+    scale = torch.tensor([1, size[0] / 32, size[1] / 32]).to(DEVICE)
     queries = QUERIES.clone()
     queries[0, 3, 1:] = 0
     queries = torch.where(queries.isinf(), queries, queries * scale)
@@ -137,7 +137,7 @@ def test_any_size_of_frames_is_read_as_the_original_would(border, size):
     assert relative_error(out.coordinate_logits, scores) < TOLERANCE
     assert relative_error(out.points_xy, points_xy) < TOLERANCE
     assert (out.points_xy >= 0).all()
-    assert (out.points_xy <= torch.tensor([size[1], size[0]])).all()
+    assert (out.points_xy.cpu() <= torch.tensor([size[1], size[0]])).all()
 
 
 def test_certainty_is_the_probability_of_a_disc():
@@ -189,7 +189,9 @@ def test_any_cut_gives_the_clips_points(tracker, places, seed):
 def test_later_frames_do_not_change_earlier_points(tracker):
     video, other = video_of(), video_of(seed=1)
     mixed = torch.cat([video[:, :5], other[:, 5:]], dim=1)
-    moved = torch.where(QUERIES[..., :1] >= 5, QUERIES + torch.tensor([0.0, 1.0, -0.05]), QUERIES).clamp(min=0)
+    moved = torch.where(QUERIES[..., :1] >= 5, QUERIES + torch.tensor([0.0, 1.0, -0.05]).to(DEVICE), QUERIES).clamp(
+        min=0
+    )
     assert not torch.equal(moved, QUERIES)
     until = tracker(video, QUERIES)
     assert_close(
@@ -249,7 +251,7 @@ def test_a_saved_state_resumes_bit_exactly(tracker, tmp_path, dtype):
     video = video_of()
     _, state = run(tracker, video[:, :4], tracker.init_state(QUERIES), [2])
     state.save(tmp_path / "points.state")
-    loaded = TrackState.load(tmp_path / "points.state")
+    loaded = TrackState.load(tmp_path / "points.state", device=DEVICE)
     assert (loaded.config, loaded.image_size, loaded.num_queries) == (state.config, (32, 32), 4)
     expected, _ = run(tracker, video[:, 4:], state, [])
     got, _ = run(tracker, video[:, 4:], loaded, [])
@@ -272,7 +274,7 @@ def test_methods_leave_the_state_as_it_is(tracker):
     copies = {name: tensor.clone() for name, tensor in state._tensors().items()}
     state.reset([True, False])
     state.copy_slot(0, 1)
-    tracker.init_state(torch.full((2, 1, 3), math.inf)).place(0, torch.ones(2, 2))
+    tracker.init_state(torch.full((2, 1, 3), math.inf)).place(0, torch.ones(2, 2).to(DEVICE))
     state.to(dtype=torch.bfloat16)
     tracker.step(video_of(), state)
     assert all(torch.equal(tensor, copies[name]) for name, tensor in state._tensors().items())
@@ -280,11 +282,11 @@ def test_methods_leave_the_state_as_it_is(tracker):
 
 def test_a_stream_may_be_longer_than_float32_can_count(tracker):
     state = tracker.init_state(torch.tensor([[[2.0**24 + 3, 5.0, 6.0], [0, 1, 1]]], dtype=torch.float64))
-    aged = state.replace(frames_seen=torch.tensor([2**24 + 2]))
+    aged = state.replace(frames_seen=torch.tensor([2**24 + 2]).to(DEVICE))
     young = tracker.init_state(torch.tensor([[[1.0, 5.0, 6.0], [0, 1, 1]]]))
-    young = young.replace(query_frames=torch.tensor([[1, -1]]), frames_seen=torch.tensor([0]))
+    young = young.replace(query_frames=torch.tensor([[1, -1]]).to(DEVICE), frames_seen=torch.tensor([0]).to(DEVICE))
     # Only the rule for the first frame differs, so both process a frame before.
-    young = young.replace(query_frames=young.query_frames + 5, frames_seen=torch.tensor([5]))
+    young = young.replace(query_frames=young.query_frames + 5, frames_seen=torch.tensor([5]).to(DEVICE))
     assert_close(tracker.step(video_of(1), aged)[0], tracker.step(video_of(1), young)[0], 1e-7)
 
 
@@ -302,7 +304,7 @@ def test_low_precision_is_close(tracker):
 def test_a_point_placed_later_is_as_if_declared_at_the_start(tracker):
     video = video_of()
     declared = QUERIES.clone()
-    declared[:, 3] = torch.tensor([[4, 12.0, 30.5], [4, 3.25, 8.0]])
+    declared[:, 3] = torch.tensor([[4, 12.0, 30.5], [4, 3.25, 8.0]]).to(DEVICE)
     free = declared.clone()
     free[:, 3, 0] = math.inf
     before, state = run(tracker, video[:, :4], tracker.init_state(free), [1])
@@ -313,7 +315,7 @@ def test_a_point_placed_later_is_as_if_declared_at_the_start(tracker):
 
 def test_an_emptied_slot_is_as_if_it_had_always_been_empty(tracker):
     video = video_of()
-    queries = torch.cat([QUERIES[:, :3], torch.full((2, 2, 3), math.inf)], dim=1)
+    queries = torch.cat([QUERIES[:, :3], torch.full((2, 2, 3), math.inf).to(DEVICE)], dim=1)
     _, state = run(tracker, video[:, :4], tracker.init_state(queries), [])
     emptied = state.copy_slot(4, 0)
     assert (emptied.query_frames[:, 0] == NEVER).all()
@@ -325,7 +327,7 @@ def test_an_emptied_slot_is_as_if_it_had_always_been_empty(tracker):
     for one in emptied.layers:
         assert relative_error(one.hidden[:, 16], one.hidden[:, 16 + 3]) < TOLERANCE  # and a slot that was never used
     # A new point in it is tracked as in a slot that was never used.
-    place = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+    place = torch.tensor([[5.0, 6.0], [7.0, 8.0]]).to(DEVICE)
     reused, _ = tracker.step(video[:, 4:], emptied.place(0, place))
     unused, _ = tracker.step(video[:, 4:], emptied.place(3, place))
     order = [3, 1, 2, 0, 4]
@@ -375,7 +377,7 @@ def test_queries_after_the_last_frame_are_never_seen_either_way(tracker):
 
 
 def loss_of(out: TrackerOutput) -> Tensor:
-    is_after = (torch.arange(NUM_FRAMES) >= QUERIES[..., :1]).double()
+    is_after = (torch.arange(NUM_FRAMES, device=DEVICE) >= QUERIES[..., :1]).double()
     points = (out.points_xy - 16).square().sum(dim=-1) * 0.01 + out.visible_logits.square()
     return (points * is_after).sum() + (out.coordinate_logits.logsumexp(dim=-1).sum(dim=-1) * is_after).sum()
 
@@ -478,11 +480,11 @@ def test_other_states_files_are_not_a_trackers(tmp_path):
 
 
 def test_no_points_and_no_streams_are_batches_like_any_other(tracker):
-    out = tracker(video_of(), torch.zeros(2, 0, 3))
+    out = tracker(video_of(), torch.zeros(2, 0, 3).to(DEVICE))
     assert out.points_xy.shape == (2, 0, NUM_FRAMES, 2)
     assert out.visible.shape == (2, 0, NUM_FRAMES)
     for model in (tracker, optimize(tracker)):
-        assert model(video_of(0), torch.zeros(0, 3, 3)).certainty.shape == (0, 3, NUM_FRAMES)
+        assert model(video_of(0), torch.zeros(0, 3, 3).to(DEVICE)).certainty.shape == (0, 3, NUM_FRAMES)
 
 
 @pytest.mark.parametrize(

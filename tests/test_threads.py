@@ -59,7 +59,8 @@ def test_an_idle_machine_gives_all_its_threads(cores: int, work_s: float) -> Non
     machine = Machine(cores, work_s=work_s)
     choice = ThreadChoice(cores, machine.probe, lambda: machine.clock_s)
     assert choice.count == cores
-    assert machine.run(choice, 30) > 0.97 * machine.best()
+    assert machine.run(choice, 3) > 0.96 * machine.best()
+    assert machine.run(choice, 27) > 0.985 * machine.best()
     assert choice.count == cores
 
 

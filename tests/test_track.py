@@ -91,12 +91,12 @@ def test_removing_and_using_a_slot_again_leaves_the_others_untouched():
         others = [*range(patches), patches, patches + 2, patches + 3]
         assert torch.equal(layer.hidden[:, others], hidden[:, others])
         assert not torch.equal(layer.hidden[:, patches + 1], hidden[:, patches + 1])
-    apart._slots[-1] = 1  # bars the slot from which the point was removed
+    apart._slots._slots[-1] = 1  # bars the slot from which the point was removed
     added = again.add(9, 10)
     assert added == apart.add(9, 10)
-    assert again._slots[added] == 1
-    assert apart._slots[added] == 2
-    del apart._slots[-1]
+    assert again._slots._slots[added] == 1
+    assert apart._slots._slots[added] == 2
+    del apart._slots._slots[-1]
     for frame in frames[4:]:
         got, expected = again.update(frame), apart.update(frame)
         np.testing.assert_allclose(got.points_xy, expected.points_xy, atol=1e-3)

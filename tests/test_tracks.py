@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from forked import Forks
 
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import ConfigError, InputError
@@ -301,7 +300,7 @@ def digest(scenes: TrackScenes, index: int) -> str:
 
 
 @pytest.mark.slow
-def test_the_same_clip_every_time(scenes: TrackScenes) -> None:
+def test_the_same_clip_every_time(scenes: TrackScenes, forks: Forks) -> None:
     forwards = [digest(scenes, index) for index in (0, 7, 3)]
     fresh = TrackScenes(SMALL, seed=4)
     np.random.seed(1)
@@ -315,8 +314,7 @@ def test_the_same_clip_every_time(scenes: TrackScenes) -> None:
         "[found.update(a.tobytes()) for a in (clip.tracks_xy, clip.occluded, clip.query_points_tyx)]\n"
         "print(found.hexdigest())"
     )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert there.stdout.strip() == forwards[1]
+    assert forks.run(code).stdout.strip() == forwards[1]
 
 
 def test_as_a_data_set(scenes: TrackScenes) -> None:

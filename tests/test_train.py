@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from command_line import trecvit, trecvit_process
+from command_line import trecvit
 
 import paper  # noqa: F401 - its recipes
 from trecvit.bench.training import loader_speed, update_costs
@@ -388,12 +388,11 @@ def test_first_weights_are_scaled_where_said(recipe_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_is_trained_alike(tmp_path, recipe_path):
+def test_a_compiled_model_is_trained_alike(tmp_path, recipe_path, forks):
     losses = {}
     for words in ("false", "true"):
         run = tmp_path / words
-        # The compiler cannot see through the checks of shapes that the tests add.
-        start = trecvit_process if words == "true" else trecvit
+        start = forks.trecvit if words == "true" else trecvit
         done = start("train", recipe_path, "--to", run, f"optimisation.compile={words}")
         assert done.returncode == 0, done.stderr[-3000:]
         losses[words] = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Two processes over gloo, started by torchrun."""
+"""Two processes over gloo, started by torchrun (`two_ranks`)."""
 
 from __future__ import annotations
 
@@ -60,15 +60,6 @@ def write_shades(folder: Path, count: int) -> Path:
     return folder
 
 
-def torchrun(recipe: Path, run: Path, kind: str, *words: str) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
-        "train", str(recipe), *WORDS, *words, "--to", str(run), "--parallel", kind,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -76,11 +67,15 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_give_the_losses_and_the_weights_of_one_and_go_on_from_their_checkpoint(
-    tmp_path, recipe_path, kind
+    tmp_path, recipe_path, kind, two_ranks
 ):
+    def train_both(folder: Path) -> None:
+        for done in two_ranks.trecvit("train", recipe_path, *WORDS, "--to", folder, "--parallel", kind):
+            assert done.returncode == 0, done.stderr[-3000:]
+
     alone = train(load_recipe(recipe_path, WORDS), tmp_path / "alone")
     whole, run = tmp_path / "whole", tmp_path / "run"
-    torchrun(recipe_path, whole, kind)
+    train_both(whole)
     assert losses(whole) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     shared = load(whole / "model")
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
@@ -93,7 +88,7 @@ def test_two_processes_give_the_losses_and_the_weights_of_one_and_go_on_from_the
     for path in (run / "checkpoints").iterdir():
         if path.name != "step-00000004":
             shutil.rmtree(path)
-    torchrun(recipe_path, run, kind)
+    train_both(run)
     resumed = load(run / "model")
     assert all(torch.equal(a, b) for a, b in zip(shared.parameters(), resumed.parameters(), strict=True))
     assert losses(run) == losses(whole)
@@ -125,7 +120,7 @@ def test_ctrl_c_stops_two_processes_after_the_same_step_with_a_checkpoint(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, kind):
+def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, kind, two_ranks):
     """Micro-batches of unequal size, or empty in a process, give the same updates as one process."""
     data = write_shades(tmp_path / "data", 9)
     for number in (2, 5):
@@ -133,12 +128,9 @@ def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, ki
     path = tmp_path / "videos.yaml"
     path.write_text(VIDEOS.format(data=data))
     words = ["optimisation.accumulation=2", "optimisation.recompute=blocks"]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trecvit",
-        "train", str(path), *words, "--to", str(tmp_path / "both"), "--parallel", kind,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["train", path, *words, "--parallel", kind]
+    for done in two_ranks.trecvit(*command, "--to", tmp_path / "both"):
+        assert done.returncode == 0, done.stderr[-3000:]
     train(load_recipe(path, words), tmp_path / "alone")
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     found, again = (read_lines(tmp_path / name / "failures.jsonl") for name in ("both", "alone"))
@@ -148,15 +140,14 @@ def test_two_processes_train_on_videos_of_which_some_cannot_be_read(tmp_path, ki
     if kind == "fsdp":
         return
     # Two of eleven are more than a tenth, however the two processes came to see them.
-    done = subprocess.run([*command, "videos.max_failed_share=0.1", "--to", str(tmp_path / "other")],
-                          capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
-    assert done.returncode != 0
-    assert "2 videos could not be read, more than max_failed_share=0.1 allows" in done.stderr
+    refused = two_ranks.trecvit(*command, "videos.max_failed_share=0.1", "--to", tmp_path / "other")
+    assert [done.returncode for done in refused] == [1, 1]
+    assert all("2 videos could not be read, more than max_failed_share=0.1 allows" in done.stderr for done in refused)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_broken", [0, 1])
-def test_two_processes_evaluate_each_video_once(tmp_path, num_broken):
+@pytest.mark.parametrize(("num_broken", "workers"), [(0, 1), (1, 0)])
+def test_two_processes_evaluate_each_video_once(tmp_path, num_broken, workers, two_ranks):
     write_shades(tmp_path / "data", 5)
     for number in range(num_broken):
         (tmp_path / "data" / "light" / f"{number}.mp4").write_bytes(b"no video")
@@ -166,12 +157,10 @@ def test_two_processes_evaluate_each_video_once(tmp_path, num_broken):
     TRecViT(small, labels=("dark", "light"), preprocessing=Preprocessing(image_size=(32, 32), num_frames=2)).save(
         tmp_path / "model"
     )
-    words = ["trecvit", "eval", "videos", tmp_path / "data", "--model", tmp_path / "model", "--clips", 2, "--crops", 1]
-    alone = trecvit(*words[1:], "--to", tmp_path / "alone")
-    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *words]
-    command = [str(word) for word in (*shared, "--to", tmp_path / "shared")]
-    for done in (alone, subprocess.run(command, capture_output=True, text=True, check=False)):
-        assert (done.returncode != 0) == bool(num_broken), done.stderr[-3000:]
+    words = ["eval", "videos", tmp_path / "data", "--model", tmp_path / "model", "--clips", 2, "--crops", 1]
+    alone = trecvit(*words, "--workers", workers, "--to", tmp_path / "alone")
+    first, second = two_ranks.trecvit(*words, "--workers", workers, "--to", tmp_path / "shared")
+    assert (alone.returncode, first.returncode, second.returncode) == (num_broken, num_broken, 0), first.stderr[-3000:]
     one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("alone", "shared"))
     assert one == other
     assert (one["good"], len(one["failed"])) == (5, num_broken)

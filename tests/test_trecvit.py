@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from models import VARIANTS, random_video, relative_error, tiny_model
+from models import DEVICE, VARIANTS, random_video, relative_error, tiny_model
 
 from trecvit.config import PRESETS, ModelConfig, Preprocessing, model_config
 from trecvit.errors import ConfigError, InputError
@@ -141,7 +141,7 @@ def test_other_image_sizes_interpolate_the_positions(positions):
 
 def test_learned_positions_are_interpolated_when_the_grid_grows():
     model = tiny_model(image_size=(32, 32))
-    ramp = torch.linspace(0, 1, 4)[:, None].expand(4, 4)  # grows downwards
+    ramp = torch.linspace(0, 1, 4, device=DEVICE)[:, None].expand(4, 4)  # grows downwards
     with torch.no_grad():
         model.tokenizer.positions.copy_(ramp.reshape(16, 1).expand(16, 16))
     grown = model.tokenizer._positions_for(8, 8).view(8, 8, 16)
@@ -163,7 +163,7 @@ def test_fixed_positions_are_sines_and_cosines_of_x_then_y():
 
 
 def test_plain_attention_equals_the_fused_kernel():
-    queries, keys, values = torch.randn(3, 2, 4, 37, 8)
+    queries, keys, values = torch.randn(3, 2, 4, 37, 8).to(DEVICE)
     expected = torch.nn.functional.scaled_dot_product_attention(queries, keys, values)
     heads = torch.stack([queries, keys, values])
     torch.testing.assert_close(attend(heads, max_plain_tokens=37), expected, rtol=1e-5, atol=1e-6)
@@ -185,7 +185,7 @@ def test_the_recurrence_is_float32_whatever_the_compute_dtype():
 
 def test_autocast_keeps_the_logits_close():
     model, video = tiny_model(), random_video(2, 6)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         out, state = model.step(video, model.init_state(2))
     assert all(layer.hidden.dtype == torch.float32 for layer in state.layers)
     assert relative_error(out.logits, model(video).logits) < 0.05
@@ -310,9 +310,8 @@ def test_initial_weights_have_the_codes_deviations():
 
 
 def test_the_convolution_is_causal_and_passes_gradcheck():
-    conv = CausalConv(3, 4).double()
-    x = torch.randn(2, 5, 2, 3, dtype=torch.float64, requires_grad=True)
-    taps = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    conv = CausalConv(3, 4).double().to(DEVICE)
+    x, taps = (torch.randn(2, size, 2, 3, dtype=torch.float64).to(DEVICE).requires_grad_() for size in (5, 3))
     weight, bias = (tensor.detach().clone().requires_grad_() for tensor in (conv.weight, conv.bias))
 
     def convolve(x, taps, weight, bias):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from forked import Forks
 
 from trecvit.errors import ConfigError, InputError
 from trecvit.synthetic.scene import Layer, Scene, compose, render, scene_tracks
@@ -137,14 +136,13 @@ def test_order_and_threads_do_not_matter(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_another_process_makes_the_same(world: World) -> None:
+def test_another_process_makes_the_same(world: World, forks: Forks) -> None:
     code = (
         "import hashlib; from trecvit.synthetic.world import *; w = World(WorldConfig(), seed=7)\n"
         "print(*[hashlib.sha256(w[i][0].numpy().tobytes()).hexdigest() for i in (31, 4, 16)])"
     )
     digests = [hashlib.sha256(world[index][0].numpy().tobytes()).hexdigest() for index in (31, 4, 16)]
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout.split() == digests
+    assert forks.run(code).stdout.split() == digests
 
 
 def test_seeds_and_indices_make_different_scenes(world: World) -> None:

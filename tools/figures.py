@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from paper import report
-from tools import measured
+from tools import actions, measured
 from trecvit.cli.app import run
 from trecvit.errors import DataError
 from trecvit.files import write_text
@@ -28,6 +28,7 @@ DOCUMENTS: dict[str, Callable[[Path], dict[str, str]]] = {
     PAGE: report.texts,
     "docs/tracking.md": measured.tracking,
     "docs/training.md": measured.training,
+    "src/trecvit/weights/actions/README.md": actions.card,
     "src/trecvit/weights/motions/README.md": measured.motions_card,
     "src/trecvit/weights/points/README.md": measured.points_card,
 }

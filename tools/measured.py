@@ -16,7 +16,7 @@ from paper.tables import on, share, table
 from trecvit.errors import DataError
 
 _TRAINING = "benchmarks/training"
-_PACKAGE_ROOMS = "video model data synthetic weights evaluate train train/tasks accelerate runtime bench cli"
+_PACKAGE_ROOMS = "video model data synthetic weights evaluate train train/tasks accelerate runtime serve bench cli"
 _ROOMS = ("src/trecvit", *(f"src/trecvit/{room}" for room in _PACKAGE_ROOMS.split()))
 _COMPARED_FRAMES = (32, 64)  # the lengths in the paper's Table 3
 
@@ -41,7 +41,7 @@ def readme(root: Path) -> dict[str, str]:
 def architecture(root: Path) -> dict[str, str]:
     """The file tree: the first line of each module."""
     lines = ["```"]
-    for room in (*_ROOMS, "paper", "tools"):
+    for room in (*_ROOMS, "paper", "tools", "tools/gpu"):
         lines.append(f"{room}/")
         for path in sorted((root / room).glob("*.py")):
             names_rows = path.name != "__init__.py" or path.parent.name == "tasks"
@@ -75,10 +75,12 @@ def points_card(root: Path) -> dict[str, str]:
 
 
 def tracking(root: Path) -> dict[str, str]:
-    """The bundled tracker, and the cost of empty slots."""
+    """The bundled tracker, on synthetic scenes and on real videos, and the cost of empty slots."""
     slots = [_read(root, f"slots/{name}") for name in ("points", "tapnext_b")]
     scales = (f"`{content['model']}`: {tables.slots_scale(content)}." for content in slots)
-    return points_card(root) | {"slots": tables.slots(slots) + "\n\n" + "  \n".join(scales)}
+    badja = _read(root, "badja")
+    real = {"joints": f"{tables.joints(badja)}\n\ntorch {badja['torch']}, {badja['date']}."}
+    return points_card(root) | real | {"slots": tables.slots(slots) + "\n\n" + "  \n".join(scales)}
 
 
 def performance(root: Path) -> dict[str, str]:

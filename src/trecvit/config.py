@@ -115,6 +115,8 @@ class ModelConfig(Config):
             radii and `temporal_mlp` belong to the "lru". Three treat a clip's tokens as one sequence (paper, Figure 4):
             "full_attention" and "causal_attention" in place of spatial attention, the latter to a token's own frame and
             those before; and "flat_lru", an LRU along the tokens, row by row and frame by frame, without attention.
+        temporal_from: Index of the first block with a temporal part. Those below see single frames: a ViT that can stay
+            as it was trained on pictures, see `Optimisation.frozen_blocks`. 0 in the paper.
         temporal_skip: The skip connection around the temporal part (paper, Table 1: hardly trains without).
         temporal_positions: Temporal positions stored for mixers over whole clips, one per frame, or temporal patch, of
             a training clip.
@@ -140,6 +142,7 @@ class ModelConfig(Config):
     num_heads: int = 12
     mlp_width: int = 3072
     temporal_mixer: TemporalMixer = "lru"
+    temporal_from: int = 0
     temporal_skip: bool = True
     temporal_positions: int = 32
     lru_multiplier: int = 1
@@ -162,7 +165,7 @@ class ModelConfig(Config):
         object.__setattr__(self, "image_size", as_image_size(self.image_size))
         self._require_whole("width", "depth", "num_heads", "mlp_width", "lru_multiplier", "temporal_positions")
         self._require_whole("patch_size", "head_width")
-        self._require_whole("conv_width", "num_classes", least=0)
+        self._require_whole("conv_width", "num_classes", "temporal_from", least=0)
         self._require_bool("lru_complex", "lru_gates", "temporal_mlp", "temporal_skip")
         self._require(self.temporal_patch_size in (1, 2, 4, 8), "temporal_patch_size", "1, 2, 4 or 8")
         self._check_temporal_part()
@@ -196,6 +199,11 @@ class ModelConfig(Config):
         self._require(mixer in get_args(TemporalMixer), "temporal_mixer", f"one of {get_args(TemporalMixer)}")
         if mixer == "conv":
             self._require(self.conv_width >= 1, "conv_width", "at least one tap for temporal_mixer='conv'")
+        self._require(self.temporal_from < self.depth, "temporal_from", f"less than depth={self.depth}")
+        if self.temporal_from:
+            apart = mixer in ("lru", "attention", "lstm", "conv")
+            rule = f"0 for temporal_mixer={mixer!r}, which has no temporal part beside the spatial one"
+            self._require(apart, "temporal_from", rule)
         recurs = mixer in ("lru", "flat_lru")
         if not self.temporal_skip:
             apart = mixer not in ("none", "full_attention", "causal_attention")

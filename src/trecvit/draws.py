@@ -31,6 +31,7 @@ class Stream(IntEnum):
     FILE_ORDER = 18
     LONG_SCENE = 19
     LONG_QUERIES = 20
+    STILL = 21
 
 
 def rng(seed: int, stream: Stream, *index: int) -> np.random.Generator:

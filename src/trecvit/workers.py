@@ -1,4 +1,7 @@
-"""Worker processes on the same machine: they exit with their parent, and only the parent handles Ctrl-C and SIGTERM."""
+"""Worker processes on the same machine: they exit with their parent, and only the parent handles Ctrl-C and SIGTERM.
+
+On Linux they are forked from a server process, which imports this package once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -22,7 +25,7 @@ _Result = TypeVar("_Result")
 
 
 def worker_pool(num_workers: int, prepare: Callable[..., object] | None = None, *args: Any) -> ProcessPoolExecutor:
-    """Start a pool of spawned processes that exit with this one, however it ends.
+    """Start a pool of processes that exit with this one, however it ends.
 
     Leaving its `with` block by an exception, such as Ctrl-C, kills the workers at once, also amid their work.
 
@@ -36,7 +39,7 @@ def worker_pool(num_workers: int, prepare: Callable[..., object] | None = None, 
 
 class _Pool(ProcessPoolExecutor):
     def __init__(self, num_workers: int, prepare: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
-        super().__init__(num_workers, multiprocessing.get_context("spawn"), _begin, (prepare, args))
+        super().__init__(num_workers, multiprocessing.get_context(_start_method()), _begin, (prepare, args))
         self._started: list[BaseProcess] = []
 
     def submit(self, fn: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs) -> Future[_Result]:
@@ -73,7 +76,7 @@ def load_items(dataset: Any, *, num_workers: int, prefetch_factor: int | None = 
         dataset,
         num_workers=num_workers,
         worker_init_fn=_begin_loading,
-        multiprocessing_context="spawn",
+        multiprocessing_context=_start_method(),
         prefetch_factor=prefetch_factor,
         **options,
     )
@@ -90,6 +93,17 @@ def load_items(dataset: Any, *, num_workers: int, prefetch_factor: int | None = 
             with _quietly():
                 _kill(workers)  # a worker amid its start would print that its parent is gone
                 items._shutdown_workers()  # type: ignore[attr-defined]  # references in tracebacks can delay its destructor
+
+
+def _start_method() -> str:
+    """Start the server where there is one: workers inherit its mask, so neither signal reaches them as they start."""
+    if sys.platform != "linux":
+        return "spawn"
+    imported = [name for name in sys.modules if name.startswith("trecvit.") and not name.endswith("__main__")]
+    multiprocessing.set_forkserver_preload(imported)
+    with _blocked((signal.SIGINT, signal.SIGTERM)):
+        forkserver.ensure_running()
+    return "forkserver"
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
@@ -146,6 +160,7 @@ def _quietly() -> Iterator[None]:
 def _begin_loading(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     sys.excepthook = _print_unless_interrupted
 
 
@@ -157,6 +172,8 @@ def _print_unless_interrupted(kind: type[BaseException], error: BaseException, t
 
 def _begin(prepare: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # a broken pool ends its workers by SIGTERM
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if prepare is not None:
         prepare(*args)

@@ -6,7 +6,7 @@
 A graph holds for one batch size, number of frames and image size, so there is a file for each. The carried state is
 among its inputs and outputs, and stays the explicit value that it is everywhere else. OpenVINO's folders also hold
 `stream.xml`, with the state kept inside, for programs without Python: frames in, class probabilities (or features) out.
-A model that only takes whole clips has none.
+A model that only takes whole clips has none. ONNX's folders are `trecvit.accelerate.onnx_folder`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from trecvit.accelerate.compile import find_compiler
 from trecvit.accelerate.kernels import FLOATS, available_dtype
+from trecvit.accelerate.onnx_folder import export_onnx, is_onnx, read_manifest, read_rest, run_of
+from trecvit.accelerate.onnx_runtime import as_engine
 from trecvit.accelerate.openvino import (
     FrameEngine,
     OpenVINORun,
@@ -42,25 +44,31 @@ from trecvit.config import ImageSize, ModelConfig, Preprocessing, as_image_size,
 from trecvit.errors import CheckpointError, ConfigError, InputError
 from trecvit.files import emptied_on_error, is_empty, write_json, writing
 from trecvit.model.state import State
-from trecvit.model.trecvit import Output, TRecViT
+from trecvit.model.tracker import PointTracker
+from trecvit.model.trecvit import Output, TRecViT, VideoModel
 from trecvit.processor import features, instruction_set
+from trecvit.weights.load import ARCHITECTURES
 
 _FORMAT = "trecvit-exported-1"
-_MODES = ("compile", "openvino")
+_MODES = ("compile", "openvino", "onnx")
 _DESCRIPTION, _REST, _STREAM = "exported.json", "rest.safetensors", "stream.xml"
 
 _REST_PARTS = ("norm.", "head.")  # parts that run outside of the graphs
 
+_Model = TypeVar("_Model", bound=VideoModel)
+
 
 def export(
-    model: TRecViT,
+    model: TRecViT | PointTracker,
     folder: str | Path,
     *,
     mode: str = "compile",
     dtype: torch.dtype | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = 1,
     frames: Sequence[int] = (1,),
     image_size: ImageSize | None = None,
+    num_points: int = 16,
+    weights: str = "float32",
 ) -> Path:
     """Compile a model for the given shapes and write the result into a folder.
 
@@ -71,11 +79,15 @@ def export(
         folder: A new or empty folder.
         mode: "compile" is PyTorch's AOTInductor: a library for this kind of processor, some tens of seconds for each
             number of frames. "openvino" is OpenVINO's format (the extra `openvino`), for any processor it runs on.
+            "onnx" (the extra `onnx`) is the step of one frame for any ONNX runtime, of classifiers and point trackers.
         dtype: float32, or bfloat16 for the matrix multiplications where this CPU is faster with it, see `optimize`. By
-            default the model's.
-        batch_size: Streams or clips per call.
-        frames: Numbers of frames per call: 1 for a stream frame by frame; the length of the clips.
+            default the model's. For "onnx" float32.
+        batch_size: Streams or clips per call; None, with "onnx", for any number.
+        frames: Numbers of frames per call: 1 for a stream frame by frame; the length of the clips. Not for "onnx".
         image_size: Height and width of the frames, by default those of `preprocessing`.
+        num_points: With "onnx", the most points that a tracker can track at a time.
+        weights: With "onnx", how weight matrices are stored: "float32", or "float16" for half of the size. The graph
+            computes in float32 either way.
 
     Returns:
         The folder.
@@ -86,14 +98,22 @@ def export(
     """
     folder, dtype = Path(folder), dtype or model.dtype
     image_size = model.preprocessing.image_size if image_size is None else as_image_size(image_size)
-    extent = model.config.temporal_patch_size
+    extent = model.tokenizer.config.temporal_patch_size
     if mode not in _MODES:
         raise ConfigError(f"mode: expected one of {', '.join(_MODES)}, got {mode!r}{nearest(mode, _MODES)}")
     if dtype not in FLOATS.values():
         raise ConfigError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+    if mode == "onnx":
+        _export_onnx(model, folder, dtype, batch_size, frames, image_size, num_points, weights)
+        return folder
     if not isinstance(model, TRecViT) or model.is_optimized or model.device.type != "cpu":
-        raise ConfigError("export: expected a TRecViT on the CPU as it was loaded or made, not a result of optimize")
-    if batch_size < 1 or not frames or any(count < 1 or count % extent for count in frames):
+        raise ConfigError(
+            "export: expected a TRecViT on the CPU as it was loaded or made, not a result of optimize; trackers are "
+            "exported with mode='onnx'"
+        )
+    if weights != "float32":
+        raise ConfigError(f"weights: expected float32 with mode={mode!r}, got {weights!r}; take mode='onnx'")
+    if batch_size is None or batch_size < 1 or not frames or any(count < 1 or count % extent for count in frames):
         raise ConfigError(
             f"export: expected a batch of 1 or more and multiples of temporal_patch_size={extent} as frames, "
             f"got batch_size={batch_size}, frames={list(frames)}"
@@ -116,6 +136,31 @@ def export(
                 _write_stream(folder / _STREAM, source, Shapes(batch_size, extent, image_size))
         _write_rest(model, source, folder, mode, dtype, counts, batch_size, image_size)
     return folder
+
+
+def _export_onnx(
+    model: TRecViT | PointTracker,
+    folder: Path,
+    dtype: torch.dtype,
+    batch_size: int | None,
+    frames: Sequence[int],
+    image_size: tuple[int, int],
+    num_points: int,
+    weights: str,
+) -> None:
+    """Check the arguments of `export` for ONNX, and export."""
+    if dtype != torch.float32 and dtype != model.dtype:
+        raise ConfigError(
+            f"dtype: expected torch.float32 with mode='onnx', got {dtype}; weights='float16' makes it small"
+        )
+    if list(frames) != [1] or (batch_size is not None and batch_size < 1) or num_points < 1:
+        raise ConfigError(
+            "export: expected frames=[1], a batch of 1 or more (or None) and one point or more with mode='onnx', got "
+            f"frames={list(frames)}, batch_size={batch_size}, num_points={num_points}"
+        )
+    if not is_empty(folder):
+        raise ConfigError(f"{folder}: expected a new or empty folder")
+    export_onnx(model, folder, image_size=image_size, batch_size=batch_size, num_points=num_points, weights=weights)
 
 
 def _write_rest(
@@ -147,19 +192,60 @@ def _write_rest(
 
 def is_exported(folder: str | Path) -> bool:
     """Whether `export` wrote a folder."""
-    return (Path(folder) / _DESCRIPTION).is_file()
+    return (Path(folder) / _DESCRIPTION).is_file() or is_onnx(folder)
 
 
-def load_exported(folder: str | Path) -> TRecViT:
+def load_exported(folder: str | Path) -> TRecViT | PointTracker:
     """Load a folder that `export` wrote, without compiling. The model takes only the shapes it was exported for.
 
-    The folder holds machine code, which loading it runs: load only folders that you trust.
+    A folder of "compile" holds machine code, which loading it runs: load only folders that you trust.
 
     Raises:
         CheckpointError: For another or a damaged folder, and one made for another PyTorch or kind of processor.
-        MissingPackageError: When it needs OpenVINO, which is not installed.
+        MissingPackageError: When it needs OpenVINO or ONNX Runtime, which is not installed.
     """
     folder = Path(folder)
+    return _load_onnx(folder) if is_onnx(folder) else _load_graphs(folder)
+
+
+def load_exported_as(kind: type[_Model], folder: str | Path) -> _Model:
+    """`load_exported` for a given class of model.
+
+    Raises:
+        CheckpointError: As `load_exported`, and for a model of another class.
+    """
+    model = load_exported(folder)
+    if not isinstance(model, kind):
+        raise CheckpointError(f"{folder}: expected a {kind.__name__}, got a {type(model).__name__}")
+    return model
+
+
+def _load_onnx(folder: Path) -> TRecViT | PointTracker:
+    """Load a folder of `export_onnx`."""
+    manifest = read_manifest(folder)
+    try:
+        kind: Any = ARCHITECTURES[manifest["architecture"]]
+        config = kind.config_class.from_dict(manifest["model"])
+        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+        with torch.device("meta"):  # the weights are in the graph
+            model = kind(config, preprocessing=preprocessing, provenance=manifest["provenance"]).eval()
+        model._labels = tuple(manifest["labels"])  # as they are, see `Pretrained.load`
+        model.load_state_dict(read_rest(folder), strict=False, assign=True)
+        model.requires_grad_(False)
+        run = run_of(model, folder, manifest)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder}: damaged: {error!r}") from error
+    if isinstance(model, PointTracker):
+        model.replace_tracking(as_engine(model, run), num_slots=run.sizes.num_slots)
+    else:
+        model.engine = as_engine(model, run)
+    model.is_optimized = True
+    loaded: TRecViT | PointTracker = model
+    return loaded
+
+
+def _load_graphs(folder: Path) -> TRecViT:
+    """Load a folder of "compile" or "openvino"."""
     try:
         facts = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
         if facts["format"] != _FORMAT:

@@ -7,6 +7,7 @@ over several steps before it is used.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,7 +159,10 @@ def validate(
 
 
 def find_openvino() -> Any:
-    """The package, or an error with the command that installs it."""
+    """The package without its telemetry, or an error with the command that installs it."""
+    # It would report every use to its makers, each from a process of its own that is waited for up to 3 seconds.
+    if "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         import openvino
     except ImportError as error:

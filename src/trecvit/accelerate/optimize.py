@@ -11,17 +11,21 @@ import torch
 from trecvit.accelerate.compile import compiled_engine, find_compiler
 from trecvit.accelerate.eager import NOT_IN_INT8, PiecewiseEngine, fold_norms, use_eager_parts
 from trecvit.accelerate.gates import JoinedRGLRU
+from trecvit.accelerate.graphs import GraphEngine
 from trecvit.accelerate.kernels import DTYPES, available_dtype
 from trecvit.accelerate.linears import FusedQuantizedLinear, PackedLinear, QuantizedLinear, replace_linears
+from trecvit.accelerate.onnx_runtime import OnnxEngine
 from trecvit.accelerate.openvino import OpenVINOEngine
 from trecvit.accelerate.threads import ChosenThreads
 from trecvit.config import nearest
 from trecvit.errors import ConfigError
 from trecvit.model.lru import RGLRU, TemporalBlock
+from trecvit.model.tracker import PointTracker
 from trecvit.model.trecvit import TRecViT, VideoModel
 from trecvit.processor import supports
 
-Mode = Literal["eager", "compile", "openvino"]
+Mode = Literal["eager", "compile", "graphs", "compile-graphs", "openvino", "onnx"]
+_OWN_THREADS = ("openvino", "onnx")  # runtimes that do not use PyTorch's threads
 _Model = TypeVar("_Model", bound=VideoModel)
 
 
@@ -40,13 +44,16 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
             where the CPU has it.
         mode: "eager" runs PyTorch's operations one by one, on the CPU with weights packed for oneDNN. "compile" has
             torch.compile fuse them; the first call with new shapes takes some tens of seconds, or a minute in bfloat16
-            on a CPU with AMX, where kernels are tried out. "openvino" runs the network with OpenVINO (CPU; the extra
-            `openvino`), some seconds for new shapes, each validated against the model before it is used.
+            on a CPU with AMX, where kernels are tried out. "graphs" (CUDA) records the operations of a step once and
+            launches them together, for few streams, where launching takes longer than computing; "compile-graphs" does
+            so with the compiled ones. "openvino" runs the network with OpenVINO (CPU; the extra `openvino`), some
+            seconds for new shapes, each validated against the model before it is used. "onnx" does so with ONNX
+            Runtime (CPU; the extra `onnx`) in float32, frame by frame, classifiers and whole trackers.
 
     Raises:
         ConfigError: For an unknown mode, another dtype, int8 where it is not available, a model that is a result of
-            this already, no C++ compiler for "compile", or an OpenVINO that computes wrong here.
-        MissingPackageError: For "openvino" where it is not installed.
+            this already, no C++ compiler for "compile", or an OpenVINO or ONNX Runtime that computes wrong here.
+        MissingPackageError: For "openvino" or "onnx" where a package is not installed.
     """
     dtype = dtype or model.dtype
     _check(model, dtype, mode)
@@ -56,14 +63,18 @@ def optimize(model: _Model, *, dtype: torch.dtype | None = None, mode: str = "ea
         use_eager_parts(fast, QuantizedLinear if dtype == torch.int8 else PackedLinear)
         if isinstance(fast, TRecViT):
             fast.engine = PiecewiseEngine(fast)
-    elif mode == "compile":
+    elif mode in ("compile", "compile-graphs"):
         if dtype == torch.int8:
             quantize(fast, model)
         fast.engine = compiled_engine(fast)
     elif mode == "openvino":
         assert isinstance(fast, TRecViT)
         fast.engine = OpenVINOEngine(fast, dtype)
-    if mode != "openvino":  # which has its own threads
+    elif mode == "onnx":
+        _use_onnx(fast)
+    if mode in ("graphs", "compile-graphs"):
+        fast.engine = GraphEngine(fast.engine)
+    if mode not in _OWN_THREADS:
         choose_threads(fast)
     fast.is_optimized = True
     return fast
@@ -84,17 +95,27 @@ def for_inference(model: _Model, dtype: torch.dtype, mode: str) -> _Model:
             if isinstance(block, TemporalBlock):
                 fold_norms(block)
     # OpenVINO converts the weights itself, and takes the state in float32.
-    fast.to(torch.float32 if mode == "openvino" else dtype)
+    fast.to(torch.float32 if mode in _OWN_THREADS else dtype)
     for name, parameter in model.named_parameters():
         # Eigenvalues, because at -7 bfloat16 has steps of 0.03; and the weights that an LSTM runs with, see there.
         if name.endswith(("a_param", "a_imag_param")) or ".lstm." in name:
             fast.get_parameter(name).data = parameter.detach().clone()
-    if mode != "openvino":
+    if mode not in _OWN_THREADS:
         for parent in list(fast.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, RGLRU):
                     setattr(parent, name, JoinedRGLRU(child))
     return fast
+
+
+def _use_onnx(fast: VideoModel) -> None:
+    """Let ONNX Runtime compute a model's pass over frames."""
+    assert isinstance(fast, (TRecViT, PointTracker)), "checked before"
+    engine = OnnxEngine(fast)
+    if isinstance(fast, PointTracker):
+        fast.replace_tracking(engine)
+    else:
+        fast.engine = engine
 
 
 def quantize(fast: VideoModel, model: VideoModel) -> None:
@@ -117,19 +138,25 @@ def _check(model: VideoModel, dtype: torch.dtype, mode: str) -> None:
         raise ConfigError("the model is already the result of optimize; give it the model that was loaded")
     if dtype == torch.int8:
         _check_int8(model, mode)
-    if mode == "compile" and not hasattr(model, "step"):
-        raise ConfigError(f"mode='compile' is for models that take streams, got a {type(model).__name__}; take 'eager'")
+    if mode in ("compile", "graphs", "compile-graphs") and not hasattr(model, "step"):
+        raise ConfigError(f"mode={mode!r} is for models that take streams, got a {type(model).__name__}; take 'eager'")
+    if mode in ("graphs", "compile-graphs") and model.device.type != "cuda":
+        raise ConfigError(
+            f"mode={mode!r} runs on a CUDA GPU, the model is on {model.device}; take 'eager' or 'compile'"
+        )
     if mode == "compile" and model.device.type == "cpu":
         find_compiler()
-    if mode == "openvino" and model.device.type != "cpu":
-        raise ConfigError(f"mode='openvino' runs on the CPU, the model is on {model.device}")
+    if mode in _OWN_THREADS and model.device.type != "cpu":
+        raise ConfigError(f"mode={mode!r} runs on the CPU, the model is on {model.device}")
+    if mode == "onnx" and dtype != torch.float32:
+        raise ConfigError(f"dtype: expected torch.float32 with mode='onnx', got {dtype}; take 'compile' or 'eager'")
     if mode == "openvino" and not isinstance(model, TRecViT):
         raise ConfigError(f"mode='openvino' is for TRecViT, got a {type(model).__name__}; take 'compile' or 'eager'")
 
 
 def _check_int8(model: VideoModel, mode: str) -> None:
     where = "dtype=torch.int8 is for mode='eager' or 'compile' on a CPU with AVX-512 VNNI"
-    if mode == "openvino":
+    if mode in _OWN_THREADS:
         raise ConfigError(f"{where}, got mode={mode!r}; take 'compile', or bfloat16")
     if model.device.type != "cpu":
         raise ConfigError(f"{where}, the model is on {model.device}; take bfloat16")

@@ -24,7 +24,8 @@ _GAIN = 0.9
 _SLOWDOWN, _STALL = 1.4, 4.0
 # A thread that had a core for less of the time than this shares it: more threads would wait for one another.
 _OWN_CORE = 0.95
-# Seconds until the next trial after a trial without gain, doubled each time.
+# Seconds until the next trial after a trial without gain: twice as long each time, and four times after a trial of
+# fewer threads. Such a trial costs a slow call, and calls that became slow start one at once, without a pause.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 # The probe's operations take half a millisecond with one thread, and many times as long where threads have to wait for
 # one another.
@@ -141,8 +142,9 @@ class ThreadChoice:
         self._end_trial()
 
     def _end_trial(self) -> None:
+        longer = 4 if self._trial is not None and self._trial < self.count else 2
         self._trial, self._trial_s = None, []
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._pause_s = min(longer * self._pause_s, _LONGEST_PAUSE_S)
         self._next_trial_s = self._now() + self._pause_s
 
 

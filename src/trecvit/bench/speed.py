@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trecvit.accelerate.exported import export, load_exported
+from trecvit.accelerate.exported import export, load_exported_as
 from trecvit.accelerate.kernels import DTYPES, available_dtype
 from trecvit.accelerate.linears import QuantizedLinear, packed_linears
 from trecvit.accelerate.optimize import optimize
@@ -42,6 +42,8 @@ from trecvit.weights.load import load_as
 from trecvit.workers import worker_pool
 
 _aten = torch.ops.aten
+# Turns between the two ways of choosing threads, each a share of the seconds asked for.
+_SHARED_TURNS = 8
 _LINEAR = {_aten.addmm.default, _aten.mm.default}
 _MATMULS = _LINEAR | {
     _aten.bmm.default,
@@ -251,12 +253,12 @@ def measure_shared(name: str, dtype: str, mode: str, *, busy: int, seconds: floa
         raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     fast, _ = _optimized(_loaded(name), DTYPES[dtype], mode, 1, 1)
     frames = torch.randint(0, 256, (1, 1, 3, *fast.preprocessing.image_size), dtype=torch.uint8)
-    # OpenVINO has its own threads: then both are the same.
+    # OpenVINO and ONNX Runtime have their own threads: then both are the same.
     calls = {"fixed": getattr(fast.step, "__wrapped__", fast.step), "chosen": fast.step}
 
     def frames_per_s(threads: str) -> float:
         state, count, start_s = fast.init_state(1), 0, time.perf_counter()
-        while (spent_s := time.perf_counter() - start_s) < seconds or not count:
+        while (spent_s := time.perf_counter() - start_s) < 2.0 * seconds / _SHARED_TURNS or not count:
             _, state = calls[threads](frames, state)
             count += 1
         return count / spent_s
@@ -264,10 +266,10 @@ def measure_shared(name: str, dtype: str, mode: str, *, busy: int, seconds: floa
     for call in calls.values():
         for _ in range(CALLS_IN_TURN):
             call(frames, fast.init_state(1))
-    # In turns, so that other load slows all alike.
-    idle = [[frames_per_s(name) for name in calls] for _ in range(2)]
+    # In many short turns, so that other load slows all alike.
+    idle = [[frames_per_s(name) for name in calls] for _ in range(_SHARED_TURNS)]
     with _busy(busy, for_s=8.0 * seconds + 60.0):
-        shared = [[frames_per_s(name) for name in calls] for _ in range(2)]
+        shared = [[frames_per_s(name) for name in calls] for _ in range(_SHARED_TURNS)]
     threads = torch.get_num_threads()
     (idle_fixed, idle_chosen), (busy_fixed, busy_chosen) = np.mean(idle, axis=0), np.mean(shared, axis=0)
     return SharedSpeed(
@@ -317,7 +319,7 @@ def _optimized(
     with TemporaryDirectory() as folder:  # a library stays loaded after its file is deleted
         export(model, folder, dtype=dtype, batch_size=batch_size, frames=[num_frames])
         start_s = time.perf_counter()
-        return load_exported(folder), start_s
+        return load_exported_as(TRecViT, folder), start_s
 
 
 def _loaded(name: str) -> TRecViT:

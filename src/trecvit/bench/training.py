@@ -188,7 +188,7 @@ def updates_in_turn(
     processes = processes or Processes()
     timed: dict[str, list[float]] = {name: [] for name in recipes}
     with TemporaryDirectory() as folder:
-        updates = {name: _Updates(recipe, processes, Path(folder)) for name, recipe in recipes.items()}
+        updates = {name: Updates(recipe, processes, Path(folder)) for name, recipe in recipes.items()}
         for index in range(num_rounds + 1):
             for name, update in updates.items():
                 started_s = time.perf_counter()
@@ -202,7 +202,7 @@ def updates_in_turn(
 def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> float:
     """Speed of the training loop's updates on clips in memory, after one warm-up."""
     with TemporaryDirectory() as folder:
-        update = _Updates(recipe, processes, Path(folder))
+        update = Updates(recipe, processes, Path(folder))
         update()
         started_s = time.perf_counter()
         for _ in range(num_updates):
@@ -210,7 +210,7 @@ def _updates_per_s(recipe: Recipe, num_updates: int, processes: Processes) -> fl
         return num_updates / (time.perf_counter() - started_s)
 
 
-class _Updates:
+class Updates:
     """The training loop's updates of a recipe's randomly initialised model on clips in memory; one per call.
 
     An update ends with the loss on the CPU, after the GPU's work.
@@ -231,9 +231,10 @@ class _Updates:
         )
         self._batches = enumerate(feed.batches(0, Share()))
 
-    def __call__(self) -> None:
+    def __call__(self) -> Tensor:
+        """Run an update; return its sums, see `Loop.update`."""
         step, batch = next(self._batches)
-        self._loop.update(batch, step)
+        return self._loop.update(batch, step)
 
 
 class _ReadyFeed(Feed[Batch]):

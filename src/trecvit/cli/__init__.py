@@ -5,7 +5,7 @@ Heavy modules are imported inside the commands that need them, so that `trecvit 
 
 import os
 
-from trecvit.cli import bench, data, evaluate, predict, track, train  # noqa: F401  importing a command adds it to the application
+from trecvit.cli import bench, data, evaluate, hub, predict, serve, track, train  # noqa: F401  importing a command adds it to the application
 from trecvit.cli.app import app, main
 
 __all__ = ["app", "main"]

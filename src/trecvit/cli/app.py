@@ -54,7 +54,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: render, check, shard.")
 eval_app = typer.Typer(no_args_is_help=True, help="Measure accuracy: videos, early, tapvid, points, world.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and memory: stream, speed, slots, train, loader.")
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Measure speed and memory: stream, speed, slots, serve, train, loader."
+)
 app.add_typer(data_app, name="data", rich_help_panel=FILES)
 app.add_typer(eval_app, name="eval", rich_help_panel=MEASURE)
 app.add_typer(bench_app, name="bench", rich_help_panel=MEASURE)

@@ -64,7 +64,9 @@ def bench_stream(
 def bench_speed(
     models: Annotated[_Names, typer.Option("--model", "-m", help="Presets or models; all presets by default.")] = None,
     dtypes: Annotated[_Names, typer.Option("--dtype", help="float32, bfloat16, int8; default: the first two.")] = None,
-    modes: Annotated[_Names, typer.Option("--mode", help="eager, compile, openvino, exported; default: all.")] = None,
+    modes: Annotated[
+        _Names, typer.Option("--mode", help="eager, compile, openvino, onnx, exported; default: all.")
+    ] = None,
     batch_sizes: Annotated[_Counts, typer.Option("--batch", help="Batch sizes; default: 1.")] = None,
     frames: Annotated[_Counts, typer.Option(help="Frames per call: 1 (default) is a stream, more are a clip.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each measurement.")] = 3.0,
@@ -89,7 +91,7 @@ def bench_speed(
     chosen = [
         models or ["tiny", "small", "base", "base_k400"],
         dtypes or ["float32", "bfloat16"],
-        modes or ["eager", "compile", "openvino", "exported"],
+        modes or ["eager", "compile", "openvino", "onnx", "exported"],
         batch_sizes or [1],
         frames or [1],
     ]
@@ -249,6 +251,39 @@ def bench_train(
     settings = {"device": device, "image_px": image_px, "bf16": bf16}
     _save(save, {**settings, "costs": [asdict(cost) for cost in costs]})
     print_table(("size", "frames", "recomputed", "memory", "updates/s", "clips/s"), rows)
+
+
+@bench_app.command("serve")
+def bench_serve(
+    model: ModelOption = "motions",
+    sessions: Annotated[_Counts, typer.Option(help="Sessions; default: 1, 4 and 16.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Duration of each measurement.")] = 10.0,
+    save: SaveJsonOption = None,
+) -> None:
+    """Measure `trecvit serve` at full load, beside the model's own step and one process per session.
+
+    Client and server share this machine. --sessions may be repeated.
+    """
+    from dataclasses import asdict
+
+    from trecvit.bench.serving import serving_speeds
+    from trecvit.runtime.doctor import load_average
+
+    check_output(save)
+    counts = sessions or [1, 4, 16]
+    load_before = load_average()
+    with progress_bar("measurements", 3 * len(counts)) as advance:
+        speeds = serving_speeds(model, counts, seconds=seconds, report=advance)
+    costs = [{**asdict(speed), "overhead": speed.overhead, "gain": speed.gain} for speed in speeds]
+    _save(save, {"model": model, "seconds": seconds, "load_average": load_before, "costs": costs})
+    titles = ("sessions", "frames/s", "p50", "p95", "p99", "batch", "own step", "overhead", "a process each", "gain")
+    rows = []
+    for speed in speeds:
+        latencies = (f"{latency:.0f} ms" for latency in (speed.p50_ms, speed.p95_ms, speed.p99_ms))
+        row = [str(speed.sessions), f"{speed.frames_per_s:.0f}", *latencies, f"{speed.mean_batch:.1f}"]
+        row += [f"{speed.own_frames_per_s:.0f} frames/s", f"{speed.overhead:.0%}"]
+        rows.append([*row, f"{speed.apart_frames_per_s:.0f} frames/s", f"{speed.gain:.1f} x"])
+    print_table(titles, rows)
 
 
 @bench_app.command("loader")

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trecvit.cli.app import data_app
-from trecvit.cli.options import DataArgument, LabelsOption, NewFolderArgument, VideosOption, manifest_of
+from trecvit.cli.options import (
+    DataArgument,
+    LabelsOption,
+    NewFolderArgument,
+    PartOption,
+    SplitOption,
+    VideosOption,
+    default_part,
+    manifest_of,
+)
 from trecvit.cli.terminal import notify, print_facts, progress_bar
-from trecvit.files import only_writer
+from trecvit.errors import ConfigError
+from trecvit.files import only_writer, write_json
+
+if TYPE_CHECKING:
+    from trecvit.data.sparse_tracks import SparseVideos
 
 
 @data_app.command("render")
@@ -59,17 +72,28 @@ def data_check(
     to: Annotated[Path, typer.Option("--to", help="Folder for the journal, report.json and clean.txt.")],
     videos: VideosOption = None,
     labels: LabelsOption = None,
+    split: SplitOption = None,
+    part: PartOption = None,
+    masks: Annotated[Path | None, typer.Option(help="For BADJA's joints: a folder of masks per video.")] = None,
     min_frames: Annotated[int, typer.Option(min=1, help="Videos with fewer frames count as too short.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes for decoding.")] = 2,
 ) -> None:
     """Decode every video of a data set and list damaged, short, duplicate and missing ones.
 
     An interrupted check is resumed. Exit code 1 if there are any; for data in files, clean.txt lists the good videos.
+
+    DATA may also be BADJA's folder of joints or a csv of TAP-Vid's points in first and last frames.
     """
     from trecvit.data.check import check_videos
+    from trecvit.data.sparse_tracks import read_sparse
 
+    if tracks := read_sparse(data, frames=videos, masks=masks):
+        _check_sparse(tracks, to)
+        return
+    if masks is not None:
+        raise ConfigError(f"--masks: expected BADJA's folder of joints with it, got {data}")
     unknown: list[tuple[str, str]] = []
-    manifest = manifest_of(data, videos, labels, unknown)
+    manifest = manifest_of(data, videos, labels, unknown, split=split, part=default_part(split, part, "all"))
     with only_writer(to), progress_bar("videos", len(manifest.videos)) as advance:
         report = check_videos(manifest, to, unknown=unknown, min_frames=min_frames, num_workers=workers, report=advance)
     counts = {
@@ -94,18 +118,44 @@ def data_check(
         raise typer.Exit(1)
 
 
+def _check_sparse(tracks: SparseVideos, to: Path) -> None:
+    """Check videos with sparse point tracks."""
+    from trecvit.data.sparse_tracks import check_sparse
+
+    with only_writer(to), progress_bar("videos", len(tracks.readers)) as advance:
+        report = check_sparse(tracks, advance)
+        write_json(to / "report.json", report, indent=2)
+    outside = [video["name"] for video in report["videos"] if video["outside"]]
+    print_facts(
+        {
+            "listed": report["listed"],
+            "missing": len(report["missing"]),
+            "cannot be read": len(report["failed"]),
+            "with points outside the picture": len(outside),
+            "can be read": report["good"],
+        }
+    )
+    for entry in (*report["missing"], *report["failed"]):
+        notify(f"{entry['name']}: {entry['reason']}")
+    print(to / "report.json")
+    if report["missing"] or report["failed"] or outside:
+        raise typer.Exit(1)
+
+
 @data_app.command("shard")
 def data_shard(
     data: DataArgument,
     folder: NewFolderArgument,
     videos: VideosOption = None,
     labels: LabelsOption = None,
+    split: SplitOption = None,
+    part: PartOption = None,
     shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="Size of a shard in MB.")] = 1000,
 ) -> None:
     """Pack a data set into WebDataset tar shards."""
     from trecvit.data.shards import write_shards
 
-    manifest = manifest_of(data, videos, labels)
+    manifest = manifest_of(data, videos, labels, split=split, part=default_part(split, part, "train"))
     with progress_bar("videos", len(manifest.videos)) as advance:
         shards = write_shards(manifest, folder, shard_bytes=shard_mb * 1_000_000, report=advance)
     print(f"{folder}: {len(manifest.videos):,} videos in {len(shards):,} shards")

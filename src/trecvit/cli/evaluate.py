@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,19 +22,30 @@ from trecvit.cli.options import (
     LabelsOption,
     LearningRateOption,
     ModelOption,
+    OptionalScenesArgument,
+    PartOption,
     PicturesOption,
     SaveJsonOption,
-    ScenesArgument,
+    SplitOption,
     TrackerOption,
     VideosOption,
     check_rate,
+    default_part,
     load_model,
     load_tracker,
     manifest_of,
     track_scenes_of,
 )
 from trecvit.cli.sources import expand_paths
-from trecvit.cli.terminal import print_facts, print_json, print_table, progress_bar, progress_bars, report_failures
+from trecvit.cli.terminal import (
+    notify,
+    print_facts,
+    print_json,
+    print_table,
+    progress_bar,
+    progress_bars,
+    report_failures,
+)
 from trecvit.errors import ConfigError
 from trecvit.files import check_output, only_writer, write_json
 
@@ -55,6 +67,8 @@ def eval_videos(
     model: ModelOption = "motions",
     videos: VideosOption = None,
     labels: LabelsOption = None,
+    split: SplitOption = None,
+    part: PartOption = None,
     clips: ClipsOption = 4,
     crops: CropsOption = 3,
     views_at_once: Annotated[int, typer.Option(min=1, help="Batch size in views (a crop of a clip).")] = 12,
@@ -71,7 +85,7 @@ def eval_videos(
     from trecvit.evaluate.videos import evaluate_videos, protocol, views_protocol
     from trecvit.processes import Processes, joined
 
-    manifest = manifest_of(data, videos, labels)
+    manifest = manifest_of(data, videos, labels, split=split, part=default_part(split, part, "test"))
     with joined():
         processes = Processes(device)
         with only_writer(to) if processes.first else nullcontext():
@@ -105,6 +119,8 @@ def eval_early(
     model: ModelOption = "motions",
     videos: VideosOption = None,
     labels: LabelsOption = None,
+    split: SplitOption = None,
+    part: PartOption = None,
     half_life: Annotated[float, typer.Option(help="Half-life of the exponential readout, in frames.")] = 8.0,
     window: Annotated[int, typer.Option(min=1, help="Length of the windowed readout, in frames.")] = 16,
     device: DeviceOption = "cpu",
@@ -114,22 +130,23 @@ def eval_early(
     from trecvit.evaluate.scores import write_result
     from trecvit.evaluate.videos import protocol
 
-    network, manifest = load_model(model, device), manifest_of(data, videos, labels)
-    parts = (0.25, 0.5, 0.75, 1.0)
+    network = load_model(model, device)
+    manifest = manifest_of(data, videos, labels, split=split, part=default_part(split, part, "test"))
+    shares = (0.25, 0.5, 0.75, 1.0)
     readouts = Readouts(half_life=half_life, window=window)
     with only_writer(to):
         with progress_bar("videos", len(manifest.videos)) as advance:
-            scores, failures = evaluate_early(network, manifest, parts=parts, readouts=readouts, report=advance)
+            scores, failures = evaluate_early(network, manifest, parts=shares, readouts=readouts, report=advance)
         sampling = {"sampler": "streamed once, middle crop", "half_life": half_life, "window": window}
         settings = protocol(network, manifest, checkpoint=model, looked_at=sampling)
         rows = []
         for name in READOUTS:
             rows.append([name])
-            for part in parts:
-                content = {**settings, "readout": name, "part": part}
-                result = write_result(to / f"{name}_{part:.2f}", scores[name, part], content, failures)
+            for share in shares:
+                content = {**settings, "readout": name, "part": share}
+                result = write_result(to / f"{name}_{share:.2f}", scores[name, share], content, failures)
                 rows[-1].append(f"{result['top1']:.1%}")
-    print_table(("readout", *(f"{part:.0%}" for part in parts)), rows)
+    print_table(("readout", *(f"{share:.0%}" for share in shares)), rows)
     report_failures(failures)
 
 
@@ -197,8 +214,16 @@ def _tracker(model: str, baseline: str | None, device: str) -> tuple[str, Tracke
 
 @eval_app.command("points")
 def eval_points(
-    recipe: ScenesArgument,
     save: Annotated[Path, typer.Option(help="Write the results to this JSON file.")],
+    recipe: OptionalScenesArgument = None,
+    badja: Annotated[Path | None, typer.Option(help="Instead of scenes: folder of BADJA's joint annotations.")] = None,
+    first_last: Annotated[
+        Path | None, typer.Option(help="Instead of scenes: csv of TAP-Vid's points in first and last frames.")
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="With --badja or --first-last: a folder of frames per video.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="With --badja: a folder of masks per video.")] = None,
     model: TrackerOption = "points",
     num_scenes: Annotated[int, typer.Option("--scenes", min=1, help="Number of held-out scenes.")] = 100,
     num_frames: Annotated[int, typer.Option(min=2, help="Frames per scene.")] = 24,
@@ -213,7 +238,11 @@ def eval_points(
     pictures: PicturesOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Compare a tracker with static points and Lucas–Kanade on synthetic scenes: Jaccard, δ-average, occlusion."""
+    """Compare a tracker with static points and Lucas–Kanade.
+
+    On synthetic scenes of RECIPE: Jaccard, δ-average, occlusion. With --badja: PCK-T of animals' joints. With
+    --first-last: the same as TAP-Vid's, in the last frame of each video.
+    """
     from dataclasses import replace
 
     from trecvit.evaluate.point_comparison import compare_trackers, to_dict, trackers_beside
@@ -221,26 +250,33 @@ def eval_points(
     from trecvit.evaluate.tapvid import IMAGE_SIZE
 
     check_output(save)
+    if sum(option is not None for option in (recipe, badja, first_last)) != 1:
+        raise ConfigError("expected one of RECIPE, --badja and --first-last; give the one to test on")
+    if recipe is None:
+        _eval_sparse_points(save, badja, first_last, videos, masks, model, pictures, device)
+        return
+    if videos or masks:
+        raise ConfigError("--videos, --masks: expected --badja or --first-last with them, got a recipe")
     look = replace(track_scenes_of(recipe), num_frames=num_frames)
-    videos, still = expand_paths(footage), expand_paths(still_camera)
+    filmed, still = expand_paths(footage), expand_paths(still_camera)
     tracker = load_tracker(model, device)
     at_rest = []
     if still:
         with progress_bar("still camera", 3 * len(still)) as advance:
             at_rest = still_camera_scores(trackers_beside(tracker, IMAGE_SIZE), still, report=advance)
-    with progress_bar("scores", (9 if videos else 3) * (2 if long_frames else 1)) as advance:
+    with progress_bar("scores", (9 if filmed else 3) * (2 if long_frames else 1)) as advance:
         scores = compare_trackers(
             tracker,
             scenes=look,
             num_scenes=num_scenes,
-            footage=videos,
+            footage=filmed,
             clips_per_video=clips,
             long_frames=long_frames,
             num_long=num_long,
             pictures=pictures,
             report=advance,
         )
-    write_json(save, to_dict(scores, scenes=look, footage=videos, still_camera=at_rest))
+    write_json(save, to_dict(scores, scenes=look, footage=filmed, still_camera=at_rest))
     shares = ([f"{row.metrics[metric]:.1%}" for metric in _TRACKING_METRICS.values()] for row in scores)
     rows = ((row.test, row.tracker, *cells) for row, cells in zip(scores, shares, strict=True))
     print_table(("videos", "tracker", *_TRACKING_METRICS), rows)
@@ -266,6 +302,54 @@ def eval_points(
                 for row in at_rest
             ),
         )
+
+
+def _eval_sparse_points(
+    save: Path,
+    badja: Path | None,
+    first_last: Path | None,
+    frames: Path | None,
+    masks: Path | None,
+    model: str,
+    pictures: Path | None,
+    device: str,
+) -> None:
+    """Compare trackers on real videos with sparse annotations, and print each video's main metric and all means."""
+    from trecvit.data.sparse_tracks import read_badja, read_first_last
+    from trecvit.evaluate import sparse_points
+    from trecvit.evaluate.tapvid import THRESHOLDS_PX
+
+    if badja is not None:
+        tracks, score, option = read_badja(badja, frames=frames, masks=masks), sparse_points.pck_t, "--badja"
+        metrics = {"PCK-T": "pck_t", "PCK-T, all joints": "pck_t_all"}
+    else:
+        if first_last is None or frames is None or masks is not None:
+            raise ConfigError("--first-last: expected --videos, the folder of the frames, and no --masks")
+        tracks, score, option = read_first_last(first_last, frames=frames), sparse_points.last_frame, "--first-last"
+        within = {f"< {px} px": f"pts_within_{px}" for px in THRESHOLDS_PX}
+        metrics = {"δ-average": "average_pts_within_thresh", **within, **_TRACKING_METRICS}
+    for name, reason in tracks.left_out.items():
+        notify(f"left out: {name}: {reason}")
+    with progress_bar("videos", len(tracks.readers)) as advance:
+        scores = sparse_points.compare_on_sparse(
+            load_tracker(model, device), model, tracks, score, pictures=pictures, report=advance
+        )
+    protocol = f"trecvit eval points {option}, version 1"
+    write_json(save, sparse_points.to_dict(scores, tracks, test=protocol, metrics=[*metrics.values()]), indent=2)
+    main, *_ = metrics
+    of_videos = (
+        (video, *(_percent(float(scores.metrics[tracker][metrics[main]][row])) for tracker in scores.trackers))
+        for row, video in enumerate(scores.videos)
+    )
+    print_table((main, *scores.trackers), of_videos)
+    means = {tracker: scores.means(tracker) for tracker in scores.trackers}
+    of_trackers = ((tracker, *(_percent(means[tracker][metric]) for metric in metrics.values())) for tracker in means)
+    print_table((f"mean of {len(scores.videos)}", *metrics), of_trackers)
+    report_failures(list(scores.failures))
+
+
+def _percent(share: float) -> str:
+    return "" if isnan(share) else f"{share:.1%}"
 
 
 @eval_app.command("world")
@@ -319,6 +403,7 @@ def probe(
     stride: Annotated[int, typer.Option(min=1, help="Frame stride of a VideoMAE; a TRecViT stores its own.")] = 4,
     videos: VideosOption = None,
     labels: LabelsOption = None,
+    split: SplitOption = None,
     clips: ClipsOption = 1,
     crops: CropsOption = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the attention probe.")] = 30,
@@ -353,8 +438,12 @@ def probe(
         result, failures = run_probes(
             encoder,
             untrained,
-            manifest_of(data, videos, labels, split="train").for_classifier(),
-            manifest_of(validation, videos, labels, split="validation"),
+            manifest_of(
+                data, videos, labels, split=split, part=default_part(split, None, "train"), folder_of="train"
+            ).for_classifier(),
+            manifest_of(
+                validation, videos, labels, split=split, part=default_part(split, None, "test"), folder_of="validation"
+            ),
             to,
             plan,
             num_workers=workers,

@@ -27,19 +27,41 @@ TrackerOption = Annotated[
 ]
 WeightsArgument = Annotated[str, typer.Argument(help="Pretrained name, folder or official .npz.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or int8 (dynamic quantisation; not with openvino).")]
-ModeOption = Annotated[str, typer.Option(help="eager, compile (compiles first, up to a minute) or openvino.")]
+ModeOption = Annotated[
+    str,
+    typer.Option(
+        help="eager, compile (compiles first, up to a minute), graphs or compile-graphs (CUDA), openvino or onnx."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 TrainingDeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if available.")]
 
-SourceArgument = Annotated[str, typer.Argument(help="Video file, folder of images, .npy array or stream URL.")]
+SourceArgument = Annotated[
+    str, typer.Argument(help="Video file, folder of images, .npy array, stream URL, or camera:0.")
+]
+LatestOption = Annotated[
+    bool | None,
+    typer.Option("--latest/--all", help="Live sources: the newest frame (default), skipping others, or every frame."),
+]
+ReconnectOption = Annotated[
+    float, typer.Option("--reconnect", min=0, help="Live sources: seconds for which a lost one is tried again.")
+]
 SaveVideoOption = Annotated[Path | None, typer.Option(help="Write an annotated .mp4 or .webm.")]
 DataArgument = Annotated[
     str,
-    typer.Argument(help="A folder per class, a 'path label' list, Kinetics csv, Something-Something JSON, or shards."),
+    typer.Argument(
+        help="A folder per class, a 'path label' list, Kinetics csv, Something-Something JSON, HMDB51, JHMDB or UCF101 "
+        "with --split, or shards."
+    ),
 ]
 VideosOption = Annotated[str | None, typer.Option(help="Folder of the videos, if not the folder of the list.")]
 LabelsOption = Annotated[
     str | None, typer.Option(help="kinetics400, something_something_v2, or a file with one class per line.")
+]
+SplitOption = Annotated[int | None, typer.Option(min=1, help="Official split of HMDB51, JHMDB or UCF101: 1, 2 or 3.")]
+PartOption = Annotated[
+    str | None,
+    typer.Option(help="Part of --split: train, test, all, or fit and validation, which divide train."),
 ]
 ClipsOption = Annotated[int, typer.Option(min=1, help="Clips per video.")]
 CropsOption = Annotated[int, typer.Option(min=1, help="Crops per clip, 1 or 3.")]
@@ -55,6 +77,9 @@ RecipeArgument = Annotated[
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="Values to replace: section.key=value ...")]
 ScenesArgument = Annotated[
     str, typer.Argument(help="A tracking recipe; its scenes are rendered with held-out seeds and photographs.")
+]
+OptionalScenesArgument = Annotated[
+    str | None, typer.Argument(help="A tracking recipe; its scenes are rendered with held-out seeds and photographs.")
 ]
 RunOption = Annotated[Path, typer.Option("--to", help="Run folder; an interrupted run in it is resumed.")]
 LearningRateOption = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
@@ -81,10 +106,11 @@ def load_model(model: str, device: str) -> TRecViT:
 
 def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
     """Load a model and optimise it by --dtype and --mode; exported models (`trecvit export`) are loaded as they are."""
-    from trecvit.accelerate.exported import is_exported, load_exported
+    from trecvit.accelerate.exported import is_exported, load_exported_as
+    from trecvit.model.trecvit import TRecViT
 
     if is_exported(model):
-        return load_exported(model)
+        return load_exported_as(TRecViT, model)
     return fast(load_model(model, device), dtype, mode)
 
 
@@ -99,6 +125,11 @@ def load_tracker(model: str, device: str) -> PointTracker:
 
 def load_fast_tracker(model: str, device: str, dtype: str, mode: str) -> PointTracker:
     """`load_fast` for point trackers."""
+    from trecvit.accelerate.exported import is_exported, load_exported_as
+    from trecvit.model.tracker import PointTracker
+
+    if is_exported(model):
+        return load_exported_as(PointTracker, model)
     return fast(load_tracker(model, device), dtype, mode)
 
 
@@ -127,13 +158,20 @@ def track_scenes_of(recipe: str) -> TrackSceneConfig:
     return task.tracks.scenes
 
 
+def default_part(split: int | None, part: str | None, default: str) -> str | None:
+    """Return --part, or its default where --split is given."""
+    return default if part is None and split is not None else part
+
+
 def manifest_of(
     data: str,
     videos: str | None,
     labels: str | None,
     unknown: list[tuple[str, str]] | None = None,
     *,
-    split: Literal["train", "validation"] | None = None,
+    split: int | None = None,
+    part: str | None = None,
+    folder_of: Literal["train", "validation"] | None = None,
 ) -> Manifest:
     """List the videos of a data set and print remarks such as skipped files; see `trecvit.data.layouts.read_manifest`.
 
@@ -142,12 +180,15 @@ def manifest_of(
         videos: Folder of the videos of a list.
         labels: Names of the classes.
         unknown: Receives (video, class) of videos whose class does not exist.
-        split: The part to read of a folder with splits.
+        split: Official split, as `trecvit.data.layouts.DataSource` has it.
+        part: Of that split.
+        folder_of: The subfolder to read of a folder with `train/` and `val/`.
     """
     from trecvit.data.layouts import DataSource, read_manifest, split_of
 
-    path = split_of(data, split) if split else data
-    manifest = read_manifest(DataSource(path=path, videos=videos, labels=labels), unknown=unknown)
+    path = split_of(data, folder_of) if folder_of else data
+    source = DataSource(path=path, videos=videos, labels=labels, split=split, part=part)
+    manifest = read_manifest(source, unknown=unknown)
     for remark in manifest.remarks():
         notify(remark)
     return manifest

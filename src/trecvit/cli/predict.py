@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,9 +18,11 @@ from trecvit.cli.options import (
     DtypeOption,
     JsonOption,
     LabelsOption,
+    LatestOption,
     ModelOption,
     ModeOption,
     NewFolderArgument,
+    ReconnectOption,
     SaveVideoOption,
     SourceArgument,
     WeightsArgument,
@@ -28,7 +31,7 @@ from trecvit.cli.options import (
 )
 from trecvit.cli.outputs import check_file, check_folder
 from trecvit.cli.recording import Recording, video_writer
-from trecvit.cli.sources import expand_one, expand_source
+from trecvit.cli.sources import expand_one, expand_source, open_source
 from trecvit.cli.terminal import (
     console,
     download_bar,
@@ -48,6 +51,10 @@ if TYPE_CHECKING:
     from trecvit.model.trecvit import TRecViT
     from trecvit.runtime.predict import Prediction
     from trecvit.runtime.stream import Update
+    from trecvit.video.decode import Video
+
+_Show = Callable[["Update", list[tuple[str, float]]], None]
+_View = Callable[[str, int | None], AbstractContextManager[_Show]]
 
 
 @app.command(rich_help_panel=USE)
@@ -140,6 +147,8 @@ def stream(
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show.")] = 3,
     stride: Annotated[int | None, typer.Option(min=1, help="Use every n-th frame; default: as in training.")] = None,
     restart_every: Annotated[int | None, typer.Option(min=1, help="Reset the state after n used frames.")] = None,
+    latest: LatestOption = None,
+    reconnect: ReconnectOption = 60.0,
     save: SaveVideoOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -149,12 +158,14 @@ def stream(
     """Classify a video or live stream frame by frame, with constant memory.
 
     Shows a live view on a terminal; otherwise, or with --json, prints one JSON line per frame. Ctrl-C ends it and
-    keeps the video saved so far.
+    keeps the video saved so far. A camera or stream that is lost is opened again, and the state is kept.
     """
     source = expand_one(source)
     _check_saved(save, source, model)
     network = load_fast(model, device, dtype, mode)
-    _run_stream(network, source, top=top, stride=stride, restart_every=restart_every, save=save, as_json=as_json)
+    show = _print_lines if as_json or not sys.stdout.isatty() else _live_view
+    opening = open_source(source, latest=latest, reconnect_s=reconnect)
+    _run_stream(network, source, opening, top=top, stride=stride, restart_every=restart_every, save=save, show=show)
 
 
 @app.command(rich_help_panel=USE)
@@ -167,20 +178,38 @@ def demo(
     import tempfile
 
     from trecvit.runtime.demo import render_scenes
+    from trecvit.video.decode import open_video
 
     video = video and expand_one(video)
     _check_saved(save, video or "")
     network = load_model("motions", "cpu")
     restart_every = network.preprocessing.num_frames  # a scene lasts as long as a training clip
     if video is not None:
-        _run_stream(network, video, top=3, stride=None, restart_every=restart_every, save=save, as_json=False)
+        opening = open_video(video)
+        predictions = _run_stream(
+            network, video, opening, stride=None, restart_every=restart_every, save=save, show=_demo_view
+        )
+        if not sys.stdout.isatty():
+            frequent = Counter(predictions).most_common(3)
+            classes = ", ".join(f"{label} ({count} times)" for label, count in frequent)
+            print(f"{video}: classified {len(predictions)} times, every {restart_every} used frames: {classes}")
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scenes.mp4"
         truths = render_scenes(path, seed=seed)
         predictions = _run_stream(
-            network, str(path), top=3, stride=None, restart_every=restart_every, save=save, as_json=False, truths=truths
+            network,
+            str(path),
+            open_video(path),
+            stride=None,
+            restart_every=restart_every,
+            save=save,
+            show=_demo_view,
+            truths=truths,
         )
+    if not sys.stdout.isatty():
+        for number, (prediction, truth) in enumerate(zip(predictions, truths, strict=True), start=1):
+            print(f"scene {number}: {prediction}" + ("" if prediction == truth else f" (truth: {truth})"))
     right = sum(prediction == truth for prediction, truth in zip(predictions, truths, strict=True))
     console(stderr=True).print(f"{right} of {len(truths)} scenes were classified correctly at their last frame.")
 
@@ -222,25 +251,43 @@ def export_model(
     source: WeightsArgument,
     folder: NewFolderArgument,
     mode: Annotated[
-        str, typer.Option(help="compile (for this kind of processor, AOTInductor) or openvino.")
+        str,
+        typer.Option("--format", "--mode", help="compile (for this kind of processor, AOTInductor), openvino or onnx."),
     ] = "compile",
     dtype: DtypeOption = "float32",
-    batch_size: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch", min=0, help="Batch size; 0 with onnx: any.")] = 1,
     frames: Annotated[list[int] | None, typer.Option(help="Frames per call: 1 (default) to stream, or a clip.")] = None,
+    points: Annotated[int, typer.Option(min=1, help="With onnx: the most points of a tracker at a time.")] = 16,
+    weights: Annotated[
+        str, typer.Option(help="With onnx: float32, or float16 for half of the file's size.")
+    ] = "float32",
 ) -> None:
-    """Compile a model ahead of time, so that `trecvit stream VIDEO -m FOLDER` starts without compiling.
+    """Export a model ahead of time, so that `trecvit stream VIDEO -m FOLDER` starts without compiling.
 
-    A graph has a fixed batch size and number of frames; repeat --frames for several graphs. With openvino the folder
-    also holds stream.xml, a stateful model that runs without Python.
+    A compiled graph has a fixed batch size and number of frames; repeat --frames for several graphs. With openvino the
+    folder also holds stream.xml, a stateful model that runs without Python. With onnx it is the step of one frame, of a
+    classifier or a point tracker, for any ONNX runtime, with a manifest that describes it.
     """
     from trecvit.accelerate.exported import export
     from trecvit.accelerate.kernels import FLOATS
+    from trecvit.weights.load import load
 
     if dtype not in FLOATS:
         raise ConfigError(f"--dtype: expected one of {', '.join(FLOATS)}, got {dtype!r}")
     check_folder("FOLDER", folder, empty=True)
-    network = load_model(source, "cpu")
-    print(export(network, folder, mode=mode, dtype=FLOATS[dtype], batch_size=batch_size, frames=frames or [1]))
+    with download_bar() as progress:
+        network = load(source, progress=progress)
+    written = export(
+        network,
+        folder,
+        mode=mode,
+        dtype=FLOATS[dtype],
+        batch_size=batch_size or None,
+        frames=frames or [1],
+        num_points=points,
+        weights=weights,
+    )
+    print(written)
 
 
 @app.command(rich_help_panel=USE)
@@ -266,38 +313,38 @@ def _check_saved(save: Path | None, *inputs: str) -> None:
 def _run_stream(
     network: TRecViT,
     source: str,
+    opening: AbstractContextManager[Video],
     *,
-    top: int,
+    top: int = 3,
     stride: int | None,
     restart_every: int | None,
     save: Path | None,
-    as_json: bool,
+    show: _View,
     truths: list[str] | None = None,
 ) -> list[str]:
-    """Stream to the terminal or as JSON lines, and to a video; return the top class before restarts and at the end."""
+    """Stream to a view and to a video; return the top class before restarts and at the end."""
     from trecvit.runtime.predict import class_labels
     from trecvit.runtime.stream import annotate
     from trecvit.runtime.stream import stream as stream_video
-    from trecvit.video.decode import open_video
 
     labels = class_labels(network)
     predictions: list[str] = []
     previous = ""
-    with Recording() as recording, open_video(source) as video:
+    with Recording() as recording, opening as video:
         info, plan = video.info, network.preprocessing
         if not stride and info.average_fps is None and plan.frame_rate_fps is not None:
             notify(f"{source}: frame rate unknown, using a stride of {plan.frame_stride} frames; set it with --stride")
         stride = stride or plan.stride_for(info.rate_fps)
         updates = stream_video(network, video, stride=stride, restart_every=restart_every)
-        view = _view(source, info.stated_frames, as_json=as_json)
-        with view as show, video_writer(save, info.average_fps) as writer, recording.kept():
+        view = show(source, info.stated_frames)
+        with view as draw, video_writer(save, info.average_fps) as writer, recording.kept():
             for update in recording.until_stopped(updates):
                 best = update.top(labels, top)
                 if update.is_new:
                     if update.frames_seen == 1 and previous:
                         predictions.append(previous)
                     previous = best[0][0]
-                    show(update, best)
+                    draw(update, best)
                 if writer:
                     truth = f"truth: {truths[min(len(predictions), len(truths) - 1)]}" if truths else ""
                     writer.write(annotate(update, labels, top_k=top, footer=truth), update.time_s)
@@ -306,24 +353,24 @@ def _run_stream(
 
 
 @contextmanager
-def _view(
-    source: str, num_frames: int | None, *, as_json: bool
-) -> Iterator[Callable[[Update, list[tuple[str, float]]], None]]:
-    """Yield a function that shows updates: a live panel on a terminal, else one JSON line each."""
-    if as_json or not sys.stdout.isatty():
+def _print_lines(_source: str, _num_frames: int | None) -> Iterator[_Show]:
+    """Yield a function that prints one JSON line per update."""
 
-        def print_line(update: Update, best: list[tuple[str, float]]) -> None:
-            line = {
-                "frame": update.index,
-                "time_s": round(update.time_s, 4),
-                "frames_seen": update.frames_seen,
-                "top": [{"label": label, "probability": round(probability, 6)} for label, probability in best],
-            }
-            print(json.dumps(line), flush=True)
+    def print_line(update: Update, best: list[tuple[str, float]]) -> None:
+        line = {
+            "frame": update.index,
+            "time_s": round(update.time_s, 4),
+            "frames_seen": update.frames_seen,
+            "top": [{"label": label, "probability": round(probability, 6)} for label, probability in best],
+        }
+        print(json.dumps(line), flush=True)
 
-        yield print_line
-        return
+    yield print_line
 
+
+@contextmanager
+def _live_view(source: str, num_frames: int | None) -> Iterator[_Show]:
+    """Yield a function that shows updates in a panel on the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -339,3 +386,13 @@ def _view(
             draw_panel(table, update.index, update.time_s)
 
         yield draw
+
+
+@contextmanager
+def _demo_view(source: str, num_frames: int | None) -> Iterator[_Show]:
+    """Yield a function that shows updates in a panel on a terminal, and nowhere else."""
+    if sys.stdout.isatty():
+        with _live_view(source, num_frames) as draw:
+            yield draw
+    else:
+        yield lambda update, best: None

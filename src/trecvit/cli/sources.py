@@ -5,10 +5,32 @@ from __future__ import annotations
 import glob
 import os.path
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trecvit.cli.terminal import notify
 from trecvit.errors import ConfigError, VideoError
+
+if TYPE_CHECKING:
+    from trecvit.video.decode import Video
+
+
+@contextmanager
+def open_source(source: str, *, latest: bool | None, reconnect_s: float) -> Iterator[Video]:
+    """Open one video or live source, and print what a live one loses: its connection, skipped frames.
+
+    Raises:
+        ConfigError: --latest for a source with an end.
+        VideoError: It cannot be opened.
+    """
+    from trecvit.video.live import LiveVideo, open_live
+
+    with open_live(source, latest=latest, patience_s=reconnect_s, report=notify) as video:
+        yield video
+        if isinstance(video, LiveVideo) and video.skipped:
+            notify(f"{video.info.source}: {video.skipped} frames were skipped, because newer ones had arrived")
 
 
 def expand_source(source: str) -> list[str]:

@@ -16,7 +16,9 @@ from trecvit.cli.options import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    LatestOption,
     ModeOption,
+    ReconnectOption,
     SaveVideoOption,
     SourceArgument,
     TrackerOption,
@@ -24,7 +26,7 @@ from trecvit.cli.options import (
 )
 from trecvit.cli.outputs import check_distinct, check_file
 from trecvit.cli.recording import Recording, video_writer
-from trecvit.cli.sources import expand_one
+from trecvit.cli.sources import expand_one, open_source
 from trecvit.cli.terminal import full_bar, live_panel, notify, probability_bar, progress_bar
 from trecvit.errors import ConfigError
 
@@ -50,6 +52,8 @@ def track(
     tracks: Annotated[Path | None, typer.Option(help="Write the tracks to a .npz or .csv file.")] = None,
     trail: Annotated[int, typer.Option(min=0, help="Length of the drawn trails in frames.")] = 24,
     live: Annotated[bool, typer.Option("--live", help="Print each frame's points as they arrive.")] = False,
+    latest: LatestOption = None,
+    reconnect: ReconnectOption = 60.0,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     mode: ModeOption = "eager",
@@ -58,12 +62,11 @@ def track(
     """Track points through a video; write an annotated video, the tracks, or both.
 
     With --live, for streams: a live view on a terminal; otherwise, or with --json, one JSON line per frame. Memory is
-    constant. Ctrl-C ends a stream and keeps the files saved so far.
+    constant. Ctrl-C ends a stream and keeps the files saved so far. A camera or stream that is lost is opened again.
     """
     import numpy as np
 
     from trecvit.runtime.follow import follow, follow_live, grid_queries
-    from trecvit.video.decode import open_video
     from trecvit.video.encode import SUFFIXES
 
     if not (live or save or tracks or as_json):
@@ -72,12 +75,15 @@ def track(
         raise ConfigError(
             f"--live: expected a .csv file, which grows with the stream, got {tracks}, which is written at its end"
         )
+    if latest and not live:
+        raise ConfigError("--latest: expected --live too, whose points may be given at frames that are skipped")
     source = expand_one(source)
     check_file("--save", save, suffixes=SUFFIXES, inputs=[source, model])
     check_file("--tracks", tracks, suffixes=(".npz", ".csv"), inputs=[source, model])
     check_distinct(save=save, tracks=tracks)
     chosen = [_query(point) for group in points or () for point in group.split()]
-    with Recording() as recording, open_video(source) as video:
+    opening = open_source(source, latest=latest if live else False, reconnect_s=reconnect)
+    with Recording() as recording, opening as video:
         info = video.info
         queries = np.array(chosen, np.float32).reshape(-1, 3)
         if grid or not chosen:

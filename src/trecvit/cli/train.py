@@ -17,6 +17,7 @@ from trecvit.cli.options import (
     OverridesArgument,
     RecipeArgument,
     RunOption,
+    SplitOption,
     TrainingDeviceOption,
     VideosOption,
     check_rate,
@@ -57,6 +58,7 @@ def finetune(
     validation: Annotated[str | None, typer.Option(help="Validation videos, in any form of data.")] = None,
     videos: VideosOption = None,
     labels: LabelsOption = None,
+    split: SplitOption = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training videos.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per update.")] = 8,
     learning_rate: LearningRateOption = 5e-4,
@@ -70,23 +72,29 @@ def finetune(
 
     An interrupted run (Ctrl-C included) is resumed by the same command. The run folder holds the recipe and the
     curves and, with --validation, the best model in FOLDER/best. A data folder with train/ and val/ is split by them.
+    With --split, a sixth of the official training clips is held out for validation; test clips are not read.
     """
     from trecvit.data.layouts import DataSource, read_manifest, split_of
     from trecvit.train.recipe import recipe_from_dict
 
     check_rate("--lr", learning_rate)
-    folder, source = data, {"videos": videos, "labels": labels}
+    folder, source = data, {"videos": videos, "labels": labels, "split": split}
     data, held_out = split_of(folder, "train"), split_of(validation or folder, "validation")
-    if validation or held_out != folder:
+    if validation or held_out != folder or split is not None:
         validation = held_out
+    parts = {"train": "fit", "validation": "validation"} if split is not None else {}
     if data != folder:
         notify(f"{folder}: training on {data}, " + (f"validation on {validation}" if validation else "no validation"))
-    manifest = read_manifest(DataSource(path=data, **source)).for_classifier()
+    sources = {
+        side: {"path": path, **source, "part": parts.get(side)}
+        for side, path in (("train", data), ("validation", validation))
+        if path
+    }
+    manifest = read_manifest(DataSource.from_value(sources["train"])).for_classifier()
     trained = load_model(model, "cpu")
     steps = epochs * (len(manifest.videos) // batch_size)
     clips = {
-        "train": {"path": data, **source},
-        "validation": {"path": validation, **source} if validation else None,
+        **sources,
         "validate_every": len(manifest.videos) // batch_size if validation else 0,
         "augmentation": {"scale": [0.875, 1.33], "flip": flip and bool(manifest.labels)},
     }
@@ -176,4 +184,20 @@ def _run_training(recipe: Recipe, to: Path, device: str, parallel: str = "ddp") 
     if processes.first:
         if finished_steps is not None and not started:
             notify(f"already finished ({finished_steps} steps): {to / 'model'}; give another --to to train again")
+        _print_result(to)
         print(to / "model")
+
+
+def _print_result(run: Path) -> None:
+    """Print how good a finished run's model is, and where its pictures are."""
+    from trecvit.train.run_folder import label_of, outcome, pictures_of, score_in
+
+    values = outcome(run)
+    if score := score_in(values):
+        print(f"{label_of(score)} on the validation data: {values[score]:.1%}")
+        if (best := values.get(f"best_{score}")) is not None and (run / "best").is_dir():
+            print(f"best during training: {best:.1%}, {run / 'best'}")
+    else:
+        notify("not tested, because there were no validation data")
+    for picture in pictures_of(run):
+        print(picture)

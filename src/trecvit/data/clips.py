@@ -6,7 +6,9 @@ counts these, evaluation lists them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
@@ -21,6 +23,8 @@ from trecvit.errors import ConfigError, DataError, VideoError
 from trecvit.video.decode import Source, open_video
 from trecvit.video.sampling import clip_indices, evaluation_clips, spatial_crops
 from trecvit.video.transforms import crop
+
+_MOST_KEPT_BYTES = 1_000_000_000  # of repeated views, per process that reads clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,22 @@ class TrainingClips(Dataset[Sample | Failure]):
         preprocessing: Length, stride and size of the clips.
         augmentation: Their augmentation.
         seed: 0 or more.
+        views: Number of different clips of each video, the same in every V epochs: first the middle one as evaluation
+            sees it, then augmented ones, which depend on the file's name and not on its place in the manifest. 0: new
+            clips in every epoch.
+        still_share: Share of clips that become one of their frames, repeated, with the class after the manifest's:
+            nothing happens in them.
     """
 
     def __init__(
-        self, manifest: Manifest, preprocessing: Preprocessing, augmentation: Augmentation, *, seed: int
+        self,
+        manifest: Manifest,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        *,
+        seed: int,
+        views: int = 0,
+        still_share: float = 0.0,
     ) -> None:
         if augmentation.flip and not manifest.labels and any(video.label != NO_LABEL for video in manifest.videos):
             raise ConfigError(
@@ -72,16 +88,40 @@ class TrainingClips(Dataset[Sample | Failure]):
             )
         self.manifest, self.preprocessing, self.augmentation = manifest, preprocessing, augmentation
         self.mirrored_labels = augmentation.mirrored_labels(manifest.labels)
-        self.seed = seed
+        self.seed, self.views, self.still_share = seed, views, still_share
+        self._kept: dict[tuple[int, int], Sample] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.manifest.videos)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample | Failure:
         epoch, index = epoch_and_index
-        generator = rng(self.seed, Stream.AUGMENTATION, epoch, index)
+        sample = self._view(epoch % self.views, index) if self.views else self._clip(epoch, index)
+        generator = rng(self.seed, Stream.STILL, epoch, index)
+        if isinstance(sample, Failure) or generator.random() >= self.still_share:
+            return sample
+        frame = sample.pixels[int(generator.integers(len(sample.pixels)))]
+        return Sample(frame.expand_as(sample.pixels), self.manifest.num_classes, sample.name)
+
+    def _view(self, view: int, index: int) -> Sample | Failure:
+        """Read one of the repeated views, from memory if it is there."""
+        if kept := self._kept.get((view, index)):
+            return kept
+        if view:
+            sample = self._clip(view, index)
+        else:
+            sample = EvaluationViews(self.manifest, self.preprocessing, num_clips=1, num_crops=1).first(index)
+        if isinstance(sample, Sample) and self._kept_bytes + sample.pixels.nbytes <= _MOST_KEPT_BYTES:
+            self._kept[view, index] = sample
+            self._kept_bytes += sample.pixels.nbytes
+        return sample
+
+    def _clip(self, epoch: int, index: int) -> Sample | Failure:
         video = self.manifest.videos[index]
         plan = self.preprocessing
+        key = zlib.crc32(Path(video.name).stem.encode()) if self.views else index
+        generator = rng(self.seed, Stream.AUGMENTATION, epoch, key)
         try:
             with open_video(video.source) as opened:
                 num_frames, fps = opened.length_and_rate()
@@ -136,15 +176,20 @@ class EvaluationViews(Dataset[Sample | Failure]):
             return Failure(video.name, exc.reason)
         return Sample(views, video.label, video.name)
 
+    def first(self, index: int) -> Sample | Failure:
+        """Read the first view of a video."""
+        sample = self[index]
+        return sample if isinstance(sample, Failure) else replace(sample, pixels=sample.pixels[0])
+
     def first_views(self, count: int | None = None) -> tuple[list[UInt8[Tensor, "t 3 h w"]], list[Failure]]:
         """Read one view of each of the first `count` videos, by default of all, and the failures.
 
         Raises:
             DataError: No video can be read.
         """
-        items = [self[index] for index in range(min(len(self), len(self) if count is None else count))]
+        items = [self.first(index) for index in range(min(len(self), len(self) if count is None else count))]
         failures = [item for item in items if isinstance(item, Failure)]
-        clips = [item.pixels[0] for item in items if not isinstance(item, Failure)]
+        clips = [item.pixels for item in items if not isinstance(item, Failure)]
         if not clips:
             first = failures[0]
             raise DataError(f"{self.manifest.source}: no video can be read; the first, {first.name}: {first.reason}")

@@ -32,6 +32,8 @@ _REASONS = {
     "hidden": ("hidden or system entry", "hidden or system entries"),
     "read_already": ("link to a folder that is read already", "links to folders that are read already"),
     "outside_classes": ("video outside of the class folders", "videos outside of the class folders"),
+    "unlisted": ("video that no list names", "videos that no list names"),
+    "neither_part": ("video that is listed for neither part", "videos that are listed for neither part"),
     "not_shards": ("tar that is no shard of the data set", "tars that are no shards of the data set"),
     "cut_short": ("damaged rest of a tar", "damaged rests of tars"),
     "cut_off": ("tar member that is cut off", "tar members that are cut off"),

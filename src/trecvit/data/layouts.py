@@ -1,8 +1,8 @@
 """Layouts of data sets on disk, each read into a `Manifest`.
 
 Kinetics (the official csv), Something-Something-v2 (its JSON lists), `path label` lists as SlowFast, VideoMAE and
-V-JEPA read them, a folder per class, and tar shards as WebDataset writes them. Reading a layout decodes no video: see
-`trecvit.data.check`.
+V-JEPA read them, the official splits of HMDB51, JHMDB and UCF101, a folder per class, and tar shards as WebDataset
+writes them. Reading a layout decodes no video: see `trecvit.data.check`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ from trecvit.data.folders import (
     visible_files,
 )
 from trecvit.data.manifest import NO_LABEL, Manifest, Video
+from trecvit.data.official_splits import (
+    PARTS,
+    SplitLists,
+    clips_of,
+    find_split_lists,
+    folder_of_videos,
+    part_named_by,
+)
 from trecvit.data.path_lists import is_text, read_path_list
 from trecvit.data.tars import Tar, read_tar
 from trecvit.data.text import read_json, read_text, split_lines
@@ -41,7 +49,7 @@ _ANIMATED = (".gif", ".webp", ".apng")
 
 Unknown = list[tuple[str, str]]  # names of videos, and their unknown classes
 
-Format = Literal["kinetics", "something", "list", "folders", "shards", "unlabelled"]
+Format = Literal["kinetics", "something", "list", "hmdb51", "ucf101", "folders", "shards", "unlabelled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,21 +58,32 @@ class DataSource:
 
     Attributes:
         path: The list (Kinetics' csv, Something-Something's JSON, a `path label` list), the folder of classes or of
-            videos without any, or the shards: a folder of them, one file, or a pattern such as "train-{000..099}.tar",
-            also as a URL.
+            videos without any, the folder of HMDB51, JHMDB or UCF101 with their lists of splits, or the shards: a
+            folder of them, one file, or a pattern such as "train-{000..099}.tar", also as a URL.
         videos: Folder of the videos, for the formats with a list; the list's own folder by default.
-        format: One of "kinetics", "something", "list", "folders", "shards", "unlabelled"; detected from `path` by
-            default. "unlabelled" takes all videos in a folder, at any depth.
+        format: One of "kinetics", "something", "list", "hmdb51" (also JHMDB), "ucf101", "folders", "shards",
+            "unlabelled"; detected from `path` by default. "unlabelled" takes all videos in a folder, at any depth.
         labels: "kinetics400", "something_something_v2", or a file of class names: lines in index order, or
             Something-Something's JSON. By default those of the data set.
+        split: Number of an official split of HMDB51, JHMDB or UCF101: 1, 2 or 3.
+        part: Of that split: "train", "test", "all", or "fit" and "validation", into which the training clips are
+            divided; see `trecvit.data.official_splits.clips_of`.
     """
 
     path: str
     videos: str | None = None
     format: str | None = None
     labels: str | None = None
+    split: int | None = None
+    part: str | None = None
 
     def __post_init__(self) -> None:
+        if self.split is not None and (type(self.split) is not int or self.split < 1):
+            raise ConfigError(f"split: expected the number of a split, 1 or more, got {self.split!r}")
+        if self.part is not None and self.part not in PARTS:
+            raise ConfigError(
+                f"part: expected one of {', '.join(PARTS)}, got {self.part!r}{nearest(str(self.part), PARTS)}"
+            )
         if self.format is not None and self.format not in get_args(Format):
             raise ConfigError(
                 f"format: expected one of {', '.join(get_args(Format))}, got {self.format!r}"
@@ -95,6 +114,13 @@ def read_manifest(source: DataSource | str | Path, *, unknown: Unknown | None = 
     if not isinstance(source, DataSource):
         source = DataSource(path=str(source))
     names = read_labels(source.labels) if source.labels else None
+    if source.format in (None, "hmdb51", "ucf101") and (lists := find_split_lists(source.path)):
+        return _read_official_split(source, lists, names, unknown)
+    if source.format in ("hmdb51", "ucf101") or source.split is not None or source.part is not None:
+        raise DataError(
+            f"{source.path}: expected a folder with the official splits of HMDB51, JHMDB (clap_test_split1.txt …) or "
+            "UCF101 (trainlist01.txt …), got none of these files in it; check the path, or leave out `split` and `part`"
+        )
     if source.format is None and Path(source.path).is_dir():
         return _read_folder(source.path, names, unknown)
     form = source.format or _detected_format(source.path)
@@ -344,6 +370,64 @@ def _read_folder(folder: str, labels: Sequence[str] | None, unknown: Unknown | N
     return _as_classes(listing, labels, unknown)
 
 
+def _read_official_split(
+    source: DataSource, lists: SplitLists, labels: Sequence[str] | None, unknown: Unknown | None
+) -> Manifest:
+    """Read a part of an official split. A file belongs to a clip by its class folder and its name without the suffix.
+
+    A clip without a video may be a folder of frames of its name.
+    """
+    split, part = _chosen_part(source, lists)
+    classes, listed = lists.read(split)
+    folder = Path(source.videos) if source.videos else folder_of_videos(lists, classes)
+    files = _files_by_stem(folder, in_class=True)
+    names = {clip: f"{clip.class_name}/{clip.stem}" for clip in listed}
+    numbers = _numbers(labels if labels is not None else classes)
+    videos: list[Video] = []
+    missing: list[str] = []
+    for clip in clips_of(listed, part):
+        name = names[clip]
+        if (label := _number(numbers, clip.class_name, clip.where, name, unknown)) < 0:
+            continue
+        if file := files.get(name) or next(filter(Path.is_dir, [folder / name]), None):
+            videos.append(Video(name, file, label))
+        else:
+            missing.append(name)
+    skipped = {
+        "unlisted": sorted(files.keys() - names.values()),
+        "neither_part": [names[clip] for clip in listed if not clip.part and part != "all" and names[clip] in files],
+    }
+    where = f"{lists.folder}, split {split}, {part}"
+    return Manifest(
+        tuple(videos),
+        tuple(labels if labels is not None else classes),
+        tuple(missing),
+        where,
+        {reason: found for reason, found in skipped.items() if found},
+    )
+
+
+def _chosen_part(source: DataSource, lists: SplitLists) -> tuple[int, str]:
+    if source.format not in (None, lists.form):
+        raise DataError(f"{source.path}: expected lists in the form of {source.format}, got those of {lists.form}")
+    split, part = source.split, source.part
+    if named := part_named_by(source.path):
+        if split not in (None, named[0]) or part not in (None, named[1]):
+            raise DataError(
+                f"{source.path}: expected the split and part that the file's name gives ({named[0]}, {named[1]}), got "
+                f"{split} and {part}; leave them out, or give the folder of the lists"
+            )
+        return named
+    if split is None or part is None:
+        choices = {"split": map(str, sorted(lists.files))} if split is None else {"part": PARTS}
+        [(absent, values)] = choices.items()
+        raise DataError(
+            f"{source.path}: expected `{absent}`, one of {', '.join(values)}, got none; the lists in {lists.folder} "
+            "have official splits (to read videos as a folder per class, give the folder of the class folders)"
+        )
+    return split, part
+
+
 def _as_classes(listing: Listing, labels: Sequence[str] | None, unknown: Unknown | None) -> Manifest:
     folder = str(listing.root)
     if not listing.folders:
@@ -448,20 +532,21 @@ def _in_range(labels: Sequence[str], number: int, where: str, video: str, unknow
     return False
 
 
-def _files_by_stem(folder: str | Path) -> dict[str, Path]:
+def _files_by_stem(folder: str | Path, *, in_class: bool = False) -> dict[str, Path]:
+    """List the videos of a folder by their names without suffix, or by those after "class folder/"."""
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: expected the folder of the videos; give it with `videos`")
     by_stem: dict[str, Path] = {}
-    files = [Path(folder) / name for name in list_videos(folder).videos]
+    names = list_videos(folder).videos
     # An animated picture beside a video of the same name is its preview.
-    for file in sorted(files, key=lambda file: file.suffix.lower() in _ANIMATED):
-        if file.stem in by_stem and file.suffix.lower() in _ANIMATED:
+    for name in sorted(names, key=lambda name: Path(name).suffix.lower() in _ANIMATED):
+        file = Path(folder) / name
+        stem = f"{name.split('/')[0]}/{file.stem}" if in_class and "/" in name else file.stem
+        if stem in by_stem and file.suffix.lower() in _ANIMATED:
             continue
-        if file.stem in by_stem:
-            raise DataError(
-                f"{folder}: expected one file for each video, got {by_stem[file.stem]} and {file}; remove one"
-            )
-        by_stem[file.stem] = file
+        if stem in by_stem:
+            raise DataError(f"{folder}: expected one file for each video, got {by_stem[stem]} and {file}; remove one")
+        by_stem[stem] = file
     return by_stem
 
 

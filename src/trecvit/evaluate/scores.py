@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from trecvit.errors import DataError
 from trecvit.files import write_json, writing
 
+_MAX_NAMED = 60  # classes in a picture
+_TITLE_PX = 24  # height of an axis title in a picture
+_LEAST_AXIS_PX = 150  # room for an axis title beside few classes
 _NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
@@ -111,7 +114,7 @@ def confusion(scores: Scores) -> Int[np.ndarray, "v v"]:
 def draw_confusion(scores: Scores) -> PIL.Image.Image:
     """Draw the confusion matrix: a row per true class, a column per predicted class, darker for a larger share.
 
-    Up to 60 classes are labelled.
+    Up to 60 classes are named, with the share of their videos that are recognised in the diagonal.
     """
     counts = confusion(scores)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -119,20 +122,46 @@ def draw_confusion(scores: Scores) -> PIL.Image.Image:
     ink = np.array([18, 60, 120])
     pixels = (255 - shares[..., None] * (255 - ink)).round().astype(np.uint8)
     grid = PIL.Image.fromarray(pixels.repeat(cell, axis=0).repeat(cell, axis=1))
-    if not scores.labels or len(counts) > 60:
-        return grid
+    names = scores.labels if len(counts) <= _MAX_NAMED else ()
     font = PIL.ImageFont.load_default(size=max(10, cell * 2 // 3))
-    margin = 12 + max(round(font.getlength(label)) for label in scores.labels)
-    picture = PIL.Image.new("RGB", (margin + grid.width, grid.height), "white")
-    picture.paste(grid, (margin, 0))
-    pen = PIL.ImageDraw.Draw(picture)
-    for index, label in enumerate(scores.labels):
-        y = (index + 0.5) * cell
-        recall = shares[index, index]
-        pen.text((margin - 6, y), label, fill="black", font=font, anchor="rm")
-        ink_name = "white" if recall > 0.5 else "black"
-        pen.text((margin + y, y), f"{recall:.0%}", fill=ink_name, anchor="mm", font_size=cell // 2)
+    pen = PIL.ImageDraw.Draw(grid)
+    for index in range(len(names)):
+        recall, centre = shares[index, index], (index + 0.5) * cell
+        pen.text(
+            (centre, centre), f"{recall:.0%}", "white" if recall > 0.5 else "black", anchor="mm", font_size=cell // 2
+        )
+    margin = _TITLE_PX + (12 + max(round(font.getlength(name)) for name in names) if names else 0)
+    length = max(grid.width, _LEAST_AXIS_PX)
+    columns = _axis("predicted class", names, cell, (margin, length), font, anchor="l")
+    rows = _axis("true class", names, cell, (margin, length), font, anchor="r")
+    picture = PIL.Image.new("RGB", (margin + length, margin + length), "white")
+    picture.paste(columns.transpose(PIL.Image.Transpose.ROTATE_90), (margin, 0))
+    picture.paste(rows, (0, margin))
+    picture.paste(grid, (margin, margin))
     return picture
+
+
+def _axis(
+    title: str,
+    names: Sequence[str],
+    cell: int,
+    size: tuple[int, int],
+    font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont,
+    *,
+    anchor: Literal["l", "r"],
+) -> PIL.Image.Image:
+    """Draw an axis from top to bottom: class names beside the grid, at its right ("r") or, to be turned, left ("l")."""
+    strip = PIL.Image.new("RGB", size, "white")
+    pen = PIL.ImageDraw.Draw(strip)
+    for index, name in enumerate(names):
+        pen.text((6 if anchor == "l" else size[0] - 6, (index + 0.5) * cell), name, "black", font, f"{anchor}m")
+    heading = PIL.Image.new("RGB", (size[1], _TITLE_PX), "white")
+    PIL.ImageDraw.Draw(heading).text((heading.width / 2, _TITLE_PX / 2), title, "black", font, "mm")
+    if anchor == "r":
+        strip.paste(heading.transpose(PIL.Image.Transpose.ROTATE_90), (0, 0))
+    else:
+        strip.paste(heading.transpose(PIL.Image.Transpose.ROTATE_270), (size[0] - _TITLE_PX, 0))
+    return strip
 
 
 def calibration_error(scores: Scores) -> float:

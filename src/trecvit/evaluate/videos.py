@@ -110,6 +110,8 @@ def check_labels(model: TRecViT, manifest: Manifest) -> None:
     """
     if not model.config.num_classes:
         raise ConfigError("the checkpoint has no head (num_classes = 0): train or fine-tune it before evaluating it")
+    if manifest.labels and model.labels[: len(manifest.labels)] == manifest.labels:
+        return  # the model may have further classes, such as "nothing of these"
     if manifest.labels and model.labels and model.labels != manifest.labels:
         theirs, ours = set(manifest.labels), set(model.labels)
         if theirs == ours:

@@ -38,6 +38,7 @@ from trecvit.model.trecvit import (
     through_blocks,
 )
 from trecvit.pretrained import WEIGHTS_FILE, Dtype, Pretrained, build, read_tensors
+from trecvit.quantised import quantise
 
 DECODER_FOLDER = "decoder"  # within the folder of the encoder
 _DECODER = f"{DECODER_FOLDER}."
@@ -169,7 +170,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embedding = nn.Linear(encoder_width, config.width, bias=False)  # VideoMAE: encoder_to_decoder
         self.mask = nn.Parameter(torch.zeros(config.width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.out = nn.Linear(config.width, 3 * config.temporal_patch_size * config.patch_size**2)
         nn.init.xavier_uniform_(self.embedding.weight)
@@ -194,7 +195,7 @@ class Decoder(nn.Module):
             grid: Rows and columns of patches in a frame.
             recompute: See `through_blocks`.
         """
-        positions = sincos_positions(*grid, self.config.width).to(self.mask)
+        positions = sincos_positions(*grid, self.config.width, device=self.mask.device).to(self.mask)
         visible_tokens = self.embedding(features) + positions[visible][:, None]
         mask_tokens = (self.mask + positions[hidden])[:, None].expand(-1, visible_tokens.shape[1], -1, -1)
         # Visible first: blocks are independent of the order, and the outputs needed are then contiguous.
@@ -298,8 +299,8 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
         features: Tensor = self.norm(tokens[:, :, num_tokens - visible.shape[1] :])
         return features
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the encoder into a folder as a TRecViT without a head, and the decoder into a subfolder."""
+    def save(self, folder: str | Path, *, int8_step: float = 0.0) -> Path:
+        """Write the encoder as a TRecViT without a head, and the decoder into a subfolder; see `Pretrained.save`."""
         folder, weights = Path(folder), self.state_dict()
         self._check_can_be_loaded(weights, folder)
         encoder = {name: tensor for name, tensor in weights.items() if not name.startswith(_DECODER)}
@@ -310,8 +311,9 @@ class MaskedAutoencoder(VideoModel, Autoencoder):
             source="the encoder's weights",
             device=self.device,
             dtype="auto",
-        ).save(folder)
-        self._save(folder / DECODER_FOLDER, {name: weights[name] for name in weights if name not in encoder})
+        ).save(folder, int8_step=int8_step)
+        decoder = {name: weights[name] for name in weights if name not in encoder}
+        self._save(folder / DECODER_FOLDER, quantise(decoder, step=int8_step) if int8_step else decoder)
         return folder
 
     @classmethod

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from trecvit.model.state import recurrent_dtype
@@ -95,7 +95,7 @@ class Matching(nn.Module):
         self,
         descriptors: Descriptors,
         points_xy: Float[Tensor, "B Q 2"],
-        frames_until: Int64[Tensor, "B Q"],
+        frames_until: Real[Tensor, "B Q"],
         previous: Float[Tensor, "B Q S"],
     ) -> Float[Tensor, "B Q S"]:
         """Sample the descriptors of the queries in these frames; keep those of all others.
@@ -108,7 +108,7 @@ class Matching(nn.Module):
         """
         num_frames = descriptors.fine.shape[1]
         is_here = (frames_until >= 0) & (frames_until < num_frames)
-        frame = frames_until.clamp(0, num_frames - 1)[:, None, :, None]  # [B, 1, Q, 1]
+        frame = frames_until.clamp(0, num_frames - 1).long()[:, None, :, None]  # [B, 1, Q, 1]
         # Sampled in all T frames, then gathered: [BT, 1, Q, 2].
         grid = (points_xy * 2 - 1).to(previous.dtype)[:, None].expand(-1, num_frames, -1, -1).flatten(0, 1)[:, None]
         sampled = [

@@ -39,8 +39,10 @@ class StateSizes(NamedTuple):
     taps_width: int
 
 
-def state_sizes(config: ModelConfig) -> StateSizes:
+def state_sizes(config: ModelConfig, index: int) -> StateSizes:
     """The sizes of a token's state in one layer of a model."""
+    if index < config.temporal_from:
+        return StateSizes(0, 0, 0)
     num_taps = max(config.conv_width - 1, 0)
     return {
         "lru": StateSizes(config.lru_width, num_taps, config.lru_width),

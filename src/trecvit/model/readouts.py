@@ -21,7 +21,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from trecvit.config import Config
@@ -173,7 +173,7 @@ class RecurrentPointReadout(nn.Module):
         self,
         features: Float[Tensor, "B T N D"],
         points_xy: Float[Tensor, "B Q 2"],
-        frames_until: Int64[Tensor, "B Q"],
+        frames_until: Real[Tensor, "B Q"],
         states: Float[Tensor, "B Q S"],
     ) -> tuple[PointReadout, Float[Tensor, "B Q S"]]:
         """Track the points through the next T frames.

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import safetensors
 import safetensors.torch
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from trecvit.config import ImageSize, ModelConfig, as_image_size
@@ -34,13 +34,13 @@ class StreamState:
 
     Attributes:
         layers: One `LayerState` per block.
-        frames_seen: Number of frames that each stream has processed, int64.
+        frames_seen: Number of frames that each stream has processed, int64; floating-point in exported graphs.
         config: Architecture of the blocks that the state belongs to.
         image_size: Height and width of the frames in pixels.
     """
 
     layers: tuple[LayerState, ...]
-    frames_seen: Int64[Tensor, " B"]
+    frames_seen: Real[Tensor, " B"]
     config: ModelConfig
     image_size: tuple[int, int]
 
@@ -293,16 +293,18 @@ def empty_layers(
     config: ModelConfig, batch_size: int, num_tokens: int, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[LayerState, ...]:
     """Return the blocks' initial states for `num_tokens` tokens per stream; `dtype` is the model's."""
-    sizes = state_sizes(config)
-    hidden = (batch_size, num_tokens, sizes.hidden_width)
-    taps = (batch_size, sizes.num_taps, num_tokens, sizes.taps_width)
-    return tuple(
-        LayerState(
-            hidden=torch.zeros(hidden, dtype=recurrent_dtype(dtype), device=device),
-            taps=torch.zeros(taps, dtype=dtype, device=device),
+    layers = []
+    for index in range(config.depth):
+        sizes = state_sizes(config, index)
+        hidden = (batch_size, num_tokens, sizes.hidden_width)
+        taps = (batch_size, sizes.num_taps, num_tokens, sizes.taps_width)
+        layers.append(
+            LayerState(
+                hidden=torch.zeros(hidden, dtype=recurrent_dtype(dtype), device=device),
+                taps=torch.zeros(taps, dtype=dtype, device=device),
+            )
         )
-        for _ in range(config.depth)
-    )
+    return tuple(layers)
 
 
 def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
@@ -124,7 +124,7 @@ class PointTokens(nn.Module):
             normal_(learned, width**-0.5)
 
     def forward(
-        self, points_yx: Float[Tensor, "B Q 2"], frames_until: Int64[Tensor, "B Q"], num_frames: int
+        self, points_yx: Float[Tensor, "B Q 2"], frames_until: Real[Tensor, "B Q"], num_frames: int
     ) -> Float[Tensor, "B T Q D"]:
         """Embed the points in the next T frames.
 

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Real, Shaped
 from torch import Tensor
 
 from trecvit.config import BlocksConfig, ImageSize, ModelConfig, Preprocessing
@@ -87,7 +87,7 @@ class TrackerState(StreamState):
         query_points_yx: Position in that frame, in pixels.
     """
 
-    query_frames: Int64[Tensor, "B Q"]
+    query_frames: Real[Tensor, "B Q"]
     query_points_yx: Float[Tensor, "B Q 2"]
 
     _ALIKE: ClassVar[tuple[str, ...]] = (*StreamState._ALIKE, "num_queries")
@@ -206,6 +206,8 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
 
     config: BlocksConfig
     state_class: ClassVar[type[TrackerState]]
+    _tracking: Callable[[Tensor, TrackerState], tuple[TrackerOutput, TrackerState]] | None = None
+    _num_slots: int | None = None
 
     def __init__(
         self,
@@ -224,6 +226,20 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
             preprocessing=preprocessing or self.preprocessing_for(config.image_size),
             provenance=provenance,
         )
+
+    def replace_tracking(
+        self,
+        tracking: Callable[[Tensor, TrackerState], tuple[TrackerOutput, TrackerState]],
+        *,
+        num_slots: int | None = None,
+    ) -> None:
+        """Let another runtime compute `step`, after this class's checks.
+
+        Args:
+            tracking: From frames in [0,1] and a state to the output and the next state.
+            num_slots: Number of points that it holds for; states get empty slots up to it.
+        """
+        self._tracking, self._num_slots = tracking, num_slots
 
     @staticmethod
     def preprocessing_for(image_size: ImageSize) -> Preprocessing:
@@ -246,7 +262,11 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
         if query_points_tyx.dim() == 3 and len(query_points_tyx) != len(video):
             raise InputError(f"expected queries for {len(video)} videos, got queries for {len(query_points_tyx)}")
         state = self.init_state(query_points_tyx, image_size=(video.shape[3], video.shape[4]))
-        return self.step(video, state)[0]
+        out, _ = self.step(video, state)
+        if self._num_slots is None:
+            return out
+        given = slice(query_points_tyx.shape[1])
+        return TrackerOutput(out.points_xy[:, given], out.visible_logits[:, given], out.certainty[:, given])
 
     def init_state(
         self, query_points_tyx: Shaped[Tensor, "B Q 3"], *, image_size: ImageSize | None = None
@@ -262,7 +282,17 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
             InputError: for invalid queries in pictures of this size.
         """
         size = self._image_size(image_size)
-        return self.begin(*read_queries(query_points_tyx.to(self.device), size), size)
+        query_frames, query_points_yx = read_queries(query_points_tyx.to(self.device), size)
+        if self._num_slots is not None:
+            num_empty = self._num_slots - query_frames.shape[1]
+            if num_empty < 0:
+                raise InputError(
+                    f"query_points_tyx: expected at most {self._num_slots} points, the slots of this exported tracker, "
+                    f"got {query_frames.shape[1]}; export it with more points"
+                )
+            query_frames = F.pad(query_frames, (0, num_empty), value=NEVER)
+            query_points_yx = F.pad(query_points_yx, (0, 0, 0, num_empty))
+        return self.begin(query_frames, query_points_yx, size)
 
     def begin(
         self,
@@ -311,7 +341,8 @@ class PointTracker(VideoModel, tags=["point-tracking"]):
                 f"expected a state with {self.point_memory_width} channels per point, got "
                 f"{state.point_memory_width}; use the state that this tracker's init_state returns"
             )
-        return self._track(self._pixels(frames), state)
+        track = self._track if self._tracking is None else self._tracking
+        return track(self._pixels(frames), state)
 
     def _track(self, frames: Tensor, state: TrackerState) -> tuple[TrackerOutput, TrackerState]:
         """`step` for checked arguments, frames in [0,1]."""

@@ -46,7 +46,8 @@ def examine() -> list[Finding]:
         ("cache folder", _cache_folder),
     )
     findings = [_try(name, check) for name, check in checks]
-    return [*findings, *_try_all("accelerators", _accelerators), _photographs(), *_try_all("weights", _zoo)]
+    findings += [*_try_all("accelerators", _accelerators), *_try_all("cameras", _cameras), _photographs()]
+    return [*findings, *_try_all("weights", _zoo)]
 
 
 def _try(name: str, check: Callable[[], str]) -> Finding:
@@ -231,6 +232,19 @@ def _accelerators() -> Iterator[Finding]:
     if torch.backends.mps.is_built():
         works = torch.backends.mps.is_available() or None
         yield Finding("Apple GPU", works, "available" if works else "not available on this machine")
+
+
+def _cameras() -> Iterator[Finding]:
+    """List cameras without opening them: another program may use one."""
+    import sys
+
+    from trecvit.video.live import cameras
+
+    if sys.platform != "linux":
+        yield Finding("cameras", None, "not listed on this system; try `trecvit stream camera:0`")
+        return
+    for source, name in cameras() or [("", "")]:
+        yield Finding("cameras", bool(source) or None, f"{source}: {name}" if source else "none found")
 
 
 def _photographs() -> Finding:

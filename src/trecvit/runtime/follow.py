@@ -113,13 +113,15 @@ def follow_live(
     """
     live = LiveTracker(tracker, max_points=max_points or max(1, len(query_points_tyx)))
     query_of: dict[int, int] = {}
+    before = -1
     with open_video(source) as video:
         for frame in video.frames():
             if frame.index == 0:
                 _check(query_points_tyx, frame.image)
             for index, (t, y, x) in enumerate(query_points_tyx):
-                if t == frame.index:
+                if before < t <= frame.index:  # a live source may skip frames
                     query_of[live.add(float(x), float(y))] = index
+            before = frame.index
             points = live.update(frame.image)
             ids = tuple(query_of[point_id] for point_id in live.ids)
             yield TrackUpdate(frame.index, frame.time_s, frame.image, ids, points)

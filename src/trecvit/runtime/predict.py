@@ -61,7 +61,7 @@ def classify(model: TRecViT, source: Source | Video, *, num_clips: int = 4, top_
     if num_clips < 1 or top_k < 1:
         raise InputError(f"expected num_clips >= 1 and top_k >= 1, got {num_clips} and {top_k}")
     with open_video(source) as video:
-        clips, num_video_frames = _clips(video, model.preprocessing, num_clips)
+        clips, num_video_frames = read_clips(video, model.preprocessing, num_clips)
         name = video.info.source
     probs = torch.stack([_probs(model, clip) for clip in clips]).mean(dim=0)
     best = probs.topk(min(top_k, len(names)))
@@ -73,8 +73,12 @@ def classify(model: TRecViT, source: Source | Video, *, num_clips: int = 4, top_
     )
 
 
-def _clips(video: Video, plan: Preprocessing, num_clips: int) -> tuple[UInt8[Tensor, "clips T 3 h w"], int]:
-    """Read evenly spaced clips; return them and the number of frames of the video."""
+def read_clips(video: Video, plan: Preprocessing, num_clips: int) -> tuple[UInt8[Tensor, "clips T 3 h w"], int]:
+    """Read evenly spaced clips, a single one of a short video; return them and the number of its frames.
+
+    Raises:
+        VideoError: The video cannot be read to the end, or may have none.
+    """
     info = video.info
     _check_has_end(video)
     # Frames are resized while decoding, so that memory does not depend on the resolution of the video.

@@ -72,11 +72,12 @@ def stream(
 def _updates(model: TRecViT, source: Source | Video, stride: int, restart_every: int | None) -> Iterator[Update]:
     state = initial = model.init_state(1)
     probs = np.zeros(model.config.num_classes, np.float32)
-    frames_seen = 0
+    frames_seen, due = 0, 0
     with open_video(source) as video:
-        for index, frame in enumerate(video.frames()):
-            is_new = index % stride == 0
+        for frame in video.frames():
+            is_new = frame.index >= due  # a live source may skip frames
             if is_new:
+                due = (frame.index // stride + 1) * stride
                 if frames_seen == restart_every:
                     state, frames_seen = initial, 0
                 with torch.inference_mode():

@@ -41,7 +41,9 @@ def initial_model(recipe: Recipe, feed: Feed[Batch]) -> tuple[Trainable, str]:
     model = untrained(recipe.architecture, preprocessing=recipe.preprocessing, labels=feed.labels)
     if start.whiten_grain_px:
         whiten_patches(model, feed.examples(), grain_px=start.whiten_grain_px)
-    scale_initial_weights(model, convolutions=start.conv_scale, positions=start.positions_scale)
+    scale_initial_weights(
+        model, convolutions=start.conv_scale, temporal=start.temporal_scale, positions=start.positions_scale
+    )
     if isinstance(model, OtherNetwork):
         return model, "random weights"
     sources = []
@@ -121,10 +123,12 @@ def whiten_patches(model: Trainable, videos: UInt8[Tensor, "B T 3 H W"], *, grai
 
 
 @torch.no_grad()
-def scale_initial_weights(model: Trainable, *, convolutions: float, positions: float) -> None:
-    """Multiply the initial temporal convolutions and positions, which are close to zero in the paper."""
+def scale_initial_weights(model: Trainable, *, convolutions: float, positions: float, temporal: float = 1.0) -> None:
+    """Multiply the initial temporal convolutions and positions, close to zero in the paper, and temporal outputs."""
     for name, parameter in model.named_parameters():
         if name.endswith("temporal.conv.weight"):
             parameter.mul_(convolutions)
+        elif name.endswith("temporal.linear_out.weight"):
+            parameter.mul_(temporal)
         elif name in _POSITIONS:
             parameter.mul_(positions)

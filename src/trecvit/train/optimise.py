@@ -48,6 +48,8 @@ def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
     by_muon: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    spatial_matrices: list[nn.Parameter] = []
+    spatial_others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -55,15 +57,20 @@ def optimisers_of(model: Trainable, plan: Optimisation) -> list[Optimizer]:
             embedding.append(parameter)
         elif plan.muon_learning_rate and id(parameter) in in_blocks:
             by_muon.append(parameter)
-        elif parameter.dim() >= 2 and not name.endswith(_NOT_DECAYED):
-            matrices.append(parameter)
         else:
-            others.append(parameter)
+            is_spatial = plan.spatial_rate != 1.0 and (".spatial." in name or name.startswith("norm."))
+            decays = parameter.dim() >= 2 and not name.endswith(_NOT_DECAYED)
+            if is_spatial:
+                (spatial_matrices if decays else spatial_others).append(parameter)
+            else:
+                (matrices if decays else others).append(parameter)
     rate, decay = plan.learning_rate, plan.weight_decay
     groups = [
         {"params": embedding, "peak_lr": rate * plan.embedding_rate, "weight_decay": decay},
         {"params": matrices, "peak_lr": rate, "weight_decay": decay},
         {"params": others, "peak_lr": rate, "weight_decay": 0.0},
+        {"params": spatial_matrices, "peak_lr": rate * plan.spatial_rate, "weight_decay": decay},
+        {"params": spatial_others, "peak_lr": rate * plan.spatial_rate, "weight_decay": 0.0},
     ]
     # A group without weights cannot be loaded from a checkpoint.
     groups = [group for group in groups if group["params"]]

@@ -227,7 +227,7 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
         tests = read_lines(folder / _VALIDATION)
         if score := score_in(tests[0] if tests else {}):
             steps, values = [line["step"] for line in tests], [line[score] for line in tests]
-            label = next(curves.test_label for curves in _curves() if curves.test == score)
+            label = label_of(score)
             right.plot(steps, values, color=colour, marker="o", label=f"{name}, {label} on validation videos")
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="step", ylabel="share", ylim=(0, 1))
@@ -264,6 +264,17 @@ def outcome(folder: Path) -> dict[str, float | int]:
 def score_in(figures: Mapping[str, Any], prefix: str = "") -> str:
     """The score among a test's figures, whose names may have a prefix; empty if there is none."""
     return next((curves.test for curves in _curves() if f"{prefix}{curves.test}" in figures), "")
+
+
+def label_of(score: str) -> str:
+    """A score's name for people: "top-1", "average Jaccard" or "explained variance"."""
+    return next(curves.test_label for curves in _curves() if curves.test == score)
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """List a run's pictures: its curves, the confusion matrix of its test, and an autoencoder's folder of them."""
+    names = ("curves.png", "evaluation/confusion.png", "pictures")
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def _curves() -> list[Curves]:

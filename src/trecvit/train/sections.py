@@ -31,6 +31,8 @@ class Optimisation:
         muon_learning_rate: Peak learning rate of Muon for the blocks' linear layers; 0: AdamW for these too.
         embedding_rate: Factor on the patch embedding's learning rate. It has many inputs; at the full rate its initial
             values would be lost before the other layers have learnt to use them.
+        spatial_rate: Factor on the learning rate of the spatial blocks and the final norm; small if they start from a
+            ViT, so that the temporal parts and the head learn before these change much.
         beta2: AdamW's decay of the second moment.
         weight_decay: On matrices only; none on norms, biases, positions and the recurrence's eigenvalues.
         warmup_steps: Updates until the peak.
@@ -42,6 +44,12 @@ class Optimisation:
         ema_decay: Decay of an exponential moving average of the weights, which is saved instead of them; 0: none.
         recompute: Activations to recompute in the backward pass to save memory, see `VideoModel.recompute`.
         compile: Compile the model with torch.compile.
+        frozen_blocks: Number of first blocks that are not trained, nor is the tokenizer; they must have no temporal
+            part, see `ModelConfig.temporal_from`. For classification.
+        token_dropout: Share of the patches that are left out above the frozen blocks in training, the same in all
+            frames of a batch (PatchDropout, arXiv:2208.07220): less time, and less overfitting.
+        frozen_tokens: Folder where the frozen blocks' tokens of each frame are kept, 2 bytes per channel, so that later
+            epochs and runs read them. Needs `videos.views`, without which no frame is seen twice. Empty: no folder.
     """
 
     num_steps: int = 0
@@ -51,6 +59,7 @@ class Optimisation:
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.0
     embedding_rate: float = 1.0
+    spatial_rate: float = 1.0
     beta2: float = 0.999
     weight_decay: float = 0.05
     warmup_steps: int = 100
@@ -61,6 +70,9 @@ class Optimisation:
     ema_decay: float = 0.0
     recompute: Recompute = "nothing"
     compile: bool = False
+    frozen_blocks: int = 0
+    token_dropout: float = 0.0
+    frozen_tokens: str = ""
 
     def __post_init__(self) -> None:
         if (self.num_steps > 0) == (self.epochs > 0) or min(self.num_steps, self.epochs) < 0:
@@ -68,10 +80,19 @@ class Optimisation:
                 "optimisation: expected num_steps or epochs, one of them above 0, "
                 f"got {self.num_steps} and {self.epochs}"
             )
-        require_range("optimisation", self, ("learning_rate", "muon_learning_rate", "embedding_rate", "weight_decay"))
+        require_range(
+            "optimisation",
+            self,
+            ("learning_rate", "muon_learning_rate", "embedding_rate", "spatial_rate", "weight_decay"),
+        )
         require_range("optimisation", self, ("label_smoothing",), most=1.0)
         if not self.clip_norm > 0:  # infinity clips nothing
             raise ConfigError(f"optimisation.clip_norm: expected more than 0, got {self.clip_norm}")
+        if self.frozen_blocks < 0 or ((self.frozen_tokens or self.token_dropout) and not self.frozen_blocks):
+            raise ConfigError(
+                "optimisation.frozen_blocks: expected 0 or more, and more than 0 with frozen_tokens or token_dropout, "
+                f"got {self.frozen_blocks}"
+            )
         if self.batch_size < 1 or self.warmup_steps < 0 or self.accumulation < 1:
             raise ConfigError(
                 "optimisation: expected batch_size >= 1, accumulation >= 1 and warmup_steps >= 0, got "
@@ -80,7 +101,7 @@ class Optimisation:
         require_choice("optimisation.recompute", self.recompute, Recompute)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimisation.ema_decay: expected 0 up to but not 1, got {self.ema_decay}")
-        for name in ("beta2", "head_dropout"):
+        for name in ("beta2", "head_dropout", "token_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optimisation.{name}: expected 0 up to but not 1, got {getattr(self, name)}")
 
@@ -96,6 +117,8 @@ class Start:
         whiten_grain_px: Initialise the patch embedding to whiten the data's patches down to this grain, see
             `whiten_patches`; 0: random.
         conv_scale: Factor on the initial weights of the temporal convolutions.
+        temporal_scale: Factor on the initial weights of the temporal parts' last layers; with 0 each of them starts as
+            the identity, and the model as the ViT of `vit`.
         positions_scale: Factor on the initial positions.
     """
 
@@ -103,10 +126,11 @@ class Start:
     vit: str = ""
     whiten_grain_px: int = 0
     conv_scale: float = 1.0
+    temporal_scale: float = 1.0
     positions_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require_range("start", self, ("conv_scale", "positions_scale"))
+        require_range("start", self, ("conv_scale", "temporal_scale", "positions_scale"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,6 +41,7 @@ class Task(ABC):
     sections: ClassVar[tuple[str, ...]]
     curves: ClassVar[Curves]
     trains_tracker: ClassVar[bool] = False
+    can_freeze: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -59,6 +60,10 @@ class Task(ABC):
         """Raises ConfigError for settings that do not fit the task."""
         if isinstance(settings.model, ModelConfig) == self.trains_tracker:
             raise ConfigError("a model with `blocks` is a tracker: expected `tracks` for it, and for no other model")
+        if settings.optimisation.frozen_blocks and not self.can_freeze:
+            raise ConfigError(
+                "optimisation.frozen_blocks: expected 0 for this task, only classification freezes blocks"
+            )
 
     @property
     @abstractmethod

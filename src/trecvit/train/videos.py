@@ -24,6 +24,9 @@ from trecvit.train.run_data import videos_fingerprint
 from trecvit.train.sections import Settings, fields_of, require_range
 from trecvit.workers import load_items
 
+NOTHING = "nothing of these"
+"""Class of clips in which nothing happens, see `Videos.nothing_share`."""
+
 _EXAMPLES = 256
 
 
@@ -34,6 +37,10 @@ class Videos:
     Attributes:
         train: The training videos.
         clips_per_video: Random clips of each training video per epoch; more than one for few and long videos.
+        views: Number of different clips of each training video, the same in every so many epochs, see `TrainingClips`;
+            0: each epoch cuts new ones.
+        nothing_share: Share of training clips that are one frame, repeated, and belong to a further class, "nothing of
+            these", after the data's.
         validation: Videos to test the model on.
         validate_every: Steps between two short tests on one view of each validation video; the best model is kept. 0:
             only the trained model is tested.
@@ -45,6 +52,8 @@ class Videos:
 
     train: DataSource
     clips_per_video: int = 1
+    views: int = 0
+    nothing_share: float = 0.0
     validation: DataSource | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     validate_every: int = 0
@@ -54,8 +63,8 @@ class Videos:
 
     def __post_init__(self) -> None:
         require_range("videos", self, ("clips_per_video", "eval_clips"), least=1.0)
-        require_range("videos", self, ("validate_every",))
-        require_range("videos", self, ("max_failed_share",), most=1.0)
+        require_range("videos", self, ("validate_every", "views"))
+        require_range("videos", self, ("max_failed_share", "nothing_share"), most=1.0)
 
     @classmethod
     def from_value(cls, value: Any) -> Videos:
@@ -75,6 +84,8 @@ class Videos:
 
     def check(self, settings: Settings, *, labelled: bool) -> None:
         """Raises ConfigError for tests of the classes where they are not used."""
+        if self.nothing_share and not labelled:
+            raise ConfigError("videos.nothing_share: expected 0 for a task without classes")
         if self.validate_every and not labelled:
             raise ConfigError(
                 "videos.validate_every: tests the classification of videos; give the task's own validate_every"
@@ -145,11 +156,20 @@ class VideoFeed(Feed[LabelledBatch]):
                 f"{plan.batch_size}; take a smaller batch_size, or more videos.clips_per_video"
             )
         names = self.manifest.labels or tuple(f"class {index}" for index in range(self.manifest.num_classes))
+        if videos.nothing_share:
+            names = (*names, NOTHING)
         super().__init__(labels=names, num_steps=plan.num_steps or plan.epochs * self.steps_per_epoch)
         self.videos = videos
         self.batch_size = plan.batch_size
         self.num_workers = settings.num_workers
-        clips = TrainingClips(self.manifest, settings.preprocessing, videos.augmentation, seed=settings.seed)
+        clips = TrainingClips(
+            self.manifest,
+            settings.preprocessing,
+            videos.augmentation,
+            seed=settings.seed,
+            views=videos.views,
+            still_share=videos.nothing_share,
+        )
         self.clips = _KeyedClips(clips, len(self.manifest.videos))
 
     def items(self, step: int) -> list[tuple[int, int]]:

@@ -79,12 +79,13 @@ class Opener:
     Args:
         source: A path, a part of a file, an address or a camera.
         untimed_fps: Frame rate of sources without times.
+        max_pixels: Limit of width times height, checked before a picture is decoded.
     """
 
-    def __init__(self, source: EncodedSource, untimed_fps: Fraction) -> None:
+    def __init__(self, source: EncodedSource, untimed_fps: Fraction, max_pixels: int = MAX_PIXELS) -> None:
         self.label = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", str(source))
         self.is_stream = bool(scheme_of(source))
-        self._source, self._untimed_fps = source, untimed_fps
+        self._source, self._untimed_fps, self._max_pixels = source, untimed_fps, max_pixels
         self._file: BufferedIOBase | None = None
 
     def open(self) -> Container:
@@ -105,7 +106,7 @@ class Opener:
                 opened = _open_bytes(self._file)
         except (av.FFmpegError, OSError) as exc:
             raise VideoError(self.label, _why_not_opened(exc, scheme)) from exc
-        return Container(opened, self.label, self._untimed_fps, is_stream=self.is_stream)
+        return Container(opened, self.label, self._untimed_fps, is_stream=self.is_stream, max_pixels=self._max_pixels)
 
     def close(self) -> None:
         """Close the file."""
@@ -194,17 +195,24 @@ class Container:
     """
 
     def __init__(
-        self, container: av.container.InputContainer, label: str, untimed_fps: Fraction, *, is_stream: bool
+        self,
+        container: av.container.InputContainer,
+        label: str,
+        untimed_fps: Fraction,
+        *,
+        is_stream: bool,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.label = label
+        self._max_pixels = max_pixels
         self._container = container
         try:
             self._stream = _best_stream(container, label)
             codec = self._stream.codec_context
             # Some streams state size 0 until the first frame; each frame is checked too.
-            check_size(label, codec.width or 1, codec.height or 1)
+            check_size(label, codec.width or 1, codec.height or 1, max_pixels)
             # Against headers that claim another size in the middle of the video.
-            codec.options = {"max_pixels": str(MAX_PIXELS)}
+            codec.options = {"max_pixels": str(max_pixels)}
         except BaseException:
             container.close()
             raise
@@ -314,7 +322,7 @@ class Container:
         """Convert a picture to `[H, W, 3]` uint8, upright and resized."""
         size_px = picture.width, picture.height
         if self._size_px is None:
-            check_size(self.label, *size_px)
+            check_size(self.label, *size_px, self._max_pixels)
             self._size_px = size_px
         if size_px != self._size_px:
             raise VideoError(

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from trecvit.errors import InputError, VideoError
 from trecvit.video.container import Container, Opener
 from trecvit.video.frames import (
+    MAX_PIXELS,
     Frame,
     Image,
     Start,
@@ -97,12 +98,15 @@ class Video(ABC):
 
 
 @contextmanager
-def open_video(source: Source | Video, *, untimed_fps: float | Fraction = UNTIMED_FPS) -> Iterator[Video]:
+def open_video(
+    source: Source | Video, *, untimed_fps: float | Fraction = UNTIMED_FPS, max_pixels: int = MAX_PIXELS
+) -> Iterator[Video]:
     """Open a source once for all reads, and close it at the end of the block.
 
     Args:
         source: As for `read_frames`; or an open video, which stays open.
         untimed_fps: Frame rate of sources without times.
+        max_pixels: Limit of width times height of encoded videos, checked before a picture is decoded.
 
     Raises:
         VideoError: It cannot be opened, or holds no video.
@@ -111,7 +115,7 @@ def open_video(source: Source | Video, *, untimed_fps: float | Fraction = UNTIME
     if isinstance(source, Video):
         yield source
         return
-    video = _open(source, checked_fps("untimed_fps", untimed_fps))
+    video = _open(source, checked_fps("untimed_fps", untimed_fps), max_pixels)
     try:
         yield video
     finally:
@@ -221,12 +225,12 @@ def length_and_rate(source: Source) -> tuple[int, float | None]:
         return video.length_and_rate()
 
 
-def _open(source: Source, fps: Fraction) -> Video:
+def _open(source: Source, fps: Fraction, max_pixels: int) -> Video:
     stills = _open_stills(source, fps)
     if stills is not None:
         return _StillVideo(stills)
     assert not isinstance(source, np.ndarray), "arrays are stills"
-    return _EncodedVideo(Opener(source, fps))
+    return _EncodedVideo(Opener(source, fps, max_pixels))
 
 
 def _open_stills(source: Source, fps: Fraction) -> Stills | None:

@@ -42,6 +42,7 @@ _MIN_TEXT_PX = 8
 _SMOOTHING = 2
 _TILE_PX = 64  # side of the tiles in which a picture is painted
 _ELLIPSIS = "…"
+_DASHES = str.maketrans("‐‑‒–—", "-----")
 
 
 class _Layout(NamedTuple):
@@ -399,8 +400,8 @@ def _line(
 
 def _shortened(draw: PIL.ImageDraw.ImageDraw, text: str, font: _Font, room_px: float) -> str:
     """Put text on one line and cut it to the given width."""
-    # Pillow's font has no accented letters and would draw boxes: better "cafe" than "caf▯".
-    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    # Pillow's font has no accented letters or dashes and would draw boxes: better "cafe" than "caf▯".
+    letters = unicodedata.normalize("NFKD", " ".join(text.split())).translate(_DASHES)
     text = "".join(letter for letter in letters if not unicodedata.combining(letter))
     if draw.textlength(text, font=font) <= room_px:
         return text

@@ -71,16 +71,16 @@ class VideoInfo:
         return float(self.average_fps) if self.average_fps else None
 
 
-def check_size(source: str, width_px: int, height_px: int) -> None:
+def check_size(source: str, width_px: int, height_px: int, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse implausible picture sizes before memory is allocated.
 
     Raises:
-        VideoError: A side is not in 1..`MAX_SIDE_PX`, or the picture has more than `MAX_PIXELS` pixels.
+        VideoError: A side is not in 1..`MAX_SIDE_PX`, or the picture has more than `max_pixels` pixels.
     """
-    if min(width_px, height_px) < 1 or max(width_px, height_px) > MAX_SIDE_PX or width_px * height_px > MAX_PIXELS:
+    if min(width_px, height_px) < 1 or max(width_px, height_px) > MAX_SIDE_PX or width_px * height_px > max_pixels:
         raise VideoError(
             source,
-            f"expected pictures of 1 to {MAX_SIDE_PX} pixels a side and at most {MAX_PIXELS} in all, "
+            f"expected pictures of 1 to {MAX_SIDE_PX} pixels a side and at most {max_pixels} in all, "
             f"got {width_px} x {height_px}; if the file is intact, scale it down first",
         )
 

@@ -117,7 +117,7 @@ class Folder(Stills):
 
     def __init__(self, folder: Path, fps: Fraction) -> None:
         super().__init__(str(folder), fps)
-        self._paths = _image_paths(folder)
+        self._paths = image_paths(folder)
         self._shape = _read_image(self._paths[0]).shape
 
     def __len__(self) -> int:
@@ -247,7 +247,12 @@ def _array_problem(pixels: np.ndarray) -> str:
     return ""
 
 
-def _image_paths(folder: Path) -> Sequence[Path]:
+def image_paths(folder: Path) -> Sequence[Path]:
+    """List the images of a folder in natural order, as frames of a video.
+
+    Raises:
+        VideoError: The folder cannot be read, holds videos, or holds no image.
+    """
     try:
         # Names that start with a dot are system files.
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]

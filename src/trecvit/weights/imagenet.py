@@ -24,6 +24,8 @@ from trecvit.errors import CheckpointError
 from trecvit.model.trecvit import VideoModel
 from trecvit.weights.dinov2 import DEVIATION, MEAN, as_plain_vit, is_dinov2, resized_patches
 
+_NAMED = 6  # unused tensors in a report
+
 # Parts of a block: our name -> the name in each format (vision_transformer, timm, transformers).
 _NORMS_AND_MLP = {
     "attention_norm": ("LayerNorm_0", "norm1", "layernorm_before"),
@@ -42,7 +44,7 @@ class Initialised:
         source: The file.
         loaded: Names of our tensors that were set from it.
         initial: Names of our tensors that keep their initial values: the temporal half and the head.
-        unused: Names in the file without a counterpart here, such as its head.
+        unused: Names in the file without a counterpart here, such as its head; our names for blocks above the model's.
     """
 
     source: str
@@ -51,9 +53,10 @@ class Initialised:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
+        names = ", ".join([*self.unused[:_NAMED], *(["…"] if len(self.unused) > _NAMED else [])])
         return (
             f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.initial)} randomly initialised, "
-            f"{len(self.unused)} of the file unused ({', '.join(self.unused) or 'none'})"
+            f"{len(self.unused)} of the file unused ({names or 'none'})"
         )
 
 
@@ -77,7 +80,8 @@ def initialise_from_vit(
     and patches of 14 pixels are resized to the model's.
 
     Args:
-        model: A model with the ViT's width, depth, heads, MLP and (except for DINOv2) patch size.
+        model: A model with the ViT's width, heads, MLP and (except for DINOv2) patch size, and at most its depth: a
+            shallower model takes the first blocks.
         path: `.npz` or `.safetensors`.
         mean: Mean of the ViT's input normalisation, for pixels in [0, 1]: one for all colours or one for each. Default:
             0.5, and ImageNet's for DINOv2.
@@ -117,7 +121,10 @@ def initialise_from_vit(
         weights["tokenizer.positions"] = _resized(positions, model, path, antialias=not from_dinov2)
     depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
     expected_depth = model.tokenizer.config.depth
-    mismatches = [f"depth: expected {expected_depth}, got {depth}"] if depth != expected_depth else []
+    mismatches = [f"depth: expected {expected_depth} or more, got {depth}"] if depth < expected_depth else []
+    above = tuple(name for name in weights if name.startswith("blocks.") and int(name.split(".")[1]) >= expected_depth)
+    for name in above:
+        del weights[name]
     mismatches += [
         f"{name}: expected {list(own[name].shape)}, got {list(tensor.shape)}"
         for name, tensor in weights.items()
@@ -128,7 +135,7 @@ def initialise_from_vit(
     for name, tensor in weights.items():
         own[name].copy_(tensor)
     initial = tuple(name for name in own if name not in weights)
-    return Initialised(str(path), tuple(weights), initial, tuple(sorted(set(arrays) - used)))
+    return Initialised(str(path), tuple(weights), initial, (*sorted(set(arrays) - used), *above))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

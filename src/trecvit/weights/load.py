@@ -34,7 +34,8 @@ ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker] | 
 }
 _Model = TypeVar("_Model", bound=VideoModel)
 
-BUNDLED = ("motions", "points")  # a classifier of 18 motions of the synthetic world; a small tracker
+# A classifier of 18 motions of the synthetic world, a small tracker, and a classifier of 21 human actions.
+BUNDLED = ("motions", "points", "actions")
 
 
 def load(
@@ -48,8 +49,8 @@ def load(
     """Load a pretrained model for inference.
 
     Args:
-        source: "motions" or "points" (bundled), a name of the zoo (downloaded once), a folder written by `save`, an
-            official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
+        source: "motions", "points" or "actions" (bundled), a name of the zoo (downloaded once), a folder written by
+            `save`, an official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
         device: Device of the weights.
         dtype: Their dtype, as torch.dtype or by name; by default float32. "auto" keeps the dtype stored in a folder.
         progress: Called during a download with (bytes on disk, total bytes or None).
@@ -167,7 +168,13 @@ def convert(
         raise CheckpointError(f"{target}: expected a folder, since the official format holds no class names")
     if not isinstance(model, TRecViT):
         raise CheckpointError(f"{target}: a {type(model).__name__} is written as a folder only")
-    for field, value in (("temporal_mixer", "lru"), ("temporal_skip", True), ("lru_gates", True), ("gelu", "tanh")):
+    for field, value in (
+        ("temporal_mixer", "lru"),
+        ("temporal_from", 0),
+        ("temporal_skip", True),
+        ("lru_gates", True),
+        ("gelu", "tanh"),
+    ):
         if getattr(model.config, field) != value:
             raise CheckpointError(f"the official format does not support {field}={getattr(model.config, field)!r}")
     write_official(target, model.config, model.state_dict())

@@ -20,6 +20,7 @@ from trecvit.evaluate.videos import check_labels, evaluate_videos, protocol, vie
 from trecvit.model.trecvit import Output, TRecViT
 from trecvit.processes import Processes
 from trecvit.train.feed import Feed, LabelledBatch
+from trecvit.train.frozen import FrozenBelow, freeze
 from trecvit.train.objective import Objective, PartLoss
 from trecvit.train.scenes import Scenes
 from trecvit.train.sections import Settings
@@ -59,6 +60,7 @@ class ClassifyTask(Task):
 
     sections = CLIP_SECTIONS
     curves = Curves("accuracy", "accuracy", "top1", "top-1")
+    can_freeze = True
 
     clips: ClipSource
 
@@ -75,6 +77,8 @@ class ClassifyTask(Task):
         """Raises ConfigError for settings that do not fit the clips, and for a tracker."""
         super().check(settings)
         self.clips.check(settings, labelled=True)
+        if settings.optimisation.frozen_tokens and not (self.videos is not None and self.videos.views):
+            raise ConfigError("optimisation.frozen_tokens: expected videos.views with it, or no frame is seen twice")
 
     @property
     def videos(self) -> Videos | None:
@@ -134,6 +138,9 @@ class Classification(Objective[LabelledBatch, Output]):
         """Set the head's dropout, and check that the validation videos have the model's classes."""
         if model.head is not None:
             model.head.dropout = self.settings.optimisation.head_dropout
+        if frozen := self.settings.optimisation.frozen_blocks:
+            freeze(model, frozen)
+            self._reuse_frozen(model)
         if self.videos is not None and self.validation is not None:
             check_labels(model, self.validation)
             with_class(self.validation)
@@ -176,7 +183,16 @@ class Classification(Objective[LabelledBatch, Output]):
             write_result(folder, scores, description, failures)
 
     def _load(self, model: Path, processes: Processes) -> TRecViT:
-        return TRecViT.load(model, device=processes.device)
+        trained = TRecViT.load(model, device=processes.device)
+        self._reuse_frozen(trained)
+        return trained
+
+    def _reuse_frozen(self, model: TRecViT) -> None:
+        """Let a model whose first blocks are frozen take their tokens from the recipe's folder."""
+        plan = self.settings.optimisation
+        if plan.frozen_blocks:
+            folder = Path(plan.frozen_tokens) if plan.frozen_tokens else None
+            model.engine = FrozenBelow(model, plan.frozen_blocks, folder, token_dropout=plan.token_dropout)
 
     def _scores(
         self, manifest: Manifest, model: TRecViT, processes: Processes, *, clips: int, crops: int

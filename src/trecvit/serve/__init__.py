@@ -1,0 +1,1 @@
+"""A server for many live streams, and its pages (the extra `serve`)."""

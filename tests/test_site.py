@@ -1,0 +1,98 @@
+"""The site: every public name has a page and a docstring, links lead somewhere, and errors are quoted as they are."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import trecvit
+from tools.site import broken_links, navigation, reference, relink, stage, undocumented_names
+
+ROOT = Path(__file__).parent.parent
+SOURCE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+
+
+def test_every_public_name_is_documented_once():
+    names = [name for page in reference().values() for name in page if name.split(".")[-1] in trecvit.__all__]
+    assert sorted(names) == sorted(f"trecvit.{name}" for name in trecvit.__all__)
+    assert not list(undocumented_names())
+
+
+def test_a_public_name_without_a_docstring_is_found(monkeypatch):
+    class Undocumented:
+        """A class."""
+
+        def method(self):
+            pass
+
+    monkeypatch.setattr(trecvit, "TRecViT", Undocumented)
+    assert list(undocumented_names()) == ["TRecViT.method"]
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("[x](../README.md)", "[x](index.md)"),
+        ("[x](data.md#a)", "[x](data.md#a)"),
+        ("[x](tutorials/y.py)", "[x](tutorials/y.md)"),
+        ("[x](../examples/z.py)", "x (`examples/z.py`)"),
+        ("![x](images/gone.png)", "![x](docs/images/gone.png)"),
+        ("[x](#here) [y](https://a.b/c)", "[x](#here) [y](https://a.b/c)"),
+        ("```\n[x](../README.md)\n```", "```\n[x](../README.md)\n```"),
+    ],
+)
+def test_links_between_files_become_links_between_pages(link, expected):
+    pages = {"README.md": "index.md", "docs/data.md": "data.md", "docs/tutorials/y.py": "tutorials/y.py"}
+    assert relink(link, "docs/page.md", "page.md", pages) == expected
+
+
+def test_broken_links_are_found(tmp_path):
+    (tmp_path / "a.html").write_text('<h1 id="top"></h1><a href="b.html#x">b</a><a href="#top">a</a><img src="c.png">')
+    (tmp_path / "b.html").write_text('<a href="gone.html">c</a><a href="https://a.b">d</a><a href="a.html#top">e</a>')
+    assert broken_links(tmp_path) == ["a.html: b.html#x (no such heading)", "a.html: c.png", "b.html: gone.html"]
+
+
+def test_troubleshooting_quotes_errors_that_exist():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [part for title in re.findall(r"^### (.*)", text, re.MULTILINE) for part in re.findall("`([^`]+)`", title)]
+    assert len(quoted) > 20
+    flat = re.sub(r'"\s*\n\s*f?"', "", SOURCE)  # texts in several lines
+    flat = re.sub(r"\{[^{}]*(\{[^{}]*\}[^{}]*)*\}", "…", flat)
+    names = {"model.safetensors and config.json": "… and …", "needs the package …": "… needs the package …"}
+    for words in quoted:
+        for name, pattern in names.items():
+            words = words.replace(name, pattern)
+        for part in words.split("…"):
+            assert part.strip(" '") in flat, words
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_broken_link():
+    pytest.importorskip("zensical")
+    pytest.importorskip("mkdocstrings_handlers.python")
+    done = subprocess.run([sys.executable, "-m", "tools.site"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    site = ROOT / "site"
+    assert 'id="trecvit.create_model"' in (site / "api" / "models.html").read_text(encoding="utf-8")
+    assert (site / "tutorials" / "classify_a_folder.ipynb").is_file()
+
+
+def test_pages_of_the_site_are_staged(tmp_path):
+    stage(ROOT, tmp_path / "docs")
+    (tmp_path / "docs" / "later.md").write_text('# A "later" page\n')
+    config = tomllib.loads(navigation((ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8"), tmp_path / "docs"))
+    listed = re.findall(r"[\w/]+\.md", str(config["project"]["nav"]))
+    written = {path.relative_to(tmp_path / "docs").as_posix() for path in (tmp_path / "docs").rglob("*.md")}
+    assert written == {*listed, "cards/motions.md", "cards/points.md", "CODE_OF_CONDUCT.md"} | (
+        written & {"SECURITY.md"}
+    )
+    assert len(listed) == len(set(listed))
+    assert """'A "later" page': 'later.md'""" in str(config["project"]["nav"])
+    tutorial = (tmp_path / "docs" / "tutorials" / "classify_a_folder.md").read_text(encoding="utf-8")
+    assert tutorial.startswith("# Classify a folder of videos\n\n[Download as a notebook](classify_a_folder.ipynb)")
+    assert "](docs/" not in (tmp_path / "docs" / "index.md").read_text(encoding="utf-8")
