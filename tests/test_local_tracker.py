@@ -275,7 +275,8 @@ def small_recipe(tmp_path, *more: str):
             "model.fine_width=4", "model.middle_width=4", "model.coarse_width=4", "preprocessing.num_frames=2",
             "track_streams.scenes.image_size=[32,32]", "track_streams.scenes.num_points=5",
             "track_streams.chunks=[2,3]", "track_streams.validation_scenes=0", "track_streams.validate_every=0",
-            "optimisation.num_steps=4", "optimisation.warmup_steps=1", "log_every=1", *more,
+            "optimisation.num_steps=4", "optimisation.warmup_steps=1", "optimisation.batch_size=2",
+            "log_every=1", *more,
         ],
     )  # fmt: skip
 
