@@ -135,10 +135,15 @@ def points(content: dict[str, Any]) -> str:
 
 def points_command(content: dict[str, Any]) -> str:
     """Reconstruct the command line that wrote a file of trackers' scores."""
-    scores, num_footage = content["scores"], len(content["footage"])
-    line = f"trecvit eval points track_world --scenes {scores[0]['num_videos']} "
+    num_footage = len(content["footage"])
+    long = [score for score in content["scores"] if score["test"].endswith(" frames")]
+    short = [score for score in content["scores"] if score not in long]
+    line = f"trecvit eval points track_world --scenes {short[0]['num_videos']} "
     if num_footage:
-        line += f"--clips {scores[-1]['num_videos'] // num_footage} --footage VIDEO --footage VIDEO … "
+        line += f"--clips {short[-1]['num_videos'] // num_footage} --footage VIDEO --footage VIDEO … "
+    if long:
+        line += f"--long-frames {long[0]['test'].split()[-2]} --long {long[0]['num_videos']} "
+    line += "--still-camera VIDEO " * len({row["video"] for row in content.get("still_camera", ())})
     return line + "--save benchmarks/points.json"
 
 
@@ -176,6 +181,29 @@ def last_frames(content: dict[str, Any]) -> str:
         for tracker, means in content["means"].items()
     ]
     return table(("tracker", *metrics.values()), lines)
+
+
+def still_camera(content: dict[str, Any]) -> str:
+    """Make the table of a tracker beside two baselines on the background of a still camera."""
+    lines = [
+        (
+            f"{row['num_frames']} frames, {row['num_points']} points", _TRACKERS.get(row["tracker"], row["tracker"]),
+            share(row["within_4_px"]), share(row["within_4_px_last_quarter"]), share(row["survival"]),
+            f"{row['jumps_per_100_frames']:.2f}", share(row["seen"]),
+        )
+        for row in content["still_camera"]
+    ]  # fmt: skip
+    titles = ("video", "tracker", "within 4 px", "last quarter", "until 16 px off", "jumps in 100 frames", "seen")
+    return table(titles, lines)
+
+
+def points_scale(content: dict[str, Any]) -> str:
+    """Describe the videos of a file of trackers' scores."""
+    height, width = content["scenes"]["image_size"]
+    return (
+        f"Clips of {content['scenes']['num_frames']} frames, scenes of {height} × {width}, "
+        f"{len(content['footage'])} real videos that the package does not ship"
+    )
 
 
 def slots(contents: Sequence[dict[str, Any]]) -> str:

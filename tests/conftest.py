@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pretend_cuda import PretendCuda
 
         PretendCuda().__enter__()
+        config.addinivalue_line("filterwarnings", "ignore:PyTorch was compiled without cuDNN")
 
     if name := os.environ.get("TRECVIT_TEST_PROCESSOR"):
         processors.pretend(name)

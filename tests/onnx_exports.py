@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from models import VARIANTS, tiny_model, tiny_readout_tracker, tiny_tracker
+from models import VARIANTS, tiny_local_tracker, tiny_model, tiny_readout_tracker, tiny_tracker
 
 from trecvit.accelerate.exported import export
 from trecvit.model.tracker import PointTracker
@@ -22,16 +22,18 @@ MODELS: dict[str, tuple[list[str], dict[str, object]]] = {
     "pairs": (["pairs_of_frames", "no_conv_fixed_positions", "no_gates"], {"batch_size": None}),
     "conv": (["full_conv"], {}),
 }
-TRACKERS = {
-    "points": ({"matching": True}, {"num_points": 4}),
-    "readout": ({}, {"num_points": 3, "batch_size": 2, "weights": "float16"}),
+TRACKERS: dict[str, dict[str, object]] = {
+    "points": {"num_points": 4},
+    "local": {"num_points": 3},
+    "readout": {"num_points": 3, "batch_size": 2, "weights": "float16"},
 }
 
 
 def model_of(name: str) -> TRecViT | PointTracker:
     """Build the model that was exported under a name."""
     if name in TRACKERS:
-        return tiny_tracker(**TRACKERS[name][0]) if name == "points" else tiny_readout_tracker()
+        trackers = {"local": tiny_local_tracker, "readout": tiny_readout_tracker}
+        return trackers[name]() if name in trackers else tiny_tracker(matching=True)
     fields = {key: value for variant in MODELS[name][0] for key, value in VARIANTS[variant].items()}
     model = tiny_model(**{"depth": 2 if name == "plain" else 1, **fields})
     if name == "plain":
@@ -40,7 +42,7 @@ def model_of(name: str) -> TRecViT | PointTracker:
 
 
 def main(folder: Path) -> None:
-    for name, (_, options) in {**MODELS, **TRACKERS}.items():
+    for name, options in {**{name: options for name, (_, options) in MODELS.items()}, **TRACKERS}.items():
         export(model_of(name), folder / name, mode="onnx", **options)
     print(json.dumps(sorted(path.name for path in folder.iterdir())))
 

@@ -583,7 +583,7 @@ def test_eager_copies_and_leaves_the_model_alone():
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ({"mode": "onnx"}, "expected one of eager, compile, graphs, compile-graphs, openvino, got 'onnx'"),
+        ({"mode": "tflite"}, "expected one of eager, compile, graphs, compile-graphs, openvino, onnx, got 'tflite'"),
         ({"dtype": torch.float16}, "float32"),
     ],
 )

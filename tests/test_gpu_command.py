@@ -97,6 +97,7 @@ def test_a_missing_package_can_be_imported(monkeypatch):
     from no_such_package import Something
 
     assert issubclass(Something, Exception)
+    assert Something.first | Something.second
     assert deep.__name__ == "no_such_package.part.deep"
     for name in [name for name in sys.modules if name.startswith("no_such_package")]:
         del sys.modules[name]

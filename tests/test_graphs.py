@@ -150,7 +150,7 @@ def test_many_sequences_are_attended_in_parts(monkeypatch):
     expected = attend(heads, max_plain_tokens=0)
     monkeypatch.setattr(trecvit_module, "_MAX_SEQUENCES", 3)
     with PretendCuda():
-        assert torch.equal(attend(heads.to("cuda"), max_plain_tokens=0).cpu(), expected)
+        torch.testing.assert_close(attend(heads.to("cuda"), max_plain_tokens=0).cpu(), expected)
 
 
 @torch.no_grad()
@@ -169,6 +169,5 @@ def test_a_pass_stays_on_the_device(kind):
         out, after = model.engine(frames, *points, state)
         assert PretendCuda.crossings == []
         assert {tensor.device.type for tensor in graphs._tensors((out, after))} == {"cuda"}
-        after.frames_seen.tolist()
-        out[0].sum().item()
+        after.frames_seen.sum().item()
         assert PretendCuda.crossings  # which are noticed

@@ -18,6 +18,7 @@ from trecvit.model.local_matching import (
     WINDOW,
     Level,
     correlate,
+    described,
     template_of,
     window_around,
     window_offsets,
@@ -153,7 +154,7 @@ def plain_sample(grid: torch.Tensor, x: float, y: float) -> torch.Tensor:
     for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
         if 0 <= row < grid.shape[0] and 0 <= column < grid.shape[1]:
             total = total + grid[row, column] * (1 - abs(x - column)) * (1 - abs(y - row))
-    return total
+    return total / (total.square().sum() + 1e-5).sqrt()
 
 
 def test_correlation_and_its_gradients_are_those_of_plain_loops():
@@ -162,7 +163,7 @@ def test_correlation_and_its_gradients_are_those_of_plain_loops():
     places = torch.tensor([[[9.3, 14.1], [0.4, 1.0], [30.0, 21.7]]], dtype=torch.float64)
     weights = torch.randn(1, 3, WINDOW**2, 9, dtype=torch.float64)
     cells = torch.nn.functional.pad(grid, (0, 0, 1, 1, 1, 1)).flatten(1, 2)
-    window = window_around(Level(cells, (6, 7), 4), places)
+    window = described(window_around(Level(cells, (6, 7), 4), places))
     costs = correlate(window, template_of(window))
     (gradient,) = torch.autograd.grad((costs * weights).sum(), grid)
 
@@ -214,7 +215,7 @@ def test_it_learns_and_every_weight_has_a_gradient():
             missing = [name for name, weight in tracker.named_parameters() if weight.grad is None]
             assert missing == []
         optimiser.step()
-        places.append(float(loss.place))
+        places.append(loss.place.item())
     assert sum(places[-5:]) < 0.6 * sum(places[:5])
 
 
@@ -245,9 +246,9 @@ def test_the_loss_of_a_perfect_output_is_small():
     )
     every = torch.ones(2, 8, 6, dtype=torch.bool)
     loss = local_track_loss(perfect, target_xy=tracks, visible=every, counted=every, after=every, image_size=(32, 32))
-    assert float(loss.place) < 1e-6
-    assert float(loss.visibility + loss.certainty) < 1e-6
-    assert float(loss.matches) > 0
+    assert loss.place.item() < 1e-6
+    assert (loss.visibility + loss.certainty).item() < 1e-6
+    assert loss.matches.item() > 0
 
 
 def test_new_streams_begin_afresh_and_others_continue():

@@ -21,8 +21,8 @@ Case = Callable[[], dict[str, Any]]
 
 
 def main() -> None:
-    """Run `child MODULE DEVICE full|small CASE ...`; without cases, print the facts of the device and all names."""
-    module, device, size, *names = sys.argv[1:]
+    """Run `child MODULE DEVICE full|small`: print facts and the names of all cases, then run those named on stdin."""
+    module, device, size = sys.argv[1:]
     allow_missing("av")
     import torch
 
@@ -34,11 +34,9 @@ def main() -> None:
         # Float32 is float32; cases that allow TF32 do so themselves.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     cases: dict[str, Case] = import_module(module).cases(target)
-    if not names:
-        _print({"about": about(target), "names": list(cases)})
-        return
+    _print({"about": about(target), "names": list(cases)})
     warnings.simplefilter("ignore")
-    for name in names:
+    for name in json.loads(sys.stdin.readline() or "[]"):
         _print({"name": name})
         start_s = time.perf_counter()
         outcome = _outcome(cases[name])
@@ -46,7 +44,8 @@ def main() -> None:
         if "failed" in outcome and "CUDA error" in outcome["failed"]:
             sys.exit(FATAL)
         gc.collect()
-        torch._dynamo.reset()
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds
+            torch._dynamo.reset()
         if target.is_cuda:
             torch.cuda.empty_cache()
 

@@ -26,10 +26,10 @@ from tools.gpu.results import ROOT, Results, code_hash
 # Part -> its share of the time, the longest time of a case in seconds, and the files, beside its own, that decide
 # whether its results still hold.
 PARTS: dict[str, tuple[float, float, tuple[str, ...]]] = {
-    "correctness": (3.0, 110.0, ("tests/*.py",)),
+    "correctness": (3.0, 120.0, ("tests/*.py",)),
     "kernels": (1.5, 60.0, ()),
-    "streaming": (2.5, 100.0, ()),
-    "training": (1.5, 80.0, ()),
+    "streaming": (2.5, 120.0, ()),
+    "training": (2.0, 160.0, ()),
     "memory": (0.8, 40.0, ("paper/*.py",)),
 }
 MODULE = "tools.gpu.{}"  # of a part
@@ -70,13 +70,14 @@ class Child:
 
     Args:
         part: A name in `PARTS`.
-        args: The device, "full" or "small", and the cases.
+        args: The device, and "full" or "small".
     """
 
     def __init__(self, part: str, *args: str) -> None:
         command = [sys.executable, "-m", "tools.gpu.child", MODULE.format(part), *args]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, cwd=ROOT, text=True, errors="replace",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,  # so that it can be ended with all processes of its own
         )  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -108,6 +109,13 @@ class Child:
                 return message
             self.tail = [*self.tail[-4:], line]
 
+    def start(self, cases: list[str]) -> None:
+        """Send the names of the cases to run."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(cases) + "\n")
+            self._process.stdin.flush()
+
     def end(self) -> int:
         """End the process and all that it started; return its exit code."""
         with suppress(ProcessLookupError):
@@ -135,23 +143,23 @@ class Part:
         self.name, self.clock = name, clock
         _, self.case_limit_s, files = PARTS[name]
         self.place = (args.device, "small" if args.small else "full")
-        first = self._ask()
+        self._child, first = self._ask()
         self.about, self.names = first["about"], [case for case in first["names"] if args.only in case]
         keys = ("device", "torch", "triton", "small")
         hashed = code_hash(f"tools/gpu/{name}.py", *files)
         self.results = Results.read(args.to / f"{name}.json", " · ".join([*(str(self.about[k]) for k in keys), hashed]))
 
-    def _ask(self) -> dict[str, Any]:
+    def _ask(self) -> tuple[Child, dict[str, Any]]:
+        """A process that waits for cases to run, and what it has printed."""
         child = Child(self.name, *self.place)
         try:
             message = child.message(min(START_S, max(self.clock.left_s, 1.0)))
         except TimeoutError:
             message = None
-        finally:
-            child.end()
         if message is None:
+            child.end()
             raise SystemExit(f"{self.name}: expected the device's name and the cases, got {' | '.join(child.tail)}")
-        return message
+        return child, message
 
     def run(self, until_s: float) -> None:
         """Run what is left until this time (of `time.monotonic`)."""
@@ -160,26 +168,31 @@ class Part:
         self.clock.print(
             f"{self.name}: {done} of {len(self.names)} cases done, {max(until_s - time.monotonic(), 0):.0f} s"
         )
-        while left and time.monotonic() < until_s:
-            left = self._run_some(left, until_s)
+        try:
+            while left and time.monotonic() < until_s:
+                left = self._run_some(left, until_s)
+                if left and time.monotonic() < until_s:
+                    self._child, _ = self._ask()
+        finally:
+            self._child.end()
         if left:
             self.clock.print(f"{self.name}: no time for {', '.join(left)}; run the command again")
 
     def _run_some(self, left: list[str], until_s: float) -> list[str]:
         """Run cases in one process until one of them ends it; return those still to be run."""
-        child = Child(self.name, *self.place, *left)
-        running, start_s, limit_s = "", time.monotonic(), START_S
+        child = self._child
+        child.start(left)
+        running, start_s = "", time.monotonic()
         try:
             while left:
                 part_left_s = until_s - time.monotonic()
                 try:
-                    message = child.message(min(limit_s, max(part_left_s, 0.0)))
+                    message = child.message(min(self.case_limit_s, max(part_left_s, 0.0)))
                 except TimeoutError:
-                    if part_left_s < limit_s:  # the part's time is over, which is not the case's fault
+                    if part_left_s < self.case_limit_s:  # the part's time is over, which is not the case's fault
                         return left
-                    self._note(left[0], {"failed": f"stopped after {limit_s:.0f} s"}, limit_s)
+                    self._note(left[0], {"failed": f"stopped after {self.case_limit_s:.0f} s"}, self.case_limit_s)
                     return left[1:]
-                limit_s = self.case_limit_s
                 if message is None:
                     code = child.exit_code()
                     if code == FATAL and not running:

@@ -277,7 +277,7 @@ def _training(target: Target) -> dict[str, Any]:
         torch.manual_seed(0)
         with TemporaryDirectory() as folder:
             updates = Updates(recipe, Processes(device), Path(folder))
-            losses[device] = [updates() for _ in range(3)]
+            losses[device] = [float(updates()[0]) for _ in range(3)]
     errors = {
         f"update {index}": abs(got - want) / abs(want)
         for index, (got, want) in enumerate(zip(losses[str(target.device)], losses["cpu"], strict=True))

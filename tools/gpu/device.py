@@ -65,7 +65,7 @@ class Target:
             times_s.append(self._event_s(call) if self.is_cuda else _clock_s(call))
         return statistics.median(times_s)
 
-    def latency_s(self, call: Callable[[], object], *, seconds: float = 0.5, least: int = 10) -> float:
+    def latency_s(self, call: Callable[[], object], *, seconds: float = 0.3, least: int = 10) -> float:
         """Median time in seconds from a call to its results, launches included."""
 
         def whole() -> None:
@@ -79,7 +79,7 @@ class Target:
             times_s.append(_clock_s(whole))
         return statistics.median(times_s)
 
-    def throughput(self, call: Callable[[], object], *, seconds: float = 0.5) -> float:
+    def throughput(self, call: Callable[[], object], *, seconds: float = 0.4) -> float:
         """Calls per second, one after the other without waiting for each."""
         call()
         self.wait()

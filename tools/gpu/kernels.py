@@ -72,8 +72,8 @@ def cases(target: Target) -> dict[str, Case]:
     shape = target.pick(_SHAPES[""], (2, 3, 2, 16))
     for direction in ("forward", "backward"):
         made[f"launches of {direction}"] = _launches(direction, shape, target)
-        for name, scan in _others(target).items():
-            made[f"{name} {direction}"] = _other(scan, direction, shape, target)
+        for name, make in _others(target).items():
+            made[f"{name} {direction}"] = _other(make, direction, shape, target)
     return made
 
 
@@ -155,13 +155,15 @@ def _launches(direction: str, shape: tuple[int, ...], target: Target) -> Case:
     return case
 
 
-def _others(target: Target) -> dict[str, Callable[..., Any]]:
-    """Other ways to compute the same, from `gated_scan`'s arguments."""
-    scans: dict[str, Callable[..., Any]] = {"plain PyTorch": _GatedScan.apply}
-    scans["compiled PyTorch"] = gated_scan_reference if target.small else torch.compile(gated_scan_reference)
+def _others(target: Target) -> dict[str, Callable[[], Callable[..., Any]]]:
+    """Make other functions of `gated_scan`'s arguments that compute the same."""
+    made: dict[str, Callable[[], Callable[..., Any]]] = {
+        "plain PyTorch": lambda: _GatedScan.apply,
+        "compiled PyTorch": lambda: gated_scan_reference if target.small else torch.compile(gated_scan_reference),
+    }
     if find_spec("fla"):
-        scans["flash-linear-attention"] = _hgrn
-    return scans
+        made["flash-linear-attention"] = lambda: _hgrn
+    return made
 
 
 def _hgrn(
@@ -176,8 +178,9 @@ def _hgrn(
     return states.view(x.shape)
 
 
-def _other(scan: Callable[..., Any], direction: str, shape: tuple[int, ...], target: Target) -> Case:
+def _other(make: Callable[[], Callable[..., Any]], direction: str, shape: tuple[int, ...], target: Target) -> Case:
     def case() -> dict[str, Any]:
+        scan = make()
         problem = Problem(shape, torch.bfloat16, target)
         copy_bytes = copy_bytes_per_s(target)
         if direction == "forward":

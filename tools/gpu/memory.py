@@ -33,7 +33,8 @@ def cases(target: Target) -> dict[str, Case]:
 
 
 def _case(name: str, fused: bool, num_frames: int, dtype: torch.dtype, target: Target) -> dict[str, Any]:
-    model = _built(name, fused, num_frames, target).to(target.device, dtype)
+    with torch.device(target.device):
+        model = _built(name, fused, num_frames, target).to(dtype)
     ours = isinstance(model, TRecViT)
     side = target.pick(224, 32)
     video = torch.rand(1, target.pick(num_frames, 2), 3, side, side, device=target.device)
@@ -65,7 +66,6 @@ def _in_mode(model: nn.Module, run: Any, training: bool) -> None:
 
 
 def _built(name: str, fused: bool, num_frames: int, target: Target) -> nn.Module:
-    """The model on the CPU: transformers' initialisation does not follow a default device."""
     if name == OURS:
         small = {"width": 24, "depth": 2, "num_heads": 2, "mlp_width": 32, "head_width": 16, "image_size": (32, 32)}
         return TRecViT(model_config("base", num_classes=174, **target.pick({}, small)))

@@ -20,13 +20,24 @@ def allow_missing(package: str) -> None:
         sys.meta_path.append(_Finder(package))
 
 
+class _Absent(type):
+    """Of classes to inherit from, to catch, to annotate with, and to join with |; their attributes are such classes."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return _absent(name)
+
+
+def _absent(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _Absent(name, (Exception,), {})
+
+
 class _Module(ModuleType):
     __path__: list[str] = []  # noqa: RUF012 - so that it may have parts
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (Exception,), {})  # a class to inherit from, to catch, or to annotate with
+        return _absent(name)
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -22,7 +22,7 @@ from trecvit.runtime.describe import flops_per_frame
 _CLASSIFIERS = ("base", "tiny", "small", "base_k400")
 _BATCHES = {"base": (1, 8, 64, 256), "base_k400": (1, 64), "small": (1, 64, 256), "tiny": (1, 64, 256)}
 _POINTS = {256: (1, 8, 32), 64: (1, 8, 32), 1024: (1, 8)}  # points of TAPNext-B: streams
-_COMPILED = {"base": (1, 64), "tiny": (1,)}
+_COMPILED = (("base", 64), ("base", 1), ("tiny", 1))  # models and numbers of streams
 
 
 def cases(target: Target) -> dict[str, Case]:
@@ -37,8 +37,8 @@ def cases(target: Target) -> dict[str, Case]:
         for dtype in (torch.float32, torch.bfloat16):
             made[f"public TAPNext 256 points {dtype}".replace("torch.", "")] = _public(clone, 256, dtype, target)
     made["tapnext_b 256 points compile"] = _tracker(256, "compile", (1,), target)
-    for name, batches in _COMPILED.items():
-        made[f"{name} compile"] = _classifier(name, "compile", batches, target)
+    for name, size in _COMPILED:
+        made[f"{name} compile {size}"] = _classifier(name, "compile", (size,), target)
     made["base eager float32"] = _classifier("base", "eager", (1, 64), target, dtype=torch.float32)
     return made
 

@@ -140,14 +140,24 @@ class SessionRun:
 
 
 class ClassifierRun:
-    """A session as the engine of a TRecViT."""
+    """A session as the engine of a TRecViT.
 
-    def __init__(self, run: SessionRun) -> None:
-        self.run = run
+    Args:
+        model: Its head is needed while frames wait for a whole temporal patch.
+        run: Of its graph.
+    """
+
+    def __init__(self, model: TRecViT, run: SessionRun) -> None:
+        self._model, self._run = model, run
 
     def __call__(self, frames: Tensor, state: State, /) -> tuple[Output, State]:
         """See `Engine`."""
-        results, after = self.run(frames, state)
+        if not frames.shape[1]:
+            tokens = state.layers[0].hidden.shape[1]
+            return Output(
+                *self._model.scores(state), frames.new_empty(len(frames), 0, tokens, self._model.config.width)
+            ), state
+        results, after = self._run(frames, state)
         assert isinstance(after, State), "as the state before"
         features = results["features"].transpose(0, 1).flatten(1, 2)  # [T,B,1,N,D] -> [B,T,N,D]
         logits, probs = (results[name][-1] if name in results else None for name in ("logits", "probs"))
@@ -158,11 +168,11 @@ class TrackerRun:
     """A session as the pass over frames of a point tracker. Its output has no scores of coordinates."""
 
     def __init__(self, run: SessionRun) -> None:
-        self.run = run
+        self._run = run
 
     def __call__(self, frames: Tensor, state: TrackerState, /) -> tuple[TrackerOutput, TrackerState]:
-        """See `PointTracker.tracking`."""
-        results, after = self.run(frames, state)
+        """See `PointTracker.replace_tracking`."""
+        results, after = self._run(frames, state)
         assert isinstance(after, TrackerState), "as the state before"
         # [T,B,Q,...] -> [B,Q,T,...]
         points_xy, visible_logits, certainty = (
@@ -173,7 +183,7 @@ class TrackerRun:
 
 def as_engine(model: TRecViT | PointTracker, run: SessionRun) -> Any:
     """Wrap a session's run as the model's engine, or a tracker's `tracking`."""
-    return TrackerRun(run) if isinstance(model, PointTracker) else ClassifierRun(run)
+    return TrackerRun(run) if isinstance(model, PointTracker) else ClassifierRun(model, run)
 
 
 class OnnxEngine:

@@ -231,11 +231,10 @@ class Updates:
         )
         self._batches = enumerate(feed.batches(0, Share()))
 
-    def __call__(self) -> float:
-        """Run an update; return its loss."""
+    def __call__(self) -> Tensor:
+        """Run an update; return its sums, see `Loop.update`."""
         step, batch = next(self._batches)
-        loss, clips = self._loop.update(batch, step)[:2].tolist()
-        return float(loss / clips)
+        return self._loop.update(batch, step)
 
 
 class _ReadyFeed(Feed[Batch]):

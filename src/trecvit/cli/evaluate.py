@@ -282,7 +282,15 @@ def eval_points(
     print_table(("videos", "tracker", *_TRACKING_METRICS), rows)
     if at_rest:
         print_table(
-            ("still camera", "tracker", "within 4 px", "in the last quarter", "until lost", "jumps per 100", "seen"),
+            (
+                "still camera",
+                "tracker",
+                "within 4 px",
+                "last quarter",
+                "until 16 px off",
+                "jumps in 100 frames",
+                "seen",
+            ),
             (
                 (
                     f"{row.video}, {row.num_frames} frames",

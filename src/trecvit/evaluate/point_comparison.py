@@ -76,7 +76,7 @@ def compare_trackers(
     if long_frames:
         long_scenes = replace(scenes, num_frames=long_frames)
         longer = _tests(long_scenes, num_long, footage, num_long, long_frames)
-        tests += [(f"{name}, {long_frames} frames", *rest) for name, *rest in longer]
+        tests += [(f"{name}, {long_frames} frames", videos, size) for name, videos, size in longer]
     scored = []
     for test, videos, native_px in tests:
         for name, track, image_size in trackers_beside(tracker, native_px):

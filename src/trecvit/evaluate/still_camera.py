@@ -129,7 +129,8 @@ def _texture(grey: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
     down = F.pad((grey[2:] - grey[:-2]) / 2, (0, 0, 1, 1))
     products = torch.stack([across * across, across * down, down * down])
     xx, xy, yy = F.avg_pool2d(products[:, None], 7, stride=1, padding=3)[:, 0]
-    return (xx + yy) / 2 - (((xx - yy) / 2).square() + xy.square()).sqrt()
+    smaller: Tensor = (xx + yy) / 2 - (((xx - yy) / 2).square() + xy.square()).sqrt()
+    return smaller
 
 
 def _most_textured(texture: Float[Tensor, "h w"], allowed: Bool[Tensor, "h w"]) -> Float[Tensor, "q 2"]:

@@ -2,9 +2,8 @@
 
 A few convolutions describe every place of a frame by vectors of length 1, in cells of 2, 4 and 8 pixels. A point's
 template holds the 3 x 3 descriptors around it in each level; correlated with the cells around a place it gives a cost
-volume, as in TAPIR (arXiv:2306.08637) and CoTracker3 (arXiv:2410.11831). All cells of a window have the same distance
-to the cells' centres, so that the correlation is computed for whole cells and interpolated after it: correlation is
-linear, and interpolating costs is less work than interpolating descriptors.
+volume, as in TAPIR (arXiv:2306.08637) and CoTracker3 (arXiv:2410.11831). All places of a window have the same distance
+to the cells' centres, so that one gather of whole cells serves all of them.
 
 B videos (streams) · T frames · Q query points · C channels of a level · L levels · n cells of a window
 """
@@ -27,7 +26,7 @@ REACH = 3  # cells of a window on each side of its centre
 WINDOW = 2 * REACH + 1
 PATCH = 3  # cells of a template's side
 _HIDDEN = 64
-_INITIAL_SHARPNESS = 20.0
+_INITIAL_SHARPNESS = 40.0
 _EPS = 1e-5
 
 
@@ -64,8 +63,8 @@ class Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
         """Compute the block; inputs and outputs are not negative."""
@@ -123,7 +122,7 @@ def _twice(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h2 w2"]:
 
 
 def _standardised(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
-    """Each channel with mean 0 and variance 1 per frame: else all descriptors of a frame would be alike at first."""
+    """Give each channel mean 0 and variance 1 in each frame: else all its descriptors would be alike at first."""
     variance, mean = torch.var_mean(maps, dim=(2, 3), keepdim=True, correction=0)
     return (maps - mean) * (variance + _EPS).rsqrt()
 
@@ -132,8 +131,9 @@ def _cells(maps: Float[Tensor, "F C h w"], num_frames: int) -> tuple[Float[Tenso
     """Vectors of length 1 with a border of zeros, for each of T frames."""
     rows = _standardised(maps).permute(0, 2, 3, 1)
     rows = F.normalize(rows.to(recurrent_dtype(maps.dtype)), dim=3)
-    bordered = F.pad(rows, (0, 0, 1, 1, 1, 1)).flatten(1, 2).unflatten(0, (-1, num_frames))
-    return bordered.unbind(dim=1)
+    bordered = F.pad(rows, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # [BT,n,C]
+    frames: tuple[Tensor, ...] = bordered.view(-1, num_frames, *bordered.shape[1:]).unbind(dim=1)
+    return frames
 
 
 def window_around(level: Level, points_xy: Float[Tensor, "B Q 2"]) -> Window:
@@ -188,18 +188,22 @@ def _spread(grad: Tensor, part: Tensor, dim: int) -> Tensor:
     return spread
 
 
-def template_of(window: Window) -> Float[Tensor, "B Q n C"]:
-    """The PATCH x PATCH descriptors around the window's place."""
+def described(window: Window) -> Float[Tensor, "B Q r c C"]:
+    """The descriptors at a window's WINDOW x WINDOW places, of length 1; zero outside of the frame."""
+    between = _between(window.cells, window.part_xy)
+    # Interpolation shortens vectors where neighbours differ: there a perfect match would score less than a poor one.
+    return between * (between.square().sum(dim=-1, keepdim=True) + _EPS).rsqrt()
+
+
+def template_of(places: Float[Tensor, "B Q r c C"]) -> Float[Tensor, "B Q n C"]:
+    """The PATCH x PATCH descriptors around the centre of a window of `described` places."""
     margin = (WINDOW - PATCH) // 2
-    middle = window.cells[:, :, margin : margin + PATCH + 1, margin : margin + PATCH + 1]
-    return _between(middle, window.part_xy).flatten(2, 3)
+    return places[:, :, margin : margin + PATCH, margin : margin + PATCH].flatten(2, 3)
 
 
-def correlate(window: Window, templates: Float[Tensor, "B Q K C"]) -> Float[Tensor, "B Q n K"]:
-    """Scalar products of each of a window's WINDOW x WINDOW places with each of a point's K template vectors."""
-    cells = window.cells.flatten(2, 3)  # [B,Q,cells,C]
-    costs = torch.matmul(cells, templates.transpose(2, 3)).unflatten(2, window.cells.shape[2:4])
-    return _between(costs, window.part_xy).flatten(2, 3)
+def correlate(places: Float[Tensor, "B Q r c C"], templates: Float[Tensor, "B Q K C"]) -> Float[Tensor, "B Q n K"]:
+    """Cosines of each of a window's `described` places with each of a point's K template vectors."""
+    return torch.matmul(places.flatten(2, 3), templates.transpose(2, 3))
 
 
 def window_offsets(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "n 2"]:
@@ -225,30 +229,49 @@ class Match(NamedTuple):
 class LevelMatcher(nn.Module):
     """Read a level's cost volumes: of the first template of a point, and of its slowly updated one.
 
-    Its scores of the places are at first the two templates' cosines, to which an MLP adds what it learns about
-    patterns in the costs.
+    At first the score of a place is the mean cosine of its PATCH x PATCH descriptors with the templates', each with the
+    one at its own place; weights and an MLP learn what else patterns in the costs mean.
     """
 
-    hidden_width = _HIDDEN + 4
+    hidden_width = _HIDDEN + 5
 
     def __init__(self) -> None:
         super().__init__()
         num_costs = WINDOW**2 * 2 * PATCH**2
+        self.scores = nn.Linear(num_costs, WINDOW**2)
         self.costs_in = nn.Linear(num_costs, _HIDDEN)
         self.costs_between = nn.Linear(_HIDDEN, _HIDDEN)
         self.scores_out = nn.Linear(_HIDDEN, WINDOW**2)
-        self.sharpness = nn.Parameter(torch.full((2,), _INITIAL_SHARPNESS / 2))
         nn.init.normal_(self.costs_in.weight, std=3 * num_costs**-0.5)
-        nn.init.zeros_(self.scores_out.weight)
-        nn.init.zeros_(self.scores_out.bias)
+        with torch.no_grad():
+            self.scores.weight.copy_(_INITIAL_SHARPNESS * _aligned())
+        for parameter in (self.scores.bias, self.scores_out.weight, self.scores_out.bias):
+            nn.init.zeros_(parameter)
 
     def forward(self, costs: Float[Tensor, "B Q n K"]) -> Match:
         """Match K template vectors per point, those of the first template before those of the second."""
         middle = PATCH**2 // 2
-        cosines = costs[..., [middle, middle + PATCH**2]]
-        hidden = F.gelu(self.costs_in(costs.flatten(2).to(self.costs_in.weight.dtype)), approximate="tanh")
+        flat = costs.flatten(2).to(self.costs_in.weight.dtype)
+        hidden = F.gelu(self.costs_in(flat), approximate="tanh")
         hidden = F.gelu(self.costs_between(hidden), approximate="tanh")
-        logits = (cosines * self.sharpness).sum(dim=-1) + self.scores_out(hidden)
+        logits = self.scores(flat) + self.scores_out(hidden)
         offset_xy = logits.softmax(dim=-1) @ window_offsets(logits.device, logits.dtype)
-        here = cosines[:, :, WINDOW**2 // 2]
-        return Match(offset_xy, torch.cat([hidden, here, offset_xy.detach() / REACH], dim=-1), logits)
+        here = costs[:, :, WINDOW**2 // 2, [middle, middle + PATCH**2]]
+        best = logits.detach().amax(dim=-1, keepdim=True) / _INITIAL_SHARPNESS
+        read = torch.cat([hidden, here, best, offset_xy.detach() / REACH], dim=-1)
+        return Match(offset_xy, read, logits)
+
+
+def _aligned() -> Float[Tensor, "n nK"]:
+    """Weights that average, for each place, the costs of its neighbours with the template's vectors at their places."""
+    weights = torch.zeros(WINDOW, WINDOW, WINDOW, WINDOW, 2, PATCH, PATCH)
+    margin = PATCH // 2
+    for y in range(WINDOW):
+        for x in range(WINDOW):
+            for row in range(PATCH):
+                for column in range(PATCH):
+                    there = (y + row - margin, x + column - margin)
+                    if min(there) >= 0 and max(there) < WINDOW:
+                        weights[y, x, there[0], there[1], :, row, column] = 1
+            weights[y, x] /= weights[y, x].sum()
+    return weights.flatten(0, 1).flatten(1)

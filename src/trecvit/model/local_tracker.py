@@ -32,13 +32,14 @@ from trecvit.model.local_matching import (
     Level,
     LevelMatcher,
     Match,
-    Window,
     correlate,
+    described,
     template_of,
     window_around,
 )
 from trecvit.model.lru import LayerState
 from trecvit.model.tracker import LocalMatches, PointTracker, TrackerOutput, TrackerState
+from trecvit.model.trecvit import Block
 
 _FRAMES_AT_ONCE = 8  # whose descriptors are in memory together
 _NUM_REFINEMENTS = 1
@@ -47,6 +48,7 @@ _STEP_PX = 2.0  # largest correction that is not a candidate's
 _BEYOND_PX = 16.0  # places are limited to so far outside of the frame, from where points return
 _UPDATE = 0.3  # largest share of the second template that a frame replaces
 _GLOBAL_SHARPNESS = 20.0
+_CHOICE = 0.25  # weight of a level's best score in its choice
 _JITTER_PX, _JITTERED = 3.0, 0.1  # in training: error of the last place, and the share of points that have it
 
 
@@ -116,6 +118,15 @@ class _Motion(NamedTuple):
     seen: Float[Tensor, "B Q 2"]  # probability of being visible, and certainty
 
 
+class _FrameOutput(NamedTuple):
+    """Predictions in one frame."""
+
+    points_xy: Float[Tensor, "B Q 2"]
+    visible_logits: Float[Tensor, "B Q"]
+    certainty_logits: Float[Tensor, "B Q"]
+    local: LocalMatches  # without the axis of the frames
+
+
 _MOTION_WIDTH = 6
 _NUM_CANDIDATES = len(STRIDES_PX) + 3  # the levels', the last place, the velocity's, the whole frame's
 
@@ -130,6 +141,7 @@ class LocalTracker(PointTracker):
     config_class = LocalTrackerConfig
     state_class = LocalState
     engine: Engine[TrackerOutput, LocalState]
+    tokenizer: FramePyramid
 
     def __init__(
         self,
@@ -154,7 +166,8 @@ class LocalTracker(PointTracker):
             nn.init.normal_(linear.weight, std=0.01)
             nn.init.zeros_(linear.bias)
         with torch.no_grad():
-            self.out_of_token.bias[:2] += 3.0  # the finest levels, at first
+            self.out_of_token.bias[: len(STRIDES_PX)] -= 4.0  # plus up to 10 for a perfect match
+            self.out_of_token.bias[0] += 1.0
             self.out_of_token.bias[_NUM_CANDIDATES - 1] -= 4.0  # a jump has to be earned
             self.out_of_token.bias[-1] -= 2.0
             self.out_of_refinement.bias[0] += 1.0
@@ -182,23 +195,24 @@ class LocalTracker(PointTracker):
     def _advance(self, frames: Tensor, state: LocalState) -> tuple[TrackerOutput, LocalState]:
         """Compute the pass over frames that an `Engine` may take over."""
         frames_until = state.query_frames - state.frames_seen[:, None]
-        outputs = []
+        outputs: list[_FrameOutput] = []
         for piece in frames.split(_FRAMES_AT_ONCE, dim=1):
             for levels in self.tokenizer.levels(piece):
-                out, state = self._through_frame(levels, frames_until - len(outputs), state)
-                outputs.append(out)
-        matches = None
-        if self.training:
-            matches = LocalMatches(*(_joined(parts) for parts in zip(*(out.local for out in outputs), strict=True)))
-        joined = (torch.cat([out[part] for out in outputs], dim=2) for part in range(3))
-        certainty_logits = torch.cat([out.certainty_logits for out in outputs], dim=2)
-        return TrackerOutput(*joined, certainty_logits=certainty_logits, local=matches), state.replace(
-            frames_seen=state.frames_seen + frames.shape[1]
+                frame, state = self._through_frame(levels, frames_until - len(outputs), state)
+                outputs.append(frame)
+        certainty_logits = torch.stack([out.certainty_logits for out in outputs], dim=2)
+        out = TrackerOutput(
+            torch.stack([out.points_xy for out in outputs], dim=2).float(),
+            torch.stack([out.visible_logits for out in outputs], dim=2),
+            certainty_logits.sigmoid(),
+            certainty_logits=certainty_logits,
+            local=_joined([out.local for out in outputs]) if self.training else None,
         )
+        return out, state.replace(frames_seen=state.frames_seen + frames.shape[1])
 
     def _through_frame(
         self, levels: list[Level], frames_until: Int64[Tensor, "B Q"], state: LocalState
-    ) -> tuple[TrackerOutput, LocalState]:
+    ) -> tuple[_FrameOutput, LocalState]:
         """Track all points in one frame."""
         is_query = (frames_until == 0)[..., None]
         started = frames_until <= 0  # [B,Q]
@@ -208,7 +222,7 @@ class LocalTracker(PointTracker):
         if self.training:
             jittered = (torch.rand_like(last_xy[..., :1]) < _JITTERED) & ~is_query
             last_xy = last_xy + jittered * _JITTER_PX * torch.randn_like(last_xy)
-        windows = [window_around(level, last_xy) for level in levels]
+        windows = [described(window_around(level, last_xy)) for level in levels]
         fresh = [template_of(window) for window in windows]
         first = [torch.where(is_query[..., None], new, old) for new, old in zip(fresh, first, strict=True)]
         second = [torch.where(is_query[..., None], new, old) for new, old in zip(fresh, second, strict=True)]
@@ -218,6 +232,8 @@ class LocalTracker(PointTracker):
         token, layers = self._token(state, levels, scores, found, last_xy, motion, started)
         read = self.out_of_token(token).to(last_xy.dtype)
         choice, step, seen, update = read.split([_NUM_CANDIDATES, 2, 2, 1], dim=-1)
+        found_well = torch.stack([_best(match) for match in scores], dim=-1).to(choice.dtype)
+        choice = torch.cat([choice[..., : len(scores)] + found_well, choice[..., len(scores) :]], dim=-1)
         candidates = [match.offset_xy * level.stride_px for match, level in zip(scores, levels, strict=True)]
         candidates += [torch.zeros_like(last_xy), motion.velocity_xy, found_xy - last_xy]
         chosen = (choice.softmax(dim=-1)[..., None] * torch.stack(candidates, dim=2)).sum(dim=2)
@@ -237,17 +253,9 @@ class LocalTracker(PointTracker):
         place_xy = torch.where(is_query, queries_xy, place_xy.clamp(min=-_BEYOND_PX).minimum(limits))
         memory = self._updated(levels, first, second, motion, last_xy, place_xy.detach(), seen, update, is_query)
         memory = torch.where(started[..., None], memory, state.points)
-        local = None
-        if self.training:
-            local = LocalMatches(
-                torch.stack(places)[:, :, :, None], torch.stack(centres)[:, :, :, None],
-                torch.stack(logits)[:, :, :, None], frame_scores[:, :, None],
-            )  # fmt: skip
-        visible_logits, certainty_logits = seen[..., None].unbind(dim=2)
-        out = TrackerOutput(
-            place_xy[:, :, None].float(), visible_logits, certainty_logits.sigmoid(),
-            certainty_logits=certainty_logits, local=local,
-        )  # fmt: skip
+        visible_logits, certainty_logits = seen.unbind(dim=-1)
+        local = LocalMatches(torch.stack(places), torch.stack(centres), torch.stack(logits), frame_scores)
+        out = _FrameOutput(place_xy, visible_logits, certainty_logits, local)
         return out, state.replace(points=memory, layers=layers)
 
     def _refine(
@@ -259,7 +267,10 @@ class LocalTracker(PointTracker):
         centre_xy: Float[Tensor, "B Q 2"],
     ) -> tuple[Float[Tensor, "B Q 2"], Float[Tensor, "B Q 2"], list[Match]]:
         """Match again around a place; return the next place, a change of visibility and certainty, and the matches."""
-        matches = [self._match(level, window_around(levels[level], centre_xy), first, second) for level in range(_FINE)]
+        matches = [
+            self._match(level, described(window_around(levels[level], centre_xy)), first, second)
+            for level in range(_FINE)
+        ]
         hidden = self.into_refinement(torch.cat([token, *(match.hidden for match in matches)], dim=-1))
         refined = self.out_of_refinement(F.gelu(hidden, approximate="tanh")).to(centre_xy.dtype)
         choice, step, seen = refined.split([_FINE + 1, 2, 2], dim=-1)
@@ -269,8 +280,8 @@ class LocalTracker(PointTracker):
             place_xy = place_xy + weights[..., level, None] * match.offset_xy * levels[level].stride_px
         return place_xy, seen, matches
 
-    def _match(self, level: int, window: Window, first: list[Tensor], second: list[Tensor]) -> Match:
-        costs = correlate(window, torch.cat([first[level], second[level]], dim=2))
+    def _match(self, level: int, places: Tensor, first: list[Tensor], second: list[Tensor]) -> Match:
+        costs = correlate(places, torch.cat([first[level], second[level]], dim=2))
         match: Match = self.matchers[level](costs)
         return match
 
@@ -308,7 +319,10 @@ class LocalTracker(PointTracker):
         token = self.into_token(torch.cat([*(match.hidden for match in scores), inputs], dim=-1))[:, None]  # [B,1,Q,D]
         never_fresh = torch.zeros_like(state.frames_seen, dtype=torch.bool)
         layers = []
-        for block, before in zip(self.blocks, state.layers, strict=True):
+        for block, before in zip(self.blocks.children(), state.layers, strict=True):
+            assert isinstance(block, Block), "as VideoModel builds them"
+            assert block.spatial is not None, "as temporal_mixer is 'lru'"
+            assert block.temporal is not None, "as temporal_mixer is 'lru'"
             token, after = block.temporal(token, before, never_fresh)
             token = block.spatial(token, attended=started[:, None])
             hidden = torch.where(started[..., None], after.hidden, before.hidden)
@@ -340,7 +354,7 @@ class LocalTracker(PointTracker):
         visible = seen[..., :1].detach()
         share = (_UPDATE * update.sigmoid() * seen[..., :1])[..., None]
         with torch.no_grad():
-            here = [template_of(window_around(level, place_xy)) for level in levels]
+            here = [template_of(described(window_around(level, place_xy))) for level in levels]
         second = [old + share * (new - old) for old, new in zip(second, here, strict=True)]
         moved = torch.where(is_query, 0.0, place_xy - last_xy)
         velocity = motion.velocity_xy + 0.5 * visible * (moved - motion.velocity_xy)
@@ -348,6 +362,11 @@ class LocalTracker(PointTracker):
         return torch.cat([*parts, place_xy, velocity, seen.detach()], dim=-1)
 
 
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
-    """Join along the frames, the axis before the last one."""
-    return torch.cat(parts, dim=-2)
+def _best(match: Match) -> Float[Tensor, "B Q"]:
+    """A level's best score, by which it is chosen at first; it changes no match."""
+    return match.logits.detach().amax(dim=-1) * _CHOICE
+
+
+def _joined(frames: list[LocalMatches]) -> LocalMatches:
+    """Join frames along an axis before the last one."""
+    return LocalMatches(*(torch.stack(parts, dim=-2) for parts in zip(*frames, strict=True)))

@@ -196,7 +196,8 @@ class SpatialBlock(Recomputing):
         if attended is not None:
             itself = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)
             mask = attended.flatten(0, 1)[:, None, None] | itself  # [S,1,N,N]
-            mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+            queries, keys, values = heads
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         elif self.causal:
             queries, keys, values = heads
             frame_of = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])

@@ -120,8 +120,10 @@ class FrozenBelow:
     def _computed(self, frames: Float[Tensor, "F 3 H W"]) -> Float[Tensor, "F N D"]:
         tokens: Tensor = self._model.tokenizer(frames[:, None])
         for block in self._model.blocks[: self._num_blocks]:
-            tokens = cast(SpatialBlock, block.spatial)(tokens)
-        return tokens[:, 0].half().to(frames.dtype)
+            spatial = cast(SpatialBlock, block.spatial)
+            tokens = spatial(tokens)
+        rounded: Tensor = tokens[:, 0].half().to(frames.dtype)
+        return rounded
 
     def _fingerprint(self) -> str:
         """Identify the frozen function: weights, and the fields of the architecture that they do not show."""

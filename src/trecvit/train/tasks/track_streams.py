@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,8 @@ from trecvit.weights.load import load_as
 from trecvit.workers import load_items
 
 _RASTER_PX = 256
-_LOST_PX = 8.0
-_BROUGHT_BACK = 0.7  # share of the lost points in each chunk
+_LOST_PX = 5.0
+_BROUGHT_BACK = 0.85  # share of the lost points in each chunk
 _VALIDATION_FRAMES = 64
 
 
@@ -222,7 +222,7 @@ class _Chunks:
         self.scenes = LongScenes(streams.scenes, seed=streams.seed, pictures=pictures)
         self._latest: OrderedDict[tuple[int, int], tuple[TrackedVideo, np.ndarray]] = OrderedDict()
 
-    def batch(self, step: int, numbers: range) -> StreamBatch:
+    def batch(self, step: int, numbers: Sequence[int]) -> StreamBatch:
         columns = zip(*(self._chunk(step, number) for number in numbers), strict=True)
         return StreamBatch(*(torch.stack(column) for column in columns))
 
@@ -305,9 +305,11 @@ class StreamTracking(Objective[StreamBatch, TrackerOutput]):
         if not len(part.query_points_tyx):
             return super().output(network, part)
         begun = self.model.init_state(part.query_points_tyx, image_size=self.image_size)
+        assert isinstance(begun, LocalState), "as a LocalTracker's is"
         begun = begun.replace(frames_seen=part.first_frames)
         state = begun if self.state is None else _merged(begun, self.state, part.first_frames == 0)
         out, after = self.model.step(part.videos, self._brought_back(state, part))
+        assert isinstance(after, LocalState), "as a LocalTracker's is"
         self.state = after.detach()
         return out
 
