@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import trecvit
-from trecvit.files import empty
+from trecvit.files import empty, write_json
 from trecvit.runtime.demo import render_scenes
 from trecvit.weights.load import BUNDLED
 
@@ -40,6 +40,7 @@ def build(page: Path = PAGE, *, models: tuple[str, ...] = BUNDLED) -> None:
             trecvit.export(trecvit.load(name), exported, mode="onnx", weights="float16", num_points=16)
             for file in _PAGE_FILES:
                 shutil.copyfile(Path(exported) / file, folder / file)
+    write_json(page / "models" / "index.json", list(models))
     render_scenes(page / "sample.webm", seed=2026)
 
 
