@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import trecvit
+from tools.page import MODELS
 
 PAGE = Path(trecvit.__file__).parent / "serve" / "page" / "browser"
-MODELS = ("motions", "points")  # that the tests use
 RESULTS = """
 window.results = []; window.readies = [];
 addEventListener("trecvit-result", ({ detail }) => results.push({ ...detail, probs: undefined }), true);

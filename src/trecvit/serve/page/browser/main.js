@@ -9,7 +9,6 @@ const GRID = 4;
 const TITLES = {
   motions: "motions: how things move",
   points: "points: where things go",
-  actions: "actions: what people do",
 };
 
 // A module with one SIMD instruction.
