@@ -1,7 +1,7 @@
 """Figures of the recipe `actions`: `benchmarks/actions/` as tables.
 
-The files are those of the commands in docs/notes/actions.md: `split1.json` … are the runs' `evaluation/result.json`, `shipped1.json`
-is that of `trecvit eval videos`, `early1.json` … are the shares that `trecvit eval early` prints, and
+The files are those of the commands in docs/notes/actions.md: `split1.json` … are the runs' `evaluation/result.json`,
+`shipped1.json` is that of `trecvit eval videos`, `early1.json` … are the shares that `trecvit eval early` prints, and
 `false_alarms.json` is of `tools.false_alarms`.
 """
 

@@ -49,7 +49,8 @@ def load(
     """Load a pretrained model for inference.
 
     Args:
-        source: "motions" or "points" (bundled), a name of the zoo (downloaded once), a folder written by `save`, an official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
+        source: "motions" or "points" (bundled), a name of the zoo (downloaded once), a folder written by `save`, an
+            official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
         device: Device of the weights.
         dtype: Their dtype, as torch.dtype or by name; by default float32. "auto" keeps the dtype stored in a folder.
         progress: Called during a download with (bytes on disk, total bytes or None).
