@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import trecvit
-from trecvit.weights.load import BUNDLED
+from tools.page import MODELS
 
 PAGE = Path(trecvit.__file__).parent / "serve" / "page" / "browser"
 RESULTS = """
@@ -27,9 +27,9 @@ def require_browser() -> None:
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (Debian: chromium, chromium-driver)")
-    if not all((PAGE / "models" / name / "step.onnx").exists() for name in BUNDLED):
+    if not all((PAGE / "models" / name / "step.onnx").exists() for name in MODELS):
         pytest.skip("the page is not built; run scripts/page")
-    for name in BUNDLED:
+    for name in MODELS:
         weights = Path(trecvit.__file__).parent / "weights" / name / "model.safetensors"
         if (PAGE / "models" / name / "step.onnx").stat().st_mtime < weights.stat().st_mtime:
             pytest.skip(f"the page's {name} is older than its weights; run scripts/page")

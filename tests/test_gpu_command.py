@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
@@ -15,6 +16,12 @@ from tools.gpu.stand_in import _Finder
 
 SMALL = Target(torch.device("cpu"), small=True)
 FULL = Target(torch.device("cpu"), small=False)
+FAKE_TORCH = """
+__version__ = "fake"
+class Tensor: ...
+class device:
+    def __init__(self, name): self.type = name
+"""
 PARTS = {"correctness": correctness, "kernels": kernels, "streaming": streaming, "training": training}
 
 
@@ -106,8 +113,12 @@ def test_a_missing_package_can_be_imported(monkeypatch):
 @pytest.mark.slow
 def test_cases_that_fail_crash_or_hang_cost_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "MODULE", "tests.gpu_part_{}")
-    monkeypatch.setattr(command, "PARTS", {"trial": (1.0, 8.0, ())})
+    monkeypatch.setattr(command, "PARTS", {"trial": (1.0, 4.0, ())})
     monkeypatch.setenv("TRIAL_FOLDER", str(tmp_path))
+    # Six processes that import no real PyTorch, which would take most of the time.
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(FAKE_TORCH)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
 
     def call(*options):
         arguments = ["gpu", "--device", "cpu", "--small", "--to", str(tmp_path), *options]
@@ -125,7 +136,7 @@ def test_cases_that_fail_crash_or_hang_cost_no_other(tmp_path, monkeypatch, caps
     assert "expected a second time, got the first (gpu_part_trial.py:" in cases["flaky"]["failed"]
     assert "ended with 9" in cases["crash"]["failed"]
     assert "illegal memory access" in cases["fatal"]["failed"]
-    assert "stopped after 8 s" in cases["hang"]["failed"]
+    assert "stopped after 4 s" in cases["hang"]["failed"]
     assert cases["missed"]["result"]["line"] == "far"
     assert "5 cases failed, 0 not run" in out
     code, cases, out = call("--minutes", "1", "--only", "l")  # good is done; flaky and fatal are tried again

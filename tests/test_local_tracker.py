@@ -25,6 +25,7 @@ from trecvit.model.local_matching import (
 )
 from trecvit.model.local_tracker import LocalState, LocalTracker, LocalTrackerConfig
 from trecvit.model.tracker import TrackerOutput
+from trecvit.runtime.describe import describe
 from trecvit.runtime.live import LiveTracker
 from trecvit.synthetic.long_scenes import LongSceneConfig, LongScenes, pictures_of
 from trecvit.train.local_loss import local_track_loss
@@ -35,18 +36,18 @@ from trecvit.weights.load import load
 QUERIES = torch.tensor([[[0, 8.0, 9.0], [3, 20.5, 11.0], [0, 30.0, 2.0], [math.inf, 0, 0]]]).repeat(2, 1, 1)
 
 
-def smooth_video(num_frames: int = 7) -> torch.Tensor:
+def smooth_video(num_frames: int = 5) -> torch.Tensor:
     """Two blurred pictures that drift: [2,T,3,32,32]."""
     noise = torch.nn.functional.avg_pool2d(random_video(2, 1, 48, 48)[:, 0].float(), 5, stride=1, padding=2)
     frames = [noise[:, :, t : t + 32, t // 2 : t // 2 + 32] for t in range(num_frames)]
     return torch.stack(frames, dim=1).to(torch.uint8)
 
 
-@pytest.mark.parametrize("places", [[1, 2, 3, 4, 5, 6], [3], [1, 6]])
+@pytest.mark.parametrize("places", [[1, 2, 3, 4], [3]])
 def test_steps_are_the_clip_at_any_cut(places):
     tracker, video = tiny_local_tracker(), smooth_video()
     whole = tracker(video, QUERIES)
-    assert whole.points_xy.shape == (2, 4, 7, 2)
+    assert whole.points_xy.shape == (2, 4, 5, 2)
     state = tracker.init_state(QUERIES, image_size=(32, 32))
     size = state.nbytes
     pieces, state = run_tracker(tracker, video, state, places)
@@ -102,12 +103,12 @@ def test_live_points_are_those_of_the_clip():
     expected = tracker(video[:1], torch.tensor([[[0, 8.0, 9.0], [2, 20.5, 11.0]]]))
     live = LiveTracker(tracker, max_points=3, image_size=(32, 32))
     live.add(9.0, 8.0)
-    for t in range(7):
+    for t in range(5):
         if t == 2:
             live.add(11.0, 20.5)
         points_xy, _, _ = live.update(video[0, t].permute(1, 2, 0).numpy())
         np.testing.assert_allclose(points_xy[0], expected.points_xy[0, 0, t].detach().numpy(), atol=1e-3)
-    np.testing.assert_allclose(points_xy[1], expected.points_xy[0, 1, 6].detach().numpy(), atol=1e-3)
+    np.testing.assert_allclose(points_xy[1], expected.points_xy[0, 1, 4].detach().numpy(), atol=1e-3)
 
 
 def test_rows_are_independent_and_states_survive_files(tmp_path):
@@ -133,13 +134,21 @@ def test_saved_and_loaded_it_predicts_the_same(tmp_path):
     assert torch.equal(loaded(video, QUERIES).points_xy, tracker(video, QUERIES).points_xy)
 
 
+def test_its_cost_is_counted():
+    tracker = tiny_local_tracker()
+    facts = describe(tracker)
+    assert facts["GFLOP per frame"] > 0
+    queries = torch.zeros(1, 64, 3)
+    assert facts["state bytes per stream"] == tracker.init_state(queries).nbytes
+
+
 @pytest.mark.parametrize("mode", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
 def test_optimized_it_predicts_the_same(mode):
     tracker, video = tiny_local_tracker(), smooth_video()
     expected = tracker(video, QUERIES)
     fast = optimize(tracker, mode=mode)
     state = fast.init_state(QUERIES, image_size=(32, 32))
-    for t in range(7):
+    for t in range(5):
         out, state = fast.step(video[:, t : t + 1], state)
         torch.testing.assert_close(out.points_xy[:, :, 0], expected.points_xy[:, :, t], rtol=1e-3, atol=1e-3)
 
@@ -185,52 +194,49 @@ def test_correlation_and_its_gradients_are_those_of_plain_loops():
 
 
 def trainable() -> tuple[LocalTracker, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A small tracker, a video, queries and the true tracks [2,8,6,2]."""
+    """A small tracker, a video, queries and the true tracks [2,4,4,2]."""
     torch.manual_seed(0)
     blocks = ModelConfig(
-        width=32, depth=1, num_heads=2, mlp_width=32, patch_size=8, image_size=(32, 32), pooling="mean", num_classes=0
+        width=16, depth=1, num_heads=2, mlp_width=16, patch_size=8, image_size=(32, 32), pooling="mean", num_classes=0
     )
-    tracker = LocalTracker(LocalTrackerConfig(blocks=blocks, fine_width=8, middle_width=8, coarse_width=8))
-    video = smooth_video(6)
-    queries = torch.cat([torch.zeros(2, 8, 1), 12 + 18 * torch.rand(2, 8, 2)], dim=-1)
-    moves = torch.tensor([[-(t // 2), -t] for t in range(6)])
-    return tracker, video, queries, queries[:, :, None, [2, 1]] + moves
+    tracker = LocalTracker(LocalTrackerConfig(blocks=blocks, fine_width=6, middle_width=6, coarse_width=6))
+    queries = torch.cat([torch.zeros(2, 4, 1), 12 + 14 * torch.rand(2, 4, 2)], dim=-1)
+    moves = torch.tensor([[-(t // 2), -t] for t in range(4)])
+    return tracker, smooth_video(4), queries, queries[:, :, None, [2, 1]] + moves
 
 
 def test_it_learns_and_every_weight_has_a_gradient():
     tracker, video, queries, tracks = trainable()
-    optimiser = torch.optim.Adam(tracker.parameters(), lr=3e-3)
-    counted = torch.ones(2, 8, 6, dtype=torch.bool)
+    optimiser = torch.optim.Adam(tracker.parameters(), lr=5e-3)
+    counted = torch.ones(2, 4, 4, dtype=torch.bool)
     after = counted.clone()
     after[:, :, 0] = False
-    places = []
-    for _ in range(25):
+    losses = []
+    for _ in range(12):
         optimiser.zero_grad()
         out = tracker(video, queries)
         loss = local_track_loss(
             out, target_xy=tracks, visible=counted, counted=counted, after=after, image_size=(32, 32)
         )
         loss.total.backward()
-        if not places:
-            missing = [name for name, weight in tracker.named_parameters() if weight.grad is None]
-            assert missing == []
+        assert [name for name, weight in tracker.named_parameters() if weight.grad is None] == []
         optimiser.step()
-        places.append(loss.place.item())
-    assert sum(places[-5:]) < 0.6 * sum(places[:5])
+        losses.append(loss.total.item())
+    assert sum(losses[-3:]) < 0.75 * sum(losses[:3])
 
 
 def test_the_loss_ignores_what_is_not_counted():
     tracker, video, queries, tracks = trainable()
     out = tracker(video, queries)
-    counted = torch.ones(2, 8, 6, dtype=torch.bool)
-    counted[:, 4:] = False
+    counted = torch.ones(2, 4, 4, dtype=torch.bool)
+    counted[:, 2:] = False
     visible = torch.ones_like(counted)
     arguments = {"visible": visible & counted, "counted": counted, "after": counted, "image_size": (32, 32)}
     expected = local_track_loss(out, target_xy=tracks, **arguments)
     moved = tracks.clone()
-    moved[:, 4:] += 7
+    moved[:, 2:] += 7
     assert local_track_loss(out, target_xy=moved, **arguments).total == expected.total
-    moved[:, :4] += 7
+    moved[:, :2] += 7
     assert local_track_loss(out, target_xy=moved, **arguments).total > expected.total
 
 
@@ -244,7 +250,7 @@ def test_the_loss_of_a_perfect_output_is_small():
         certainty_logits=sure,
         local=out.local._replace(places_xy=tracks.expand_as(out.local.places_xy)),
     )
-    every = torch.ones(2, 8, 6, dtype=torch.bool)
+    every = torch.ones(2, 4, 4, dtype=torch.bool)
     loss = local_track_loss(perfect, target_xy=tracks, visible=every, counted=every, after=every, image_size=(32, 32))
     assert loss.place.item() < 1e-6
     assert (loss.visibility + loss.certainty).item() < 1e-6
@@ -269,7 +275,8 @@ def small_recipe(tmp_path, *more: str):
             "model.fine_width=4", "model.middle_width=4", "model.coarse_width=4", "preprocessing.num_frames=2",
             "track_streams.scenes.image_size=[32,32]", "track_streams.scenes.num_points=5",
             "track_streams.chunks=[2,3]", "track_streams.validation_scenes=0", "track_streams.validate_every=0",
-            "optimisation.num_steps=4", "optimisation.warmup_steps=1", "log_every=1", *more,
+            "optimisation.num_steps=4", "optimisation.warmup_steps=1", "optimisation.batch_size=2",
+            "log_every=1", *more,
         ],
     )  # fmt: skip
 

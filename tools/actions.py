@@ -1,6 +1,6 @@
-"""Figures of the bundled model `actions`: `benchmarks/actions/` as tables.
+"""Figures of the recipe `actions`: `benchmarks/actions/` as tables.
 
-The files are those of the commands in its card: `split1.json` … are the runs' `evaluation/result.json`, `shipped1.json`
+The files are those of the commands in docs/notes/actions.md: `split1.json` … are the runs' `evaluation/result.json`, `shipped1.json`
 is that of `trecvit eval videos`, `early1.json` … are the shares that `trecvit eval early` prints, and
 `false_alarms.json` is of `tools.false_alarms`.
 """
@@ -24,7 +24,7 @@ _PUBLISHED = {
 
 
 def card(root: Path) -> dict[str, str]:
-    """All figures of the model's card."""
+    """All figures of the page."""
     texts = [_accuracy(root), _classes(root)]
     if early := _by_split(root, "early"):
         titles = ("after", *next(iter(early.values())))
@@ -43,7 +43,7 @@ def _accuracy(root: Path) -> str:
         mean = f"{share(statistics.mean(top1))} ± {100 * statistics.stdev(top1):.1f}"
         rows.append((f"mean of {len(found)} splits", "", mean, "", ""))
     if shipped := _by_split(root, "shipped"):
-        as_shipped = "as shipped: 8 bits, and a constant logit for nothing"
+        as_shipped = "in 8 bits, with a constant logit for nothing"
         rows += [(f"split {split}, {as_shipped}", *_row(result)) for split, result in shipped.items()]
     rows += [(name, "", f"{top1} %", "", "") for name, top1 in _PUBLISHED.items()]
     return table(("test clips of", "clips", "top-1", "top-5", "mean class accuracy"), rows)

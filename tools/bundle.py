@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ def bundle(
             other class has more (maximum logit, arXiv:1911.11132). None: the trained one stays.
         root: The checkout.
     """
-    model = trecvit.load(run / which).to(torch.float16)
+    model: Any = trecvit.load(run / which).to(torch.float16)
     model.provenance |= {"licence": "Apache-2.0", "recipe": f"src/trecvit/recipes/{recipe}.yaml"}
     if nothing_logit is not None:
         classifier = model.head.classifier
@@ -56,9 +57,8 @@ def bundle(
         tests = map(json.loads, (run / "validation.jsonl").read_text(encoding="utf-8").splitlines())
         best = max(tests, key=lambda test: test.get("average_jaccard", test.get("top1")))
         result.write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
-    else:
-        if (run / "evaluation" / "result.json").exists():  # a run on all data has none
-            shutil.copyfile(run / "evaluation" / "result.json", result)
+    elif (run / "evaluation" / "result.json").exists():  # a run on all data has none
+        shutil.copyfile(run / "evaluation" / "result.json", result)
     return Path(folder)
 
 

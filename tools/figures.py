@@ -28,7 +28,7 @@ DOCUMENTS: dict[str, Callable[[Path], dict[str, str]]] = {
     PAGE: report.texts,
     "docs/tracking.md": measured.tracking,
     "docs/training.md": measured.training,
-    "src/trecvit/weights/actions/README.md": actions.card,
+    "docs/notes/actions.md": actions.card,
     "src/trecvit/weights/motions/README.md": measured.motions_card,
     "src/trecvit/weights/points/README.md": measured.points_card,
 }

@@ -13,9 +13,8 @@ import tempfile
 from pathlib import Path
 
 import trecvit
-from trecvit.files import empty
+from trecvit.files import empty, write_json
 from trecvit.runtime.demo import render_scenes
-from trecvit.weights.load import BUNDLED
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "src/trecvit/serve/page/browser"
@@ -25,9 +24,10 @@ _NPM = ROOT / "tools/npm/node_modules/onnxruntime-web"
 _RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 _RUNTIME_GPU = ("ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-simd-threaded.jspi.wasm")
 _PAGE_FILES = ("step.onnx", "manifest.json")
+MODELS = ("motions", "points")  # `actions` would add 35 MB to the wheel and to a visitor's download
 
 
-def build(page: Path = PAGE, *, models: tuple[str, ...] = BUNDLED) -> None:
+def build(page: Path = PAGE, *, models: tuple[str, ...] = MODELS) -> None:
     """Add to the page what is not in the repository."""
     vendor = page / "vendor"
     _fresh(vendor)
@@ -40,6 +40,7 @@ def build(page: Path = PAGE, *, models: tuple[str, ...] = BUNDLED) -> None:
             trecvit.export(trecvit.load(name), exported, mode="onnx", weights="float16", num_points=16)
             for file in _PAGE_FILES:
                 shutil.copyfile(Path(exported) / file, folder / file)
+    write_json(page / "models" / "index.json", list(models))
     render_scenes(page / "sample.webm", seed=2026)
 
 

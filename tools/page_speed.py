@@ -1,7 +1,7 @@
 """Milliseconds per frame of the bundled models, in one run: `python -m tools.page_speed [RESULT.json]`.
 
-PyTorch eager, `optimize` and ONNX Runtime in this process, and the built page (`scripts/page`) in Chromium, in turns,
-so that other load slows all alike; one thread each.
+PyTorch, `optimize` and ONNX Runtime in this process, and the built page (`scripts/page`) in Chromium with the same
+graph, in turns, so that other load slows all alike; one thread each, trackers with 16 points' slots.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import torch
 import trecvit
 from tools.chromium import chromium, static_server
 from tools.page import PAGE, ROOT
+from trecvit.accelerate.onnx import initial_state
+from trecvit.accelerate.onnx_folder import MANIFEST, run_of
 from trecvit.accelerate.timing import timed_in_turns
 from trecvit.files import write_json
-from trecvit.model.tracker import PointTracker
 from trecvit.runtime.doctor import machine
 
 _MAX_POINTS = 16
-_ROUNDS, _SECONDS = 4, 1.5
+_ROUNDS, _SECONDS, _FRAMES = 4, 0.7, 20
 # Steps a model that was opened before through frames of noise; returns the milliseconds of each.
 _OPEN = """
 const [name, done] = arguments;
@@ -57,33 +59,34 @@ def measure(name: str, driver: Any) -> dict[str, list[float]]:
     model = trecvit.load(name)
     height, width = model.preprocessing.image_size
     frame = torch.randint(0, 256, (1, 1, 3, height, width), dtype=torch.uint8)
-    models = {
-        "PyTorch, as loaded": model,
-        "PyTorch, optimize": trecvit.optimize(model),
-        "ONNX Runtime": trecvit.optimize(model, mode="onnx"),
+    folder = PAGE / "models" / name
+    run = run_of(model, folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    places = {
+        "PyTorch, as loaded": _stepper(model, model.step, frame),
+        "PyTorch, optimize": _stepper(model, trecvit.optimize(model).step, frame),
+        "ONNX Runtime": _stepper(model, run, frame.float() / 255),
     }
-
-    def stepper(network: Any) -> Any:
-        empty = torch.full((1, _MAX_POINTS + 1, 3), float("inf"))
-        state = network.init_state(empty if isinstance(network, PointTracker) else 1)
-
-        def step() -> None:
-            nonlocal state
-            with torch.inference_mode():
-                _, state = network.step(frame, state)
-
-        return step
-
-    calls = [stepper(network) for network in models.values()]
     error = driver.execute_async_script(_OPEN, name)
     if error:
         raise RuntimeError(error)
-    times: dict[str, list[float]] = {place: [] for place in (*models, "page in Chromium")}
+    times: dict[str, list[float]] = {place: [] for place in (*places, "page in Chromium")}
     for _ in range(_ROUNDS):
-        for place, seconds in zip(models, timed_in_turns(*calls, seconds=_SECONDS), strict=True):
+        for place, seconds in zip(places, timed_in_turns(*places.values(), seconds=_SECONDS), strict=True):
             times[place] += [1e3 * second for second in seconds]
-        times["page in Chromium"] += driver.execute_async_script(_RUN, name, 30)
+        times["page in Chromium"] += driver.execute_async_script(_RUN, name, _FRAMES)
     return times
+
+
+def _stepper(model: Any, step: Callable[..., Any], frame: torch.Tensor) -> Callable[[], None]:
+    """Return a call that steps a stream by one frame."""
+    state = initial_state(model, 1, model.preprocessing.image_size, _MAX_POINTS + 1)
+
+    def call() -> None:
+        nonlocal state
+        with torch.inference_mode():
+            _, state = step(frame, state)
+
+    return call
 
 
 def main(arguments: list[str]) -> None:

@@ -63,6 +63,7 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """Modules with a page of the reference: those that the documents use."""
 
+_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s#]+)\)")
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
@@ -86,6 +87,7 @@ def stage(root: Path, target: Path) -> None:
     cards = sorted((root / "src/trecvit/weights").glob("*/README.md"))
     sources |= {card.relative_to(root).as_posix(): f"cards/{card.parent.name}.md" for card in cards}
     sources |= {name: name for name in FILES if (root / name).is_file()}
+    sources |= {name: f"files/{name}" for name in sorted(_pictures(root, sources))}
     pages = dict(sources)
     pages["docs/README.md"] = "index.md"
     for name, page in sources.items():
@@ -101,6 +103,16 @@ def stage(root: Path, target: Path) -> None:
     (target / "api").mkdir()
     for title, entries in reference().items():
         (target / "api" / f"{_slug(title)}.md").write_text(_reference(title, entries), encoding="utf-8")
+
+
+def _pictures(root: Path, sources: Mapping[str, str]) -> Iterator[str]:
+    """Files outside docs/ that documents show, such as figures of `benchmarks/`."""
+    for name in sources:
+        text = (root / name).read_text(encoding="utf-8") if name.endswith(".md") else ""
+        for address in _PICTURE.findall(text):
+            path = _normal(PurePosixPath(name).parent / address) if "://" not in address else ""
+            if path and path not in sources and (root / path).is_file():
+                yield path
 
 
 def reference() -> dict[str, dict[str, str]]:

@@ -43,10 +43,7 @@ _FRAMES = {
     "stream_a_camera": ("annotated.mp4", 13, "demo_frame.jpg"),
     "track_points_live": ("tracked.mp4", 13, "tracked_frame.jpg"),
 }
-_FILES = {
-    "finetune_your_classes": ("runs/mine/curves.png", "tutorial_curves.png"),
-    "evaluate_and_read_the_result": ("results/confusion.png", "tutorial_confusion.png"),
-}
+_FILES = {"evaluate_and_read_the_result": ("results/confusion.png", "tutorial_confusion.png")}
 
 
 def run(path: Path, folder: Path, constants: Mapping[str, str] | None = None) -> None:

@@ -72,7 +72,10 @@ print("\n".join(done.stdout.splitlines()[-5:]))
 # the pictures. `curves.png` shows whether to train longer (the curves still rise) or to find more videos (training
 # accuracy is far above the validation's):
 #
-# ![Loss and accuracy](../images/tutorial_curves.png)
+# ![Loss and accuracy of a fine-tuned model and of one from random weights](../images/finetune.png)
+#
+# These are the curves of [another example](../training.md#fine-tune-on-your-own-classes), six motions fine-tuned and
+# learnt from random weights.
 #
 # Ctrl-C stops a run; the same command resumes it.
 #

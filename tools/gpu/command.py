@@ -240,7 +240,7 @@ def main() -> None:
         part.run(time.monotonic() + clock.left_s * shares[name] / sum(shares.values()))
         del shares[name]
     _print_goals(parts, clock)
-    failed = sum("failed" in part.results.cases.get(name, {}) for part in parts for name in part.names)
+    failed = sum(len(part.results.failed(part.names)) for part in parts)
     missing = sum(len(part.results.left(part.names)) for part in parts) - failed
     clock.print(f"{failed} cases failed, {missing} not run; results are in {args.to}")
     sys.exit(1 if failed else 0)
@@ -249,7 +249,7 @@ def main() -> None:
 def _print_goals(parts: list[Part], clock: Clock) -> None:
     for name, case, figure, goal, is_least in GOALS:
         for part in parts:
-            value = part.results.cases.get(case, {}).get("result", {}).get(figure)
+            value = part.results.current.get(case, {}).get("result", {}).get(figure)
             if part.name == name and value is not None and not part.about["small"]:
                 reached = "reached" if (value >= goal) == is_least else "missed"
                 limit = f"{'≥' if is_least else '≤'} {goal:g}"

@@ -34,11 +34,20 @@ class Results:
         cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
         return cls(path, key, cases)
 
+    @property
+    def current(self) -> dict[str, dict[str, Any]]:
+        """The cases that ran on this machine with this code."""
+        return {name: case for name, case in self.cases.items() if case["key"] == self.key}
+
+    def failed(self, names: list[str]) -> list[str]:
+        """Cases that ran and failed."""
+        current = self.current
+        return [name for name in names if "failed" in current.get(name, {})]
+
     def left(self, names: list[str]) -> list[str]:
         """Cases still to be run: first those that never were, then those that failed."""
-        mine = {name: case for name, case in self.cases.items() if case["key"] == self.key}
-        failed = [name for name in names if "failed" in mine.get(name, {})]
-        return [name for name in names if name not in mine] + failed
+        current = self.current
+        return [name for name in names if name not in current] + self.failed(names)
 
     def add(self, name: str, outcome: dict[str, Any], seconds: float, about: dict[str, Any]) -> None:
         """Write a case's outcome."""

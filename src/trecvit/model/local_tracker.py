@@ -82,7 +82,12 @@ class LocalTrackerConfig(BlocksConfig):
 
     def __post_init__(self) -> None:
         self._require_blocks(
-            num_classes=0, temporal_patch_size=1, patch_size=STRIDES_PX[-1], pooling="mean", temporal_mixer="lru"
+            num_classes=0,
+            temporal_patch_size=1,
+            patch_size=STRIDES_PX[-1],
+            pooling="mean",
+            temporal_mixer="lru",
+            temporal_from=0,
         )
         self._require_whole("fine_width", "middle_width", "coarse_width")
 
@@ -322,7 +327,7 @@ class LocalTracker(PointTracker):
         for block, before in zip(self.blocks.children(), state.layers, strict=True):
             assert isinstance(block, Block), "as VideoModel builds them"
             assert block.spatial is not None, "as temporal_mixer is 'lru'"
-            assert block.temporal is not None, "as temporal_mixer is 'lru'"
+            assert block.temporal is not None, "as temporal_from is 0"
             token, after = block.temporal(token, before, never_fresh)
             token = block.spatial(token, attended=started[:, None])
             hidden = torch.where(started[..., None], after.hidden, before.hidden)

@@ -34,8 +34,8 @@ ARCHITECTURES: dict[str, type[TRecViT] | type[TAPNext] | type[ReadoutTracker] | 
 }
 _Model = TypeVar("_Model", bound=VideoModel)
 
-# A classifier of 18 motions of the synthetic world, a small tracker, and a classifier of 21 human actions.
-BUNDLED = ("motions", "points", "actions")
+# A classifier of 18 motions of the synthetic world, and a small tracker.
+BUNDLED = ("motions", "points")
 
 
 def load(
@@ -49,8 +49,7 @@ def load(
     """Load a pretrained model for inference.
 
     Args:
-        source: "motions", "points" or "actions" (bundled), a name of the zoo (downloaded once), a folder written by
-            `save`, an official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
+        source: "motions" or "points" (bundled), a name of the zoo (downloaded once), a folder written by `save`, an official `.npz` file, or a TAPNext `.npz`, `.pt` or `.ckpt`.
         device: Device of the weights.
         dtype: Their dtype, as torch.dtype or by name; by default float32. "auto" keeps the dtype stored in a folder.
         progress: Called during a download with (bytes on disk, total bytes or None).

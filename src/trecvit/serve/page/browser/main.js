@@ -6,6 +6,10 @@ import { Source } from "./source.js";
 const $ = (id) => document.getElementById(id);
 const NEAR_PX = 14; // a click this close to a point removes it
 const GRID = 4;
+const TITLES = {
+  motions: "motions: how things move",
+  points: "points: where things go",
+};
 
 // A module with one SIMD instruction.
 const HAS_SIMD = WebAssembly.validate(Uint8Array.of(
@@ -281,11 +285,22 @@ async function isolating() {
   return true;
 }
 
+/** Offer the models that the page was built with. */
+async function offerModels() {
+  const response = await fetch("models/index.json").catch(() => null);
+  if (!response?.ok) {
+    tell("The models' files are missing: scripts/page builds them.");
+    return false;
+  }
+  $("model").replaceChildren(...(await response.json()).map((name) => new Option(TITLES[name] ?? name, name)));
+  return true;
+}
+
 if (!HAS_SIMD) {
   tell("This browser has no WebAssembly SIMD, which the model needs. Update it, or use a current Chrome, Edge, Firefox or Safari.");
 } else if (!HTMLVideoElement.prototype.requestVideoFrameCallback) {
   tell("This browser does not report video frames. Update it, or use a current Chrome, Edge, Firefox or Safari.");
 } else {
   $("gpu-row").hidden = !("gpu" in navigator && "Suspending" in WebAssembly);
-  if (!(await isolating())) load();
+  if (!(await isolating()) && (await offerModels())) load();
 }
