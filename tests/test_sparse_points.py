@@ -13,6 +13,7 @@ import pytest
 from command_line import trecvit
 from models import tiny_tracker
 
+from paper import tables
 from trecvit.data.sparse_tracks import BADJA_JOINTS, SparseTracks, SparseVideos, read_badja, read_first_last
 from trecvit.data.tracked import TrackedVideo
 from trecvit.errors import DataError
@@ -366,6 +367,7 @@ def test_the_command_on_both(tmp_path):
     assert means["still points"]["occlusion_accuracy"] == 0.5
     assert means["still points"]["pts_within_16"] == 0
     assert means["Lucas–Kanade"]["pts_within_4"] == 1
+    assert tables.last_frames(result).splitlines()[3].startswith("| static baseline | 0.0 % | 0.0 % |")
     for options, message in (
         (["--badja", annotations, "--first-last", table], "expected one of RECIPE, --badja and --first-last"),
         ([], "expected one of RECIPE, --badja and --first-last"),

@@ -18,6 +18,10 @@ from trecvit.errors import DataError
 _TRAINING = "benchmarks/training"
 _PACKAGE_ROOMS = "video model data synthetic weights evaluate train train/tasks accelerate runtime serve bench cli"
 _ROOMS = ("src/trecvit", *(f"src/trecvit/{room}" for room in _PACKAGE_ROOMS.split()))
+_LATER = (
+    f"{tables.NOT_MEASURED.capitalize()}: `trecvit eval points --first-last tapvid_points.csv --videos davis/frames "
+    "--save benchmarks/davis_last_frames.json`."
+)
 _COMPARED_FRAMES = (32, 64)  # the lengths in the paper's Table 3
 
 
@@ -78,8 +82,11 @@ def tracking(root: Path) -> dict[str, str]:
     """The bundled tracker, on synthetic scenes and on real videos, and the cost of empty slots."""
     slots = [_read(root, f"slots/{name}") for name in ("points", "tapnext_b")]
     scales = (f"`{content['model']}`: {tables.slots_scale(content)}." for content in slots)
-    badja = _read(root, "badja")
-    real = {"joints": f"{tables.joints(badja)}\n\ntorch {badja['torch']}, {badja['date']}."}
+    badja, davis = _read(root, "badja"), read_result(root / "benchmarks" / "davis_last_frames.json")
+    real = {"joints": f"{tables.joints(badja)}\n\ntorch {badja['torch']}, {badja['date']}.", "last frames": _LATER}
+    if davis is not None:
+        about = f"{davis['videos']} videos, torch {davis['torch']}, {davis['date']}."
+        real["last frames"] = f"{tables.last_frames(davis)}\n\n{about}"
     return points_card(root) | real | {"slots": tables.slots(slots) + "\n\n" + "  \n".join(scales)}
 
 
