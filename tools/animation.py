@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -53,7 +53,7 @@ def drawn_frames(
         fps = source.info.rate_fps or 25.0
         part = takewhile(lambda frame: frame.time_s < start_s + seconds, source.frames(start_s=start_s))
         images = np.stack([frame.image for frame in part])
-    queries = grid_queries(grid, images.shape[1:3])
+    queries = grid_queries(grid, (images.shape[1], images.shape[2]))
     trails = Trails(len(queries), trail)
     with open_video(images, untimed_fps=fps) as for_points, open_video(images, untimed_fps=fps) as for_classes:
         classes = (
@@ -80,7 +80,7 @@ def write_animation(frames: Iterable[tuple[float, Image]], target: Path, *, widt
             picture = PIL.Image.fromarray(np.ascontiguousarray(image))
             pictures.append(picture.resize((width_px, round(image.shape[0] * width_px / image.shape[1]))))
     first, *others = pictures
-    options = {"quality": 60, "method": 6} if target.suffix == ".webp" else {"optimize": True}
+    options: dict[str, Any] = {"quality": 60, "method": 6} if target.suffix == ".webp" else {"optimize": True}
     first.save(target, save_all=True, append_images=others, duration=round(1000 / _FPS), loop=0, **options)
     return len(pictures)
 
