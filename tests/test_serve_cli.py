@@ -67,6 +67,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two starts of a process, on a busy machine
 def test_a_killed_server_resumes_and_ctrl_c_ends_it(tmp_path: Path):
     frames = images(40, height=64, width=64)
     served = ServedClassifier("motions", load("motions"))

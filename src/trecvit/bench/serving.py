@@ -115,16 +115,17 @@ def _own_speed(model: str, count: int, seconds: float) -> float:
 @contextmanager
 def _server(model: str) -> Iterator[str]:
     command = [sys.executable, "-m", "trecvit", "serve", "--port", "0", "--model", model]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None, "a pipe"
         url = process.stdout.readline().strip()
         if not url:
-            raise ConfigError(f"expected {' '.join(command[2:])} to start, got exit code {process.wait()}")
+            _, error = process.communicate()
+            raise ConfigError(f"expected {' '.join(command[2:])} to start, got: {error.strip()}")
         yield url
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
 async def _load_server(url: str, model: str, count: int, seconds: float) -> dict[str, Any]:
