@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from PIL import Image
 from tools.chromium import chromium, static_server
 from trecvit.accelerate.onnx_runtime import smooth_video
 from trecvit.runtime.live import LiveTracker
-from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.video.transforms import to_clip, to_whole_clip
 from trecvit.weights.load import load
 
@@ -245,44 +243,6 @@ const listener = () => {
 };
 document.addEventListener("trecvit-result", listener);
 """
-
-
-# Starts over when the camera's clip does, and keeps the last answer of each clip.
-ALIGN = """
-window.answers = [];
-document.getElementById("restart").click();
-document.addEventListener("trecvit-result", ({ detail }) => {
-  const number = numbers[numbers.length - 1];
-  if (number < 14) return;
-  if (detail.frames_seen >= 6 && detail.frames_seen <= 9) answers.push(detail.top[0].label);
-  document.getElementById("reset").click();
-});
-"""
-
-
-def test_the_class_of_what_the_camera_shows_is_named(address, tmp_path):
-    label, model = "moving right", load("motions")
-    world = World(WorldConfig(num_frames=16, image_size=(96, 128)), seed=1_000_003)
-    clips = (world.clip(number) for number in range(400))
-    frames = next(
-        frames
-        for frames, truth in clips
-        if LABELS[truth] == label and model(to_clip(frames[::2], (64, 64))[None]).probs.argmax() == truth
-    )
-    write_y4m(tmp_path / "camera.y4m", numbered(np.asarray(frames)), 12)
-    with chromium(camera=tmp_path / "camera.y4m") as driver:
-        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": READ_NUMBERS})
-        open_page(driver, address)
-        wait_for(driver, "readies.length")
-        driver.execute_script("document.getElementById('camera').click()")
-        wait_for(driver, "results.length")
-        driver.execute_script(ALIGN)
-        wait_for(driver, "answers.length > 3")
-        answers = driver.execute_script("return answers")
-        screenshot(driver, "classes")
-        assert not console(driver)
-        assert foreign(driver, address) == []
-    assert Counter(answers).most_common(1)[0][0] == label, answers
 
 
 def test_a_missing_camera_is_explained_and_a_file_plays_instead(address):
