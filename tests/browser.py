@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import trecvit
@@ -63,3 +64,21 @@ def requests(driver: Any) -> list[str]:
     """Return the addresses of the page's requests; its workers' fall under the server's content security policy."""
     events = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
     return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+
+
+def write_y4m(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Write RGB frames `[T,H,W,3]` of even sides as uncompressed YUV 4:2:0 (BT.601, limited range)."""
+    rgb = frames.astype(np.float32)
+    r, g, b = (rgb[..., channel] for channel in range(3))
+    luma = 16 + (65.738 * r + 129.057 * g + 25.064 * b) / 256
+    cb = 128 + (-37.945 * r - 74.494 * g + 112.439 * b) / 256
+    cr = 128 + (112.439 * r - 94.154 * g - 18.285 * b) / 256
+    height, width = frames.shape[1:3]
+    with path.open("wb") as file:
+        file.write(f"YUV4MPEG2 W{width} H{height} F{fps}:1 Ip A1:1 C420jpeg\n".encode())
+        for planes in zip(luma, cb, cr, strict=True):
+            file.write(b"FRAME\n")
+            file.write(np.round(planes[0]).astype(np.uint8).tobytes())
+            for plane in planes[1:]:
+                halved = plane.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
+                file.write(np.round(halved).astype(np.uint8).tobytes())

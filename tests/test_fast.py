@@ -346,7 +346,7 @@ def test_an_exported_model_gives_the_models_outputs_and_states(tmp_path, forks):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ({"mode": "eager"}, "expected one of compile, openvino, got 'eager'"),
+        ({"mode": "eager"}, "expected one of compile, openvino, onnx, got 'eager'"),
         ({"dtype": torch.float16}, "float32 or torch.bfloat16"),
         ({"dtype": torch.int8}, "float32 or torch.bfloat16"),
         ({"frames": (1, 3)}, "multiples of temporal_patch_size=2"),

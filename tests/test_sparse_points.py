@@ -235,20 +235,21 @@ def test_the_check_reads_them_all(tmp_path):
     assert "expected `videos`, the folder of the frames of each video" in " ".join(done.stderr.split())
 
 
-def random_tracks(num_points: int = 7, frames=(0, 2, 5)) -> tuple[SparseTracks, Predicted]:
-    tracks = RNG.uniform(0, 1, (num_points, 6, 2)).astype(np.float32) * np.float32([WIDTH, HEIGHT])
-    occluded = RNG.random((num_points, 6)) < 0.4
+def random_tracks(seed: int, num_points: int = 7, frames=(0, 2, 5)) -> tuple[SparseTracks, Predicted]:
+    rng = np.random.default_rng(seed)
+    tracks = rng.uniform(0, 1, (num_points, 6, 2)).astype(np.float32) * np.float32([WIDTH, HEIGHT])
+    occluded = rng.random((num_points, 6)) < 0.4
     occluded[:2, 0] = False, True
     occluded[:2, 5] = False
     video = TrackedVideo(name="x", video=np.zeros((6, HEIGHT, WIDTH, 3), np.uint8), tracks_xy=tracks, occluded=occluded)
     truth = tracks[:, frames] / (WIDTH, HEIGHT)
-    predicted = Predicted(truth + RNG.normal(0, 0.05, truth.shape), RNG.random(truth.shape[:2]) < 0.5)
-    return SparseTracks(video=video, frames=frames, mask_shares=RNG.uniform(0.01, 0.2, len(frames))), predicted
+    predicted = Predicted(truth + rng.normal(0, 0.05, truth.shape), rng.random(truth.shape[:2]) < 0.5)
+    return SparseTracks(video=video, frames=frames, mask_shares=rng.uniform(0.01, 0.2, len(frames))), predicted
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_pck_t_beside_its_definition(seed):
-    tracks, predicted = random_tracks()
+    tracks, predicted = random_tracks(seed)
     right, right_of_all = [], []
     for point in range(7):
         for column, frame in enumerate(tracks.frames):
@@ -271,7 +272,7 @@ def test_pck_t_beside_its_definition(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_last_frames_beside_their_definition(seed):
-    tracks, predicted = random_tracks(frames=(0, 5))
+    tracks, predicted = random_tracks(0, frames=(0, 5))
     metrics = last_frame(tracks, predicted)
     errors = [
         math.hypot(*((predicted.points_xy[point, 1] - tracks.video.tracks_xy[point, 5] / (WIDTH, HEIGHT)) * 256))
@@ -285,7 +286,7 @@ def test_last_frames_beside_their_definition(seed):
 
 
 def test_what_cannot_be_scored():
-    tracks, predicted = random_tracks()
+    tracks, predicted = random_tracks(0)
     with pytest.raises(DataError, match="expected a mask for each annotated frame"):
         pck_t(SparseTracks(video=tracks.video, frames=tracks.frames), predicted)
     tracks.video.occluded[:, 0] = True

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from trecvit.data.clips import Failure
-from trecvit.errors import CheckpointError, DataError, MissingPackageError
+from trecvit.errors import CheckpointError, ConfigError, DataError, MissingPackageError
 from trecvit.files import write_text, writing
 from trecvit.pretrained import CONFIG_FILE
 from trecvit.processes import Processes
 from trecvit.train.optimise import uses_bf16
-from trecvit.train.recipe import Recipe
+from trecvit.train.recipe import Recipe, recipe_from_dict
 from trecvit.train.run_data import difference
 from trecvit.train.task import Curves
 from trecvit.train.tasks import TASKS
@@ -108,13 +108,22 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _differing(there: dict[str, Any], recipe: Recipe, about: Mapping[str, Any]) -> str:
     """Describe some of the values in which a recipe differs from a run's."""
-    before, now = _flat(there), _flat(json.loads(json.dumps(recipe.to_dict())))
+    before, now = _flat(_with_defaults(there)), _flat(json.loads(json.dumps(recipe.to_dict())))
     chosen = about.get("bf16", before.get(_BF16))
     if "auto" in (before.get(_BF16), now[_BF16]) and now[_BF16] in ("auto", chosen):
         before[_BF16] = now[_BF16]
     keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
     words = [f"{key}: {json.dumps(before.get(key))} there, {json.dumps(now.get(key))} now" for key in keys[:_NAMED]]
     return ", ".join(words) + (f", and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+
+
+def _with_defaults(written: dict[str, Any]) -> dict[str, Any]:
+    """A run's recipe with the fields that it did not have when it was written, at their default values."""
+    try:
+        filled: dict[str, Any] = json.loads(json.dumps(recipe_from_dict(written).to_dict()))
+    except ConfigError:  # of a later version, which is to be compared as it is
+        return written
+    return filled
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
