@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from models import VARIANTS, tiny_local_tracker, tiny_model, tiny_readout_tracker, tiny_tracker
+from models import VARIANTS, tiny_model, tiny_readout_tracker, tiny_tracker
 
 from trecvit.accelerate.exported import export
 from trecvit.model.tracker import PointTracker
@@ -24,7 +24,6 @@ MODELS: dict[str, tuple[list[str], dict[str, object]]] = {
 }
 TRACKERS: dict[str, dict[str, object]] = {
     "points": {"num_points": 4},
-    "local": {"num_points": 3},
     "readout": {"num_points": 3, "batch_size": 2, "weights": "float16"},
 }
 
@@ -32,8 +31,7 @@ TRACKERS: dict[str, dict[str, object]] = {
 def model_of(name: str) -> TRecViT | PointTracker:
     """Build the model that was exported under a name."""
     if name in TRACKERS:
-        trackers = {"local": tiny_local_tracker, "readout": tiny_readout_tracker}
-        return trackers[name]() if name in trackers else tiny_tracker(matching=True)
+        return tiny_readout_tracker() if name == "readout" else tiny_tracker(matching=True)
     fields = {key: value for variant in MODELS[name][0] for key, value in VARIANTS[variant].items()}
     model = tiny_model(**{"depth": 2 if name == "plain" else 1, **fields})
     if name == "plain":

@@ -287,7 +287,7 @@ def test_finetuning_holds_out_training_clips_and_the_test_part_is_for_the_end(tm
     done = trecvit("finetune", "--data", root, "--split", 1, "--to", tmp_path / "run", *words)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run/evaluation/result.json").read_text())
-    assert (result["good"], result["manifest"].endswith("split 1, validation")) == (4, True)
+    assert (result["good"], result["protocol"]["data"].endswith("split 1, validation")) == (4, True)
     done = trecvit("eval", "videos", root, "--split", 1, "--model", tmp_path / "run/model", "--to", tmp_path / "test",
                    "--clips", 1, "--crops", 1, "--workers", 0)  # fmt: skip
     assert done.returncode == 0, done.stderr

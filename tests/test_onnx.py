@@ -195,7 +195,7 @@ def test_a_classifier_streams_as_the_model_does(name, exports):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["points", "local", "readout"])
+@pytest.mark.parametrize("name", ["points", "readout"])
 def test_a_tracker_streams_as_the_model_does(name, exports):
     model, loaded = model_of(name), load_exported_as(PointTracker, exports / name)
     tolerance = TOLERANCE.get(name, 2e-5)

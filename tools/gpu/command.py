@@ -82,7 +82,8 @@ class Child:
         )  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.tail: list[str] = []  # the last lines of its output
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -120,7 +121,14 @@ class Child:
         """End the process and all that it started; return its exit code."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait()
+        code = self._process.wait()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._reader.join()
+        self._process.stdout.close()
+        return code
 
     def exit_code(self) -> int:
         """Wait for a process that has closed its output."""

@@ -158,25 +158,31 @@ def _gather(cells: Float[Tensor, "B n C"], index: Int64[Tensor, "B Q r c"]) -> F
 
 def _between(values: Float[Tensor, "B Q r c K"], part_xy: Float[Tensor, "B Q 2"]) -> Float[Tensor, "B Q r1 c1 K"]:
     """Interpolate bilinearly between neighbouring cells: one row and one column less. No gradient to `part_xy`."""
-    between: Tensor = _Between.apply(values, part_xy.detach())  # type: ignore[no-untyped-call]
+    x, y = (part[..., None, None] for part in part_xy.detach().to(values.dtype).unsqueeze(-1).unbind(dim=2))
+    if not (torch.is_grad_enabled() and values.requires_grad):
+        return _lerp(values, x, y)
+    between: Tensor = _Between.apply(values, x, y)  # type: ignore[no-untyped-call]
     return between
+
+
+def _lerp(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    along = torch.lerp(values[:, :, :, :-1], values[:, :, :, 1:], x)
+    return torch.lerp(along[:, :, :-1], along[:, :, 1:], y)
 
 
 class _Between(torch.autograd.Function):
     """Two linear interpolations, whose gradients autograd alone would write into zeros for each slice."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, part_xy: Tensor) -> Tensor:
-        x, y = (part[..., None, None] for part in part_xy.to(values.dtype).unsqueeze(-1).unbind(dim=2))  # [B,Q,1,1,1]
+    def forward(ctx: Any, values: Tensor, x: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(x, y)
-        along = torch.lerp(values[:, :, :, :-1], values[:, :, :, 1:], x)
-        return torch.lerp(along[:, :, :-1], along[:, :, 1:], y)
+        return _lerp(values, x, y)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grad_outputs
         x, y = ctx.saved_tensors
-        return _spread(_spread(grad, y, dim=2), x, dim=3), None
+        return _spread(_spread(grad, y, dim=2), x, dim=3), None, None
 
 
 def _spread(grad: Tensor, part: Tensor, dim: int) -> Tensor:
