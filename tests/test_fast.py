@@ -667,8 +667,8 @@ def times_faster(one, than, at_least):
 @pytest.mark.slow
 def test_packed_weights_are_not_slower_than_plain_ones():
     model = create_model("tiny", depth=2, width=384, mlp_width=1536, num_classes=0, num_heads=6).eval()
-    # The gain depends on the machine's MKL: measured at 1.77 on one, at 1.13 to 1.16 on another, and at 0.95 to 1.07 from
-    # one minute to the next on an AVX2-only EPYC, by code that was faster there on another day.
+    # The gain depends on the machine's MKL: measured at 1.77 on one, at 1.13 to 1.16 on another, and at 0.95 to 1.07
+    # from one minute to the next on an AVX2-only EPYC, by code that was faster there on another day.
     assert times_faster(optimize(model), model, 0.85) > 0.85
 
 
