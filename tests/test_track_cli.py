@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -267,7 +268,7 @@ def test_the_example_gives_up_points_that_stay_lost(tracker, tmp_path):
 def test_info_tells_of_trackers(either):
     tapnext._axis_positions.cache_clear()  # as in a process that has tracked nothing before
     done = run("info", either, "--json")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0, "".join(traceback.format_exception(done.exception))
     facts = json.loads(done.stdout)
     model = load(either)
     assert facts == json.loads(json.dumps(describe(model)))

@@ -212,6 +212,15 @@ def test_a_checkpoint_of_another_model_is_refused(recipe_path, trained):
         Checkpoints(trained[1] / "checkpoints", Processes(), keep=1).resume(model, [optimiser])
 
 
+def test_a_checkpoint_of_a_deeper_model_is_refused(tmp_path, recipe_path):
+    config = load_recipe(recipe_path).model
+    checkpoints = Checkpoints(tmp_path, Processes(), keep=1)
+    deep, shallow = (TRecViT(config.replace(depth=depth)) for depth in (2, 1))
+    checkpoints.save(1, deep, [torch.optim.AdamW(deep.parameters())])
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of this model: it also has model\.blocks\.1"):
+        checkpoints.resume(shallow, [torch.optim.AdamW(shallow.parameters())])
+
+
 def test_the_learning_rate_warms_up_and_decays_to_zero():
     plan = Optimisation(num_steps=110, warmup_steps=10)
     rates = [schedule(step, plan, 110) for step in range(110)]

@@ -10,11 +10,12 @@ B videos (streams) · T frames · Q query points · C channels of a level · L l
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
@@ -26,7 +27,8 @@ REACH = 3  # cells of a window on each side of its centre
 WINDOW = 2 * REACH + 1
 PATCH = 3  # cells of a template's side
 _HIDDEN = 64
-_INITIAL_SHARPNESS = 40.0
+_INITIAL_SHARPNESS = 80.0
+_FILTER_SIGMA_PX, _FILTER_NORM = 1.5, 4.0
 _EPS = 1e-5
 
 
@@ -84,17 +86,38 @@ class FramePyramid(Tokenizer):
         self.config = config
         self.positions, self.cls, self.time = None, None, None
         fine, middle, coarse = channels
-        self.embedding = nn.Conv2d(3, fine, 5, stride=2, padding=2)  # type: ignore[assignment]
+        self.embedding = nn.Conv2d(3, fine, 7, stride=2, padding=3)  # type: ignore[assignment]
         self.fine = nn.Conv2d(fine, fine, 3, padding=1)
         self.to_middle = nn.Conv2d(fine, middle, 3, stride=2, padding=1)
-        self.middle = Residual(middle)
+        self.middle = nn.Sequential(Residual(middle), Residual(middle))
         self.to_coarse = nn.Conv2d(middle, coarse, 3, stride=2, padding=1)
-        self.coarse = Residual(coarse)
+        self.coarse = nn.Sequential(Residual(coarse), Residual(coarse))
         self.describe_coarse = nn.Conv2d(coarse, coarse, 1)
         self.coarse_to_middle = nn.Conv2d(coarse, middle, 1)
         self.describe_middle = nn.Conv2d(middle, middle, 1)
         self.middle_to_fine = nn.Conv2d(middle, fine, 1)
         self.describe_fine = nn.Conv2d(fine, fine, 1)
+        self._begin_with_known_filters()
+
+    @torch.no_grad()
+    def _begin_with_known_filters(self) -> None:
+        """Begin with what descriptors by hand are made of; training changes all of it.
+
+        Random strided filters describe a place differently after it moved by half a cell. Half-rectified oriented
+        gradients and colours, blurred before each halving, do not: of these DAISY (Tola, Lepetit and Fua, 2010) is made.
+        """
+        self.embedding.weight.copy_(_oriented_filters(len(self.embedding.weight)))
+        for halving in (self.to_middle, self.to_coarse):
+            halving.weight.copy_(_blurred_mixtures(*halving.weight.shape[:2]))
+        for maps in (self.describe_fine, self.describe_middle, self.describe_coarse):
+            nn.init.dirac_(maps.weight)
+        self.fine.weight.mul_(0.1)
+        for upwards in (self.coarse_to_middle, self.middle_to_fine):
+            upwards.weight.mul_(0.1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                assert layer.bias is not None, "as above"
+                nn.init.zeros_(layer.bias)
 
     def levels(self, frames: Float[Tensor, "B T 3 H W"]) -> list[list[Level]]:
         """Describe frames with values in [0,1]: for each of T frames its levels, from fine to coarse."""
@@ -115,6 +138,32 @@ class FramePyramid(Tokenizer):
             ]
             for frame in range(num_frames)
         ]
+
+
+def _oriented_filters(count: int) -> Float[Tensor, "C 3 7 7"]:
+    """Derivatives of a Gaussian in directions all around, then blurred colours; each with its negative, for ReLU."""
+    axis = torch.arange(7.0) - 3.0
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    blur = torch.exp(-(x.square() + y.square()) / (2 * _FILTER_SIGMA_PX**2))
+    blur = blur / blur.sum()
+    grey = torch.tensor([0.299, 0.587, 0.114])
+    colours = [torch.tensor(mix) for mix in ([1.0, -1.0, 0.0], [-0.5, -0.5, 1.0])] + [grey]
+    pairs = max(count // 2 - len(colours), 0)
+    angles = [math.pi * number / max(pairs, 1) for number in range(pairs)]
+    filters = [(math.cos(angle) * x + math.sin(angle) * y) * blur * grey[:, None, None] for angle in angles]
+    filters += [colour[:, None, None] * blur for colour in colours]
+    known = torch.stack([signed for plane in filters for signed in (plane, -plane)])[:count]
+    more = torch.randn(count - len(known), 3, 7, 7) * blur  # of an odd number of channels
+    # What follows divides by the deviation: the larger a filter, the more slowly it is trained.
+    return _FILTER_NORM * F.normalize(torch.cat([known, more]).flatten(1), dim=1).unflatten(1, (3, 7, 7))
+
+
+def _blurred_mixtures(outputs: int, inputs: int) -> Float[Tensor, "O I 3 3"]:
+    """A copy of each channel, then random mixtures of them, all blurred by a binomial."""
+    copies = torch.eye(outputs, inputs)
+    copies[inputs:] = torch.randn(max(outputs - inputs, 0), inputs) * inputs**-0.5
+    axis = torch.tensor([0.25, 0.5, 0.25])
+    return copies[:, :, None, None] * axis[:, None] * axis
 
 
 def _twice(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h2 w2"]:
@@ -218,6 +267,12 @@ def window_offsets(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "n
     return torch.cartesian_prod(axis, axis).flip(-1)
 
 
+def _neighbours(device: torch.device) -> Bool[Tensor, "n n"]:
+    """Which of a window's places are beside which, or the same."""
+    offsets = window_offsets(device, torch.float32)
+    return (offsets[:, None] - offsets).abs().amax(dim=-1) <= 1
+
+
 class Match(NamedTuple):
     """Where one level finds the points.
 
@@ -261,7 +316,10 @@ class LevelMatcher(nn.Module):
         hidden = F.gelu(self.costs_in(flat), approximate="tanh")
         hidden = F.gelu(self.costs_between(hidden), approximate="tanh")
         logits = self.scores(flat) + self.scores_out(hidden)
-        offset_xy = logits.softmax(dim=-1) @ window_offsets(logits.device, logits.dtype)
+        offsets = window_offsets(logits.device, logits.dtype)
+        # Of the best place and its neighbours alone, as in TAPIR: a second place must not pull.
+        is_near = _neighbours(logits.device)[logits.argmax(dim=-1)]
+        offset_xy = logits.masked_fill(~is_near, -torch.inf).softmax(dim=-1) @ offsets
         here = costs[:, :, WINDOW**2 // 2, [middle, middle + PATCH**2]]
         best = logits.detach().amax(dim=-1, keepdim=True) / _INITIAL_SHARPNESS
         read = torch.cat([hidden, here, best, offset_xy.detach() / REACH], dim=-1)

@@ -48,7 +48,7 @@ _STEP_PX = 2.0  # largest correction that is not a candidate's
 _BEYOND_PX = 16.0  # places are limited to so far outside of the frame, from where points return
 _UPDATE = 0.3  # largest share of the second template that a frame replaces
 _GLOBAL_SHARPNESS = 20.0
-_CHOICE = 0.25  # weight of a level's best score in its choice
+_CHOICE = 0.15  # weight of a level's best score in its choice
 _JITTER_PX, _JITTERED = 3.0, 0.1  # in training: error of the last place, and the share of points that have it
 
 

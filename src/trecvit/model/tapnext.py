@@ -272,6 +272,6 @@ def certainty(scores: Float[Tensor, "*batch 2 R"], points: Float[Tensor, "*batch
 @lru_cache(maxsize=8)
 def _axis_positions(raster_px: int, width: int) -> npt.NDArray[Any]:
     """Compute sines and cosines of each pixel's index, float32 [R, D/2]."""
-    with torch.device("cpu"):  # also for a model on the meta device
-        positions: npt.NDArray[Any] = sincos_positions(1, raster_px, width).numpy()
+    # On the CPU, also for a model on the meta device.
+    positions: npt.NDArray[Any] = sincos_positions(1, raster_px, width, device=torch.device("cpu")).numpy()
     return positions[:, : width // 2]

@@ -135,6 +135,9 @@ class Checkpoints:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
                 reader = HuggingFaceStorageReader(path=str(path))
+                # `load` reads what it is asked for, and passes over the rest: a deeper model's blocks, for one.
+                if unread := sorted(set(reader.read_metadata().state_dict_metadata) - set(tensors)):
+                    raise ValueError(f"it also has {', '.join(unread[:3])}")
                 load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
         except (CheckpointException, KeyError, RuntimeError, ValueError) as exc:
             raise CheckpointError(f"{path}: not a checkpoint of this model: {exc}") from exc
