@@ -288,6 +288,22 @@ def test_new_streams_begin_afresh_and_others_continue():
         assert torch.equal(tensor[1], carried._tensors()[name][1]), name
 
 
+def test_points_are_moved_elsewhere_with_the_patch_of_their_query():
+    tracker, video = tiny_local_tracker().eval(), smooth_video()[:1, :4]
+    state = tracker.init_state(QUERIES[:1, :2], image_size=(32, 32))
+    with torch.no_grad():
+        _, state = tracker.step(video, state)
+    there = torch.tensor([[[5.0, 6.0], [7.0, 8.0]]])
+    moved = tracker.moved_to(state, there, torch.tensor([[True, False]]))
+    assert torch.equal(moved.points[0, 1], state.points[0, 1])
+    memory = tracker._remembered(moved.points)
+    assert torch.equal(tracker.last_places(moved)[0, 0], there[0, 0])
+    assert torch.equal(memory.last_patches[0, 0], memory.query_patches[0, 0])
+    assert not memory.motion.velocity_xy[0, 0].any()
+    before = tracker._remembered(state.points)
+    assert torch.equal(memory.first[0][0, 0], before.first[0][0, 0])
+
+
 def small_recipe(tmp_path, *more: str):
     return load_recipe(
         "track_streams",

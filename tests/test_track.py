@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import torch
 from models import random_video, tiny_tracker
 
 import trecvit
+from trecvit.data.tracked import TrackedVideos
 from trecvit.errors import InputError
 from trecvit.evaluate.point_baselines import static_points
 from trecvit.evaluate.tapvid import evaluate_tapvid
 from trecvit.runtime.live import LivePoints, LiveTracker
+from trecvit.synthetic.long_scenes import LongSceneConfig, LongScenes
 from trecvit.synthetic.pictures import photographs
-from trecvit.synthetic.track_scenes import TrackSceneConfig, TrackScenes
 from trecvit.video.transforms import to_whole_clip
 from trecvit.weights.load import load
 
@@ -233,18 +235,33 @@ def test_a_coarse_model_can_be_live():
 
 
 @pytest.mark.slow
-def test_the_bundled_tracker_is_small_and_far_better_than_standing_still():
+def test_the_bundled_tracker_is_small_and_follows_moved_pictures():
     tracker = load("points")
     folder = files("trecvit.weights") / "points"
-    assert sum(path.stat().st_size for path in Path(str(folder)).iterdir()) < 10e6
-    assert tracker.provenance["recipe"] == "recipes/track_world_match.yaml"
-    config = TrackSceneConfig(
-        num_frames=8, num_points=32, min_things=1, max_things=6, speed=0.6, camera_speed=0.8, noise=3.0
+    assert sum(path.stat().st_size for path in Path(str(folder)).iterdir()) < 12e6
+    assert tracker.provenance["recipe"] == "src/trecvit/recipes/track_streams.yaml"
+    scenes = LongScenes(
+        LongSceneConfig(image_size=(256, 256), still_share=0.0, max_things=0), seed=1, pictures=photographs("held_out")
     )
-    videos = TrackScenes(config, seed=1, pictures=photographs("held_out")).videos(range(6))
+    videos = TrackedVideos("moved", [(f"{index}", partial(scenes.video, index, 12)) for index in range(3)])
     shares = []
     for follow in (tracker, static_points):
-        scores, failures = evaluate_tapvid(follow, videos, image_size=(96, 96))
+        scores, failures = evaluate_tapvid(follow, videos, image_size=(256, 256))
         assert not failures
         shares.append(scores.means()["average_jaccard"])
     assert shares[0] > 2 * shares[1]
+    assert shares[0] > 0.5
+
+
+@pytest.mark.slow
+def test_the_bundled_tracker_holds_what_does_not_move():
+    tracker = load("points")
+    picture = photographs("held_out")[0][:256, :256]
+    noise = np.random.default_rng(0).normal(0, 3, (60, *picture.shape))
+    video = torch.from_numpy((picture + noise).clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2)[None]
+    video[:, :, :, 100:140] = torch.where(torch.arange(60)[:, None, None, None] % 20 < 5, 90, video[:, :, :, 100:140])
+    queries = torch.cat([torch.zeros(1, 64, 1), 20 + 216 * torch.rand(1, 64, 2)], dim=-1)
+    with torch.inference_mode():
+        out = tracker(video, queries)
+    off_px = (out.points_xy - queries[:, :, None, 1:].flip(-1)).norm(dim=-1)
+    assert (off_px < 4).float().mean() > 0.98

@@ -64,18 +64,17 @@ def motions_card(root: Path) -> dict[str, str]:
 
 
 def points_card(root: Path) -> dict[str, str]:
-    """Accuracy of the bundled tracker, and its training in four parts."""
+    """Accuracy of the bundled tracker, and its training."""
     points = _read(root, "points")
-    first, end, match = (_log(root, f"track_world{part}")[-1] for part in ("", "_end", "_match"))
-    shipped = json.loads((root / _TRAINING / "track_world_long.result.json").read_text(encoding="utf-8"))["step"]
-    longer = next(line for line in _log(root, "track_world_long") if line["step"] == shipped)
+    training = _log(root, "track_streams")[-1]
+    cpus = json.loads((root / _TRAINING / "track_streams.run.json").read_text(encoding="utf-8"))["cpus"]
     text = tables.points(points) + (
         f"\n\nMeasured by `{tables.points_command(points)}`;\n{_footage(points)}, clips of "
-        f"{points['scenes']['num_frames']} frames, torch {points['torch']}.\nTrained on two CPU cores for "
-        f"{_duration(first)} on clips of 8 frames, then for {_duration(longer)} on clips of 16;\non one core for "
-        f"{_duration(end)} more, and with matching on two for {_duration(match)}; other work shared the cores."
+        f"{points['scenes']['num_frames']} frames unless a row names another length, torch {points['torch']}.\n"
+        f"Trained for {_duration(training)} on {cpus} CPU cores, beside other work."
     )
-    return {"points": text}
+    still = f"{tables.still_camera(points)}\n\nOf the same run; the most textured points of the background."
+    return {"points": text, "still camera": still}
 
 
 def tracking(root: Path) -> dict[str, str]:
