@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -75,17 +76,82 @@ class Camera:
 
     def _answer(self, connection: socket.socket, count: int, then: str) -> None:
         with connection, suppress(OSError):
-            connection.recv(1000)
-            if then == "refuse":
-                connection.sendall(b"HTTP/1.0 503 Busy\r\nContent-Length: 0\r\n\r\n")
+            if not self._begin(connection, accepts=then != "refuse"):
                 return
-            connection.sendall(HEAD)
             for _ in range(count):
-                connection.sendall(part(self.sent % 32))
+                connection.sendall(self._picture(self.sent))
                 self.sent += 1
                 time.sleep(self._pause_s)
             if then == "stall":
                 self._over.wait(20)
+
+    def _begin(self, connection: socket.socket, *, accepts: bool) -> bool:
+        """Answer the request; return whether pictures follow."""
+        connection.recv(1000)
+        connection.sendall(HEAD if accepts else b"HTTP/1.0 503 Busy\r\nContent-Length: 0\r\n\r\n")
+        return accepts
+
+    def _picture(self, number: int) -> bytes:
+        return part(number % 32)
+
+
+class RtspCamera(Camera):
+    """The same by RTSP (RFC 2326) over its TCP connection, with pictures as RFC 2435 has them."""
+
+    def __init__(self, script: list[tuple[int, str]], pause_s: float = 0.01) -> None:
+        super().__init__(script, pause_s)
+        self.url = self.url.replace("http", "rtsp", 1)
+
+    def _begin(self, connection: socket.socket, *, accepts: bool) -> bool:
+        requests = connection.makefile("r", newline="\r\n", encoding="ascii")
+        while line := requests.readline():
+            method = line.split()[0]
+            fields = {}
+            while field := requests.readline().strip():
+                name, _, value = field.partition(":")
+                fields[name.lower()] = value.strip()
+            status, extra, body = "200 OK", "", ""
+            if not accepts:
+                status = "503 Service Unavailable"
+            elif method == "OPTIONS":
+                extra = "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n"
+            elif method == "DESCRIBE":
+                body = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n"
+                body += "m=video 0 RTP/AVP 26\r\na=control:track\r\n"
+                extra = "Content-Type: application/sdp\r\n"
+            elif method == "SETUP" and "TCP" not in fields["transport"]:
+                status = "461 Unsupported Transport"  # FFmpeg requests UDP first
+            elif method == "SETUP":
+                extra = f"Transport: {fields['transport']}\r\nSession: 1\r\n"
+            head = f"RTSP/1.0 {status}\r\nCSeq: {fields['cseq']}\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
+            connection.sendall((head + body).encode())
+            if not accepts or method == "PLAY":
+                return accepts
+        return False
+
+    def _picture(self, number: int) -> bytes:
+        payload = rtp_jpeg(number % 32)
+        packet = struct.pack(">BBHII", 0x80, 0x80 | 26, number % 2**16, number * 3600, 1) + payload
+        return b"$\0" + len(packet).to_bytes(2) + packet
+
+
+def rtp_jpeg(code: int) -> bytes:
+    """A picture as the payload of RTP: the tables of quantisation and the scan of its JPEG (RFC 2435, section 3.1)."""
+    file = io.BytesIO()
+    image = painted(code)
+    PIL.Image.fromarray(image).save(file, "JPEG", quality=95, subsampling="4:2:0")
+    content, at, tables, marker = file.getvalue(), 2, b"", 0
+    while marker != 0xFFDA:
+        marker, length = struct.unpack_from(">HH", content, at)
+        if marker == 0xFFDB:  # tables of 64 values, each after its number
+            tables += b"".join(content[start + 1 : start + 65] for start in range(at + 4, at + 2 + length, 65))
+        at += 2 + length
+    height, width = image.shape[:2]
+    main = bytes([0, 0, 0, 0, 1, 255, width // 8, height // 8])
+    return main + struct.pack(">BBH", 0, 0, len(tables)) + tables + content[at:-2]
+
+
+CAMERAS = pytest.mark.parametrize("kind", [Camera, RtspCamera])
 
 
 def drained(updates: Iterator[_Update]) -> list[_Update]:
@@ -102,10 +168,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MAX_DELAY_S", 0.1)
 
 
-def test_a_lost_camera_comes_back_and_no_frame_is_counted_twice() -> None:
+@CAMERAS
+def test_a_lost_camera_comes_back_and_no_frame_is_counted_twice(kind: type[Camera]) -> None:
     said: list[str] = []
     with (
-        Camera([(20, "end"), (0, "refuse"), (15, "end")]) as camera,
+        kind([(20, "end"), (0, "refuse"), (15, "end")]) as camera,
         open_live(camera.url, latest=False, patience_s=1.5, report=said.append) as video,
     ):
         assert isinstance(video, LiveVideo)
@@ -122,10 +189,11 @@ def test_a_lost_camera_comes_back_and_no_frame_is_counted_twice() -> None:
     assert "lost" in said[2]
 
 
-def test_a_stalled_camera_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@CAMERAS
+def test_a_stalled_camera_is_opened_again(monkeypatch: pytest.MonkeyPatch, kind: type[Camera]) -> None:
     monkeypatch.setattr(container, "NETWORK_TIMEOUT_S", 0.5)
     with (
-        Camera([(20, "stall"), (20, "end")]) as camera,
+        kind([(20, "stall"), (20, "end")]) as camera,
         open_live(camera.url, latest=False, patience_s=1.0) as video,
     ):
         frames = drained(video.frames())
@@ -153,17 +221,18 @@ def test_the_newest_frame_is_read_and_what_is_skipped_is_counted() -> None:
     assert all(code_of(frame.image) == frame.index % 32 for frame in frames)
 
 
-def test_the_state_is_kept_over_a_lost_connection() -> None:
+@CAMERAS
+def test_the_state_is_kept_over_a_lost_connection(kind: type[Camera]) -> None:
     from models import tiny_model, tiny_tracker
 
     with (
-        Camera([(18, "end"), (12, "end")]) as camera,
+        kind([(18, "end"), (12, "end")]) as camera,
         open_live(camera.url, latest=False, patience_s=1.0) as video,
     ):
         updates = drained(stream(tiny_model(), video, stride=3))
     assert [update.frames_seen for update in updates] == [index // 3 + 1 for index in range(30)]
     queries = np.array([[0, 5, 7], [20, 9, 30]], np.float32)
-    with Camera([(18, "end"), (12, "end")]) as camera, open_live(camera.url, latest=False, patience_s=1.0) as video:
+    with kind([(18, "end"), (12, "end")]) as camera, open_live(camera.url, latest=False, patience_s=1.0) as video:
         tracked = drained(follow_live(tiny_tracker(), video, queries))
     assert [len(update.ids) for update in tracked] == [1] * 20 + [2] * 10
 

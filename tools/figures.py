@@ -26,6 +26,7 @@ DOCUMENTS: dict[str, Callable[[Path], dict[str, str]]] = {
     "docs/architecture.md": measured.architecture,
     "docs/performance.md": measured.performance,
     PAGE: report.texts,
+    "docs/serving.md": measured.serving,
     "docs/tracking.md": measured.tracking,
     "docs/training.md": measured.training,
     "docs/notes/actions.md": actions.card,

@@ -108,6 +108,31 @@ def performance(root: Path) -> dict[str, str]:
     return texts
 
 
+def serving(root: Path) -> dict[str, str]:
+    """Throughput and latency of the server, with the plot that the same command draws."""
+    result, plot = "benchmarks/serving.json", "docs/images/serving.png"
+    command = f"`trecvit bench serve --seconds 20 --save {result} --plot {plot}`"
+    content = read_result(root / result)
+    if content is None:
+        return {"serving": f"{tables.NOT_MEASURED.capitalize()}: {command}."}
+    rows = [
+        (
+            line["sessions"], f"{line['frames_per_s']:.0f}", f"{line['p50_ms']:.1f} ms", f"{line['p95_ms']:.1f} ms",
+            f"{line['p99_ms']:.1f} ms", f"{line['mean_batch']:.1f}", f"{line['own_step_ms']:.1f} ms",
+            f"{line['own_frames_per_s']:.0f}", share(line["overhead"], 0), f"{line['apart_frames_per_s']:.0f}",
+            f"{line['gain']:.1f} ×",
+        )
+        for line in content["costs"]
+    ]  # fmt: skip
+    titles = (
+        "sessions", "frames/s", "frame to answer, p50", "p95", "p99", "streams per step", "`model.step` alone",
+        "frames/s of it", "overhead", "one process per session, frames/s", "gain",
+    )  # fmt: skip
+    image = f"![Frames per second and latency over the number of sessions]({Path(plot).relative_to('docs')})"
+    about = f"`{content['model']}`, {content['seconds']:g} s each, measured by {command}"
+    return {"serving": f"{table(titles, rows)}\n\n{image}\n\n{about};\n{on(content['machine'])}."}
+
+
 def training(root: Path) -> dict[str, str]:
     """Fine-tuning beside training from scratch."""
     runs = _read(root, "finetune")

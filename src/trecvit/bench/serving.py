@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from trecvit.accelerate.optimize import optimize
 from trecvit.errors import ConfigError, InputError, MissingPackageError
+from trecvit.files import writing
 from trecvit.model.trecvit import TRecViT
 from trecvit.weights.load import load_as
 
@@ -53,6 +54,11 @@ class ServingSpeed:
     apart_frames_per_s: float
 
     @property
+    def own_step_ms(self) -> float:
+        """Time of `model.step` alone with as many streams in one batch."""
+        return self.sessions / self.own_frames_per_s * 1000
+
+    @property
     def overhead(self) -> float:
         """Time per frame beyond that of the model's own step, as a share of it."""
         return self.own_frames_per_s / self.frames_per_s - 1
@@ -61,6 +67,11 @@ class ServingSpeed:
     def gain(self) -> float:
         """Frames per second relative to one process per session."""
         return self.frames_per_s / self.apart_frames_per_s
+
+    def to_dict(self) -> dict[str, float]:
+        """Return all values, those that follow from others too."""
+        derived = {"own_step_ms": self.own_step_ms, "overhead": self.overhead, "gain": self.gain}
+        return {**asdict(self), **derived}
 
 
 def serving_speeds(
@@ -92,6 +103,43 @@ def serving_speeds(
         report(3 * number + 3)
         results.append(ServingSpeed(sessions=count, own_frames_per_s=own, apart_frames_per_s=apart, **served))
     return results
+
+
+def draw_serving(speeds: Sequence[ServingSpeed], path: Path) -> None:
+    """Draw throughput and latency over the number of sessions.
+
+    Args:
+        speeds: In any order.
+        path: The .png or .svg file to write.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+        StorageError: The file cannot be written.
+    """
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingPackageError("matplotlib", needed_for="trecvit bench serve --plot", extra="train") from error
+
+    speeds = sorted(speeds, key=lambda speed: speed.sessions)
+    sessions = [speed.sessions for speed in speeds]
+    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(sessions, [speed.own_frames_per_s for speed in speeds], "o--", label="model.step alone, one batch")
+    left.plot(sessions, [speed.frames_per_s for speed in speeds], "o-", label="trecvit serve")
+    left.plot(sessions, [speed.apart_frames_per_s for speed in speeds], "o-", label="one process per session")
+    left.set(ylabel="frames/s of all sessions")
+    for name in ("p99_ms", "p95_ms", "p50_ms"):
+        label = f"{name.removesuffix('_ms')}, frame to answer"
+        right.plot(sessions, [getattr(speed, name) for speed in speeds], "o-", label=label)
+    right.plot(sessions, [speed.own_step_ms for speed in speeds], "o--", label="model.step alone, one batch")
+    right.set(ylabel="ms")
+    for axes in (left, right):
+        axes.set(xlabel="sessions", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with writing(path):
+        figure.savefig(path, dpi=100)
 
 
 def _frames(model: TRecViT, count: int) -> torch.Tensor:

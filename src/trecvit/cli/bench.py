@@ -24,6 +24,7 @@ from trecvit.cli.options import (
     load_model,
     track_scenes_of,
 )
+from trecvit.cli.outputs import check_file
 from trecvit.cli.terminal import notify, print_facts, print_table, progress_bar
 from trecvit.files import check_output, write_json
 
@@ -259,29 +260,33 @@ def bench_serve(
     sessions: Annotated[_Counts, typer.Option(help="Sessions; default: 1, 4 and 16.")] = None,
     seconds: Annotated[float, typer.Option(min=0.5, help="Duration of each measurement.")] = 10.0,
     save: SaveJsonOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw throughput and latency into a .png or .svg file.")] = None,
 ) -> None:
     """Measure `trecvit serve` at full load, beside the model's own step and one process per session.
 
     Client and server share this machine. --sessions may be repeated.
     """
-    from dataclasses import asdict
-
-    from trecvit.bench.serving import serving_speeds
+    from trecvit.bench.serving import draw_serving, serving_speeds
     from trecvit.runtime.doctor import load_average
 
     check_output(save)
+    check_file("--plot", plot, suffixes=(".png", ".svg"))
     counts = sessions or [1, 4, 16]
     load_before = load_average()
     with progress_bar("measurements", 3 * len(counts)) as advance:
         speeds = serving_speeds(model, counts, seconds=seconds, report=advance)
-    costs = [{**asdict(speed), "overhead": speed.overhead, "gain": speed.gain} for speed in speeds]
+    costs = [speed.to_dict() for speed in speeds]
     _save(save, {"model": model, "seconds": seconds, "load_average": load_before, "costs": costs})
-    titles = ("sessions", "frames/s", "p50", "p95", "p99", "batch", "own step", "overhead", "a process each", "gain")
+    if plot:
+        draw_serving(speeds, plot)
+    server = ("sessions", "frames/s", "p50", "p95", "p99", "batch", "step in it")
+    titles = (*server, "step alone", "alone", "overhead", "a process each", "gain")
     rows = []
     for speed in speeds:
         latencies = (f"{latency:.0f} ms" for latency in (speed.p50_ms, speed.p95_ms, speed.p99_ms))
         row = [str(speed.sessions), f"{speed.frames_per_s:.0f}", *latencies, f"{speed.mean_batch:.1f}"]
-        row += [f"{speed.own_frames_per_s:.0f} frames/s", f"{speed.overhead:.0%}"]
+        row += [f"{speed.step_ms:.1f} ms", f"{speed.own_step_ms:.1f} ms", f"{speed.own_frames_per_s:.0f} frames/s"]
+        row.append(f"{speed.overhead:.0%}")
         rows.append([*row, f"{speed.apart_frames_per_s:.0f} frames/s", f"{speed.gain:.1f} x"])
     print_table(titles, rows)
 

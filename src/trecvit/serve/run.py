@@ -17,6 +17,9 @@ from trecvit.errors import ConfigError
 from trecvit.serve.guard import limited_protocol
 from trecvit.serve.sessions import Limits
 
+# Connections that are accepted before the limit is applied to them; with those of the limit, fewer than 1,024 files.
+_BACKLOG = 128
+
 
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 is any free one.
@@ -26,7 +29,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as exc:
         raise ConfigError(f"--host {host} --port {port}: expected a free address, got: {exc.strerror}") from exc
 
@@ -70,6 +73,7 @@ def _server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
         "ws": "websockets-sansio",
         "ws_max_size": limits.max_frame_bytes,
         "ws_per_message_deflate": False,  # pictures are compressed already
+        "backlog": _BACKLOG,
         "lifespan": "on",
         "log_config": None,
         "access_log": False,
