@@ -16,7 +16,7 @@ import pytest
 import trecvit
 from tools.site import (
     broken_links,
-    mark_commands,
+    mark_languages,
     navigation,
     reference,
     relink,
@@ -83,9 +83,11 @@ def test_troubleshooting_quotes_errors_that_exist():
             assert part.strip(" '") in flat, words
 
 
-def test_blocks_of_commands_are_marked():
+def test_blocks_of_code_name_their_language():
     text = "```{}\ntrecvit demo\n```\n\ntrecvit\n```python\npip = 1\n```\n```{}\npip install x\n```\n```\nstep 1\n```"
-    assert mark_commands(text.format("", "")) == text.format("sh", "sh")
+    python = "```{}\nimport x\n```\n```\ntrecvit.load(x)\n```"
+    assert mark_languages(python.format("")) == python.format("python")
+    assert mark_languages(text.format("", "")) == text.format("sh", "sh")
 
 
 @pytest.mark.parametrize("repository", ["", "someone/trecvit"])

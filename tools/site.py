@@ -75,9 +75,12 @@ NOTEBOOKS = "notebooks"
 
 _COLAB = "https://colab.research.google.com/github"
 
-_COMMAND = re.compile(
-    r"(?:[A-Z_]+=\S+ )*(?:trecvit|pip|python|scripts/\w+|curl|torchrun|git)\b"
-)  # begins a block of them
+_LANGUAGES = {
+    "sh": re.compile(r"(?:[A-Z_]+=\S+ )*(?:trecvit|pip|python|scripts/\w+|curl|torchrun|git|hf)(?: |$)"),
+    "python": re.compile(r"(?:import|from) "),
+}
+"""How blocks begin whose language the documents leave out, such as commands."""
+
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s#]+)\)")
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _LINKED = re.compile(r"(!?\[)([^\]]*)\]\(([^)\s]+)\)")
@@ -112,7 +115,7 @@ def stage(root: Path, target: Path, *, repository: str = REPOSITORY) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".md"):
             text = relink((root / name).read_text(encoding="utf-8"), name, page, pages)
-            path.write_text(mark_commands(text), encoding="utf-8")
+            path.write_text(mark_languages(text), encoding="utf-8")
         elif PurePosixPath(name).parent.as_posix() != TUTORIALS.as_posix():
             shutil.copyfile(root / name, path)
     for tutorial in sorted((root / TUTORIALS).glob("*.py")):
@@ -180,20 +183,17 @@ def relink(text: str, source: str, page: str, pages: Mapping[str, str]) -> str:
 _UNPAGED = "unpaged:"
 
 
-def mark_commands(text: str) -> str:
-    """Name the language of blocks of commands, so that the site greys their comments and wraps long lines."""
-    fences = 0
-
-    def mark(line: str, following: str) -> str:
-        nonlocal fences
-        if not line.startswith("```"):
-            return line
-        fences += 1
-        opens = fences % 2 == 1
-        return "```sh" if opens and line == "```" and _COMMAND.match(following) else line
-
+def mark_languages(text: str) -> str:
+    """Name the language of blocks of code without one; the site then greys their comments and wraps long commands."""
     lines = text.split("\n")
-    return "\n".join(mark(line, following) for line, following in zip(lines, [*lines[1:], ""], strict=True))
+    is_open = False
+    for number, line in enumerate(lines[:-1]):
+        if line.startswith("```"):
+            is_open = not is_open
+            found = (name for name, start in _LANGUAGES.items() if start.match(lines[number + 1]))
+            if is_open and line == "```":
+                lines[number] += next(found, "")
+    return "\n".join(lines)
 
 
 def navigation(config: str, target: Path) -> str:
@@ -286,7 +286,7 @@ def _write_tutorial(path: Path, folder: Path, repository: str) -> None:
     note = f"[Download as a notebook]({path.stem}.ipynb)"
     if repository:
         note += f" · [Open in Colab]({_COLAB}/{repository}/blob/{NOTEBOOKS}/{path.stem}.ipynb)"
-    page = mark_commands(f"{title}\n\n{note}\n{rest}\n")
+    page = mark_languages(f"{title}\n\n{note}\n{rest}\n")
     (folder / f"{path.stem}.md").write_text(page, encoding="utf-8")
     nbformat.write(to_notebook(notebook, path, repository), folder / f"{path.stem}.ipynb")
 

@@ -30,12 +30,13 @@ MAX_FRAMES = 144
 
 # %%
 if not FOLDER.exists():
-    export = [sys.executable, "-m", "trecvit", "export", "motions", FOLDER, "--format", "onnx"]
-    subprocess.run(export, check=True)
+    export = [sys.executable, "-m", "trecvit", "export", "motions", FOLDER]
+    subprocess.run([*export, "--format", "onnx"], check=True)
 manifest = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
 print(f"step.onnx: {manifest['files']['step.onnx']['bytes'] / 1e6:.1f} MB")
 print(f"{len(manifest['labels'])} classes, frames of {manifest['image_size']} pixels")
-print(f"largest difference from the model: {max(manifest['compared']['largest_relative_errors'].values()):.0e}")
+errors = manifest["compared"]["largest_relative_errors"]
+print(f"largest difference from the model: {max(errors.values()):.0e}")
 
 # %% [markdown]
 # `step.onnx` is one step of the model: a frame and the state in, predictions and the next state out. `manifest.json`
@@ -48,7 +49,8 @@ print(f"largest difference from the model: {max(manifest['compared']['largest_re
 
 # %%
 if SOURCE == "scenes.mp4":
-    code = "from trecvit.runtime.demo import render_scenes; print(*render_scenes('scenes.mp4', seed=2026), sep=', ')"
+    code = "from trecvit.runtime.demo import render_scenes as render; "
+    code += "print(*render('scenes.mp4', seed=2026), sep=', ')"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 # %% [markdown]
@@ -58,20 +60,23 @@ if SOURCE == "scenes.mp4":
 # constant that the manifest gives; afterwards, each output of the state is the next call's input.
 
 # %%
-session = onnxruntime.InferenceSession(FOLDER / "step.onnx", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(FOLDER / "step.onnx")
 outputs = [output.name for output in session.get_outputs()]
 
 
 def initial_state():
-    return {tensor["input"]: np.full(tensor["shape"], tensor["initial"], np.float32) for tensor in manifest["state"]}
+    tensors = manifest["state"]
+    return {t["input"]: np.full(t["shape"], t["initial"], np.float32) for t in tensors}
 
 
 def step(picture, state):
     height, width = manifest["image_size"]
-    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)  # covers the size, cut at the centre
+    # Resized to cover the size, then cut at the centre.
+    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(fitted, np.float32).transpose(2, 0, 1) / 255
-    values = dict(zip(outputs, session.run(None, {"frame": pixels[None, None], **state}), strict=True))
-    return values, {tensor["input"]: values[tensor["output"]] for tensor in manifest["state"]}
+    arrays = session.run(None, {"frame": pixels[None, None], **state})
+    values = dict(zip(outputs, arrays, strict=True))
+    return values, {t["input"]: values[t["output"]] for t in manifest["state"]}
 
 
 # %% [markdown]
@@ -122,10 +127,10 @@ print("PyTorch is loaded:", "torch" in sys.modules)
 # ## The same graph elsewhere
 #
 # ```
-# trecvit stream VIDEO -m motions_onnx                                  # as an engine of trecvit's own commands
-# trecvit export points points_onnx --format onnx --points 16           # a point tracker
-# trecvit export motions small --format onnx --weights float16          # half of the file's size
-# trecvit serve                                                         # its page /browser/ runs it in the browser
+# trecvit stream VIDEO -m motions_onnx       # as an engine of trecvit's own commands
+# trecvit export points points_onnx --format onnx --points 16    # a point tracker
+# trecvit export motions small --format onnx --weights float16   # half of the file's size
+# trecvit serve                              # /browser/ runs models in the browser
 # ```
 #
 # **Next:** [JavaScript, adding and removing points, Triton](../export.md) ·

@@ -30,13 +30,14 @@ MAX_FRAMES = 48  # three of the rendered scenes
 # it.
 
 # %%
-command = [sys.executable, "-m", "trecvit", "serve", "-m", "motions", "-m", "points", "--port", "0"]
+options = ["-m", "motions", "-m", "points", "--port", "0"]
+command = [sys.executable, "-m", "trecvit", "serve", *options]
 server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 atexit.register(server.kill)
 url = server.stdout.readline().strip()
 print(url)
-models = json.load(urllib.request.urlopen(f"{url}v1/models"))
-print(json.dumps(models, indent=1)[:400])
+for model in json.load(urllib.request.urlopen(f"{url}v1/models"))["models"]:
+    print(model["name"], model["task"])
 
 # %% [markdown]
 # **Open the address in a browser:** the page there sends your camera or a video file to the server, and shows the most
@@ -57,7 +58,8 @@ with Client(url, "motions") as client:
             client.reset()
         result = client.step(frame.image)  # uint8 [H, W, 3] of any size
         if frame.index % 16 == 14:
-            print(f"{frame.time_s:5.1f} s  {result.top[0].label} {result.top[0].probability:.0%}")
+            best = result.top[0]
+            print(f"{frame.time_s:5.1f} s  {best.label} {best.probability:.0%}")
 
 # %% [markdown]
 # `step` waits for each result. To keep more frames on their way, call `send` up to `client.ready.credit` times ahead of
@@ -81,14 +83,16 @@ with Client(url, "points", resume=token) as client:
     for frame in frames[4:8]:
         result = client.step(frame.image)
 for point in result.points:
-    print(f"{point.ref}: ({point.x:.0f}, {point.y:.0f}), {'visible' if point.visible else 'hidden'}")
+    shown = "visible" if point.visible else "hidden"
+    print(f"{point.ref}: ({point.x:.0f}, {point.y:.0f}), {shown}")
 
 # %%
 picture = Image.fromarray(frame.image)
 pen = ImageDraw.Draw(picture)
 for point in result.points:
-    pen.ellipse((point.x - 5, point.y - 5, point.x + 5, point.y + 5), "yellow" if point.visible else None, "black")
-    pen.text((point.x + 8, point.y - 6), point.ref, "yellow", stroke_width=2, stroke_fill="black")
+    place = (point.x - 5, point.y - 5, point.x + 5, point.y + 5)
+    pen.ellipse(place, "yellow" if point.visible else None, "black")
+    pen.text((point.x + 8, point.y - 6), point.ref, "yellow", stroke_width=1)
 picture.save("served.png")
 
 # %% [markdown]
@@ -96,10 +100,11 @@ picture.save("served.png")
 #
 # ## A whole file in one request
 #
-# Without a client library: the body is the video file.
+# Without a client library: the body is the video file. The result is one for the whole video, here of nine scenes.
 
 # %%
-request = urllib.request.Request(f"{url}v1/classify?model=motions&top=3", data=Path(SOURCE).read_bytes())
+content = Path(SOURCE).read_bytes()
+request = urllib.request.Request(f"{url}v1/classify?model=motions&top=3", content)
 print(json.load(urllib.request.urlopen(request)))
 
 # %% [markdown]
@@ -121,9 +126,9 @@ print("stopped")
 # ## Your own models, other machines
 #
 # ```
-# trecvit serve -m runs/mine/model                                             # a model that you fine-tuned
-# trecvit serve --states states/                                               # streams outlive a restart
-# trecvit serve --host 0.0.0.0 --allow-host cam.example --token-file token     # reached by other machines
+# trecvit serve -m runs/mine/model    # a model that you fine-tuned
+# trecvit serve --states states/      # streams outlive a restart
+# trecvit serve --host 0.0.0.0 --allow-host cam.example --token-file token   # for other machines
 # ```
 #
 # **Next:** [the protocol for clients in other languages, limits, security](../serving.md) ·
