@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import jupytext
+import nbformat
 import pytest
 
 import trecvit
-from tools.site import broken_links, navigation, reference, relink, stage, undocumented_names
+from tools.site import (
+    broken_links,
+    mark_languages,
+    navigation,
+    reference,
+    relink,
+    stage,
+    to_notebook,
+    undocumented_names,
+)
 
 ROOT = Path(__file__).parent.parent
 SOURCE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
@@ -71,6 +83,38 @@ def test_troubleshooting_quotes_errors_that_exist():
             assert part.strip(" '") in flat, words
 
 
+def test_blocks_of_code_name_their_language():
+    text = "```{}\ntrecvit demo\n```\n\ntrecvit\n```python\npip = 1\n```\n```{}\npip install x\n```\n```\nstep 1\n```"
+    python = "```{}\nimport x\n```\n```\ntrecvit.load(x)\n```"
+    assert mark_languages(python.format("")) == python.format("python")
+    assert mark_languages(text.format("", "")) == text.format("sh", "sh")
+
+
+@pytest.mark.parametrize("repository", ["", "someone/trecvit"])
+def test_notebooks_are_read_anywhere(repository):
+    path = ROOT / "docs" / "tutorials" / "stream_a_camera.py"
+    notebook = to_notebook(jupytext.read(path), path, repository)
+    nbformat.validate(notebook)
+    text = "\n".join(cell.source for cell in notebook.cells)
+    [pictured] = [cell for cell in notebook.cells if cell.get("attachments")]
+    assert "![A frame of the annotated video](attachment:demo_frame.jpg)" in pictured.source
+    content = base64.b64decode(pictured.attachments["demo_frame.jpg"]["image/jpeg"])
+    assert content == (ROOT / "docs" / "images" / "demo_frame.jpg").read_bytes()
+    assert "](../" not in text
+    if repository:
+        assert "](https://github.com/someone/trecvit/blob/main/docs/streaming.md)" in text
+        assert notebook.cells[1].source.endswith('@ git+https://github.com/someone/trecvit"')
+    else:
+        assert "(`docs/streaming.md`)" in text
+        assert "github" not in text
+
+
+def test_links_between_tutorials_lead_to_their_files():
+    path = ROOT / "docs" / "tutorials" / "export_to_onnx.py"
+    notebook = to_notebook(jupytext.read(path), path, "someone/trecvit")
+    assert "](https://github.com/someone/trecvit/blob/main/docs/tutorials/serve.py)" in notebook.cells[-1].source
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_broken_link():
     pytest.importorskip("zensical")
@@ -83,7 +127,7 @@ def test_the_site_is_built_without_a_broken_link():
 
 
 def test_pages_of_the_site_are_staged(tmp_path):
-    stage(ROOT, tmp_path / "docs")
+    stage(ROOT, tmp_path / "docs", repository="someone/trecvit")
     (tmp_path / "docs" / "later.md").write_text('# A "later" page\n')
     config = tomllib.loads(navigation((ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8"), tmp_path / "docs"))
     listed = re.findall(r"[\w/]+\.md", str(config["project"]["nav"]))
@@ -95,4 +139,5 @@ def test_pages_of_the_site_are_staged(tmp_path):
     assert """'A "later" page': 'later.md'""" in str(config["project"]["nav"])
     tutorial = (tmp_path / "docs" / "tutorials" / "classify_a_folder.md").read_text(encoding="utf-8")
     assert tutorial.startswith("# Classify a folder of videos\n\n[Download as a notebook](classify_a_folder.ipynb)")
+    assert "colab.research.google.com/github/someone/trecvit/blob/notebooks/classify_a_folder.ipynb)" in tutorial
     assert "](docs/" not in (tmp_path / "docs" / "index.md").read_text(encoding="utf-8")

@@ -7,13 +7,16 @@ of the API from docstrings, tutorials as pages and notebooks, and links to files
 from __future__ import annotations
 
 import argparse
+import base64
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,8 +45,9 @@ API: dict[str, tuple[str, ...]] = {
     "Models": ("create_model", "TRecViT", "Output", "ModelConfig", "PRESETS", "Preprocessing", "class_names"),
     "Streaming": ("State",),
     "Point tracking": (
-        "TAPNext", "TrackerConfig", "TrackState", "ReadoutTracker", "ReadoutTrackerConfig", "PointReadoutConfig",
-        "ReadoutState", "PointTracker", "TrackerOutput", "track_both_ways", "LiveTracker",
+        "LiveTracker", "PointTracker", "TrackerOutput", "track_both_ways", "TAPNext", "TrackerConfig", "TrackState",
+        "LocalTracker", "LocalTrackerConfig", "LocalState", "ReadoutTracker", "ReadoutTrackerConfig",
+        "PointReadoutConfig", "ReadoutState",
     ),
     "Weights": ("load", "convert"),
     "Faster inference": ("optimize", "export", "load_exported"),
@@ -63,16 +67,32 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """Modules with a page of the reference: those that the documents use."""
 
+REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "")
+"""The public repository, "owner/name", as GitHub's workflows name it: the tutorials then link to Colab."""
+
+NOTEBOOKS = "notebooks"
+"""The branch with the notebooks, which docs.yml writes: Colab opens files of a branch."""
+
+_COLAB = "https://colab.research.google.com/github"
+
+_LANGUAGES = {
+    "sh": re.compile(r"(?:[A-Z_]+=\S+ )*(?:trecvit|pip|python|scripts/\w+|curl|torchrun|git|hf)(?: |$)"),
+    "python": re.compile(r"(?:import|from) "),
+}
+"""How blocks begin whose language the documents leave out, such as commands."""
+
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s#]+)\)")
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+_LINKED = re.compile(r"(!?\[)([^\]]*)\]\(([^)\s]+)\)")
 
 
-def stage(root: Path, target: Path) -> None:
+def stage(root: Path, target: Path, *, repository: str = REPOSITORY) -> None:
     """Write the sources of the site.
 
     Args:
         root: The checkout.
         target: A folder that is replaced.
+        repository: See `REPOSITORY`.
 
     Raises:
         ValueError: A public name has no docstring.
@@ -95,11 +115,11 @@ def stage(root: Path, target: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".md"):
             text = relink((root / name).read_text(encoding="utf-8"), name, page, pages)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(mark_languages(text), encoding="utf-8")
         elif PurePosixPath(name).parent.as_posix() != TUTORIALS.as_posix():
             shutil.copyfile(root / name, path)
     for tutorial in sorted((root / TUTORIALS).glob("*.py")):
-        _write_tutorial(tutorial, target / "tutorials")
+        _write_tutorial(tutorial, target / "tutorials", repository)
     (target / "api").mkdir()
     for title, entries in reference().items():
         (target / "api" / f"{_slug(title)}.md").write_text(_reference(title, entries), encoding="utf-8")
@@ -161,6 +181,19 @@ def relink(text: str, source: str, page: str, pages: Mapping[str, str]) -> str:
 
 
 _UNPAGED = "unpaged:"
+
+
+def mark_languages(text: str) -> str:
+    """Name the language of blocks of code without one; the site then greys their comments and wraps long commands."""
+    lines = text.split("\n")
+    is_open = False
+    for number, line in enumerate(lines[:-1]):
+        if line.startswith("```"):
+            is_open = not is_open
+            found = (name for name, start in _LANGUAGES.items() if start.match(lines[number + 1]))
+            if is_open and line == "```":
+                lines[number] += next(found, "")
+    return "\n".join(lines)
 
 
 def navigation(config: str, target: Path) -> str:
@@ -243,17 +276,52 @@ class _Page(HTMLParser):
             self.links.append(link)
 
 
-def _write_tutorial(path: Path, folder: Path) -> None:
+def _write_tutorial(path: Path, folder: Path, repository: str) -> None:
     """Write a tutorial as a page and as a notebook."""
     notebook: Any = jupytext.read(path)
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / f"{path.stem}.ipynb")
     parts = []
     for cell in notebook.cells:
         parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
     title, _, rest = "\n\n".join(parts).partition("\n")
-    note = f"\n\n[Download as a notebook]({path.stem}.ipynb) (opens in Jupyter and Colab)\n"
-    (folder / f"{path.stem}.md").write_text(f"{title}{note}{rest}\n", encoding="utf-8")
+    note = f"[Download as a notebook]({path.stem}.ipynb)"
+    if repository:
+        note += f" · [Open in Colab]({_COLAB}/{repository}/blob/{NOTEBOOKS}/{path.stem}.ipynb)"
+    page = mark_languages(f"{title}\n\n{note}\n{rest}\n")
+    (folder / f"{path.stem}.md").write_text(page, encoding="utf-8")
+    nbformat.write(to_notebook(notebook, path, repository), folder / f"{path.stem}.ipynb")
+
+
+def to_notebook(notebook: Any, path: Path, repository: str) -> Any:
+    """Make a tutorial a file that is read anywhere: it holds its pictures, and its links have whole addresses.
+
+    Args:
+        notebook: The tutorial as jupytext reads it.
+        path: Its path in the checkout.
+        repository: As `REPOSITORY`. Without it a link becomes its text and the name of the file.
+    """
+
+    def replace(match: re.Match[str], cell: Any) -> str:
+        start, text, address = match.groups()
+        if "://" in address:
+            return match[0]
+        file = path.parent / address.partition("#")[0]
+        if start == "![":
+            kind = "image/png" if file.suffix == ".png" else "image/jpeg"
+            content = base64.b64encode(file.read_bytes()).decode()
+            cell.setdefault("attachments", {})[file.name] = {kind: content}
+            return f"![{text}](attachment:{file.name})"
+        source = file if file.is_file() else file.with_suffix(".py")  # a page of a tutorial
+        name = f"docs/{_normal(PurePosixPath('tutorials') / address.partition('#')[0])}".replace(file.name, source.name)
+        return f"[{text}](https://github.com/{repository}/blob/main/{name})" if repository else f"{text} (`{name}`)"
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _LINKED.sub(partial(replace, cell=cell), cell.source)
+    if repository:
+        install = f'%pip install --quiet "trecvit[train,onnx,serve] @ git+https://github.com/{repository}"'
+        notebook.cells.insert(1, nbformat.v4.new_code_cell(install))
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
 
 
 def _reference(title: str, entries: Mapping[str, str]) -> str:

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import PIL.Image
 
-from trecvit.video.decode import read_frames
-
 FOLDER = Path("docs/tutorials")
 PICTURES = Path("docs/images")
 ORDER = (
@@ -26,6 +24,8 @@ ORDER = (
     "finetune_your_classes",
     "evaluate_and_read_the_result",
     "train_the_tracker",
+    "export_to_onnx",
+    "serve",
 )
 """The tutorials as the site lists them; a new one gets a row here and, for the tests, in `SMALL`."""
 
@@ -36,6 +36,8 @@ SMALL: dict[str, dict[str, str]] = {
     "finetune_your_classes": {"CLIPS": '{"train": 4, "val": 1}', "EPOCHS": "1"},
     "evaluate_and_read_the_result": {"PER_CLASS": "1"},
     "train_the_tracker": {"STEPS": "2", "BATCH": "1"},
+    "export_to_onnx": {"MAX_FRAMES": "16"},
+    "serve": {"MAX_FRAMES": "16"},
 }
 """Constants of the tutorials and what the tests replace them by."""
 
@@ -43,7 +45,11 @@ _FRAMES = {
     "stream_a_camera": ("annotated.mp4", 13, "demo_frame.jpg"),
     "track_points_live": ("tracked.mp4", 13, "tracked_frame.jpg"),
 }
-_FILES = {"evaluate_and_read_the_result": ("results/confusion.png", "tutorial_confusion.png")}
+_FILES = {
+    "evaluate_and_read_the_result": ("results/confusion.png", "tutorial_confusion.png"),
+    "export_to_onnx": ("classified.png", "classified_scenes.png"),
+    "serve": ("served.png", "served_points.png"),
+}
 
 
 def run(path: Path, folder: Path, constants: Mapping[str, str] | None = None) -> None:
@@ -71,6 +77,8 @@ def run(path: Path, folder: Path, constants: Mapping[str, str] | None = None) ->
 def keep_picture(name: str, folder: Path, target: Path = PICTURES) -> None:
     """Copy the picture that a tutorial has made, a file or a frame of a video."""
     if name in _FRAMES:
+        from trecvit.video.decode import read_frames  # imports PyTorch, which a tutorial shows to be absent
+
         video, index, picture = _FRAMES[name]
         image = next(frame.image for frame in read_frames(folder / video) if frame.index == index)
         PIL.Image.fromarray(image).save(target / picture, quality=85)

@@ -5,7 +5,7 @@
 # `motions` needs no download; it names 18 simple motions. For real actions take a trained model of the
 # [model zoo](../zoo.md), or [fine-tune your own](finetune_your_classes.md).
 #
-# In Colab or an empty environment, install first: `pip install trecvit`.
+# Install the package first ([install](../install.md)).
 
 # %%
 from pathlib import Path

@@ -51,7 +51,7 @@ print(done.stdout)
 #
 # ## The confusion matrix
 #
-# A row per true class, a column per predicted class. Marks off the diagonal show what is taken for what:
+# A row per true class, a column per predicted class. A mark off the diagonal is a confusion of two classes:
 #
 # ![Confusion matrix](../images/tutorial_confusion.png)
 #

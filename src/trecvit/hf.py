@@ -6,7 +6,7 @@
     trecvit.load("motions").save_pretrained("motions")
     pipeline("video-classification", model="motions")("video.mp4")
 
-A folder that `TRecViT.save_pretrained` writes serves both libraries; `trecvit.load` reads what is saved from here.
+A folder that `TRecViT.save_pretrained` writes serves both libraries; `trecvit.load` also reads what this module saves.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Videos = str | Path | np.ndarray | Tensor | Sequence[Any]
 
 
 class TRecViTConfig(PreTrainedConfig):  # type: ignore[misc]
-    """What `config.json` of a saved TRecViT holds, with transformers' names of it beside ours.
+    """The content of a saved TRecViT's `config.json`, with the fields that transformers needs.
 
     Args:
         model: Fields of `trecvit.ModelConfig`; by default its own defaults.
         preprocessing: Fields of `trecvit.Preprocessing`.
-        labels: Names of the classes, or none; `id2label` otherwise.
+        labels: Names of the classes; by default those of `id2label`, if given.
         kwargs: transformers' own fields. `num_labels` and `id2label` are those of the head.
     """
 
@@ -79,7 +79,7 @@ class TRecViTConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class TRecViTForVideoClassification(PreTrainedModel):  # type: ignore[misc]
-    """A TRecViT with transformers' interface; the model itself is `trecvit`."""
+    """A TRecViT with transformers' interface; the attribute `trecvit` is the model itself."""
 
     config_class = TRecViTConfig
     base_model_prefix = "trecvit"
@@ -126,7 +126,7 @@ class TRecViTForVideoClassification(PreTrainedModel):  # type: ignore[misc]
 
 
 class TRecViTVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
-    """Videos to the pixels that a TRecViT takes, the same as those of `trecvit classify --clips 1`.
+    """Convert videos to a TRecViT's input pixels, the same as those of `trecvit classify --clips 1`.
 
     Args:
         preprocessing: Fields of `trecvit.Preprocessing`.

@@ -19,7 +19,7 @@ from trecvit.pretrained import CONFIG_FILE
 from trecvit.weights.load import load
 
 _CARD = "README.md"
-_METRICS = {  # of a result file, by the Hub's names and ours
+_METRICS = {  # keys of a result file: the Hub's type of metric, its name on the card
     "top1": ("accuracy", "top-1"),
     "top5": ("top_5_accuracy", "top-5"),
     "mean_class_accuracy": ("balanced_accuracy", "mean class accuracy"),
@@ -32,7 +32,7 @@ _RESULT = "evaluation/result.json"
 
 
 def prepare(folder: Path, repository: str, target: Path) -> Path:
-    """Write what a repository is to hold: weights, config, card and, of a run folder, its figures and pictures.
+    """Write a repository's files: weights, config, card and, of a run folder, its figures and pictures.
 
     Args:
         folder: A folder written by `save`, or a run folder with `model/` in it. Its README.md becomes the card, if it
@@ -94,7 +94,7 @@ def push(
 
     Raises:
         CheckpointError: See `prepare`.
-        ConfigError: The repository's name is not one.
+        ConfigError: The repository's name is invalid.
         DownloadError: The Hub cannot be reached or refuses, such as without a token.
     """
     api = HfApi(token=token, endpoint=endpoint)
@@ -109,7 +109,7 @@ def push(
             status = getattr(getattr(error, "response", None), "status_code", None)
             hint = "; log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else ""
             reason = " ".join(str(error).split())
-            raise DownloadError(f"{repository}: expected the Hub to take the files, got: {reason}{hint}") from error
+            raise DownloadError(f"{repository}: expected the Hub to accept the files, got: {reason}{hint}") from error
 
 
 def _results(path: Path) -> list[Measured]:
