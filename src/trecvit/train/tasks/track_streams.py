@@ -37,7 +37,7 @@ from trecvit.workers import load_items
 
 _RASTER_PX = 256
 _LOST_PX = 5.0
-_BROUGHT_BACK = 0.85  # share of the lost points in each chunk
+_BROUGHT_BACK = 0.6  # share of the lost points in each chunk
 _VALIDATION_FRAMES = 64
 
 
