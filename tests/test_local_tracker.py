@@ -14,6 +14,7 @@ from trecvit.accelerate.optimize import optimize
 from trecvit.config import ModelConfig
 from trecvit.errors import ConfigError, DataError
 from trecvit.model.local_matching import (
+    APART,
     REACH,
     WINDOW,
     Level,
@@ -196,9 +197,9 @@ def test_correlation_and_its_gradients_are_those_of_plain_loops():
     costs = correlate(window, template_of(window))
     (gradient,) = torch.autograd.grad((costs * weights).sum(), grid)
 
-    rows = []
+    rows, apart = [], (-APART, 0, APART)
     for x, y in (places[0] / 4 - 0.5).tolist():
-        template = [plain_sample(grid[0], x + dx, y + dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        template = [plain_sample(grid[0], x + dx, y + dy) for dy in apart for dx in apart]
         around = [
             plain_sample(grid[0], x + dx, y + dy) for dy in range(-REACH, REACH + 1) for dx in range(-REACH, REACH + 1)
         ]

@@ -25,10 +25,12 @@ from trecvit.model.trecvit import Tokenizer
 STRIDES_PX = (2, 4, 8)
 REACH = 3  # cells of a window on each side of its centre
 WINDOW = 2 * REACH + 1
-PATCH = 3  # cells of a template's side
+PATCH, APART = 3, 2  # descriptors on a template's side, and their distance in cells
 _HIDDEN = 64
-_INITIAL_SHARPNESS = 80.0
-_FILTER_SIGMA_PX, _FILTER_NORM = 1.5, 4.0
+_INITIAL_SHARPNESS = 40.0
+_FILTER_SIGMAS_PX, _FILTER_NORM = (1.3, 2.6), 4.0
+_AROUND, _NOISE_ENERGY = 7, 1e-4  # side in cells; a filter's response to noise of half an 8-bit level
+CONTEXT_WIDTH = 16  # channels of the next coarser level in a description
 _EPS = 1e-5
 
 
@@ -92,28 +94,25 @@ class FramePyramid(Tokenizer):
         self.middle = nn.Sequential(Residual(middle), Residual(middle))
         self.to_coarse = nn.Conv2d(middle, coarse, 3, stride=2, padding=1)
         self.coarse = nn.Sequential(Residual(coarse), Residual(coarse))
+        self.coarse_to_middle = nn.Conv2d(coarse, CONTEXT_WIDTH, 1)
+        self.middle_to_fine = nn.Conv2d(middle, CONTEXT_WIDTH, 1)
+        self.describe_fine = nn.Conv2d(fine + CONTEXT_WIDTH, fine + CONTEXT_WIDTH, 1)
+        self.describe_middle = nn.Conv2d(middle + CONTEXT_WIDTH, middle + CONTEXT_WIDTH, 1)
         self.describe_coarse = nn.Conv2d(coarse, coarse, 1)
-        self.coarse_to_middle = nn.Conv2d(coarse, middle, 1)
-        self.describe_middle = nn.Conv2d(middle, middle, 1)
-        self.middle_to_fine = nn.Conv2d(middle, fine, 1)
-        self.describe_fine = nn.Conv2d(fine, fine, 1)
         self._begin_with_known_filters()
 
     @torch.no_grad()
     def _begin_with_known_filters(self) -> None:
         """Begin with what descriptors by hand are made of; training changes all of it.
 
-        Random strided filters describe a place differently after it moved by half a cell. Half-rectified oriented
-        gradients and colours, blurred before each halving, do not: of these DAISY (Tola, Lepetit and Fua, 2010) is made.
+        Random strided filters describe a place differently after it moved by half a cell. Half-rectified gradients and
+        colours, blurred before each halving, do not: DAISY (Tola, Lepetit and Fua, 2010) is made of such.
         """
         self.embedding.weight.copy_(_oriented_filters(len(self.embedding.weight)))
-        for halving in (self.to_middle, self.to_coarse):
-            halving.weight.copy_(_blurred_mixtures(*halving.weight.shape[:2]))
+        for blurring in (self.fine, self.to_middle, self.to_coarse):
+            blurring.weight.copy_(_blurred_mixtures(*blurring.weight.shape[:2]))
         for maps in (self.describe_fine, self.describe_middle, self.describe_coarse):
             nn.init.dirac_(maps.weight)
-        self.fine.weight.mul_(0.1)
-        for upwards in (self.coarse_to_middle, self.middle_to_fine):
-            upwards.weight.mul_(0.1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 assert layer.bias is not None, "as above"
@@ -123,13 +122,17 @@ class FramePyramid(Tokenizer):
         """Describe frames with values in [0,1]: for each of T frames its levels, from fine to coarse."""
         num_frames = frames.shape[1]
         pixels = (frames.flatten(0, 1) - 0.5).contiguous(memory_format=torch.channels_last)
-        fine = F.relu(_standardised(self.embedding(pixels)))
-        fine = F.relu(self.fine(fine) + fine)
+        fine = F.relu(_of_local_contrast(self.embedding(pixels)))
+        fine = F.relu(self.fine(fine))
         middle = self.middle(F.relu(_standardised(self.to_middle(fine))))
         coarse = self.coarse(F.relu(_standardised(self.to_coarse(middle))))
-        middle = middle + _twice(self.coarse_to_middle(coarse))
-        fine = fine + _twice(self.middle_to_fine(middle))
-        maps = [self.describe_fine(fine), self.describe_middle(middle), self.describe_coarse(coarse)]
+        around_middle = _twice(_standardised(self.coarse_to_middle(coarse)))
+        around_fine = _twice(_standardised(self.middle_to_fine(middle)))
+        maps = [
+            self.describe_fine(torch.cat([_standardised(fine), around_fine], dim=1)),
+            self.describe_middle(torch.cat([_standardised(middle), around_middle], dim=1)),
+            self.describe_coarse(coarse),
+        ]
         described = [_cells(level, num_frames) for level in maps]
         return [
             [
@@ -141,19 +144,18 @@ class FramePyramid(Tokenizer):
 
 
 def _oriented_filters(count: int) -> Float[Tensor, "C 3 7 7"]:
-    """Derivatives of a Gaussian in directions all around, then blurred colours; each with its negative, for ReLU."""
+    """Derivatives of a Gaussian in directions all around, then spots of colour; each with its negative, for ReLU."""
     axis = torch.arange(7.0) - 3.0
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    blur = torch.exp(-(x.square() + y.square()) / (2 * _FILTER_SIGMA_PX**2))
-    blur = blur / blur.sum()
-    grey = torch.tensor([0.299, 0.587, 0.114])
-    colours = [torch.tensor(mix) for mix in ([1.0, -1.0, 0.0], [-0.5, -0.5, 1.0])] + [grey]
+    blur, wide = (torch.exp(-(x.square() + y.square()) / (2 * sigma**2)) for sigma in _FILTER_SIGMAS_PX)
+    spot = blur / blur.sum() - wide / wide.sum()
+    colours = torch.tensor([[0.299, 0.587, 0.114], [0.7, -0.7, 0.0], [-0.5, -0.5, 1.0]])
     pairs = max(count // 2 - len(colours), 0)
     angles = [math.pi * number / max(pairs, 1) for number in range(pairs)]
-    filters = [(math.cos(angle) * x + math.sin(angle) * y) * blur * grey[:, None, None] for angle in angles]
-    filters += [colour[:, None, None] * blur for colour in colours]
+    filters = [(math.cos(angle) * x + math.sin(angle) * y) * blur * colours[0, :, None, None] for angle in angles]
+    filters += [colour[:, None, None] * spot for colour in colours]
     known = torch.stack([signed for plane in filters for signed in (plane, -plane)])[:count]
-    more = torch.randn(count - len(known), 3, 7, 7) * blur  # of an odd number of channels
+    more = torch.randn(count - len(known), 3, 7, 7) * spot  # of an odd number of channels
     # What follows divides by the deviation: the larger a filter, the more slowly it is trained.
     return _FILTER_NORM * F.normalize(torch.cat([known, more]).flatten(1), dim=1).unflatten(1, (3, 7, 7))
 
@@ -167,7 +169,14 @@ def _blurred_mixtures(outputs: int, inputs: int) -> Float[Tensor, "O I 3 3"]:
 
 
 def _twice(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h2 w2"]:
-    return F.interpolate(maps, scale_factor=2.0, mode="nearest")
+    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _of_local_contrast(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
+    """Divide by the energy around each place: else weak patterns would be lost beside strong ones."""
+    energy = maps.square().mean(dim=1, keepdim=True)
+    around = F.avg_pool2d(energy, _AROUND, stride=1, padding=_AROUND // 2, count_include_pad=False)
+    return maps * (around + _NOISE_ENERGY).rsqrt()
 
 
 def _standardised(maps: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
@@ -252,8 +261,9 @@ def described(window: Window) -> Float[Tensor, "B Q r c C"]:
 
 def template_of(places: Float[Tensor, "B Q r c C"]) -> Float[Tensor, "B Q n C"]:
     """The PATCH x PATCH descriptors around the centre of a window of `described` places."""
-    margin = (WINDOW - PATCH) // 2
-    return places[:, :, margin : margin + PATCH, margin : margin + PATCH].flatten(2, 3)
+    middle, reach = WINDOW // 2, APART * (PATCH // 2)
+    axis = slice(middle - reach, middle + reach + 1, APART)
+    return places[:, :, axis, axis].flatten(2, 3)
 
 
 def correlate(places: Float[Tensor, "B Q r c C"], templates: Float[Tensor, "B Q K C"]) -> Float[Tensor, "B Q n K"]:
@@ -309,13 +319,15 @@ class LevelMatcher(nn.Module):
         for parameter in (self.scores.bias, self.scores_out.weight, self.scores_out.bias):
             nn.init.zeros_(parameter)
 
-    def forward(self, costs: Float[Tensor, "B Q n K"]) -> Match:
+    def forward(self, costs: Float[Tensor, "B Q n K"], prior: Float[Tensor, " n"] | None = None) -> Match:
         """Match K template vectors per point, those of the first template before those of the second."""
         middle = PATCH**2 // 2
         flat = costs.flatten(2).to(self.costs_in.weight.dtype)
         hidden = F.gelu(self.costs_in(flat), approximate="tanh")
         hidden = F.gelu(self.costs_between(hidden), approximate="tanh")
         logits = self.scores(flat) + self.scores_out(hidden)
+        if prior is not None:
+            logits = logits + prior
         offsets = window_offsets(logits.device, logits.dtype)
         # Of the best place and its neighbours alone, as in TAPIR: a second place must not pull.
         is_near = _neighbours(logits.device)[logits.argmax(dim=-1)]
@@ -334,7 +346,7 @@ def _aligned() -> Float[Tensor, "n nK"]:
         for x in range(WINDOW):
             for row in range(PATCH):
                 for column in range(PATCH):
-                    there = (y + row - margin, x + column - margin)
+                    there = (y + APART * (row - margin), x + APART * (column - margin))
                     if min(there) >= 0 and max(there) < WINDOW:
                         weights[y, x, there[0], there[1], :, row, column] = 1
             weights[y, x] /= weights[y, x].sum()
