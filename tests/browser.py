@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ window.results = []; window.readies = [];
 addEventListener("trecvit-result", ({ detail }) => results.push({ ...detail, probs: undefined }), true);
 addEventListener("trecvit-ready", ({ detail }) => readies.push(detail), true);
 """
+
+
+def documented_javascript() -> str:
+    """Return the client of docs/export.md."""
+    document = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    (client,) = re.findall(r"```javascript\n(.*?)```", document, re.DOTALL)
+    assert len(client.strip().splitlines()) <= 24
+    return client
 
 
 def require_browser() -> None:

@@ -122,6 +122,16 @@ def tiny_local_tracker() -> LocalTracker:
     return tracker.eval()
 
 
+def beginning_local_tracker(image_size: tuple[int, int]) -> LocalTracker:
+    """Build a tracker with the weights that training begins with: it matches gradients and colours."""
+    blocks = {**TINY, "image_size": image_size, "pooling": "mean", "num_classes": 0}
+    del blocks["head_width"]
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        tracker = LocalTracker(LocalTrackerConfig(blocks=ModelConfig(**blocks)))
+    return tracker.eval()
+
+
 def of_each_part(function: Callable[..., Tensor], *outs: TrackerOutput) -> TrackerOutput:
     """Apply a function to each part of some outputs; absent parts stay absent."""
     parts = {name: [getattr(out, name) for out in outs] for name in TrackerOutput._fields}

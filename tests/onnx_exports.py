@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from models import VARIANTS, tiny_model, tiny_readout_tracker, tiny_tracker
+from models import VARIANTS, tiny_local_tracker, tiny_model, tiny_readout_tracker, tiny_tracker
 
 from trecvit.accelerate.exported import export
 from trecvit.model.tracker import PointTracker
@@ -22,16 +23,17 @@ MODELS: dict[str, tuple[list[str], dict[str, object]]] = {
     "pairs": (["pairs_of_frames", "no_conv_fixed_positions", "no_gates"], {"batch_size": None}),
     "conv": (["full_conv"], {}),
 }
-TRACKERS: dict[str, dict[str, object]] = {
-    "points": {"num_points": 4},
-    "readout": {"num_points": 3, "batch_size": 2, "weights": "float16"},
+TRACKERS: dict[str, tuple[Callable[[], PointTracker], dict[str, object]]] = {
+    "points": (lambda: tiny_tracker(matching=True), {"num_points": 4}),
+    "readout": (tiny_readout_tracker, {"num_points": 3, "batch_size": 2, "weights": "float16"}),
+    "local": (tiny_local_tracker, {"num_points": 4}),
 }
 
 
 def model_of(name: str) -> TRecViT | PointTracker:
     """Build the model that was exported under a name."""
     if name in TRACKERS:
-        return tiny_readout_tracker() if name == "readout" else tiny_tracker(matching=True)
+        return TRACKERS[name][0]()
     fields = {key: value for variant in MODELS[name][0] for key, value in VARIANTS[variant].items()}
     model = tiny_model(**{"depth": 2 if name == "plain" else 1, **fields})
     if name == "plain":
@@ -40,7 +42,7 @@ def model_of(name: str) -> TRecViT | PointTracker:
 
 
 def main(folder: Path) -> None:
-    for name, options in {**{name: options for name, (_, options) in MODELS.items()}, **TRACKERS}.items():
+    for name, (_, options) in (*MODELS.items(), *TRACKERS.items()):
         export(model_of(name), folder / name, mode="onnx", **options)
     print(json.dumps(sorted(path.name for path in folder.iterdir())))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
-import re
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import PAGE, console, open_page, requests, require_browser, wait_for
+from browser import PAGE, console, documented_javascript, open_page, requests, require_browser, wait_for, write_y4m
+from models import beginning_local_tracker
 from PIL import Image
 
 from tools.chromium import chromium, static_server
+from trecvit.accelerate.exported import export
 from trecvit.accelerate.onnx_runtime import smooth_video
+from trecvit.files import write_json
 from trecvit.runtime.live import LiveTracker
+from trecvit.synthetic.world import LABELS, World, WorldConfig
 from trecvit.video.transforms import to_clip, to_whole_clip
 from trecvit.weights.load import load
 
@@ -128,12 +133,9 @@ def test_pictures_are_resized_as_in_training(driver):
 
 def test_the_documented_javascript_gives_pytorchs_probabilities(tmp_path):
     require_browser()
-    document = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
-    (client,) = re.findall(r"```javascript\n(.*?)```", document, re.DOTALL)
-    assert len(client.strip().splitlines()) <= 24
     for name in ("vendor", "models"):
         (tmp_path / name).symlink_to(PAGE / name)
-    (tmp_path / "client.js").write_text(client)
+    (tmp_path / "client.js").write_text(documented_javascript())
     (tmp_path / "index.html").write_text("<!doctype html><title>client</title>")
     model, video = load("motions"), (smooth_video(1, 4, (64, 64)) * 255).byte()[0]
     rgba = torch.cat([video, torch.full_like(video[:, :1], 255)], dim=1).movedim(1, -1).contiguous().numpy()
@@ -151,6 +153,189 @@ def test_the_documented_javascript_gives_pytorchs_probabilities(tmp_path):
         started.get(f"{url}/index.html")
         probs = started.execute_async_script(script, base64.b64encode(rgba.tobytes()).decode())
     np.testing.assert_allclose(probs, model(video[None]).probs[0].detach(), atol=1e-4)
+
+
+# ---- a camera ------------------------------------------------------------------------------------------------------
+
+STRIP = 16  # columns beside each square picture of a camera, which classifiers do not see
+SIDE = 96
+
+# Reads the number that is drawn into each camera frame (see `numbered`) from the very frames that the model gets.
+READ_NUMBERS = """
+window.numbers = [];
+const post = Worker.prototype.postMessage;
+const canvas = new OffscreenCanvas(128, 96).getContext("2d", { willReadFrequently: true });
+Worker.prototype.postMessage = function (message, transfer) {
+  if (message.picture) {
+    canvas.drawImage(message.picture, 0, 0, 128, 96);
+    let number = 0;
+    for (let bit = 0; bit < 6; bit++) number |= (canvas.getImageData(8, 8 * bit + 4, 1, 1).data[1] > 127) << bit;
+    numbers.push(number);
+  }
+  return post.call(this, message, transfer);
+};
+"""
+
+
+def numbered(frames: np.ndarray) -> np.ndarray:
+    """Put square frames between two strips; the left one has each frame's number, in squares that are white for 1."""
+    wide = np.pad(frames, ((0, 0), (0, 0), (STRIP, STRIP), (0, 0)))
+    for number, frame in enumerate(wide):
+        for bit in range(6):
+            frame[8 * bit : 8 * bit + 8, 4:12] = 255 if number >> bit & 1 else 0
+    return wide
+
+
+def moving_patch(resting: int = 16, turning: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames that repeat seamlessly, and the centre of a patch that rests and then goes once around."""
+    generator = np.random.default_rng(3)
+
+    def surface(side: int) -> np.ndarray:
+        coarse = Image.fromarray(generator.integers(30, 226, (side // 6 + 2, side // 6 + 2, 3), np.uint8))
+        return np.array(coarse.resize((side, side), Image.Resampling.BICUBIC))
+
+    background, patch = surface(SIDE) // 2 + 60, surface(28)
+    turn = np.clip(np.arange(resting + turning) - resting, 0, None) * 2 * np.pi / turning
+    centres = np.stack([48 + 16 * np.cos(turn), 48 + 16 * np.sin(turn)], axis=1).round()
+    frames = np.repeat(background[None], len(centres), axis=0)
+    for frame, (x, y) in zip(frames, centres.astype(int), strict=True):
+        frame[y - 14 : y + 14, x - 14 : x + 14] = patch
+    return numbered(frames), centres + np.array((STRIP, 0))
+
+
+@pytest.fixture(scope="module")
+def tracker_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page with one model: a tracker as training begins with, which matches gradients and colours."""
+    require_browser()
+    folder = tmp_path_factory.mktemp("page")
+    for path in PAGE.iterdir():
+        if path.name != "models":
+            (folder / path.name).symlink_to(path)
+    export(beginning_local_tracker((SIDE, SIDE + 2 * STRIP)), folder / "models" / "local", mode="onnx", num_points=4)
+    write_json(folder / "models" / "index.json", ["local"])
+    return folder
+
+
+def choose_camera(driver: Any, address: str) -> None:
+    """Open the page, and its camera once the model is there."""
+    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": READ_NUMBERS})
+    open_page(driver, address)
+    wait_for(driver, "readies.length")
+    driver.execute_script("document.getElementById('camera').click()")
+
+
+def assert_quiet(driver: Any, address: str) -> None:
+    """Check that no error was logged and no request left the page's origin."""
+    assert not console(driver)
+    assert foreign(driver, address) == []
+
+
+# Clicks on the patch's centre while it rests.
+CLICK_ON_PATCH = """
+const [centres] = arguments, overlay = document.getElementById("overlay");
+const listener = () => {
+  const number = numbers[numbers.length - 1], [x, y] = centres[number], box = overlay.getBoundingClientRect();
+  if (number < 1 || number > 8) return;
+  const at = { clientX: box.left + x / 128 * box.width, clientY: box.top + y / 96 * box.height };
+  overlay.dispatchEvent(new MouseEvent("click", { ...at, bubbles: true }));
+  document.removeEventListener("trecvit-result", listener);
+};
+document.addEventListener("trecvit-result", listener);
+"""
+
+
+def test_a_clicked_point_follows_the_cameras_picture(tracker_page, tmp_path):
+    frames, centres = moving_patch()
+    write_y4m(tmp_path / "camera.y4m", frames, 8)
+    with static_server(tracker_page) as address, chromium(camera=tmp_path / "camera.y4m") as driver:
+        choose_camera(driver, address)
+        wait_for(driver, "results.length > 3")
+        driver.execute_script(CLICK_ON_PATCH, centres.tolist())
+        wait_for(driver, "results.filter((result) => result.points.length).length > 48")
+        results, numbers = driver.execute_script("return [results, numbers.slice(0, results.length)]")
+        screenshot(driver, "tracker")
+        assert_quiet(driver, address)
+    found = [
+        (np.array([result["points"][0][axis] for axis in "xy"]) * (128, 96), centres[number])
+        for result, number in zip(results, numbers, strict=True)
+        if result["points"]
+    ]
+    errors = [np.hypot(*(place - centre)) for place, centre in found]
+    assert np.ptp([centre for _, centre in found], axis=0).min() > 25, "it went around"
+    assert max(errors) <= 2.0
+    # Each result names the frame that it is for: as many frames lie between two results as between their pictures.
+    named = np.array([result["frame"] for result in results])
+    assert (np.diff(named) > 0).all()
+    between = (np.diff(named) - np.diff(numbers)) % len(frames)
+    assert np.mean(between == 0) > 0.9
+
+
+# The model as `Model`, but slow.
+SLOW = """
+import { Model as Fast } from "./fast.js";
+export class Model extends Fast {
+  static async open(...given) { return Object.setPrototypeOf(await Fast.open(...given), Model.prototype); }
+  async step(planes) {
+    await new Promise((resolve) => setTimeout(resolve, 420));
+    return super.step(planes);
+  }
+}
+"""
+
+
+def test_a_slow_model_drops_frames_and_stays_within_two_frames_of_now(tracker_page, tmp_path):
+    page = tmp_path / "page"
+    shutil.copytree(tracker_page, page, symlinks=True)
+    (page / "model.js").rename(page / "fast.js")
+    (page / "model.js").write_text(SLOW)
+    write_y4m(tmp_path / "camera.y4m", moving_patch()[0], 3)
+    with static_server(page) as address, chromium(camera=tmp_path / "camera.y4m") as driver:
+        choose_camera(driver, address)
+        wait_for(driver, "results.length > 15")
+        results = driver.execute_script("return results.slice(2)")
+        assert_quiet(driver, address)
+    behind = [result["newest"] - result["frame"] for result in results]
+    assert min(behind) >= 1
+    assert max(behind) <= 2
+    dropped = [result["dropped"] for result in results]
+    assert dropped[-1] > 1
+    # All frames until now were sent, one per result, or dropped, or one waits.
+    sent = np.array([result["newest"] for result in results]) - dropped - 1
+    assert (np.diff(sent) == 1).all()
+
+
+# Starts over when the camera's clip does; keeps the answer after each whole clip.
+ALIGN = """
+window.answers = [];
+document.getElementById("restart").click();
+document.addEventListener("trecvit-result", ({ detail }) => {
+  if (numbers[numbers.length - 1] < 7) return;
+  if (detail.frames_seen >= 7) answers.push(detail.top[0].label);
+  document.getElementById("reset").click();
+});
+"""
+
+
+def test_the_class_of_what_the_camera_shows_is_named(address, tmp_path):
+    label, model = "moving right", load("motions")
+    world = World(WorldConfig(num_frames=16, image_size=(SIDE, SIDE)), seed=1_000_003)
+    clips = (world.clip(number) for number in range(400))
+    frames = next(
+        frames[::2]
+        for frames, truth in clips
+        if LABELS[truth] == label and model(to_clip(frames[::2], (64, 64))[None]).probs.argmax() == truth
+    )
+    # Slower than the model's 6 frames/s, so that it takes every frame.
+    write_y4m(tmp_path / "camera.y4m", numbered(np.asarray(frames)), 5)
+    with chromium(camera=tmp_path / "camera.y4m") as driver:
+        choose_camera(driver, address)
+        wait_for(driver, "results.length")
+        driver.execute_script(ALIGN)
+        wait_for(driver, "answers.length > 2")
+        answers = driver.execute_script("return answers")
+        screenshot(driver, "classes")
+        assert_quiet(driver, address)
+    assert Counter(answers).most_common(1)[0][0] == label, answers
 
 
 def test_a_missing_camera_is_explained_and_a_file_plays_instead(address):

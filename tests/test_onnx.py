@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import documented_javascript
 from command_line import trecvit
 from models import random_video, relative_error, tiny_model, tiny_tracker
 from onnx_exports import model_of
 
+from tools.chromium import static_server
 from trecvit.accelerate import onnx_folder, onnx_runtime
 from trecvit.accelerate.exported import export, is_exported, load_exported, load_exported_as
 from trecvit.accelerate.onnx import (
@@ -43,8 +45,9 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 runtime = pytest.importorskip("onnxruntime")
 
-# Of float32 sums in another order; of weights rounded to half.
-TOLERANCE = {"plain": 5e-3, "readout": 5e-3}
+# Of float32 sums in another order; of weights rounded to half. In a local tracker, whose scores are sharp and which
+# looks next where it was last, rounding grows from frame to frame, in PyTorch as in the graph: see the test of that.
+TOLERANCE = {"plain": 5e-3, "readout": 5e-3, "local": 3e-4}
 
 
 # ---- parts, without an export --------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ def test_a_classifier_streams_as_the_model_does(name, exports):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["points", "readout"])
+@pytest.mark.parametrize("name", ["points", "readout", "local"])
 def test_a_tracker_streams_as_the_model_does(name, exports):
     model, loaded = model_of(name), load_exported_as(PointTracker, exports / name)
     tolerance = TOLERANCE.get(name, 2e-5)
@@ -223,6 +226,30 @@ def test_a_tracker_streams_as_the_model_does(name, exports):
         loaded(video[..., :24], queries)
 
 
+@pytest.mark.slow
+def test_a_local_trackers_graph_is_as_exact_as_pytorch(exports):
+    """Over carried frames both differ from double precision by rounding alone, and alike."""
+    model, loaded = model_of("local"), load_exported_as(PointTracker, exports / "local")
+    exact = model_of("local").double()
+    models = [model, loaded, exact]
+    states = [item.init_state(torch.full((1, 5, 3), math.inf)) for item in models]
+    pytorch, graph = [], []
+    for call, frame in enumerate(smooth_video(1, 12, (32, 32))[0]):
+        states = [edit_points(state, call) for state in states]
+        with torch.inference_mode():
+            pairs = [item.step(frame[None, None], state) for item, state in zip(models, states, strict=True)]
+        outs, states = [out for out, _ in pairs], [state for _, state in pairs]
+        # Templates have length 1, places are pixels.
+        parts = [
+            (out.points_xy, out.visible_logits, state.points[..., :-6], state.points[..., -6:])
+            for out, state in zip(outs, states, strict=True)
+        ]
+        for errors, got in ((pytorch, parts[0]), (graph, parts[1])):
+            errors.append([relative_error(part, right) for part, right in zip(got, parts[2], strict=True)])
+    assert np.max(graph[0]) < 1e-5
+    assert (np.max(graph, axis=0) < 4 * np.max(pytorch, axis=0)).all()
+
+
 def live_points(live: LiveTracker, frames: np.ndarray) -> list[dict[int, tuple[float, float]]]:
     """Track, with points that are added, removed and added again."""
     found, ids = [], {}
@@ -242,11 +269,12 @@ def live_points(live: LiveTracker, frames: np.ndarray) -> list[dict[int, tuple[f
 
 
 @pytest.mark.slow
-def test_points_are_added_and_removed_as_in_a_live_tracker(exports):
+@pytest.mark.parametrize("name", ["points", "local"])
+def test_points_are_added_and_removed_as_in_a_live_tracker(name, exports):
     """By the loaded model, and by a client with the manifest's arithmetic alone."""
-    folder = exports / "points"
+    folder, tolerance_px = exports / name, {"points": 1e-3, "local": 1e-2}[name]
     frames = (smooth_video(1, 10, (48, 64))[0].movedim(1, -1) * 255).byte().numpy()
-    expected = live_points(LiveTracker(model_of("points"), 4), frames)
+    expected = live_points(LiveTracker(model_of(name), 4), frames)
     loaded = load_exported_as(PointTracker, folder)
     got = live_points(LiveTracker(loaded, 4), frames)
     assert [list(points) for points in got] == [list(points) for points in expected]
@@ -254,8 +282,8 @@ def test_points_are_added_and_removed_as_in_a_live_tracker(exports):
     by_client = live_points(client, frames)
     for points, others, right in zip(got, by_client, expected, strict=True):
         for key, xy in right.items():
-            assert np.abs(np.subtract(points[key], xy)).max() < 1e-3
-            assert np.abs(np.subtract(others[key], xy)).max() < 1e-3
+            assert np.abs(np.subtract(points[key], xy)).max() < tolerance_px
+            assert np.abs(np.subtract(others[key], xy)).max() < tolerance_px
 
 
 class ManifestClient:
@@ -265,7 +293,7 @@ class ManifestClient:
         self.manifest = json.loads((folder / "manifest.json").read_text())
         self.session = runtime.InferenceSession(folder / "step.onnx", providers=["CPUExecutionProvider"])
         self.state = {
-            tensor["input"]: np.full(tensor["shape"], tensor["initial"], np.float32)
+            tensor["input"]: np.full([1, *tensor["shape"][1:]], tensor["initial"], np.float32)
             for tensor in self.manifest["state"]
         }
         self.slots: dict[int, int] = {}
@@ -437,6 +465,40 @@ def test_the_documented_python_client_gives_the_models_classes(exports, tmp_path
         assert relative_error(torch.from_numpy(results["probs"]), out.probs) < TOLERANCE["plain"]
     exec(compile(loaded, "export.md", "exec"), names)
     assert isinstance(names["model"], TRecViT)
+
+
+# Steps the documented client through RGBA frames of the standard input; prints the probabilities after each.
+NODE = """
+import { readFileSync } from "node:fs";
+import { open } from "./client.mjs";
+const [folder, size] = process.argv.slice(2), bytes = readFileSync(0), step = await open(folder), probs = [];
+for (let start = 0; start < bytes.length; start += +size)
+  probs.push([...(await step(bytes.subarray(start, start + +size))).probs.data]);
+console.log(JSON.stringify(probs));
+"""
+
+
+@pytest.mark.slow
+def test_the_documented_javascript_client_gives_the_models_classes_under_node(exports, tmp_path):
+    node, packages = shutil.which("node"), Path(__file__).parents[1] / "tools" / "npm" / "node_modules"
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    if not (packages / "onnxruntime-web").is_dir():
+        pytest.skip("onnxruntime-web is not installed; run scripts/page")
+    (tmp_path / "node_modules").symlink_to(packages)
+    client = documented_javascript().replace("./vendor/ort.wasm.min.mjs", "onnxruntime-web")
+    (tmp_path / "client.mjs").write_text(client)
+    (tmp_path / "main.mjs").write_text(NODE)
+    model, video = model_of("conv"), frames_of(model_of("conv"), 1, 4)
+    rgba = torch.cat([video[0], torch.full_like(video[0, :, :1], 255)], dim=1).movedim(1, -1).contiguous().numpy()
+    with static_server(exports) as url:
+        command = [node, tmp_path / "main.mjs", f"{url}/conv", str(rgba[0].nbytes)]
+        done = subprocess.run(command, input=rgba.tobytes(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    state = model.init_state(1)
+    for frame, probs in zip(video[0], json.loads(done.stdout), strict=True):
+        out, state = model.step(frame[None, None], state)
+        assert relative_error(torch.tensor([probs]), out.probs) < 2e-5
 
 
 def test_tritons_configuration_is_complete():

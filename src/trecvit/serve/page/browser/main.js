@@ -23,6 +23,7 @@ let info = null; // of the model, null while none is loaded
 let edits = []; // of points, for the next frame
 let busy = false;
 let newest = null; // the frame that is shown
+let waits = false; // whether it is due while another is in flight
 let used = { time_s: -Infinity, count: 0, frame: 0 };
 let dropped = 0;
 let finished = []; // times of the last results
@@ -94,8 +95,9 @@ async function load() {
 function considered(number, time_s) {
   newest = { frame: number, time_s, shown_ms: performance.now() };
   if (!info || !isDue(newest)) return;
-  if (busy) dropped++;
-  else send();
+  if (!busy) return send();
+  if (waits) dropped++; // the frame that waited until now
+  waits = true;
 }
 
 /** Whether the model wants a frame: classifiers are trained at a frame rate of their own. */
@@ -106,6 +108,7 @@ function isDue({ time_s }) {
 
 async function send() {
   busy = true;
+  waits = false;
   const [now, started] = [newest, worker];
   let began = epoch;
   try {
@@ -126,7 +129,7 @@ async function send() {
   } finally {
     if (started === worker) busy = false;
   }
-  if (started === worker && info && newest?.frame > now.frame && isDue(newest)) send();
+  if (started === worker && info && waits) send();
 }
 
 function show(sent, result) {
@@ -233,6 +236,7 @@ for (const id of ["clear", "reset"]) $(id).addEventListener("click", forget);
 
 async function play(button, open) {
   newest = null;
+  waits = false;
   forget();
   tell("Opening …");
   for (const id of ["camera", "sample"]) $(id).setAttribute("aria-pressed", String($(id) === button));
