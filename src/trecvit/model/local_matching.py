@@ -157,7 +157,9 @@ def _oriented_filters(count: int) -> Float[Tensor, "C 3 7 7"]:
     known = torch.stack([signed for plane in filters for signed in (plane, -plane)])[:count]
     more = torch.randn(count - len(known), 3, 7, 7) * spot  # of an odd number of channels
     # What follows divides by the deviation: the larger a filter, the more slowly it is trained.
-    return _FILTER_NORM * F.normalize(torch.cat([known, more]).flatten(1), dim=1).unflatten(1, (3, 7, 7))
+    unit = F.normalize(torch.cat([known, more]).flatten(1), dim=1)
+    filters_in_length: Tensor = unit.unflatten(1, (3, 7, 7)) * _FILTER_NORM
+    return filters_in_length
 
 
 def _blurred_mixtures(outputs: int, inputs: int) -> Float[Tensor, "O I 3 3"]:

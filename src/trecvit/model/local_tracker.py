@@ -288,7 +288,8 @@ class LocalTracker(PointTracker):
         memory = torch.cat([templates, query_patches, last_patches, *moved], dim=-1)
         memory = torch.where(started[..., None], memory, state.points)
         local = LocalMatches(torch.stack(places), torch.stack(centres), torch.stack(logits), frame_scores)
-        out = _FrameOutput(place_xy, *seen.unbind(dim=-1), local)
+        visible_logits, certainty_logits = seen.unbind(dim=-1)
+        out = _FrameOutput(place_xy, visible_logits, certainty_logits, local)
         return out, state.replace(points=memory, layers=layers)
 
     def _refine(

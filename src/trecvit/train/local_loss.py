@@ -51,8 +51,9 @@ def local_track_loss(
     """Loss of a `LocalTracker` in training mode.
 
     The logarithm makes an error of half a pixel matter in a point that is held, and leaves no more than its choice of
-    candidates to a point that is lost. Alone it would pay for precision with jumps, which cost a stream the point: so the
-    distance itself is added for points that the windows reach. The true place of a hidden point is known in scenes that are rendered.
+    candidates to a point that is lost. Alone it would pay for precision with jumps, which cost a stream the point: so
+    the distance itself is added for points that the windows reach. The true place of a hidden point is known in scenes
+    that are rendered.
 
     Args:
         out: Its output.
