@@ -123,12 +123,14 @@ def tiny_local_tracker() -> LocalTracker:
 
 
 def beginning_local_tracker(image_size: tuple[int, int]) -> LocalTracker:
-    """Build a tracker with the weights that training begins with: it matches gradients and colours."""
+    """Build a tracker before its training, without random corrections: it matches gradients and colours."""
     blocks = {**TINY, "image_size": image_size, "pooling": "mean", "num_classes": 0}
     del blocks["head_width"]
     with torch.random.fork_rng():
         torch.manual_seed(7)
         tracker = LocalTracker(LocalTrackerConfig(blocks=ModelConfig(**blocks)))
+    for linear in (tracker.out_of_token, tracker.out_of_refinement):
+        torch.nn.init.zeros_(linear.weight)
     return tracker.eval()
 
 

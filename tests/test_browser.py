@@ -186,7 +186,7 @@ def numbered(frames: np.ndarray) -> np.ndarray:
     return wide
 
 
-def moving_patch(resting: int = 16, turning: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def moving_patch(resting: int = 16, turning: int = 48) -> tuple[np.ndarray, np.ndarray]:
     """Return frames that repeat seamlessly, and the centre of a patch that rests and then goes once around."""
     generator = np.random.default_rng(3)
 
@@ -205,7 +205,7 @@ def moving_patch(resting: int = 16, turning: int = 32) -> tuple[np.ndarray, np.n
 
 @pytest.fixture(scope="module")
 def tracker_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page with one model: a tracker as training begins with, which matches gradients and colours."""
+    """The page with one model: a tracker before its training, which matches gradients and colours."""
     require_browser()
     folder = tmp_path_factory.mktemp("page")
     for path in PAGE.iterdir():
@@ -251,7 +251,7 @@ def test_a_clicked_point_follows_the_cameras_picture(tracker_page, tmp_path):
         choose_camera(driver, address)
         wait_for(driver, "results.length > 3")
         driver.execute_script(CLICK_ON_PATCH, centres.tolist())
-        wait_for(driver, "results.filter((result) => result.points.length).length > 48")
+        wait_for(driver, "results.filter((result) => result.points.length).length > 64")
         results, numbers = driver.execute_script("return [results, numbers.slice(0, results.length)]")
         screenshot(driver, "tracker")
         assert_quiet(driver, address)
