@@ -19,14 +19,14 @@ from trecvit.model.trecvit import TRecViT
 # Each variant of the architecture occurs once; an export takes some seconds.
 MODELS: dict[str, tuple[list[str], dict[str, object]]] = {
     "plain": (["plain"], {"weights": "float16"}),
-    "complex": (["complex", "temporal_mlp", "no_head"], {}),
+    "complex": (["complex", "temporal_mlp", "no_head"], {"batch_size": None}),
     "pairs": (["pairs_of_frames", "no_conv_fixed_positions", "no_gates"], {"batch_size": None}),
     "conv": (["full_conv"], {}),
 }
 TRACKERS: dict[str, tuple[Callable[[], PointTracker], dict[str, object]]] = {
     "points": (lambda: tiny_tracker(matching=True), {"num_points": 4}),
     "readout": (tiny_readout_tracker, {"num_points": 3, "batch_size": 2, "weights": "float16"}),
-    "local": (tiny_local_tracker, {"num_points": 4}),
+    "local": (tiny_local_tracker, {"num_points": 4, "batch_size": None}),
 }
 
 

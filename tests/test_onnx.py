@@ -160,7 +160,7 @@ def test_a_missing_package_is_named_with_its_pip_command(monkeypatch, tmp_path):
 # ---- exported folders ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")  # 40 s of one slow core for all
+@pytest.fixture(scope="module")  # two minutes of one slow core for all
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
     script = Path(__file__).with_name("onnx_exports.py")

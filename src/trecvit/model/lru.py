@@ -68,7 +68,7 @@ class BlockDiagonalLinear(nn.Module):
     def forward(self, x: Float[Tensor, "B T N E"]) -> Float[Tensor, "B T N F"]:
         """Map the last axis, channels [0, E/G) by the first block and so on."""
         num_blocks, block_in, block_out = self.weight.shape
-        blocks = x.reshape(x.shape[:-1].numel(), num_blocks, block_in).transpose(0, 1)  # [G,BTN,E/G]
+        blocks = x.reshape(-1, num_blocks, block_in).transpose(0, 1)  # [G,BTN,E/G]
         mapped = torch.baddbmm(self.bias[:, None], blocks, self.weight)  # [G,BTN,F/G]
         return mapped.transpose(0, 1).reshape(*x.shape[:-1], num_blocks * block_out)
 
