@@ -205,6 +205,20 @@ class LocalTracker(PointTracker):
         there = torch.cat([query, points_xy, torch.zeros_like(points_xy), seen], dim=-1).to(rest)
         return state.replace(points=torch.cat([templates, query, torch.where(chosen[..., None], there, rest)], dim=-1))
 
+    @torch.no_grad()
+    def rely_on_flow(self, by: float) -> None:
+        """Lower the scores of the levels' places, of the last place and of the velocity's, and those of refinements.
+
+        A tracker that was trained briefly takes alike places for the point's too often; its flow is more reliable.
+
+        Args:
+            by: Difference of the scores, whose softmax chooses; chosen on validation clips.
+        """
+        num_levels = len(STRIDES_PX)
+        self.out_of_token.bias[:num_levels] -= by
+        self.out_of_token.bias[num_levels + 2 : num_levels + 4] -= by
+        self.out_of_refinement.bias[_FINE] += by
+
     def last_places(self, state: LocalState) -> Float[Tensor, "B Q 2"]:
         """Places of the points in the last frame, in pixels."""
         return self._remembered(state.points).motion.place_xy
