@@ -62,7 +62,7 @@ def copy(tmp_path):
 
 
 def test_documents_agree_with_the_result_files():
-    assert "9 documents agree" in run_figures(ROOT, "--check")
+    assert "10 documents agree" in run_figures(ROOT, "--check")
 
 
 def test_every_table_and_figure_of_the_paper_is_shown_or_not():
