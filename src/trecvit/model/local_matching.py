@@ -11,6 +11,7 @@ B videos (streams) · T frames · Q query points · C channels of a level · L l
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from trecvit.config import ModelConfig
+from trecvit.model.initial import normal_, set_
 from trecvit.model.state import recurrent_dtype
 from trecvit.model.trecvit import Tokenizer
 
@@ -101,16 +103,15 @@ class FramePyramid(Tokenizer):
         self.describe_coarse = nn.Conv2d(coarse, coarse, 1)
         self._begin_with_known_filters()
 
-    @torch.no_grad()
     def _begin_with_known_filters(self) -> None:
         """Begin with what descriptors by hand are made of; training changes all of it.
 
         Random strided filters describe a place differently after it moved by half a cell. Half-rectified gradients and
         colours, blurred before each halving, do not: DAISY (Tola, Lepetit and Fua, 2010) is made of such.
         """
-        self.embedding.weight.copy_(_oriented_filters(len(self.embedding.weight)))
+        set_(self.embedding.weight, lambda: _oriented_filters(len(self.embedding.weight)))
         for blurring in (self.fine, self.to_middle, self.to_coarse):
-            blurring.weight.copy_(_blurred_mixtures(*blurring.weight.shape[:2]))
+            set_(blurring.weight, partial(_blurred_mixtures, blurring.out_channels, blurring.in_channels))
         for maps in (self.describe_fine, self.describe_middle, self.describe_coarse):
             nn.init.dirac_(maps.weight)
         for layer in self.modules():
@@ -315,9 +316,8 @@ class LevelMatcher(nn.Module):
         self.costs_in = nn.Linear(num_costs, _HIDDEN)
         self.costs_between = nn.Linear(_HIDDEN, _HIDDEN)
         self.scores_out = nn.Linear(_HIDDEN, WINDOW**2)
-        nn.init.normal_(self.costs_in.weight, std=3 * num_costs**-0.5)
-        with torch.no_grad():
-            self.scores.weight.copy_(_INITIAL_SHARPNESS * _aligned())
+        normal_(self.costs_in.weight, 3 * num_costs**-0.5)
+        set_(self.scores.weight, lambda: _INITIAL_SHARPNESS * _aligned())
         for parameter in (self.scores.bias, self.scores_out.weight, self.scores_out.bias):
             nn.init.zeros_(parameter)
 

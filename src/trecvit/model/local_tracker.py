@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from trecvit.config import BlocksConfig, ModelConfig, Preprocessing
 from trecvit.model.engine import Engine
+from trecvit.model.initial import normal_, set_
 from trecvit.model.linear import Linear
 from trecvit.model.local_flow import PATCH_WIDTH, READ_WIDTH, Flow, follow, grey_pyramid, patches_around
 from trecvit.model.local_matching import (
     CONTEXT_WIDTH,
     PATCH,
     STRIDES_PX,
+    WINDOW,
     FramePyramid,
     Level,
     LevelMatcher,
@@ -183,10 +185,11 @@ class LocalTracker(PointTracker):
         # Scores of the levels and of the present place, a small step, visibility and certainty.
         self.out_of_refinement = Linear(width, _FINE + 1 + 2 + 2)
         # A refinement's prior on the places of its windows: by how much less likely they are than the middle.
-        self.near = nn.Parameter(_squared_distances().expand(_FINE, -1) / (-2 * _NEAR_CELLS**2))
+        self.near = nn.Parameter(torch.empty(_FINE, WINDOW**2))
+        set_(self.near, lambda: _squared_distances() / (-2 * _NEAR_CELLS**2))
         self.global_sharpness = nn.Parameter(torch.tensor(_GLOBAL_SHARPNESS))
         for linear in (self.out_of_token, self.out_of_refinement):
-            nn.init.normal_(linear.weight, std=0.01)
+            normal_(linear.weight, 0.01)
             nn.init.zeros_(linear.bias)
         with torch.no_grad():
             self.out_of_token.bias[: len(STRIDES_PX)] -= 4.0  # plus up to 10 for a perfect match
