@@ -142,7 +142,7 @@ def test_lists_without_classes_where_none_are_needed(tmp_path):
     assert as_pairs(manifest) == [("a.mp4", -1), ("b c.mp4", -1), ("d.mp4", -1)]
     assert manifest.missing == ("gone.mp4",)
     assert read_manifest(DataSource(path=str(tmp_path / "list.txt"), format="unlabelled")) == manifest
-    with pytest.raises(DataError, match="expected a path and a class index, got 'a.mp4'"):
+    with pytest.raises(DataError, match="expected a path and a class index, got 'a"):
         read_manifest(tmp_path / "list.txt")
     (tmp_path / "pairs.txt").write_text("a.mp4 0\nd.mp4 1\n")
     write_shards(read_manifest(tmp_path / "pairs.txt"), tmp_path / "shards")
