@@ -56,9 +56,9 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def room(resource: str, *, is_free: bool = False) -> float:
-    """Return how many of a resource, "CPU" or "GPU", the cluster has, or has free."""
-    resources: dict[str, float] = ray.available_resources() if is_free else ray.cluster_resources()
+def room(resource: str) -> float:
+    """Return how many of a resource, "CPU" or "GPU", the cluster has."""
+    resources: dict[str, float] = ray.cluster_resources()
     return resources.get(resource, 0.0)
 
 

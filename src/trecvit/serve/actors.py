@@ -242,8 +242,8 @@ class Actors:
             try:
                 return self._first.result(_PATIENCE_S)
             except TimeoutError:
-                free = f"{room('CPU', is_free=True):g} CPUs and {room('GPU', is_free=True):g} GPUs free"
-                self._report(f"waiting for the first actor to load its models; the cluster has {free}")
+                there = f"{room('CPU'):g} CPUs and {room('GPU'):g} GPUs"
+                self._report(f"waiting for the first actor to load its models; the cluster has {there}")
 
     async def _keep_alive(self) -> None:
         """Run an actor; when it dies, another one."""
