@@ -100,6 +100,25 @@ def test_classify_goes_on_past_bad_files_lists_them_and_fails(video, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "expected SOURCES without --to and --actors, or --ray MANIFEST"),
+        (["a.mp4", "--to", "out"], "expected SOURCES without --to"),
+        (["--ray", "videos"], "--ray videos: expected --to FOLDER"),
+        (["a.mp4", "--ray", "videos", "--to", "out"], "--ray videos: expected --to FOLDER and no SOURCES"),
+        (["--ray", ".", "--to", "out", "--device", "cuda:1"], "--device: expected cpu or cuda with --ray"),
+        (["--ray", "none", "--to", "out"], "pip install 'trecvit[ray]'"),
+    ],
+)
+def test_a_corpus_that_cannot_be_classified_is_refused(words, expected, monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "trecvit.runtime.cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = trecvit("classify", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert expected in done.stderr
+
+
 def test_classify_prints_each_answer_when_it_is_there(video, tiny, tmp_path, monkeypatch, capsys):
     from rich.cells import cell_len
 

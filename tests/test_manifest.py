@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from trecvit.data.class_names import class_names, label_hash, read_labels
 from trecvit.data.folders import split_folders
-from trecvit.data.layouts import DataSource, read_list, read_manifest, shard_paths, split_of
+from trecvit.data.layouts import DataSource, read_list, read_manifest, read_unlabelled, shard_paths, split_of
 from trecvit.data.manifest import NO_LABEL
 from trecvit.data.path_lists import write_list
 from trecvit.data.shards import write_shards
@@ -133,6 +133,22 @@ def test_lists_keep_their_paths_whole(tmp_path):
     elsewhere.write_text(f'"{tmp_path / "a.mp4"}",3\n7.mp4 7\n')
     manifest = read_list(elsewhere, tmp_path)
     assert [video.source for video in manifest.videos] == [tmp_path / "a.mp4", tmp_path / "7.mp4"]
+
+
+def test_lists_without_classes_where_none_are_needed(tmp_path):
+    touch(tmp_path / "a.mp4", tmp_path / "b c.mp4", tmp_path / "d.mp4")
+    (tmp_path / "list.txt").write_text('a.mp4\n\n"b c.mp4"\nd.mp4 7\ngone.mp4\n')
+    manifest = read_unlabelled(tmp_path / "list.txt")
+    assert as_pairs(manifest) == [("a.mp4", -1), ("b c.mp4", -1), ("d.mp4", -1)]
+    assert manifest.missing == ("gone.mp4",)
+    assert read_manifest(DataSource(path=str(tmp_path / "list.txt"), format="unlabelled")) == manifest
+    with pytest.raises(DataError, match="expected a path and a class index, got 'a"):
+        read_manifest(tmp_path / "list.txt")
+    (tmp_path / "pairs.txt").write_text("a.mp4 0\nd.mp4 1\n")
+    write_shards(read_manifest(tmp_path / "pairs.txt"), tmp_path / "shards")
+    assert read_unlabelled(tmp_path / "shards") == read_manifest(tmp_path / "shards").unlabelled()
+    with pytest.raises(DataError, match="no such file or folder"):
+        read_unlabelled(tmp_path / "none")
 
 
 def test_lists_that_are_no_lists(tmp_path):

@@ -41,6 +41,8 @@ def server(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         (["--token-file", "missing"], "--token-file missing: expected a file"),
         (["-m", "motions", "-m", "./motions"], "different names"),
         (["--allow-origin", "*"], "--allow-origin"),
+        (["--actors", "2"], "--actors: expected it with --ray"),
+        (["--ray", "--device", "cuda:1"], "--device: expected cpu or cuda with --ray"),
     ],
 )
 def test_a_server_that_cannot_be_is_refused(words, expected):
@@ -64,6 +66,15 @@ def test_a_missing_package_is_named(monkeypatch):
     done = trecvit("serve")
     assert done.returncode == 1
     assert "pip install 'trecvit[serve]'" in done.stderr
+
+
+def test_a_missing_ray_is_named(monkeypatch):
+    for name in ("trecvit.runtime.cluster", "trecvit.serve.actors"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = trecvit("serve", "--ray", "--port", 0)
+    assert done.returncode == 1
+    assert done.stderr == "trecvit: --ray needs the package 'ray': pip install 'trecvit[ray]'\n"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from models import tiny_model
 from serving import MAX_POINTS, class_probs, images, lone_tracker, served_models
 
 from trecvit.errors import StateError
-from trecvit.runtime.live import PointSlots
+from trecvit.runtime.live import PointSlots, SlotChanges
 from trecvit.serve import batching
 from trecvit.serve.batching import Answer, Batcher, JointStates, ServedClassifier
 
@@ -86,12 +86,10 @@ def run_classes(num_streams: int, num_frames: int) -> None:
             chosen = [key for key in videos if draw.random() < 0.7]
             for key in chosen:
                 frame = images(1, seed=draw.randrange(10**6))[0]
-                edit = None
-                if draw.random() < 0.1:
-                    edit = lambda _: served.init_state()  # noqa: E731
+                if does_restart := draw.random() < 0.1:
                     restarts[key].add(len(videos[key]))
                 videos[key].append(frame)
-                answers[key].append(batcher.submit(key, served.to_clip(frame), edit=edit))
+                answers[key].append(batcher.submit(key, served.to_clip(frame), restarts=does_restart))
             done += len(chosen)
             sizes += [answers[key][-1].result().batch for key in chosen]
             if draw.random() < 0.1 and videos:
@@ -141,9 +139,9 @@ def test_tracked_streams_equal_their_lone_runs():
                     x, y = draw.uniform(0, 30), draw.uniform(0, 20)
                     assert slots.add(x, y) == alone.add(x, y)
                 frame = images(1, seed=draw.randrange(10**6))[0]
-                edit = slots.changes((20, 30)).apply
+                changes = slots.changes((20, 30))
                 slots.settle()
-                waiting.append((batcher.submit(key, served.to_clip(frame), edit=edit), slots.rows, alone, frame))
+                waiting.append((batcher.submit(key, served.to_clip(frame), changes=changes), slots.rows, alone, frame))
             for future, rows, alone, frame in waiting:
                 points_xy, visible, certainty = alone.update(frame)
                 got = future.result().result
@@ -162,10 +160,11 @@ def test_a_failing_edit_fails_its_own_stream_only():
         good, bad = batcher.open(), batcher.open()
         clip = served.to_clip(images(1)[0])
 
-        def fail(state: Any) -> Any:
-            raise StateError("broken")
+        class Broken(SlotChanges):
+            def apply(self, state: Any) -> Any:
+                raise StateError("broken")
 
-        futures = [batcher.submit(bad, clip, edit=fail), batcher.submit(good, clip)]
+        futures = [batcher.submit(bad, clip, changes=Broken(0, (), ())), batcher.submit(good, clip)]
         with pytest.raises(StateError, match="broken"):
             futures[0].result()
         assert futures[1].result().seen == 1

@@ -114,6 +114,25 @@ def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
     return fast(load_model(model, device), dtype, mode)
 
 
+def anywhere(model: str) -> str:
+    """Return the model that --model names in a way that holds in other working folders too."""
+    from trecvit.weights.load import BUNDLED
+    from trecvit.weights.zoo import ZOO
+
+    return str(Path(model).absolute()) if model not in (*BUNDLED, *ZOO) and Path(model).exists() else model
+
+
+def gpus_of_actor(device: str) -> int:
+    """Return how many GPUs a Ray actor needs for --device.
+
+    Raises:
+        ConfigError: A numbered GPU, since Ray chooses it.
+    """
+    if ":" in device:
+        raise ConfigError(f"--device: expected cpu or cuda with --ray, which chooses the GPU, got {device}")
+    return int(device == "cuda")
+
+
 def load_tracker(model: str, device: str) -> PointTracker:
     """`load_model` for point trackers."""
     from trecvit.model.tracker import PointTracker

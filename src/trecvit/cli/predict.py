@@ -7,8 +7,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,8 @@ from trecvit.cli.options import (
     SaveVideoOption,
     SourceArgument,
     WeightsArgument,
+    anywhere,
+    gpus_of_actor,
     load_fast,
     load_model,
 )
@@ -60,9 +63,9 @@ _View = Callable[[str, int | None], AbstractContextManager[_Show]]
 @app.command(rich_help_panel=USE)
 def classify(
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(help='Video files, folders of images, .npy arrays, URLs of finite videos, or "*.mp4" patterns.'),
-    ],
+    ] = None,
     model: ModelOption = "motions",
     clips: Annotated[int, typer.Option(min=1, help="Clips per video, averaged.")] = 4,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to print.")] = 5,
@@ -70,11 +73,35 @@ def classify(
     dtype: DtypeOption = "float32",
     mode: ModeOption = "eager",
     as_json: JsonOption = False,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="MANIFEST",
+            help="Instead of SOURCES: a folder of videos, a list of paths, or shards, classified on a Ray cluster.",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="With --ray: folder of the results; the same command resumes.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: processes. Default: one for each CPU or GPU.")
+    ] = None,
 ) -> None:
     """Classify whole videos; for cameras and live streams see `trecvit stream`.
 
     Each result is printed as soon as it is computed. Unreadable files are listed and make the exit code 1.
+    With --ray, results are written to a folder, and videos that have one there are not classified again.
     """
+    if corpus is not None:
+        if sources or to is None:
+            raise ConfigError(f"--ray {corpus}: expected --to FOLDER and no SOURCES, got others; see --help")
+        key = {"model": anywhere(model), "clips": clips, "top": top, "dtype": dtype, "mode": mode}
+        load = partial(load_fast, anywhere(model), device, dtype, mode)
+        _classify_on_ray(corpus, to, key, load, actors=actors, num_gpus=gpus_of_actor(device), as_json=as_json)
+        return
+    if not sources or to is not None or actors is not None:
+        raise ConfigError("expected SOURCES without --to and --actors, or --ray MANIFEST, got others; see --help")
     from trecvit.runtime.predict import class_labels
     from trecvit.runtime.predict import classify as classify_video
 
@@ -104,6 +131,50 @@ def classify(
         raise typer.Exit(1)
 
 
+def _classify_on_ray(
+    corpus: str,
+    to: Path,
+    key: dict[str, Any],
+    load: Callable[[], TRecViT],
+    *,
+    actors: int | None,
+    num_gpus: int,
+    as_json: bool,
+) -> None:
+    """Classify the videos of a manifest that have no result in a folder yet."""
+    from trecvit.data.layouts import read_unlabelled
+    from trecvit.runtime.cluster import cluster
+    from trecvit.runtime.corpus import classify_corpus, open_results
+
+    check_folder("--to", to)
+    manifest = read_unlabelled(corpus)
+    for remark in manifest.remarks():
+        notify(remark)
+    total = len(manifest.videos) + len(manifest.missing)
+    failures = 0
+    with open_results(to, key) as results, cluster():
+        done = sum(video.name in results.sources for video in manifest.videos)
+        if done:
+            notify(f"{done} of {total} videos have a result in {to}")
+        rows = classify_corpus(
+            manifest, load, results, num_clips=key["clips"], top_k=key["top"], num_actors=actors, num_gpus=num_gpus
+        )
+        with progress_bar("videos", total, hidden=as_json) as advance:
+            advance(done)
+            for number, row in enumerate(rows, start=done + 1):
+                if "error" in row:
+                    failures += 1
+                    notify(row["error"])
+                if as_json:
+                    print(json.dumps(row), flush=True)
+                advance(number, failures)
+    if not as_json:
+        print(to)
+    if failures:
+        notify(f"{failures} of {total} videos could not be read")
+        raise typer.Exit(1)
+
+
 def _expanded(source: str) -> Sequence[str | VideoError]:
     """The videos that an argument names; a pattern without a match counts as an unreadable video."""
     try:
@@ -113,11 +184,7 @@ def _expanded(source: str) -> Sequence[str | VideoError]:
 
 
 def _print_prediction(video: str, prediction: Prediction) -> None:
-    best = [
-        {"label": label, "probability": round(probability, 6)}
-        for label, probability in zip(prediction.labels, prediction.probs, strict=True)
-    ]
-    print(json.dumps({"source": video, "frames": prediction.num_video_frames, "top": best}), flush=True)
+    print(json.dumps(prediction.to_dict(video)), flush=True)
 
 
 def _prediction_table(videos: Sequence[str], labels: Sequence[str]) -> Callable[[str, Prediction], None]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trecvit.cli.app import USE, app
-from trecvit.cli.options import DeviceOption, DtypeOption, ModeOption, fast
-from trecvit.cli.terminal import download_bar
+from trecvit.cli.options import DeviceOption, DtypeOption, ModeOption, anywhere, fast, gpus_of_actor
+from trecvit.cli.terminal import download_bar, notify
 from trecvit.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
-    from trecvit.serve.batching import Served
+    from trecvit.serve.batching import ModelStreams, Served
 
 _TOKEN_VARIABLE = "TRECVIT_SERVE_TOKEN"
 
@@ -42,11 +45,15 @@ def serve(
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     mode: ModeOption = "eager",
+    on_ray: Annotated[bool, typer.Option("--ray", help="Run the models in actors of a Ray cluster.")] = False,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: actors, each with all models and a CPU or GPU. Default: 2.")
+    ] = None,
 ) -> None:
     """Serve a live page and an interface for programs: many streams, stepped together.
 
     Prints its address: open it in a browser and point a camera at something. The protocol for programs is in
-    docs/serving.md. Ctrl-C ends it.
+    docs/serving.md. Ctrl-C ends it. With --ray, streams outlive the death of an actor.
     """
     run = _server()
     from trecvit.serve.app import create_app
@@ -54,10 +61,14 @@ def serve(
     from trecvit.serve.sessions import Limits
 
     access = Access(host, _token(token_file), hosts or (), origins or ())
-    served = _load(models or ["motions", "points"], max_points, device, dtype, mode)
+    if actors is not None and not on_ray:
+        raise ConfigError("--actors: expected it with --ray, got it alone; add --ray")
+    names = [anywhere(name) for name in models or ["motions", "points"]]
+    load = partial(_load, names, max_points, device, dtype, mode)
     limits = Limits(max_sessions=max_sessions)
-    with run.bind(host, port) as listener:
-        application = create_app(served, access, limits, folder=folder)
+    loading = _in_actors(load, actors or 2, gpus_of_actor(device)) if on_ray else nullcontext(load())
+    with run.bind(host, port) as listener, loading as loaded:
+        application = create_app(loaded, access, limits, folder=folder)
         print(run.address_of(listener), flush=True)
         run.serve(application, listener, limits)
 
@@ -70,6 +81,17 @@ def _server() -> Any:
             raise
         raise MissingPackageError(exc.name, needed_for="trecvit serve", extra="serve") from exc
     return run
+
+
+@contextmanager
+def _in_actors(
+    load: Callable[[], Sequence[Served[Any, Any]]], count: int, num_gpus: int
+) -> Iterator[Sequence[ModelStreams]]:
+    from trecvit.runtime.cluster import cluster
+    from trecvit.serve.actors import Actors
+
+    with cluster(), Actors(load, count, num_gpus=num_gpus, report=notify) as actors:
+        yield actors.models
 
 
 def _token(path: Path | None) -> str | None:

@@ -62,7 +62,8 @@ class DataSource:
             folder of them, one file, or a pattern such as "train-{000..099}.tar", also as a URL.
         videos: Folder of the videos, for the formats with a list; the list's own folder by default.
         format: One of "kinetics", "something", "list", "hmdb51" (also JHMDB), "ucf101", "folders", "shards",
-            "unlabelled"; detected from `path` by default. "unlabelled" takes all videos in a folder, at any depth.
+            "unlabelled"; detected from `path` by default. "unlabelled" takes all videos in a folder, at any depth, or a
+            list of paths.
         labels: "kinetics400", "something_something_v2", or a file of class names: lines in index order, or
             Something-Something's JSON. By default those of the data set.
         split: Number of an official split of HMDB51, JHMDB or UCF101: 1, 2 or 3.
@@ -224,7 +225,12 @@ def read_something(
 
 
 def read_list(
-    path: str | Path, videos: str | Path, *, labels: Sequence[str] | None = None, unknown: Unknown | None = None
+    path: str | Path,
+    videos: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    unknown: Unknown | None = None,
+    is_labelled: bool = True,
 ) -> Manifest:
     """Read a text file with a path and a class index per line, as for SlowFast, VideoMAE and V-JEPA.
 
@@ -236,13 +242,14 @@ def read_list(
         videos: Folder that relative paths start from.
         labels: Class names in index order; by default those of `labels.txt` in the list's folder.
         unknown: See `read_manifest`.
+        is_labelled: Whether each line has a class index; else it may be absent.
     """
     path, videos = Path(path), Path(videos)
     if labels is None and (default := path.parent / "labels.txt").is_file() and default != path:
         labels = read_labels(default)
     listed: list[Video] = []
     missing: list[str] = []
-    for line, name, label in read_path_list(path):
+    for line, name, label in read_path_list(path, is_labelled=is_labelled):
         if labels is not None and not _in_range(labels, label, f"{path}, line {line}", name, unknown):
             continue
         file = videos / name
@@ -278,11 +285,18 @@ def read_folders(
     return _as_classes(list_videos(folder), labels, unknown)
 
 
-def read_unlabelled(folder: str | Path) -> Manifest:
-    """Read all videos in a folder, at any depth but not in hidden folders, without classes."""
-    if not Path(folder).is_dir():
-        raise DataError(f"{folder}: expected a folder of videos; check the path")
-    return _without_classes(list_videos(folder))
+def read_unlabelled(path: str | Path) -> Manifest:
+    """Read videos without classes: all in a folder, at any depth but not in hidden folders, or of a list or shards.
+
+    The lines of a list may have no class index.
+    """
+    if Path(path).is_dir():
+        listing = list_videos(path)
+        if listing.videos or not shard_paths(str(path)):
+            return _without_classes(listing)
+    elif _detected_format(str(path)) == "list":
+        return read_list(path, _default_videos(Path(path)), is_labelled=False).unlabelled()
+    return read_manifest(path).unlabelled()
 
 
 def read_shards(

@@ -14,13 +14,17 @@ from trecvit.files import write_text
 _QUOTED = re.compile(r'[ \t]*"([^"]*(?:""[^"]*)*)"[ \t]*[\t ,][ \t]*(-1|[0-9]+)[ \t]*(?:\r\n|\n|\r|\Z)')
 
 
-def read_path_list(path: Path) -> Iterator[tuple[int, str, int]]:
+def read_path_list(path: Path, *, is_labelled: bool = True) -> Iterator[tuple[int, str, int]]:
     """Read a list and yield line number, path and class index of each entry.
+
+    Args:
+        path: The list.
+        is_labelled: Whether each line has a class index; else it may be absent, and is -1 then.
 
     Raises:
         DataError: The file is not text, or a line is not a path and an index.
     """
-    return _entries(read_text(path, "a list as text", errors="surrogateescape"), str(path))
+    return _entries(read_text(path, "a list as text", errors="surrogateescape"), str(path), is_labelled)
 
 
 def write_list(path: Path, entries: Iterable[tuple[str, int]]) -> None:
@@ -31,7 +35,7 @@ def write_list(path: Path, entries: Iterable[tuple[str, int]]) -> None:
     write_text(path, "".join(_as_entry(name, label) for name, label in entries))
 
 
-def _entries(text: str, source: str) -> Iterator[tuple[int, str, int]]:
+def _entries(text: str, source: str, is_labelled: bool = True) -> Iterator[tuple[int, str, int]]:
     """Yield line number, path and class index of each entry."""
     place = 0
     line = 1
@@ -44,19 +48,24 @@ def _entries(text: str, source: str) -> Iterator[tuple[int, str, int]]:
             assert stop is not None, "\\Z always matches"
             content, end = text[place : stop.start()], stop.end()
             if content.strip():
-                yield line, *_path_and_label(content, f"{source}, line {line}")
+                yield line, *_path_and_label(content, f"{source}, line {line}", is_labelled)
         line += len(split_lines(text[place:end]))
         place = end
 
 
-def _path_and_label(text: str, where: str) -> tuple[str, int]:
+def _path_and_label(text: str, where: str, is_labelled: bool) -> tuple[str, int]:
     for separator in ("\t", " ", ","):
         name, matched, label = text.rstrip().rpartition(separator)
         if matched and re.fullmatch(r"-1|[0-9]+", label.strip()):
-            name = name.strip().rstrip(",")
-            return name[1:-1] if len(name) > 1 and name[0] == name[-1] == '"' else name, int(label)
+            return _without_quotes(name.strip().rstrip(",")), int(label)
+    if not is_labelled and is_text(text):
+        return _without_quotes(text.strip()), -1
     expected = "a path and a class index" if is_text(text) else "a list as text in UTF-8"
     raise DataError(f"{where}: expected {expected}, got {text[:200]!r}")
+
+
+def _without_quotes(name: str) -> str:
+    return name[1:-1] if len(name) > 1 and name[0] == name[-1] == '"' else name
 
 
 def _as_entry(name: str, label: int) -> str:

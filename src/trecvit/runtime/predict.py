@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,14 @@ class Prediction:
     labels: tuple[str, ...]
     probs: tuple[float, ...]
     num_video_frames: int
+
+    def to_dict(self, source: str) -> dict[str, Any]:
+        """Return plain JSON values, under a name of the video."""
+        best = [
+            {"label": label, "probability": round(probability, 6)}
+            for label, probability in zip(self.labels, self.probs, strict=True)
+        ]
+        return {"source": source, "frames": self.num_video_frames, "top": best}
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
-from trecvit.serve.batching import Batcher, Served
+from trecvit.serve.batching import Batcher, ModelStreams, Served
 from trecvit.serve.connection import Connection
 from trecvit.serve.guard import STATUS, Access, Guard, refuse
 from trecvit.serve.metrics import Metrics
@@ -50,7 +50,7 @@ class Parts:
         limits: Limits.
     """
 
-    batchers: Mapping[str, Batcher]
+    batchers: Mapping[str, ModelStreams]
     sessions: Sessions
     decoders: ThreadPoolExecutor
     metrics: Metrics
@@ -58,12 +58,16 @@ class Parts:
 
 
 def create_app(
-    models: Sequence[Served[Any, Any]], access: Access, limits: Limits | None = None, *, folder: Path | None = None
+    models: Sequence[Served[Any, Any] | ModelStreams],
+    access: Access,
+    limits: Limits | None = None,
+    *,
+    folder: Path | None = None,
 ) -> ASGIApp:
     """Create the application of a server.
 
     Args:
-        models: At least one, each with a name of its own.
+        models: At least one, each with a name of its own; those that are no `ModelStreams` yet get a batcher here.
         access: Who may use it.
         limits: By default those of `Limits`.
         folder: Where sessions are saved, so that another process can resume them.
@@ -85,7 +89,11 @@ def create_app(
 
         return observe
 
-    batchers = {served.name: Batcher(served, observe=observer(served.name)) for served in models}
+    batchers: dict[str, ModelStreams] = {}
+    for model in models:
+        batcher = model if isinstance(model, ModelStreams) else Batcher(model)
+        batcher.observe = observer(batcher.served.name)
+        batchers[batcher.served.name] = batcher
     sessions = Sessions(batchers, limits, saved, evicted=metrics.evicted.inc, failed=metrics.unexpected)
     decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decoder")
     metrics.gauge("trecvit_sessions", "Sessions in memory.", lambda: len(sessions))
@@ -170,7 +178,7 @@ def _models(parts: Parts) -> Callable[[Request], Any]:
     return models
 
 
-def _model(batcher: Batcher) -> dict[str, Any]:
+def _model(batcher: ModelStreams) -> dict[str, Any]:
     served = batcher.served
     return {
         "name": served.name,

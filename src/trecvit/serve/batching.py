@@ -16,11 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trecvit.config import Preprocessing
 from trecvit.errors import StateError
 from trecvit.model.state import State, StreamState
 from trecvit.model.tracker import PointTracker, TrackerState
 from trecvit.model.trecvit import TRecViT
-from trecvit.runtime.live import LivePoints, PointSlots
+from trecvit.runtime.live import LivePoints, PointSlots, SlotChanges
 from trecvit.runtime.predict import class_labels
 from trecvit.video.frames import Image
 from trecvit.video.transforms import to_clip, to_whole_clip
@@ -34,32 +35,41 @@ _ACTIVE_S = 1.0  # streams that sent a frame within this time are waited for
 _State = TypeVar("_State", bound=StreamState)
 _Result = TypeVar("_Result")
 _Returned = TypeVar("_Returned")
-Edit = Callable[[Any], Any]
-"""A change of one stream's state before its next frame."""
 
 
-class Served(ABC, Generic[_State, _Result]):
-    """A model as a batcher uses it.
+@dataclass(eq=False)
+class Interface:
+    """What the server has to know of a model to accept frames for it, wherever the model is.
 
     Attributes:
         name: Name that clients use.
         labels: Names of the classes; empty for a tracker.
         max_points: Points per stream; 0 for a classifier.
-        image_size: Height and width of the frames given to the model.
+        preprocessing: Size of the frames given to the model, and the clips that it was trained on.
     """
 
     name: str
     labels: tuple[str, ...]
     max_points: int
-    image_size: tuple[int, int]
+    preprocessing: Preprocessing
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the frames given to the model."""
+        return self.preprocessing.image_size
+
+    def to_clip(self, image: Image) -> Tensor:
+        """Convert a frame `[H, W, 3]` to the model's input `[1, 3, h, w]`: all of it for a tracker, else the centre."""
+        convert = to_whole_clip if self.max_points else to_clip
+        return convert(image[None], self.image_size)
+
+
+class Served(Interface, ABC, Generic[_State, _Result]):
+    """A model as a batcher uses it."""
 
     @abstractmethod
     def init_state(self) -> _State:
         """Return the state of one new stream."""
-
-    @abstractmethod
-    def to_clip(self, image: Image) -> Tensor:
-        """Convert a frame `[H, W, 3]` to the model's input `[1, 3, h, w]`."""
 
     @abstractmethod
     def step(self, clips: Tensor, state: _State) -> tuple[Sequence[_Result], _State]:
@@ -69,20 +79,13 @@ class Served(ABC, Generic[_State, _Result]):
 class ServedClassifier(Served[State, npt.NDArray[np.float32]]):
     """A classifier; results are probabilities `[V]` given all frames of the stream."""
 
-    max_points = 0
-
     def __init__(self, name: str, model: TRecViT) -> None:
-        self.name, self.labels = name, class_labels(model)
+        super().__init__(name, class_labels(model), 0, model.preprocessing)
         self.model = model
-        self.image_size = model.preprocessing.image_size
 
     def init_state(self) -> State:
         """See `Served`."""
         return self.model.init_state(1)
-
-    def to_clip(self, image: Image) -> Tensor:
-        """Resize to cover the model's size and crop the centre."""
-        return to_clip(image[None], self.image_size)
 
     def step(self, clips: Tensor, state: State) -> tuple[Sequence[npt.NDArray[np.float32]], State]:
         """See `Served`."""
@@ -94,20 +97,13 @@ class ServedClassifier(Served[State, npt.NDArray[np.float32]]):
 class ServedTracker(Served[TrackerState, LivePoints]):
     """A tracker; results are all slots `[max_points + 1]`, positions as fractions of the frame's width and height."""
 
-    labels = ()
-
     def __init__(self, name: str, tracker: PointTracker, max_points: int) -> None:
-        self.name, self.max_points = name, max_points
+        super().__init__(name, (), max_points, tracker.preprocessing)
         self.model = tracker
-        self.image_size = tracker.preprocessing.image_size
 
     def init_state(self) -> TrackerState:
         """See `Served`; all slots are empty."""
         return PointSlots(self.max_points).init_state(self.model, self.image_size)
-
-    def to_clip(self, image: Image) -> Tensor:
-        """Resize the whole frame to the model's size."""
-        return to_whole_clip(image[None], self.image_size)
 
     def step(self, clips: Tensor, state: TrackerState) -> tuple[Sequence[LivePoints], TrackerState]:
         """See `Served`."""
@@ -143,7 +139,8 @@ class Answer(Generic[_Result]):
 class _Work:
     key: int
     clip: Tensor
-    edit: Edit | None
+    restarts: bool
+    changes: SlotChanges | None
     keep: bool
     submitted_s: float = field(default_factory=time.perf_counter)
     future: Future[Answer[Any]] = field(default_factory=Future)
@@ -208,28 +205,80 @@ class JointStates:
         self._rows = keys
 
 
-class Batcher:
+class ModelStreams(ABC):
+    """All streams of one model. Frames of one stream are processed in the order of `submit`.
+
+    Attributes:
+        served: What to know of the model.
+        state_bytes: Size of a stream's state.
+        observe: Called with the size of each batch and its time in seconds, in any thread.
+    """
+
+    served: Interface
+    state_bytes: int
+    observe: Callable[[int, float], None] = staticmethod(lambda size, seconds: None)
+
+    @property
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """Whether frames are processed."""
+
+    @abstractmethod
+    def init_state(self) -> StreamState:
+        """Return the state of one new stream."""
+
+    @abstractmethod
+    def open(self, state: StreamState | None = None) -> int:
+        """Add a stream, new or with a state; return its key."""
+
+    @abstractmethod
+    def submit(
+        self,
+        key: int,
+        clip: Tensor,
+        *,
+        restarts: bool = False,
+        changes: SlotChanges | None = None,
+        keep: bool = False,
+    ) -> Future[Answer[Any]]:
+        """Add the next frame of a stream.
+
+        Args:
+            key: The stream.
+            clip: Of `Interface.to_clip`.
+            restarts: Whether the stream begins anew with this frame.
+            changes: Changes of a tracker's slots before this frame, and after the restart.
+            keep: Whether the answer holds the stream's state.
+        """
+
+    @abstractmethod
+    def state(self, key: int) -> Future[StreamState]:
+        """Return a stream's state after the frames that have been processed."""
+
+    @abstractmethod
+    def drop(self, key: int) -> None:
+        """Remove a stream; its waiting frames are cancelled."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End after the current batch; waiting frames are cancelled."""
+
+
+class Batcher(ModelStreams):
     """A thread that steps the ready streams of one model together.
 
-    Frames of one stream are processed in the order of `submit`. A batch holds at most one frame of each stream; it
-    starts when all active streams have a frame, or `WAIT_S` after the first of its frames was submitted.
+    A batch holds at most one frame of each stream; it starts when all active streams have a frame, or `WAIT_S` after
+    the first of its frames was submitted.
 
     Args:
         served: The model.
         max_batch: Largest batch.
-        observe: Called with the size of each batch and its time in seconds.
     """
 
-    def __init__(
-        self,
-        served: Served[Any, Any],
-        *,
-        max_batch: int = MAX_BATCH,
-        observe: Callable[[int, float], None] = lambda size, seconds: None,
-    ) -> None:
-        self.served = served
+    def __init__(self, served: Served[Any, Any], *, max_batch: int = MAX_BATCH) -> None:
+        self.served: Served[Any, Any] = served
         self.state_bytes = served.init_state().nbytes
-        self._max_batch, self._observe = max_batch, observe
+        self._max_batch = max_batch
         self._states = JointStates()
         self._condition = threading.Condition()
         self._pending: dict[int, deque[_Work]] = {}
@@ -246,24 +295,30 @@ class Batcher:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    def init_state(self) -> StreamState:
+        """See `ModelStreams`."""
+        state: StreamState = self.served.init_state()
+        return state
+
     def open(self, state: StreamState | None = None) -> int:
-        """Add a stream, new or with a state; return its key."""
+        """See `ModelStreams`."""
         state = self.served.init_state() if state is None else state
         with self._condition:
             key, self._next_key = self._next_key, self._next_key + 1
         self._call(lambda: self._states.put(key, state))
         return key
 
-    def submit(self, key: int, clip: Tensor, *, edit: Edit | None = None, keep: bool = False) -> Future[Answer[Any]]:
-        """Add the next frame of a stream.
-
-        Args:
-            key: The stream.
-            clip: Of `Served.to_clip`.
-            edit: Change of the stream's state before this frame.
-            keep: Whether the answer holds the stream's state.
-        """
-        work = _Work(key, clip, edit, keep)
+    def submit(
+        self,
+        key: int,
+        clip: Tensor,
+        *,
+        restarts: bool = False,
+        changes: SlotChanges | None = None,
+        keep: bool = False,
+    ) -> Future[Answer[Any]]:
+        """See `ModelStreams`."""
+        work = _Work(key, clip, restarts, changes, keep)
         with self._condition:
             if self._is_closed:
                 raise StateError("expected an open batcher, got one that was closed")
@@ -274,11 +329,11 @@ class Batcher:
         return work.future
 
     def state(self, key: int) -> Future[StreamState]:
-        """Return a stream's state after the frames that have been processed."""
+        """See `ModelStreams`."""
         return self._call(lambda: self._states.get(key))
 
     def drop(self, key: int) -> None:
-        """Remove a stream; its waiting frames are cancelled."""
+        """See `ModelStreams`."""
         with self._condition:
             for work in self._pending.pop(key, ()):
                 work.future.cancel()
@@ -286,7 +341,7 @@ class Batcher:
         self._call(lambda: self._states.drop(key))
 
     def close(self) -> None:
-        """End the thread after the current batch; waiting frames are cancelled."""
+        """See `ModelStreams`."""
         with self._condition:
             self._is_closed = True
             self._condition.notify()
@@ -348,10 +403,7 @@ class Batcher:
         works = [work for work in works if work.future.set_running_or_notify_cancel()]
         for work in list(works):
             try:
-                if work.edit is not None:
-                    self._states.put(work.key, work.edit(self._states.get(work.key)))
-                else:
-                    self._states.get(work.key)
+                self._edit(work)
             except Exception as error:
                 works.remove(work)
                 work.future.set_exception(error)
@@ -373,7 +425,16 @@ class Batcher:
             kept = self._states.get(key) if by_key[key].keep else None
             answer = Answer(results[row], seen[row], started_s, seconds * 1000, len(order), kept)
             by_key[key].future.set_result(answer)
-        self._observe(len(order), seconds)
+        self.observe(len(order), seconds)
+
+    def _edit(self, work: _Work) -> None:
+        """Change a stream's state before its frame. Raises StateError if there is no such stream."""
+        before = self._states.get(work.key)
+        state: Any = self.served.init_state() if work.restarts else before
+        if work.changes is not None:
+            state = work.changes.apply(state)
+        if state is not before:
+            self._states.put(work.key, state)
 
 
 def _resolve(future: Future[_Returned], function: Callable[[], _Returned]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trecvit.errors import InputError
 from trecvit.runtime.live import LivePoints, SlotChanges, check_inside
-from trecvit.serve.batching import Answer, Edit, Served
+from trecvit.serve.batching import Answer, Interface
 from trecvit.serve.frames import decode_frame
 from trecvit.serve.protocol import (
     Ack,
@@ -237,12 +237,12 @@ class Connection:
             waiting = self._waiting.popleft()
             clip = await loop.run_in_executor(self._decoders, _decode, served, waiting)
             # From here to the append there is no await: a frame whose requests were applied is always in flight.
-            edit, failures = _edit(session, waiting)
+            restarts, changes, failures = _edit(session, waiting)
             due = self._sessions.folder is not None and time.monotonic() - session.saved_s > self._limits.save_every_s
             record = session.record() if due else None
             if due:
                 session.saved_s = time.monotonic()
-            future = session.batcher.submit(session.key, clip, edit=edit, keep=due)
+            future = session.batcher.submit(session.key, clip, restarts=restarts, changes=changes, keep=due)
             ids, rows = (session.slots.ids, session.slots.rows) if session.slots else ((), [])
             self._flights.append(_InFlight(waiting, future, ids, rows, record))
             self._changed.set()
@@ -333,8 +333,8 @@ class Connection:
                 await self._socket.close(code, reason)
 
 
-def _edit(session: Session, waiting: _Waiting) -> tuple[Edit | None, list[Failure]]:
-    """Apply the requests before a frame to the session's points; return the change of its state, and errors."""
+def _edit(session: Session, waiting: _Waiting) -> tuple[bool, SlotChanges | None, list[Failure]]:
+    """Apply the requests before a frame to the session's points; return whether it restarts, changes, and errors."""
     size = waiting.header.height, waiting.header.width
     restarts = False
     failures: list[Failure] = []
@@ -346,17 +346,12 @@ def _edit(session: Session, waiting: _Waiting) -> tuple[Edit | None, list[Failur
         elif (failure := _apply(session, request, size)) is not None:
             failures.append(failure)
     if session.slots is None:
-        return (_restart(session, None) if restarts else None), failures
+        return restarts, None, failures
     changes = session.slots.changes(size)
     session.slots.settle()
     if restarts:  # a new state has no point to free
-        return _restart(session, changes._replace(freed=())), failures
-    return (changes.apply if changes.freed or changes.placed else None), failures
-
-
-def _restart(session: Session, changes: SlotChanges | None) -> Edit:
-    init_state = session.batcher.served.init_state
-    return lambda _: init_state() if changes is None else changes.apply(init_state())
+        changes = changes._replace(freed=())
+    return restarts, changes if changes.freed or changes.placed else None, failures
 
 
 def _remove(session: Session, point_id: int) -> None:
@@ -386,7 +381,7 @@ class Allowance:
         return True
 
 
-def _decode(served: Served[Any, Any], waiting: _Waiting) -> Tensor:
+def _decode(served: Interface, waiting: _Waiting) -> Tensor:
     return served.to_clip(decode_frame(waiting.header, waiting.payload))
 
 

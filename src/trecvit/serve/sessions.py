@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trecvit.errors import StateError, TRecViTError
 from trecvit.model.state import StreamState
 from trecvit.runtime.live import PointSlots
-from trecvit.serve.batching import Batcher
+from trecvit.serve.batching import ModelStreams
 from trecvit.serve.protocol import ProtocolError
 from trecvit.serve.saved import SessionFolder, SessionRecord
 
@@ -67,7 +67,7 @@ class Session:
     Attributes:
         id: Public id, derived from the token.
         token_hash: SHA-256 of the token, in hexadecimal digits.
-        batcher: Batcher of its model.
+        batcher: ModelStreams of its model.
         key: Its stream there.
         slots: Points of a tracker's session.
         refs: The client's names of the points, by id.
@@ -80,7 +80,7 @@ class Session:
         saved_s: Time of the last save while it has a socket.
     """
 
-    def __init__(self, session_id: str, token_hash: str, batcher: Batcher, key: int) -> None:
+    def __init__(self, session_id: str, token_hash: str, batcher: ModelStreams, key: int) -> None:
         self.id, self.token_hash = session_id, token_hash
         self.batcher, self.key = batcher, key
         max_points = batcher.served.max_points
@@ -140,7 +140,7 @@ class Sessions:
 
     def __init__(
         self,
-        batchers: Mapping[str, Batcher],
+        batchers: Mapping[str, ModelStreams],
         limits: Limits,
         folder: SessionFolder | None = None,
         *,
@@ -250,7 +250,7 @@ class Sessions:
         if self.folder is not None:
             self.folder.close()
 
-    def _batcher(self, model: str) -> Batcher:
+    def _batcher(self, model: str) -> ModelStreams:
         if model not in self.batchers:
             raise ProtocolError("model", f"one of {', '.join(self.batchers)}", repr(model))
         return self.batchers[model]
@@ -278,7 +278,7 @@ class Sessions:
         record, state = loaded
         batcher = self._batcher(record.model)
         try:
-            type(state).cat([batcher.served.init_state(), state])
+            type(state).cat([batcher.init_state(), state])
         except StateError as exc:
             raise ProtocolError("resume", f"a state of {record.model} as it is now", "one of another version") from exc
         self._make_room(batcher.state_bytes)
@@ -288,7 +288,7 @@ class Sessions:
         return session
 
     def _state_class(self, model: str) -> type[StreamState]:
-        return type(self._batcher(model).served.init_state())
+        return type(self._batcher(model).init_state())
 
     def _evict(self, session: Session) -> None:
         self._forget(session)

@@ -24,7 +24,7 @@ from trecvit.errors import VideoError
 from trecvit.runtime.follow import Queries, grid_queries
 from trecvit.runtime.live import PointSlots, check_inside
 from trecvit.runtime.predict import read_clips
-from trecvit.serve.batching import Batcher, ServedClassifier
+from trecvit.serve.batching import ModelStreams
 from trecvit.serve.metrics import Metrics
 from trecvit.serve.protocol import ProtocolError
 from trecvit.serve.sessions import Limits
@@ -44,7 +44,7 @@ class Uploads:
         metrics: Counters.
     """
 
-    def __init__(self, batchers: Mapping[str, Batcher], limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, batchers: Mapping[str, ModelStreams], limits: Limits, metrics: Metrics) -> None:
         self._batchers, self._limits, self._metrics = batchers, limits, metrics
         self._running = 0
 
@@ -55,9 +55,7 @@ class Uploads:
         async with AsyncExitStack() as stack:
             file = await stack.enter_async_context(self._upload(request, "classify"))
             served = batcher.served
-            assert isinstance(served, ServedClassifier), "the only models without points"
-            plan = served.model.preprocessing
-            frames, num_frames = await file.call(lambda video: read_clips(video, plan, clips))
+            frames, num_frames = await file.call(lambda video: read_clips(video, served.preprocessing, clips))
             each = await asyncio.gather(*(_last(batcher, clip) for clip in frames))
             probs = np.mean(each, axis=0)
             order = np.argsort(-probs, kind="stable")[:top]
@@ -87,7 +85,9 @@ class Uploads:
                 _check_point(float(x), float(y), info)
             return _Lines(self._lines(batcher, file, queries), stack.pop_all(), self._limits.idle_s)
 
-    async def _lines(self, batcher: Batcher, file: _File, queries: Queries) -> AsyncGenerator[dict[str, Any], None]:
+    async def _lines(
+        self, batcher: ModelStreams, file: _File, queries: Queries
+    ) -> AsyncGenerator[dict[str, Any], None]:
         served, slots, number = batcher.served, PointSlots(batcher.served.max_points), 0
         query_of: dict[int, int] = {}
         key = batcher.open()
@@ -101,9 +101,9 @@ class Uploads:
                 for index, (t, y, x) in enumerate(queries):
                     if t == number:
                         query_of[slots.add(float(x), float(y))] = index
-                edit = slots.changes((height, width)).apply
+                changes = slots.changes((height, width))
                 slots.settle()
-                answer = await asyncio.wrap_future(batcher.submit(key, clip, edit=edit))
+                answer = await asyncio.wrap_future(batcher.submit(key, clip, changes=changes))
                 rows = slots.rows
                 points_xy = answer.result.points_xy[rows] * np.array([width, height], np.float32)
                 points = zip(
@@ -130,7 +130,7 @@ class Uploads:
         finally:
             batcher.drop(key)
 
-    def _batcher(self, request: Request, *, tracks: bool) -> Batcher:
+    def _batcher(self, request: Request, *, tracks: bool) -> ModelStreams:
         fitting = [name for name, batcher in self._batchers.items() if bool(batcher.served.max_points) == tracks]
         name = request.query_params.get("model", fitting[0] if fitting else "")
         if name not in fitting:
@@ -259,7 +259,7 @@ async def _until_left(receive: Receive) -> None:
         pass
 
 
-async def _last(batcher: Batcher, clip: Tensor) -> Any:
+async def _last(batcher: ModelStreams, clip: Tensor) -> Any:
     """Return the probabilities after the last frame of a clip `[T, 3, h, w]`, as a stream of its own."""
     key = batcher.open()
     try:
