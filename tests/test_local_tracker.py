@@ -198,6 +198,18 @@ def test_one_candidate_that_is_far_off_moves_nothing():
     assert 1.0 < _chosen(choice, offsets)[0, 0, 0] < 1.2
 
 
+def test_it_can_rely_on_the_flow_more():
+    tracker, video = tiny_local_tracker().train(), smooth_video(1)
+    before = tracker(video, QUERIES)
+    tracker.rely_on_flow(2.0)
+    after = tracker(video, QUERIES)
+    assert before.local is not None
+    assert after.local is not None
+    raised = (after.local.choice_logits - before.local.choice_logits)[:, 0, 0]
+    flow_to_the_query = torch.nn.functional.one_hot(torch.tensor(4), raised.shape[-1])
+    torch.testing.assert_close(raised, 2.0 * flow_to_the_query.expand_as(raised).float())
+
+
 def test_points_move_with_others_that_are_near_and_seen():
     tracker = tiny_local_tracker()
     token = torch.zeros(1, 4, tracker.config.blocks.width)

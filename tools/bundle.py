@@ -26,6 +26,7 @@ def bundle(
     *,
     int8_step: float = 0.0,
     nothing_logit: float | None = None,
+    rely_on_flow: float = 0.0,
     root: Path = Path(),
 ) -> Path:
     """Copy a run's weights and records into a checkout; return the folder of weights.
@@ -38,6 +39,7 @@ def bundle(
         int8_step: See `Pretrained.save`; 0 for float16.
         nothing_logit: Constant that replaces the logit of the last class, "nothing of these": it is the answer where no
             other class has more (maximum logit, arXiv:1911.11132). None: the trained one stays.
+        rely_on_flow: See `LocalTracker.rely_on_flow`.
         root: The checkout.
     """
     model: Any = trecvit.load(run / which).to(torch.float16)
@@ -48,6 +50,9 @@ def bundle(
             classifier.weight[-1] = 0.0
             classifier.bias[-1] = nothing_logit
         model.provenance["nothing"] = f"{model.labels[-1]}: constant logit {nothing_logit:g}"
+    if rely_on_flow:
+        model.rely_on_flow(rely_on_flow)
+        model.provenance["choice"] = f"relies on flow by {rely_on_flow:g}, chosen on validation clips"
     folder = model.save(root / "src/trecvit/weights" / name, int8_step=int8_step)
     records = root / "benchmarks/training"
     for file in ("metrics.jsonl", "run.json"):
@@ -71,10 +76,12 @@ def main() -> None:
     parser.add_argument("which", nargs="?", default="model", choices=("model", "best"), help="final or best weights")
     parser.add_argument("--int8-step", type=float, default=0.0, help="store matrices in 8 bits, see Pretrained.save")
     parser.add_argument("--nothing-logit", type=float, help='constant logit of the last class, "nothing of these"')
+    parser.add_argument("--rely-on-flow", type=float, default=0.0, help="of a LocalTracker, see its rely_on_flow")
     args = parser.parse_args()
     options = {
         "int8_step": args.int8_step,
         "nothing_logit": args.nothing_logit,
+        "rely_on_flow": args.rely_on_flow,
     }
     print(bundle(args.name, args.recipe, args.run, args.which, **options))
 

@@ -165,6 +165,7 @@ _MOTION_WIDTH = 6
 # Those of the levels, of the flow from the last frame, of the flow on from there to the query's patch, the last place,
 # the velocity's, the whole frame's, and the others' motion.
 _NUM_CANDIDATES = len(STRIDES_PX) + 6
+_ANCHORED = len(STRIDES_PX) + 1  # the candidate of the flow to the query's patch
 _ANCHOR_SIZES = 2  # of pixels, from the finest, in which the query's patch is followed
 
 
@@ -224,6 +225,18 @@ class LocalTracker(PointTracker):
         # The patch of the last frame was elsewhere.
         there = torch.cat([query, points_xy, torch.zeros_like(points_xy), seen], dim=-1).to(rest)
         return state.replace(points=torch.cat([templates, query, torch.where(chosen[..., None], there, rest)], dim=-1))
+
+    @torch.no_grad()
+    def rely_on_flow(self, by: float) -> None:
+        """Raise the score of the flow on to the query's patch.
+
+        Scenes for training are harder to follow by flow than most footage, so that a tracker learns to rely on it too
+        little.
+
+        Args:
+            by: Logarithm of the factor on its odds; chosen on validation clips.
+        """
+        self.out_of_token.bias[_ANCHORED] += by
 
     def last_places(self, state: LocalState) -> Float[Tensor, "B Q 2"]:
         """Places of the points in the last frame, in pixels."""
