@@ -24,7 +24,7 @@ from trecvit.model.local_matching import (
     window_around,
     window_offsets,
 )
-from trecvit.model.local_tracker import LocalState, LocalTracker, LocalTrackerConfig
+from trecvit.model.local_tracker import LocalState, LocalTracker, LocalTrackerConfig, _agreement, _chosen
 from trecvit.model.tracker import TrackerOutput
 from trecvit.runtime.describe import describe
 from trecvit.runtime.live import LiveTracker
@@ -174,6 +174,55 @@ def assert_it_is_the_same_when_optimized(mode: str) -> None:
         torch.testing.assert_close(out.points_xy[:, :, 0], expected.points_xy[:, :, t], rtol=1e-3, atol=1e-3)
 
 
+# ---- choice ---------------------------------------------------------------------------------------------------------
+
+
+def test_candidates_are_weighed_beside_those_that_agree():
+    torch.manual_seed(0)
+    offsets, choice = 3 * torch.randn(2, 5, 7, 2), torch.randn(2, 5, 7)
+    got = _agreement(choice, offsets)
+    for row, point in np.ndindex(2, 5):
+        shares = choice[row, point].softmax(dim=-1)
+        near = [
+            [math.exp(-0.5 * float((a - b).square().sum())) for b in offsets[row, point]] for a in offsets[row, point]
+        ]
+        support = [sum(n * float(p) for n, p in zip(line, shares, strict=True)) for line in near]
+        line = near[support.index(max(support))]
+        expected = torch.tensor([n * float(p) for n, p in zip(line, shares, strict=True)])
+        torch.testing.assert_close(got[row, point], expected / expected.sum())
+
+
+def test_one_candidate_that_is_far_off_moves_nothing():
+    offsets = torch.tensor([[[[1.0, 0.0], [1.2, 0.0], [40.0, 0.0]]]])
+    choice = torch.tensor([[[0.0, 0.0, 0.5]]])  # the likeliest by itself, but the others agree
+    assert 1.0 < _chosen(choice, offsets)[0, 0, 0] < 1.2
+
+
+def test_it_can_rely_on_the_flow_more():
+    tracker, video = tiny_local_tracker().train(), smooth_video(1)
+    before = tracker(video, QUERIES)
+    tracker.rely_on_flow(2.0)
+    after = tracker(video, QUERIES)
+    assert before.local is not None
+    assert after.local is not None
+    raised = (after.local.choice_logits - before.local.choice_logits)[:, 0, 0]
+    flow_to_the_query = torch.nn.functional.one_hot(torch.tensor(4), raised.shape[-1])
+    torch.testing.assert_close(raised, 2.0 * flow_to_the_query.expand_as(raised).float())
+
+
+def test_points_move_with_others_that_are_near_and_seen():
+    tracker = tiny_local_tracker()
+    token = torch.zeros(1, 4, tracker.config.blocks.width)
+    last = torch.tensor([[[10.0, 10.0], [12.0, 10.0], [10.0, 300.0], [10.0, 11.0]]])
+    moved = torch.tensor([[[9.0, 9.0], [1.0, 2.0], [5.0, 5.0], [7.0, 7.0]]])
+    seen = torch.tensor([[[-9.0, -9.0], [5.0, 5.0], [5.0, 5.0], [5.0, 5.0]]])
+    started = torch.tensor([[True, True, True, False]])
+    others = tracker._with_others(token, moved, last, seen, started)
+    torch.testing.assert_close(others[0, 0], moved[0, 1], atol=0.1, rtol=0)  # neither the far one nor the empty slot
+    alone = torch.tensor([[True, False, False, False]])
+    torch.testing.assert_close(tracker._with_others(token, moved, last, seen, alone)[0, 0], moved[0, 0])
+
+
 # ---- correlation ----------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +308,19 @@ def test_the_loss_ignores_what_is_not_counted():
     assert local_track_loss(out, target_xy=moved, **arguments).total == expected.total
     moved[:, :2] += 7
     assert local_track_loss(out, target_xy=moved, **arguments).total > expected.total
+
+
+def test_visibility_is_not_learned_from_points_that_are_lost():
+    tracker, video, queries, tracks = trainable()
+    out = tracker(video, queries)
+    every = torch.ones(2, 4, 4, dtype=torch.bool)
+    lost = tracks.clone()
+    lost[:, 1:] += 40
+    arguments = {"visible": every, "counted": every, "after": every, "image_size": (32, 32)}
+    hidden = out._replace(visible_logits=torch.cat([out.visible_logits[:, :1], out.visible_logits[:, 1:] - 50], dim=1))
+    of_lost, of_hidden = (local_track_loss(given, target_xy=lost, **arguments).visibility for given in (out, hidden))
+    assert of_lost == of_hidden
+    assert local_track_loss(hidden, target_xy=tracks, **arguments).visibility > of_hidden
 
 
 def test_the_loss_of_a_perfect_output_is_small():

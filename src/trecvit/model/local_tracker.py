@@ -3,7 +3,8 @@
 In every frame each point gets one token, which sums up its cost volumes (`local_matching`) around where it was, and
 one candidate found again in the whole frame. TRecViT's blocks mix each token with its own past (RG-LRU) and with the
 frame's other points (attention). The token then chooses between the candidates of the levels, its last place, its last
-velocity and the whole frame's candidate; a refinement matches again around the chosen place, finely.
+velocity, the whole frame's candidate, and moving with the points around; a refinement matches again around the chosen
+place, finely.
 
 The first template of a point never changes: it ties a point to what was queried, for any number of frames. Empty slots
 are not attended to, and change no prediction.
@@ -47,13 +48,16 @@ from trecvit.model.tracker import LocalMatches, PointTracker, TrackerOutput, Tra
 from trecvit.model.trecvit import Block
 
 _FRAMES_AT_ONCE = 8  # whose descriptors are in memory together
-_NUM_REFINEMENTS = 1
 _FINE = 2  # levels that refinements match in, from the finest
 _NEAR_CELLS = 1.5
 _STEP_PX = 2.0  # largest correction that is not a candidate's
 _BEYOND_PX = 16.0  # places are limited to so far outside of the frame, from where points return
 _GLOBAL_SHARPNESS = 20.0
 _CHOICE = 0.3  # weight of a level's best score in its choice
+_AGREE_PX = 1.0  # candidates so far apart are taken for the same
+_TRUST, _TRUSTED_BELOW = 3.0, 1.2  # in the flows, where patches deviate by less than so much of their own pattern
+_COMPANY_WIDTH, _COMPANY_REACH_PX = 16, 24.0
+_NOT_STARTED, _ITSELF = -1e4, -6.0  # added to the scores of company
 _JITTER_PX, _JITTERED = 3.0, 0.1  # in training: error of the last place, and the share of points that have it
 
 
@@ -138,6 +142,16 @@ class _Memory(NamedTuple):
     motion: _Motion
 
 
+class _Refinement(NamedTuple):
+    """A step from the first choice, a change of visibility and certainty, and what the step was chosen between."""
+
+    step_xy: Float[Tensor, "B Q 2"]
+    seen: Float[Tensor, "B Q 2"]
+    offsets_xy: Float[Tensor, "B Q J 2"]
+    choice: Float[Tensor, "B Q J"]
+    matches: list[Match]
+
+
 class _FrameOutput(NamedTuple):
     """Predictions in one frame."""
 
@@ -149,8 +163,9 @@ class _FrameOutput(NamedTuple):
 
 _MOTION_WIDTH = 6
 # Those of the levels, of the flow from the last frame, of the flow on from there to the query's patch, the last place,
-# the velocity's, and the whole frame's.
-_NUM_CANDIDATES = len(STRIDES_PX) + 5
+# the velocity's, the whole frame's, and the others' motion.
+_NUM_CANDIDATES = len(STRIDES_PX) + 6
+_ANCHORED = len(STRIDES_PX) + 1  # the candidate of the flow to the query's patch
 _ANCHOR_SIZES = 2  # of pixels, from the finest, in which the query's patch is followed
 
 
@@ -181,20 +196,23 @@ class LocalTracker(PointTracker):
         self.into_token = Linear(hidden * len(STRIDES_PX) + 4 + 4 + 4 + 2 * (2 + READ_WIDTH), width)
         # Scores of the candidates, a small step, visibility, certainty, and the second template's update.
         self.out_of_token = Linear(width, _NUM_CANDIDATES + 2 + 3)
-        self.into_refinement = Linear(width + hidden * _FINE, width)
+        self.into_company = Linear(width, 2 * _COMPANY_WIDTH)
+        self.company_reach_px = nn.Parameter(torch.tensor(_COMPANY_REACH_PX))
+        self.into_refinement = Linear(width + hidden * _FINE + 2, width)
         # Scores of the levels and of the present place, a small step, visibility and certainty.
         self.out_of_refinement = Linear(width, _FINE + 1 + 2 + 2)
+        self.trust = nn.Parameter(torch.full((2,), _TRUST))
         # A refinement's prior on the places of its windows: by how much less likely they are than the middle.
         self.near = nn.Parameter(torch.empty(_FINE, WINDOW**2))
         set_(self.near, lambda: _squared_distances() / (-2 * _NEAR_CELLS**2))
         self.global_sharpness = nn.Parameter(torch.tensor(_GLOBAL_SHARPNESS))
-        for linear in (self.out_of_token, self.out_of_refinement):
+        for linear in (self.out_of_token, self.out_of_refinement, self.into_company):
             normal_(linear.weight, 0.01)
             nn.init.zeros_(linear.bias)
         with torch.no_grad():
             self.out_of_token.bias[: len(STRIDES_PX)] -= 4.0  # plus up to 10 for a perfect match
-            self.out_of_token.bias[len(STRIDES_PX)] += 9.0  # where it can, the flow is the most precise
-            self.out_of_token.bias[_NUM_CANDIDATES - 1] -= 4.0  # a jump has to be earned
+            self.out_of_token.bias[len(STRIDES_PX) : len(STRIDES_PX) + 2] += 9.0  # where it can, flow is most precise
+            self.out_of_token.bias[_NUM_CANDIDATES - 2] -= 4.0  # a jump has to be earned
             self.out_of_token.bias[-1] += 3.0
             self.out_of_token.bias[-3] += 2.0
             self.out_of_refinement.bias[_FINE] += 3.0  # stay
@@ -210,17 +228,15 @@ class LocalTracker(PointTracker):
 
     @torch.no_grad()
     def rely_on_flow(self, by: float) -> None:
-        """Lower the scores of the levels' places, of the last place and of the velocity's, and those of refinements.
+        """Raise the score of the flow on to the query's patch.
 
-        A tracker that was trained briefly takes alike places for the point's too often; its flow is more reliable.
+        Scenes for training are harder to follow by flow than most footage, so that a tracker learns to rely on it too
+        little.
 
         Args:
-            by: Difference of the scores, whose softmax chooses; chosen on validation clips.
+            by: Logarithm of the factor on its odds; chosen on validation clips.
         """
-        num_levels = len(STRIDES_PX)
-        self.out_of_token.bias[:num_levels] -= by
-        self.out_of_token.bias[num_levels + 2 : num_levels + 4] -= by
-        self.out_of_refinement.bias[_FINE] += by
+        self.out_of_token.bias[_ANCHORED] += by
 
     def last_places(self, state: LocalState) -> Float[Tensor, "B Q 2"]:
         """Places of the points in the last frame, in pixels."""
@@ -285,16 +301,26 @@ class LocalTracker(PointTracker):
         candidates = [match.offset_xy * level.stride_px for match, level in zip(scores, levels, strict=True)]
         candidates += [flow.places_xy - last_xy, anchored.places_xy - last_xy]
         candidates += [torch.zeros_like(last_xy), motion.velocity_xy, found_xy - last_xy]
-        place_xy = last_xy + _chosen(choice, scores, candidates) + _STEP_PX * step.tanh()
-        places, centres, logits = [place_xy], [last_xy] * len(levels), [match.logits for match in scores]
-
-        for _ in range(_NUM_REFINEMENTS):
-            centre_xy = place_xy.detach()
-            place_xy, seen_now, matches = self._refine(levels, first, second, token, centre_xy)
-            seen = seen + seen_now
-            places.append(place_xy)
-            centres += [centre_xy] * _FINE
-            logits += [match.logits for match in matches]
+        deviations = torch.stack([flow.read[..., 0], anchored.read[..., 0]], dim=-1)
+        choice = _by_match(choice, scores, self.trust * (1 - (deviations / _TRUSTED_BELOW).square()).clamp(min=0))
+        alone_xy = _chosen(choice[..., :-1], torch.stack(candidates, dim=2)).detach()
+        offsets_xy = torch.stack([*candidates, self._with_others(token, alone_xy, last_xy, seen, started)], dim=2)
+        moved_xy = _chosen(choice, offsets_xy) + _STEP_PX * step.tanh()
+        first_xy = last_xy + moved_xy
+        against_xy = alone_xy - offsets_xy[:, :, -1]
+        refined = self._refine(levels, first, second, token, first_xy.detach(), against_xy.detach())
+        seen = seen + refined.seen
+        place_xy = first_xy + refined.step_xy
+        local = LocalMatches(
+            torch.stack([first_xy, place_xy]),
+            last_xy[:, :, None] + offsets_xy,
+            choice,
+            first_xy.detach()[:, :, None] + refined.offsets_xy,
+            refined.choice,
+            torch.stack([last_xy] * len(levels) + [first_xy.detach()] * _FINE),
+            torch.stack([match.logits for match in (*scores, *refined.matches)]),
+            frame_scores,
+        )
 
         place_xy = torch.where(is_query, queries_xy, _limited(place_xy, state.image_size))
         templates = self._updated(levels, first, second, place_xy.detach(), seen, update)
@@ -304,7 +330,6 @@ class LocalTracker(PointTracker):
         last_patches = torch.where(renewed, patches_around(pyramid, place_xy.detach()), last_patches)
         memory = torch.cat([templates, query_patches, last_patches, *moved], dim=-1)
         memory = torch.where(started[..., None], memory, state.points)
-        local = LocalMatches(torch.stack(places), torch.stack(centres), torch.stack(logits), frame_scores)
         visible_logits, certainty_logits = seen.unbind(dim=-1)
         out = _FrameOutput(place_xy, visible_logits, certainty_logits, local)
         return out, state.replace(points=memory, layers=layers)
@@ -316,20 +341,37 @@ class LocalTracker(PointTracker):
         second: list[Tensor],
         token: Float[Tensor, "B Q D"],
         centre_xy: Float[Tensor, "B Q 2"],
-    ) -> tuple[Float[Tensor, "B Q 2"], Float[Tensor, "B Q 2"], list[Match]]:
-        """Match again around a place; return the next place, a change of visibility and certainty, and the matches."""
+        against_xy: Float[Tensor, "B Q 2"],
+    ) -> _Refinement:
+        """Match again around a place; `against_xy` is the motion found so far, beyond the other points'."""
         matches = [
             self._match(level, described(window_around(levels[level], centre_xy)), first, second, self.near[level])
             for level in range(_FINE)
         ]
-        hidden = self.into_refinement(torch.cat([token, *(match.hidden for match in matches)], dim=-1))
+        against = (against_xy / 8).tanh().to(token.dtype)
+        hidden = self.into_refinement(torch.cat([token, *(match.hidden for match in matches), against], dim=-1))
         refined = self.out_of_refinement(F.gelu(hidden, approximate="tanh")).to(centre_xy.dtype)
         choice, step, seen = refined.split([_FINE + 1, 2, 2], dim=-1)
-        weights = choice.softmax(dim=-1)
-        place_xy = centre_xy + _STEP_PX * step.tanh()
-        for level, match in enumerate(matches):
-            place_xy = place_xy + weights[..., level, None] * match.offset_xy * levels[level].stride_px
-        return place_xy, seen, matches
+        offsets = [match.offset_xy * level.stride_px for match, level in zip(matches, levels, strict=False)]
+        offsets_xy = torch.stack([*offsets, torch.zeros_like(centre_xy)], dim=2)
+        return _Refinement(_chosen(choice, offsets_xy) + _STEP_PX * step.tanh(), seen, offsets_xy, choice, matches)
+
+    def _with_others(
+        self,
+        token: Float[Tensor, "B Q D"],
+        moved_xy: Float[Tensor, "B Q 2"],
+        last_xy: Float[Tensor, "B Q 2"],
+        seen: Float[Tensor, "B Q 2"],
+        started: Bool[Tensor, "B Q"],
+    ) -> Float[Tensor, "B Q 2"]:
+        """Mean motion of the other points that are near, seen, and alike as their tokens tell; alone, its own."""
+        queries, keys = self.into_company(token).to(last_xy.dtype).split(_COMPANY_WIDTH, dim=-1)
+        alike = torch.matmul(queries, keys.transpose(1, 2)) * _COMPANY_WIDTH**-0.5  # [B,Q,Q]
+        distances = (last_xy[:, :, None] - last_xy[:, None]).square().sum(dim=-1)
+        near = -(distances / self.company_reach_px.square()).log1p()
+        reliable = F.logsigmoid(seen).sum(dim=-1) + torch.where(started, 0.0, _NOT_STARTED)
+        itself = _ITSELF * torch.eye(last_xy.shape[1], dtype=last_xy.dtype, device=last_xy.device)
+        return torch.matmul((alike + near + reliable[:, None] + itself).softmax(dim=-1), moved_xy)
 
     def _match(
         self, level: int, places: Tensor, first: list[Tensor], second: list[Tensor], prior: Tensor | None = None
@@ -425,13 +467,31 @@ def _queried(
     return first, second, query_patches, last_patches
 
 
-def _chosen(
-    choice: Float[Tensor, "B Q K"], scores: list[Match], candidates: list[Float[Tensor, "B Q 2"]]
-) -> Float[Tensor, "B Q 2"]:
-    """Mean of the candidates by their probabilities; those of the levels are the likelier the better they match."""
-    found_well = torch.stack([_best(match) for match in scores], dim=-1).to(choice.dtype)
-    choice = torch.cat([choice[..., : len(scores)] + found_well, choice[..., len(scores) :]], dim=-1)
-    mean: Tensor = (choice.softmax(dim=-1)[..., None] * torch.stack(candidates, dim=2)).sum(dim=2)
+def _by_match(
+    choice: Float[Tensor, "B Q K"], scores: list[Match], trust: Float[Tensor, "B Q 2"]
+) -> Float[Tensor, "B Q K"]:
+    """Scores of the candidates: those of levels and flows are the likelier the better they match."""
+    found_well = torch.stack([_best(match) for match in scores], dim=-1)
+    more = torch.cat([found_well.to(choice.dtype), trust.to(choice.dtype)], dim=-1)
+    matched, others = choice.split([more.shape[-1], choice.shape[-1] - more.shape[-1]], dim=-1)
+    return torch.cat([matched + more, others], dim=-1)
+
+
+@torch.no_grad()
+def _agreement(choice: Float[Tensor, "B Q K"], offsets_xy: Float[Tensor, "B Q K 2"]) -> Float[Tensor, "B Q K"]:
+    """Weights of the candidates beside the one that has most probability around it; those apart from it have none."""
+    apart = (offsets_xy[:, :, :, None] - offsets_xy[:, :, None]).square().sum(dim=-1)
+    near = (apart / (-2 * _AGREE_PX**2)).exp()  # [B,Q,K,K]
+    weights = choice.softmax(dim=-1)
+    support = (near * weights[:, :, None]).sum(dim=-1)
+    best = support.argmax(dim=-1, keepdim=True)[..., None].expand(-1, -1, -1, near.shape[-1])
+    around = near.gather(2, best)[:, :, 0] * weights
+    return around / around.sum(dim=-1, keepdim=True)
+
+
+def _chosen(choice: Float[Tensor, "B Q K"], offsets_xy: Float[Tensor, "B Q K 2"]) -> Float[Tensor, "B Q 2"]:
+    """Where most probable candidates agree; probabilities are learned from the candidates' own errors."""
+    mean: Tensor = (_agreement(choice, offsets_xy)[..., None] * offsets_xy).sum(dim=2)
     return mean
 
 

@@ -32,13 +32,21 @@ class LocalMatches(NamedTuple):
     """What a tracker that matches locally has found in T frames, for its loss.
 
     Attributes:
-        places_xy: Places in pixels, before and after each of R - 1 refinements.
+        places_xy: Places in pixels, before and after the refinement (R = 2).
+        candidates_xy: Places in pixels that the first choice was between.
+        choice_logits: Their scores; the last candidate moves with the others.
+        refined_xy: Places in pixels that the refinement chose between.
+        refined_logits: Their scores.
         centres_xy: Centres of all W windows in pixels: those of each level, then those of the refinements' levels.
         window_logits: Scores of each window's n places, row by row.
         frame_logits: Scores of all cells of 8 pixels of the whole frame, row by row.
     """
 
     places_xy: Float[Tensor, "R B Q T 2"]
+    candidates_xy: Float[Tensor, "B Q K T 2"]
+    choice_logits: Float[Tensor, "B Q T K"]
+    refined_xy: Float[Tensor, "B Q J T 2"]
+    refined_logits: Float[Tensor, "B Q T J"]
     centres_xy: Float[Tensor, "W B Q T 2"]
     window_logits: Float[Tensor, "W B Q T n"]
     frame_logits: Float[Tensor, "B Q T cells"]

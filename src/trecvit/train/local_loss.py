@@ -13,10 +13,13 @@ from trecvit.model.local_matching import REACH, STRIDES_PX, WINDOW
 from trecvit.model.tracker import TrackerOutput
 
 SURE_WITHIN_PX = 6.0  # as TAPIR's certainty, in frames whose pixels are those of the raster of 256 x 256
-_HIDDEN_WEIGHT = 0.1
+_HIDDEN_WEIGHT = 0.5
 _WINDOW_WEIGHT = 0.3
 _FRAME_WEIGHT = 0.1
 _SOFT_PX = 0.3
+_LOST_PX, _VISIBILITY_WEIGHT = 12.0, 2.0
+_COMPANY_WEIGHT = 0.2
+_CHOICE_SOFT_PX, _CHOICE_POWER = 0.3, 5.0
 _REACHED_PX = 24.0  # from the last place; as far as the coarsest window reaches
 _FAR_PX = 16.0  # no jump counts as more
 
@@ -28,12 +31,14 @@ class LocalTrackLoss(NamedTuple):
         total: The loss.
         place: Of log(1 + distance in pixels), and of the distance of points in reach; of hidden points less so.
         visibility: Binary cross-entropy, in nats.
+        choice: Cross-entropies of the best candidates, and the error of moving with the others, weighted.
         certainty: Binary cross-entropy of being within 6 px, in nats.
         matches: Cross-entropies of the true place in the windows and in the frame, weighted.
     """
 
     total: Float[Tensor, ""]
     place: Float[Tensor, ""]
+    choice: Float[Tensor, ""]
     visibility: Float[Tensor, ""]
     certainty: Float[Tensor, ""]
     matches: Float[Tensor, ""]
@@ -72,14 +77,32 @@ def local_track_loss(
     held = (target_xy - out.local.centres_xy[0]).norm(dim=-1) < _REACHED_PX
     errors = distances.log1p() + held * distances.clamp(max=_FAR_PX)
     place = (errors * rounds * weight).sum() / (rounds.sum() * weight.sum().clamp(min=1))
+    choice = _choice_loss(out.local.candidates_xy, out.local.choice_logits, target_xy, weight)
+    choice = choice + _choice_loss(out.local.refined_xy, out.local.refined_logits, target_xy, weight)
+    others_px = (out.local.candidates_xy[:, :, -1] - target_xy).norm(dim=-1)
+    choice = choice + _COMPANY_WEIGHT * (others_px.log1p() * weight).sum() / weight.sum().clamp(min=1)
     truth = visible.float()
-    visibility = _mean(F.binary_cross_entropy_with_logits(out.visible_logits.float(), truth, reduction="none"), counted)
+    entropies = F.binary_cross_entropy_with_logits(out.visible_logits.float(), truth, reduction="none")
+    # What is seen elsewhere does not show at the place of a point that is lost.
+    is_lost = visible & (distances[-1].detach() > _LOST_PX)
+    visibility = _VISIBILITY_WEIGHT * _mean(entropies, counted & ~is_lost)
     near = (distances[-1].detach() < SURE_WITHIN_PX).float()
     entropies = F.binary_cross_entropy_with_logits(out.certainty_logits.float(), near, reduction="none")
     certainty = _mean(entropies, visible & after)
     matches = _WINDOW_WEIGHT * _window_loss(out, target_xy, visible & counted)
     matches = matches + _FRAME_WEIGHT * _frame_loss(out, target_xy, visible & counted, image_size)
-    return LocalTrackLoss(place + visibility + certainty + matches, place, visibility, certainty, matches)
+    total = place + choice + visibility + certainty + matches
+    return LocalTrackLoss(total, place, choice, visibility, certainty, matches)
+
+
+def _choice_loss(
+    candidates_xy: Float[Tensor, "B Q K T 2"], logits: Float[Tensor, "B Q T K"], target_xy: Tensor, weight: Tensor
+) -> Tensor:
+    """Mean cross-entropy between the scores of candidates and their closeness to the truth."""
+    errors = (candidates_xy.detach() - target_xy[:, :, None]).norm(dim=-1).transpose(2, 3)  # [B,Q,T,K]
+    closeness = (-_CHOICE_POWER * (errors + _CHOICE_SOFT_PX).log()).softmax(dim=-1)
+    entropies = -(closeness * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+    return (entropies * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _window_loss(out: TrackerOutput, target_xy: Tensor, placed: Tensor) -> Tensor:
