@@ -31,6 +31,7 @@ from trecvit.runtime.live import LiveTracker
 from trecvit.synthetic.long_scenes import LongSceneConfig, LongScenes, pictures_of
 from trecvit.train.local_loss import local_track_loss
 from trecvit.train.recipe import load_recipe
+from trecvit.train.run_data import files_fingerprint
 from trecvit.train.tasks.track_streams import _merged
 from trecvit.weights.load import load
 
@@ -441,6 +442,9 @@ def test_pictures_are_read_from_a_folder_and_its_subfolders(tmp_path):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (70, 80), "red").save(tmp_path / "more" / "a.png")
     (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "more" / ".hidden").mkdir()
+    (tmp_path / "more" / ".hidden" / "b.png").write_text("not counted")
+    assert files_fingerprint(str(tmp_path))["files"] == 2
     (picture,) = pictures_of(tmp_path)
     assert picture.shape == (80, 70, 3)
     with pytest.raises(DataError, match="expected a folder of videos and pictures"):

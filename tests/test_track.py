@@ -266,5 +266,5 @@ def test_the_bundled_tracker_holds_what_does_not_move():
         out = tracker(video, queries)
     off_px = (out.points_xy - queries[:, :, None, 1:].flip(-1)).norm(dim=-1)
     beside = (queries[0, :, 1] - 120).abs() > 20 + 12  # of what passes
-    assert (off_px[0, beside] < 4).float().mean() > 0.99
+    assert (off_px[0, beside] < 4).float().mean() > 0.98  # the goal for cameras at rest
     assert (off_px[0, ~beside] < 4).float().mean() > 0.7

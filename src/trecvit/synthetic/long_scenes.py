@@ -174,7 +174,7 @@ def pictures_of(folder: str | Path) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """Read the pictures of a folder and its subfolders, and of each video a frame of its first and its second half.
 
     Args:
-        folder: Hidden files and other kinds are skipped. Of very many files an even choice is read.
+        folder: Hidden files and folders and other kinds are skipped. Of very many files an even choice is read.
 
     Raises:
         DataError: The folder does not exist, or has neither pictures nor videos.
@@ -183,7 +183,8 @@ def pictures_of(folder: str | Path) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of videos and pictures, got no such folder; check the path")
     known = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in known and not is_hidden(path.name))
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in known)
+    files = [path for path in found if not any(map(is_hidden, path.relative_to(root).parts))]
     if not files:
         raise DataError(f"{root}: expected videos or pictures, got none")
     chosen = [files[number] for number in sorted({*np.linspace(0, len(files) - 1, _MOST_PICTURES, dtype=int).tolist()})]

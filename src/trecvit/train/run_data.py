@@ -62,9 +62,10 @@ def videos_fingerprint(manifest: Manifest) -> dict[str, Any]:
 
 
 def files_fingerprint(folder: str) -> dict[str, Any]:
-    """Fingerprint of the files of a folder, hidden ones excepted."""
-    entries = Path(folder).iterdir() if Path(folder).is_dir() else ()
-    files = sorted(path for path in entries if path.is_file() and not is_hidden(path.name))
-    lines = "".join(f"{path.name}\0{path.stat().st_size}\n" for path in files)
+    """Fingerprint of the files of a folder and of its subfolders, hidden ones excepted."""
+    root = Path(folder)
+    names = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    files = [name for name in names if not any(map(is_hidden, name.parts))]
+    lines = "".join(f"{name.as_posix()}\0{(root / name).stat().st_size}\n" for name in files)
     digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
     return {"files": len(files), "classes": {}, "sha256": digest}
