@@ -77,7 +77,7 @@ def test_every_shipped_recipe_loads_and_builds(path):
         "world": 909_842, "world_files": 909_842, "kinetics400": 111_913_360, "something_something_v2": 111_218_862,
         "track_world": 2_865_985, "track_world_long": 2_865_985, "track_world_end": 2_865_985,
         "track_world_match": 3_143_596,
-        "track_readout_world": 1_589_956, "track_streams": 992_307, "actions": 17_094_166,
+        "track_readout_world": 1_589_956, "track_streams": 996_823, "actions": 17_094_166,
         "mae_world": 1_383_456, "frozen_world": 1_383_456, "mae_k400": 117_995_136, "study_world": 538_002,
         "memory_world": 476_544, "memory_walking_tours": 108_911_616,
     }  # fmt: skip
