@@ -102,7 +102,8 @@ def _choice_loss(
     errors = (candidates_xy.detach() - target_xy[:, :, None]).norm(dim=-1).transpose(2, 3)  # [B,Q,T,K]
     closeness = (-_CHOICE_POWER * (errors + _CHOICE_SOFT_PX).log()).softmax(dim=-1)
     entropies = -(closeness * logits.float().log_softmax(dim=-1)).sum(dim=-1)
-    return (entropies * weight).sum() / weight.sum().clamp(min=1)
+    mean: Tensor = (entropies * weight).sum() / weight.sum().clamp(min=1)
+    return mean
 
 
 def _window_loss(out: TrackerOutput, target_xy: Tensor, placed: Tensor) -> Tensor:
