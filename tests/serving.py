@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -12,7 +15,7 @@ import numpy as np
 import torch
 from models import tiny_model, tiny_tracker
 
-from trecvit.runtime.live import LiveTracker
+from trecvit.runtime.live import LiveTracker, PointSlots
 from trecvit.serve.app import create_app
 from trecvit.serve.batching import Served, ServedClassifier, ServedTracker
 from trecvit.serve.guard import Access
@@ -48,6 +51,30 @@ def small_server(
         create_app(models or served_models(), Access("127.0.0.1", token), chosen, folder=folder), chosen
     ) as url:
         yield url
+
+
+@contextmanager
+def server_process(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run `trecvit serve` with `motions` and more arguments; yields its address and the process."""
+    command = [sys.executable, "-m", "trecvit", "serve", "--port", "0", "-m", "motions", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip(), process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def change_points(draw: random.Random, slots: PointSlots, alone: LiveTracker) -> None:
+    """Remove and add a point now and then, alike in a served stream's slots and in a tracker of its own."""
+    if slots.ids and draw.random() < 0.3:
+        gone = draw.choice(slots.ids)
+        slots.remove(gone)
+        alone.remove(gone)
+    if len(slots.ids) < MAX_POINTS and draw.random() < 0.6:
+        x, y = draw.uniform(0, 30), draw.uniform(0, 20)
+        assert slots.add(x, y) == alone.add(x, y)
 
 
 def images(num_frames: int, *, seed: int = 0, height: int = 20, width: int = 30) -> list[Image]:

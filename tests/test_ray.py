@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import trecvit
-from serving import MAX_POINTS, class_probs, images, lone_tracker, served_models
+from serving import MAX_POINTS, change_points, class_probs, images, lone_tracker, served_models, server_process
 from test_serve_sessions import close_to
 
 from trecvit.data.layouts import read_unlabelled
@@ -154,13 +154,7 @@ def test_points_and_restarts_move_with_their_stream(two):
             if restarts:
                 slots, alone = PointSlots(MAX_POINTS), lone_tracker()
                 rows[place] = key, slots, alone
-            if slots.ids and draw.random() < 0.3:
-                gone = draw.choice(slots.ids)
-                slots.remove(gone)
-                alone.remove(gone)
-            if len(slots.ids) < MAX_POINTS and draw.random() < 0.6:
-                x, y = draw.uniform(0, 30), draw.uniform(0, 20)
-                assert slots.add(x, y) == alone.add(x, y)
+            change_points(draw, slots, alone)
             frame = images(1, seed=draw.randrange(10**6))[0]
             changes = slots.changes((20, 30))
             slots.settle()
@@ -218,18 +212,6 @@ def test_an_actor_that_dies_while_loading_is_named():
 # ---- the server as a process ---------------------------------------------------------------------------------------
 
 
-@contextmanager
-def server(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "trecvit", "serve", "--ray", "--port", "0", "-m", "motions", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip(), process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def actors_of(server: subprocess.Popen[str]) -> set[int]:
     """Process ids of the server's actors: children of Ray's own process, which is a child of the server."""
     parents, actors = {}, set()
@@ -256,8 +238,9 @@ def test_a_client_sees_nothing_of_a_killed_actor_and_ctrl_c_ends_the_server():
         for item in result.top:
             assert abs(item.probability - probs[result.frame][model.labels.index(item.label)]) < 2e-5
 
-    with server("--actors", 2) as (url, process):
-        eventually(lambda: len(actors_of(process)) == 2)
+    with server_process("--ray", "--actors", 2) as (url, process):
+        assert process.stderr is not None
+        next(line for line in process.stderr if "2 of 2 serve" in line)  # both have loaded the models
         first, second = actors_of(process)  # one of them has the session
         with closing(Client(url, "motions", policy="all", timeout_s=300)) as client:
             for number, frame in enumerate(frames):

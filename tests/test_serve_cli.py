@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import trecvit
-from serving import images
+from serving import images, server_process
 
 from trecvit.serve.batching import ServedClassifier
 from trecvit.serve.client import Client
 from trecvit.serve.protocol import Result
 from trecvit.weights.load import load
-
-
-@contextmanager
-def server(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "trecvit", "serve", "--port", "0", "-m", "motions", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip(), process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +77,7 @@ def test_a_killed_server_resumes_and_ctrl_c_ends_it(tmp_path: Path):
         for item in result.top:
             assert abs(item.probability - probs[result.frame][served.labels.index(item.label)]) < 2e-5
 
-    with server("--states", tmp_path) as (url, process):
+    with server_process("--states", tmp_path) as (url, process):
         client = Client(url, "motions")
         for frame in frames[:25]:
             check(client.step(frame))
@@ -101,7 +86,7 @@ def test_a_killed_server_resumes_and_ctrl_c_ends_it(tmp_path: Path):
         process.wait()
     client.close()
     assert list(tmp_path.glob("*.json"))
-    with server("--states", tmp_path) as (url, process):
+    with server_process("--states", tmp_path) as (url, process):
         with Client(url, "motions", resume=client.ready.token) as again:
             assert again.ready.frame is not None
             assert 0 <= again.ready.frame < 25

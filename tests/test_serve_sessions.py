@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_model
-from serving import MAX_POINTS, class_probs, images, lone_tracker, served_models
+from serving import MAX_POINTS, change_points, class_probs, images, lone_tracker, served_models
 
 from trecvit.errors import StateError
 from trecvit.runtime.live import PointSlots, SlotChanges
@@ -131,13 +131,7 @@ def test_tracked_streams_equal_their_lone_runs():
             for key, slots, alone in streams:
                 if draw.random() < 0.3:
                     continue
-                if slots.ids and draw.random() < 0.3:
-                    gone = draw.choice(slots.ids)
-                    slots.remove(gone)
-                    alone.remove(gone)
-                if len(slots.ids) < MAX_POINTS and draw.random() < 0.6:
-                    x, y = draw.uniform(0, 30), draw.uniform(0, 20)
-                    assert slots.add(x, y) == alone.add(x, y)
+                change_points(draw, slots, alone)
                 frame = images(1, seed=draw.randrange(10**6))[0]
                 changes = slots.changes((20, 30))
                 slots.settle()

@@ -114,8 +114,8 @@ def load_fast(model: str, device: str, dtype: str, mode: str) -> TRecViT:
     return fast(load_model(model, device), dtype, mode)
 
 
-def anywhere(model: str) -> str:
-    """Return the model that --model names in a way that holds in other working folders too."""
+def absolute_model(model: str) -> str:
+    """Return --model, absolute if it is a path: Ray's processes have other working folders."""
     from trecvit.weights.load import BUNDLED
     from trecvit.weights.zoo import ZOO
 

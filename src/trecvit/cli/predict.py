@@ -27,7 +27,7 @@ from trecvit.cli.options import (
     SaveVideoOption,
     SourceArgument,
     WeightsArgument,
-    anywhere,
+    absolute_model,
     gpus_of_actor,
     load_fast,
     load_model,
@@ -96,8 +96,8 @@ def classify(
     if corpus is not None:
         if sources or to is None:
             raise ConfigError(f"--ray {corpus}: expected --to FOLDER and no SOURCES, got others; see --help")
-        key = {"model": anywhere(model), "clips": clips, "top": top, "dtype": dtype, "mode": mode}
-        load = partial(load_fast, anywhere(model), device, dtype, mode)
+        key = {"model": absolute_model(model), "clips": clips, "top": top, "dtype": dtype, "mode": mode}
+        load = partial(load_fast, absolute_model(model), device, dtype, mode)
         _classify_on_ray(corpus, to, key, load, actors=actors, num_gpus=gpus_of_actor(device), as_json=as_json)
         return
     if not sources or to is not None or actors is not None:

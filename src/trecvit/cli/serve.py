@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trecvit.cli.app import USE, app
-from trecvit.cli.options import DeviceOption, DtypeOption, ModeOption, anywhere, fast, gpus_of_actor
+from trecvit.cli.options import DeviceOption, DtypeOption, ModeOption, absolute_model, fast, gpus_of_actor
 from trecvit.cli.terminal import download_bar, notify
 from trecvit.errors import ConfigError, MissingPackageError
 
@@ -63,7 +63,7 @@ def serve(
     access = Access(host, _token(token_file), hosts or (), origins or ())
     if actors is not None and not on_ray:
         raise ConfigError("--actors: expected it with --ray, got it alone; add --ray")
-    names = [anywhere(name) for name in models or ["motions", "points"]]
+    names = [absolute_model(name) for name in models or ["motions", "points"]]
     load = partial(_load, names, max_points, device, dtype, mode)
     limits = Limits(max_sessions=max_sessions)
     loading = _in_actors(load, actors or 2, gpus_of_actor(device)) if on_ray else nullcontext(load())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trecvit.data.manifest import Manifest, Video
+from trecvit.data.text import read_json
 from trecvit.errors import DataError, VideoError
 from trecvit.files import json_text, only_writer, write_json, write_text, writing
 from trecvit.model.trecvit import TRecViT
@@ -71,7 +72,9 @@ def open_results(folder: Path, key: dict[str, Any]) -> Iterator[Results]:
     """
     with only_writer(folder):
         path = folder / "key.json"
-        before = _read_json(path) if path.exists() else key
+        before = read_json(path) if path.exists() else key
+        if not isinstance(before, dict):
+            raise DataError(f"{path}: expected a JSON object, got a {type(before).__name__}; give another folder")
         if before != key:
             changed = ", ".join(f"{name}={before.get(name)}" for name in key if before.get(name) != key[name])
             raise DataError(
@@ -134,7 +137,7 @@ def _classified(
     ray_data.DataContext.get_current().enable_progress_bars = False
     size = num_actors or max(1, int(room("GPU" if num_gpus else "CPU")))
     rows = ray_data.from_items(
-        [{"video": pickle.dumps(_anywhere(video))} for video in videos], override_num_blocks=len(videos)
+        [{"video": pickle.dumps(_absolute(video))} for video in videos], override_num_blocks=len(videos)
     )
     classify_row: Any = _Classifier  # Ray's annotation of `map` has functions only
     classified = rows.map(
@@ -190,21 +193,11 @@ class _Classifier:
             return error
 
 
-def _anywhere(video: Video) -> Video:
-    """Return a video with a path that holds in other working folders too."""
+def _absolute(video: Video) -> Video:
+    """Return a video with an absolute path: Ray's processes have other working folders."""
     source = video.source
     whole = replace(source, path=source.path.absolute()) if isinstance(source, FilePart) else source.absolute()
     return replace(video, source=whole)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise DataError(f"{path}: expected a JSON object, got a damaged file: {exc}; give another folder") from exc
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object, got a {type(content).__name__}; give another folder")
-    return content
 
 
 def _read_rows(path: Path) -> list[Row]:

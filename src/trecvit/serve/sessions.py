@@ -67,7 +67,7 @@ class Session:
     Attributes:
         id: Public id, derived from the token.
         token_hash: SHA-256 of the token, in hexadecimal digits.
-        batcher: ModelStreams of its model.
+        batcher: Streams of its model.
         key: Its stream there.
         slots: Points of a tracker's session.
         refs: The client's names of the points, by id.
